@@ -1,0 +1,1 @@
+"""Files, processes and command lines: one program per stage."""
