@@ -1,0 +1,356 @@
+"""The configuration: typed dataclasses, filled by conf/base.yaml, an experiment's YAML and `key.sub=value` arguments.
+
+The defaults stand in conf/base.yaml alone; the dataclasses below give the types. Unknown keys, wrong types and
+impossible combinations are `UserError`s that name the key and where it was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from local.errors import UserError
+
+CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+
+
+@dataclass
+class EncoderConfig:
+    num_layers: int
+    d_model: int
+    rnn_hidden_size: int
+    dim_feedforward: int
+    dropout: float
+    layer_dropout: float
+    balance_prob: float
+    rnn: str
+    norm: str
+    activation: str
+
+
+@dataclass
+class DecoderConfig:
+    dim: int
+    context_size: int
+
+
+@dataclass
+class JoinerConfig:
+    dim: int
+
+
+@dataclass
+class ModelConfig:
+    encoder: EncoderConfig
+    decoder: DecoderConfig
+    joiner: JoinerConfig
+
+
+@dataclass
+class GradientConfig:
+    control: str
+    threshold: float
+    clip_norm: float
+
+
+@dataclass
+class LossConfig:
+    backend: str
+    prune_range: int
+    am_scale: float
+    lm_scale: float
+    simple_scale: float
+    delay_penalty: float
+
+
+@dataclass
+class OptimConfig:
+    name: str
+    lr: float
+    lr_batches: float
+    lr_epochs: float
+    weight_decay: float
+    momentum: float
+
+
+@dataclass
+class TrainConfig:
+    num_epochs: int
+    max_steps: int
+    max_duration: float
+    warm_step: int
+    average_period: int
+    keep_last: int
+    save_every: int
+    valid_every: int
+    log_every: int
+    seed: int
+    precision: str
+    max_bad_steps: int
+    num_threads: int
+
+
+@dataclass
+class FeaturesConfig:
+    type: str
+    num_mel_bins: int
+    sampling_rate: int
+
+
+@dataclass
+class AugmentConfig:
+    speed_perturb: bool
+    spec_augment: bool
+    time_warp_factor: int
+    num_feature_masks: int
+    features_mask_size: int
+    num_frame_masks: int
+    frames_mask_size: int
+    max_frames_mask_fraction: float
+    musan: str | None
+    musan_prob: float
+    musan_snr: list[float]
+
+
+@dataclass
+class DataConfig:
+    train_parts: list[str] | None
+    dev_parts: list[str] | None
+    test_parts: list[str] | None
+    num_workers: int
+    num_buckets: int
+    shuffle_buffer: int
+    min_duration: float
+    max_duration: float
+
+
+@dataclass
+class LangConfig:
+    vocab_size: int
+    character_coverage: float
+
+
+@dataclass
+class AverageConfig:
+    mode: str
+    unit: str
+    last: int
+    num: int
+    checkpoints: list[str]
+
+
+@dataclass
+class DecodeConfig:
+    methods: list[str]
+    max_duration: float
+    tail_frames: int
+    max_sym_per_frame: int
+    beam: int
+    fast_beam: float
+    max_contexts: int
+    max_states: int
+    fast_beam_backend: str
+    blank_penalty: float
+    temperature: float
+    num_threads: int
+
+
+@dataclass
+class Config:
+    model: ModelConfig
+    gradient: GradientConfig
+    loss: LossConfig
+    optim: OptimConfig
+    train: TrainConfig
+    features: FeaturesConfig
+    augment: AugmentConfig
+    data: DataConfig
+    lang: LangConfig
+    average: AverageConfig
+    decode: DecodeConfig
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "model.encoder.rnn": ("lstm", "gru", "rnn"),
+    "model.encoder.norm": ("basic", "layer", "batch", "group", "instance", "none"),
+    "model.encoder.activation": ("double_swish", "relu", "sigmoid", "tanh"),
+    "gradient.control": ("filter", "clip", "none"),
+    "loss.backend": ("native", "k2", "torchaudio", "auto"),
+    "optim.name": ("eve", "adam", "adamw", "sgd", "momentum", "adagrad", "rmsprop", "scaled_adam"),
+    "train.precision": ("float32", "bf16", "fp16"),
+    "features.type": ("on_the_fly", "precomputed"),
+    "average.mode": ("running", "plain"),
+    "average.unit": ("epoch", "step"),
+    "decode.fast_beam_backend": ("native", "k2"),
+}
+METHODS = ("greedy_search", "modified_beam_search", "fast_beam_search")
+
+# Smallest allowed value by key.
+AT_LEAST: dict[str, float] = {
+    "model.encoder.num_layers": 1, "model.encoder.d_model": 1, "model.encoder.rnn_hidden_size": 1,
+    "model.encoder.dim_feedforward": 1, "model.encoder.dropout": 0, "model.encoder.layer_dropout": 0,
+    "model.encoder.balance_prob": 0, "model.decoder.dim": 1, "model.decoder.context_size": 1, "model.joiner.dim": 1,
+    "loss.prune_range": 2, "loss.am_scale": 0, "loss.lm_scale": 0, "loss.simple_scale": 0, "optim.lr": 0,
+    "optim.weight_decay": 0, "train.num_epochs": 1, "train.max_steps": 0, "train.warm_step": 1,
+    "train.average_period": 1, "train.keep_last": 0, "train.save_every": 0, "train.valid_every": 0,
+    "train.log_every": 1, "train.max_bad_steps": 0, "train.num_threads": 0, "features.num_mel_bins": 9,
+    "data.num_workers": -1, "data.num_buckets": 1, "data.shuffle_buffer": 1, "data.min_duration": 0,
+    "lang.vocab_size": 4, "average.last": 0, "average.num": 1, "decode.tail_frames": 0,
+    "decode.max_sym_per_frame": 1, "decode.beam": 1, "decode.max_contexts": 1, "decode.max_states": 1,
+    "decode.num_threads": 0,
+}  # fmt: skip
+MORE_THAN_0 = (
+    "gradient.threshold", "gradient.clip_norm", "optim.lr_batches", "optim.lr_epochs", "train.max_duration",
+    "features.sampling_rate", "data.max_duration", "decode.max_duration", "decode.fast_beam", "decode.temperature",
+)  # fmt: skip
+AT_MOST_1 = (
+    "model.encoder.dropout", "model.encoder.layer_dropout", "model.encoder.balance_prob", "loss.am_scale",
+    "loss.lm_scale", "augment.musan_prob", "augment.max_frames_mask_fraction", "lang.character_coverage",
+)  # fmt: skip
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Resolve conf/base.yaml, then `path` (with what it includes), then `overrides` ("key.sub=value").
+
+    Raises `UserError` naming the key and its file for an unknown key, a wrong type or an impossible value.
+    """
+    cfg = OmegaConf.structured(Config)
+    written_in: dict[str, str] = {}
+    files = [CONF_DIR / "base.yaml"] + ([] if path is None else _with_includes(Path(path), ()))
+    for file in files:
+        layer = _read_yaml(file)
+        layer.pop("include", None)
+        cfg = _merge(cfg, layer, str(file), written_in)
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{override}' is no key.sub=value override")
+        try:
+            layer = OmegaConf.from_dotlist([override])
+        except Exception as e:
+            raise UserError(f"cannot read the override '{override}': {_first_line(e)}") from None
+        cfg = _merge(cfg, layer, f"the argument '{override}'", written_in)
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"{CONF_DIR / 'base.yaml'}: no value for {', '.join(missing)}")
+    _check(cfg, written_in)
+    return OmegaConf.to_object(cfg)  # type: ignore[return-value]
+
+
+def config_from_dict(values: dict[str, Any], overrides: Sequence[str] = (), where: str = "checkpoint") -> Config:
+    """The typed config kept in a checkpoint; keys it does not have yet (older files) take conf/base.yaml's values."""
+    written_in: dict[str, str] = {}
+    cfg = _merge(OmegaConf.structured(Config), _read_yaml(CONF_DIR / "base.yaml"), "conf/base.yaml", written_in)
+    cfg = _merge(cfg, OmegaConf.create(values), where, written_in)
+    for override in overrides:
+        cfg = _merge(cfg, OmegaConf.from_dotlist([override]), f"the argument '{override}'", written_in)
+    _check(cfg, written_in)
+    return OmegaConf.to_object(cfg)  # type: ignore[return-value]
+
+
+def to_dict(cfg: Config) -> dict[str, Any]:
+    """The config as plain dicts and lists, fit for YAML and checkpoints."""
+    return OmegaConf.to_container(OmegaConf.structured(cfg))  # type: ignore[return-value]
+
+
+def to_yaml(cfg: Config) -> str:
+    """The config as YAML text."""
+    return OmegaConf.to_yaml(OmegaConf.structured(cfg))
+
+
+def config_hash(*parts: Any) -> str:
+    """A short hash of config sections (dataclasses, dicts or strings)."""
+    texts = [p if isinstance(p, str) else OmegaConf.to_yaml(OmegaConf.create(p)) for p in parts]  # type: ignore[arg-type]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def _with_includes(path: Path, seen: tuple[Path, ...]) -> list[Path]:
+    """`path` preceded by the files it includes (named relative to conf/ or to the file itself), depth first."""
+    if path in seen:
+        raise UserError(f"{path}: includes itself")
+    files: list[Path] = []
+    for name in _read_yaml(path).get("include") or []:
+        candidates = [CONF_DIR / name, path.parent / name]
+        found = next((c for c in candidates if c.is_file()), None)
+        if found is None:
+            raise UserError(f"{path}: include '{name}' is neither in {CONF_DIR} nor beside the file")
+        files += _with_includes(found, (*seen, path))
+    return [*files, path]
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist")
+    try:
+        layer = OmegaConf.load(path)
+    except Exception as e:
+        raise UserError(f"{path}: not valid YAML: {_first_line(e)}") from None
+    if not isinstance(layer, DictConfig):
+        raise UserError(f"{path}: a config is a mapping of keys to values")
+    return layer
+
+
+def _merge(cfg: DictConfig, layer: DictConfig, where: str, written_in: dict[str, str]) -> DictConfig:
+    try:
+        merged = OmegaConf.merge(cfg, layer)
+    except OmegaConfBaseException as e:
+        key = getattr(e, "full_key", None) or "?"
+        raise UserError(f"{where}: key '{key}': {_first_line(e)}") from None
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{where}: {_first_line(e)}") from None
+    for key in _leaves(layer):
+        written_in[key] = where
+    return merged  # type: ignore[return-value]
+
+
+def _leaves(layer: DictConfig, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name in layer:
+        full = f"{prefix}{name}"
+        value = layer._get_node(name)  # not resolved: a value may be null
+        keys += _leaves(value, full + ".") if isinstance(value, DictConfig) and not value._is_none() else [full]
+    return keys
+
+
+def _check(cfg: DictConfig, written_in: dict[str, str]) -> None:
+    """Impossible values and combinations; the message names key, value and where it was written."""
+
+    def fail(key: str, why: str) -> None:
+        raise UserError(f"{written_in.get(key, 'conf/base.yaml')}: key '{key}' is {OmegaConf.select(cfg, key)}: {why}")
+
+    for key, allowed in CHOICES.items():
+        if OmegaConf.select(cfg, key) not in allowed:
+            fail(key, f"one of {', '.join(allowed)} is meant")
+    for key, least in AT_LEAST.items():
+        if not OmegaConf.select(cfg, key) >= least:
+            fail(key, f"at least {least} is needed")
+    for key in MORE_THAN_0:
+        if not OmegaConf.select(cfg, key) > 0:
+            fail(key, "more than 0 is needed")
+    for key in AT_MOST_1:
+        if not 0 <= OmegaConf.select(cfg, key) <= 1:
+            fail(key, "0 to 1 is meant")
+    for method in cfg.decode.methods:
+        if method not in METHODS:
+            fail("decode.methods", f"'{method}' is none of {', '.join(METHODS)}")
+    encoder = cfg.model.encoder
+    if encoder.rnn_hidden_size < encoder.d_model:
+        fail("model.encoder.rnn_hidden_size", "the projection cannot be wider than the cells (d_model)")
+    if encoder.rnn != "lstm" and encoder.rnn_hidden_size != encoder.d_model:
+        fail("model.encoder.rnn_hidden_size", f"'{encoder.rnn}' has no projection: it must equal d_model")
+    if cfg.loss.am_scale + cfg.loss.lm_scale > 1:
+        fail("loss.lm_scale", "am_scale + lm_scale must not exceed 1")
+    if cfg.loss.backend == "torchaudio" and cfg.loss.delay_penalty != 0:
+        fail("loss.delay_penalty", "the torchaudio backend has no delay penalty")
+    if len(cfg.augment.musan_snr) != 2:
+        fail("augment.musan_snr", "two numbers are meant: lowest and highest dB")
+
+
+def _first_line(e: Exception) -> str:
+    return str(e).strip().split("\n")[0]
