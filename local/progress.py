@@ -1,0 +1,79 @@
+"""Progress of long work: a bar on a terminal, a plain line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+PLAIN_INTERVAL = 10.0  # seconds between two plain lines
+
+
+class Progress:
+    """A counter with rate and time left; `update(n)` moves it, `note` shows a few words (a loss) beside it."""
+
+    def __init__(self, total: int | None = None, desc: str = "", unit: str = "it", initial: int = 0) -> None:
+        self.total, self.desc, self.unit = total, desc, unit
+        self.count = self.initial = initial
+        self.started = self.last_line = time.monotonic()
+        self.note = ""
+        self.bar: tqdm | None = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=total, desc=desc, unit=f" {unit}", initial=initial, dynamic_ncols=True, leave=False)
+
+    def update(self, n: int = 1, note: str | None = None) -> None:
+        """Count `n` more items; `note`, where given, replaces the words shown beside the numbers."""
+        self.count += n
+        if note is not None:
+            self.note = note
+        if self.bar is not None:
+            if note is not None:
+                self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(n)
+        elif time.monotonic() - self.last_line >= PLAIN_INTERVAL:
+            self.last_line = time.monotonic()
+            print(self.line(), file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        """`features: 300/1500 utt (20 %), 41.2 utt/s, 0:29 left, <note>`."""
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        rate = (self.count - self.initial) / seconds
+        share = f"/{self.total} {self.unit} ({100 * self.count // max(self.total, 1)} %)" if self.total else f" {self.unit}"
+        parts = [f"{self.desc}: {self.count}{share}", f"{rate:.4g} {self.unit}/s"]
+        if self.total and rate > 0:
+            parts.append(f"{clock((self.total - self.count) / rate)} left")
+        return ", ".join(parts + ([self.note] if self.note else []))
+
+    def close(self) -> None:
+        """Take the bar away; where plain lines were shown, end with one that gives the whole."""
+        if self.bar is not None:
+            self.bar.close()
+        elif self.last_line > self.started:
+            print(f"{self.desc}: {self.count} {self.unit} in {clock(time.monotonic() - self.started)}", file=sys.stderr)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def progress(iterable: Iterable[T], total: int | None = None, desc: str = "", unit: str = "it") -> Iterator[T]:
+    """Iterate while showing progress; `total` is taken from `len(iterable)` where it has one."""
+    if total is None and hasattr(iterable, "__len__"):
+        total = len(iterable)  # type: ignore[arg-type]
+    with Progress(total, desc, unit) as p:
+        for item in iterable:
+            yield item
+            p.update()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `m:ss` or `h:mm:ss`."""
+    s = int(round(max(seconds, 0.0)))
+    return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}" if s >= 3600 else f"{s // 60}:{s % 60:02d}"

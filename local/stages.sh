@@ -1,0 +1,137 @@
+# What prepare.sh and run.sh share: options, the Python environment, stages that are skipped when done. Sourced, not run.
+#
+# The caller sets `options` (names with underscores), gives them their defaults, defines `usage`, then calls
+#   parse_options "$@"; resolve_options; ensure_python; run_stage ...
+
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# parse_options "$@": --name VALUE or --name=VALUE for every name in $options, --force, --help, key.sub=value.
+parse_options() {
+  local name value
+  force=${force:-false} overrides=()
+  while [[ $# -gt 0 ]]; do
+    case $1 in
+      --help|-h) usage; exit 0 ;;
+      --force) force=true; shift; continue ;;
+      --*=*) name=${1%%=*} value=${1#*=}; name=${name#--} ;;
+      --*) name=${1#--}; [[ $# -ge 2 || " $options " != *" ${name//-/_} "* ]] || fail "option --$name needs a value"
+           value=${2-} ;;
+      [A-Za-z_]*.*=*) overrides+=("$1"); shift; continue ;;
+      *) fail "unknown argument '$1' (see $0 --help)" ;;
+    esac
+    [[ " $options " == *" ${name//-/_} "* && $name != *_* ]] || fail "unknown option '--$name' (see $0 --help)"
+    printf -v "${name//-/_}" '%s' "$value"
+    [[ $1 == --*=* ]] && shift || shift 2
+  done
+  for name in stage stop_stage; do
+    [[ ${!name} =~ ^-?[0-9]+$ ]] || fail "option --${name//_/-} needs a whole number, not '${!name}'"
+  done
+}
+
+# resolve_options: fill in what follows from the corpus: its conf, its data and experiment folders, the number of jobs.
+resolve_options() {
+  [[ -f egs/$corpus/corpus.yaml ]] || fail "no corpus '$corpus': egs/ has $(cd egs && echo */ | tr -d /)"
+  if [[ -z $conf ]]; then
+    conf=conf/base.yaml
+    [[ ! -f egs/$corpus/conf.yaml ]] || conf=egs/$corpus/conf.yaml
+  fi
+  [[ -f $conf ]] || fail "--conf $conf: no such file"
+  [[ -z $corpus_dir || -e $corpus_dir ]] || fail "--corpus-dir $corpus_dir: no such folder"
+  data_dir=${data_dir:-data/$corpus}
+  nproc=${nproc:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)}
+  [[ $nproc =~ ^[1-9][0-9]*$ ]] || fail "option --nproc needs a whole number above 0, not '$nproc'"
+}
+
+# ensure_python [requirements file ...]: set $python to one that has them: --python where given (taken as it is), else
+# .venv, made once and brought up to date when a requirements file changes.
+ensure_python() {
+  local file candidate marker sum
+  if [[ -n ${python:-} ]]; then
+    command -v "$python" >/dev/null || fail "--python $python: no such program"
+    return 0
+  fi
+  [[ $# -gt 0 ]] || set -- requirements.txt
+  if ! .venv/bin/python -c '' 2>/dev/null; then
+    for candidate in python3 python3.13 python3.12 python3.11 python3.10 none; do
+      ! "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || break
+    done
+    [[ $candidate != none ]] || fail "Python 3.10 or newer is needed; name one with --python"
+    echo "making .venv with $("$candidate" --version)"
+    rm -rf .venv
+    "$candidate" -m venv .venv >/dev/null 2>&1 ||
+      fail "'$candidate -m venv .venv' failed (Debian and Ubuntu: install python3-venv), or name a Python with --python"
+  fi
+  python=.venv/bin/python
+  for file in "$@"; do
+    marker=.venv/.installed-$file sum=$(cksum < "$file")
+    [[ "$(cat "$marker" 2>/dev/null)" == "$sum" ]] && continue
+    echo "installing $file into .venv (log: .venv/install.log)"
+    "$python" -m pip install --disable-pip-version-check --progress-bar off -r "$file" 2>&1 | tee .venv/install.log |
+      awk '/^Collecting /{printf "  %s\n", $2; fflush()} /^Installing collected/{print "  installing"; fflush()}' ||
+      fail "installing $file failed: $(grep -m1 '^ERROR' .venv/install.log || tail -n 1 .venv/install.log)"
+    printf '%s\n' "$sum" > "$marker"
+  done
+}
+
+# fingerprint PATH: content of a small file, size and time of a large one, the listing of a folder.
+fingerprint() {
+  if [[ -d $1 ]]; then
+    (cd "$1" && ls -lR | cksum)
+  elif [[ $(wc -c < "$1") -gt 16000000 ]]; then
+    ls -l "$1" | cksum
+  else
+    cksum < "$1"
+  fi
+}
+
+# config_lines GROUP...: what base.yaml, the conf and the overrides say about these groups of keys (no Python started).
+config_lines() {
+  local file o
+  for file in conf/base.yaml "$conf"; do
+    [[ ! -f $file ]] || awk -v groups=" $* " '/^[A-Za-z_]/ {on = index(groups, " " substr($1, 1, index($1, ":") - 1) " ")}
+      on {sub(/[ \t]+#.*/, ""); if ($0 !~ /^[ \t]*(#|$)/) print}' "$file"
+  done
+  for o in ${overrides[@]+"${overrides[@]}"}; do
+    [[ " $* " != *" ${o%%.*} "* ]] || printf '%s\n' "$o"
+  done
+}
+
+# run_stage N TITLE MARKER [--input PATH --made-by WORDS]... [--output PATH]... [--config "GROUP ..."] -- COMMAND...
+# Run COMMAND unless MARKER says that it was done with the same command, configuration and inputs and OUTPUTs are there.
+run_stage() {
+  local n=$1 title=$2 marker=$3 input='' groups='' signature began outputs=true
+  shift 3
+  [[ $n -ge $stage && $n -le $stop_stage ]] || return 0
+  signature=''
+  while [[ $1 != -- ]]; do
+    case $1 in
+      --input) input=$2; [[ $3 == --made-by ]] || fail "run_stage: --input needs --made-by" ;;
+      --made-by) [[ -e $input ]] || fail "stage $n ($title): $input is missing; $2 makes it"
+                 signature+="input $input $(fingerprint "$input")"$'\n' ;;
+      --output) [[ -e $2 ]] || outputs=false ;;
+      --config) groups=$2 ;;
+      *) fail "run_stage: unknown word $1" ;;
+    esac
+    shift 2
+  done
+  shift
+  signature+="command $*"
+  [[ -z $groups ]] || signature+=$'\n'$(config_lines $groups)
+  if [[ $force == false && $outputs == true && -f $marker ]]; then
+    if [[ "$(cat "$marker")" == "$signature" ]]; then
+      echo "stage $n: $title: done before, skipped"
+      return 0
+    fi
+    echo "stage $n: $title: its settings or inputs changed, running again"
+    { diff "$marker" - <<< "$signature" || true; } | awk '/^[<>]/ && ++k <= 4 {
+      print substr((/^</ ? "  was: " : "  now: ") substr($0, 3), 1, 300)}'
+  fi
+  echo "stage $n: $title: started $(date '+%Y-%m-%d %H:%M:%S')"
+  began=$SECONDS
+  mkdir -p "$(dirname "$marker")"
+  rm -f "$marker"
+  "$@" || fail "stage $n ($title) failed; when mended, the same command goes on from here"
+  printf '%s\n' "$signature" > "$marker.tmp"
+  mv "$marker.tmp" "$marker"
+  echo "stage $n: $title: done in $((SECONDS - began)) s"
+}
