@@ -1,0 +1,128 @@
+"""The LSTM encoder: a convolutional front end and residual layers of LSTM + feed-forward, gradients filtered in each.
+
+After icefall's `lstm_transducer_stateless3` (Z. Yao, D. Povey and others, 2022), whose parameter names are kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.encoder.subsampling import Conv2dSubsampling, subsampled
+from model.layers.activation import make_activation
+from model.layers.balancer import ActivationBalancer, Bounds
+from model.layers.gradient_filter import GradientFilter
+from model.layers.norm import make_norm
+from model.layers.scaled import ScaledLinear, ScaledRNN
+
+States = tuple[Tensor, Tensor]
+"""h (layers, N, d_model) and c (layers, N, rnn_hidden_size)."""
+
+
+class RecurrentLayer(nn.Module):
+    """y = x + dropout(lstm(x)); y = y + dropout(ff(y)); y = norm(balancer(y)); out = alpha y + (1 - alpha) x.
+
+    alpha is 1 in evaluation. In training it is min(0.1 + warmup, 1), or 0.1 with probability `layer_dropout`
+    (stochastic depth that never quite cuts the gradient).
+    """
+
+    def __init__(
+        self,
+        *,
+        rnn: str,
+        d_model: int,
+        rnn_hidden_size: int,
+        dim_feedforward: int,
+        dropout: float,
+        layer_dropout: float,
+        balance_prob: float,
+        norm: str,
+        activation: str,
+        filter_threshold: float | None,
+    ) -> None:
+        super().__init__()
+        self.layer_dropout = layer_dropout
+        self.lstm = ScaledRNN(rnn, d_model, rnn_hidden_size, d_model)
+        self.feed_forward = nn.Sequential(
+            ScaledLinear(d_model, dim_feedforward),
+            ActivationBalancer(-1, balance_prob),
+            make_activation(activation),
+            nn.Dropout(dropout),
+            ScaledLinear(dim_feedforward, d_model, initial_scale=0.25),
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.balancer = ActivationBalancer(-1, balance_prob, Bounds(0.45, 0.55, max_abs=6.0))
+        self.norm_final = make_norm(norm, d_model, time_axis=0)
+        self.gradient_filter = None if filter_threshold is None else GradientFilter(filter_threshold)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor, warmup: float) -> tuple[Tensor, Tensor, Tensor]:
+        """x (T, N, C), h (1, N, C), c (1, N, hidden) -> out (T, N, C) and the states after the last frame."""
+        alpha = 1.0
+        if self.training:
+            keep = self.layer_dropout == 0 or torch.rand(()).item() >= self.layer_dropout
+            alpha = min(0.1 + warmup, 1.0) if keep else 0.1
+        residual = x
+        params = self.lstm.scaled_parameters()
+        if self.gradient_filter is None:
+            rnn_out, h, c = self.lstm(x, h, c, params)
+        else:
+            filtered, params = self.gradient_filter(x, params)
+            rnn_out, h, c = self.lstm(filtered, h, c, params)
+        y = x + self.dropout(rnn_out)
+        y = y + self.dropout(self.feed_forward(y))
+        y = self.norm_final(self.balancer(y))
+        return (y if alpha == 1.0 else torch.lerp(residual.to(y.dtype), y, alpha)), h, c
+
+
+class RecurrentStack(nn.Module):
+    """The layers one after another; states are kept layer by layer."""
+
+    def __init__(self, layers: list[RecurrentLayer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, states: States, warmup: float) -> tuple[Tensor, States]:
+        """x (T, N, C) -> out (T, N, C) and new states."""
+        hs, cs = [], []
+        for i, layer in enumerate(self.layers):
+            x, h, c = layer(x, states[0][i : i + 1], states[1][i : i + 1], warmup)
+            hs.append(h)
+            cs.append(c)
+        return x, (torch.cat(hs), torch.cat(cs))
+
+
+class LstmEncoder(nn.Module):
+    """Features (N, T, F) -> encoder output (N, T', d_model), left to right, with states for streaming."""
+
+    def __init__(self, num_features: int, num_layers: int, **layer_options) -> None:  # type: ignore[no-untyped-def]
+        """layer_options: those of `RecurrentLayer`."""
+        super().__init__()
+        o = layer_options
+        self.num_features, self.d_model, self.rnn_hidden_size = num_features, o["d_model"], o["rnn_hidden_size"]
+        self.encoder_embed = Conv2dSubsampling(
+            num_features, o["d_model"], o["balance_prob"], o["norm"], o["activation"]
+        )
+        self.encoder = RecurrentStack([RecurrentLayer(**o) for _ in range(num_layers)])
+
+    def initial_states(self, batch_size: int, like: Tensor) -> States:
+        """Zero states for `batch_size` sequences, on the device and in the type of `like`."""
+        h = like.new_zeros(len(self.encoder.layers), batch_size, self.d_model)
+        return h, like.new_zeros(len(self.encoder.layers), batch_size, self.rnn_hidden_size)
+
+    def forward(
+        self, x: Tensor, x_lens: Tensor, states: States | None = None, warmup: float = 1.0
+    ) -> tuple[Tensor, Tensor, States]:
+        """Encode a batch.
+
+        x: (N, T, F) features, padded. x_lens: (N,) int64 frames. states: as returned for what came before, or None.
+        warmup: batches so far / warm-up batches; layers come in gradually below 0.9 (training only).
+        Returns out (N, T', d_model), out_lens (N,) = ((x_lens-3)//2 - 1)//2, and the states after the last frame
+        (meaningful for sequences without padding). ValueError where x does not have the model's features.
+        """
+        if x.ndim != 3 or x.size(2) != self.num_features:
+            raise ValueError(f"features of shape (N, T, {self.num_features}) are meant, got {tuple(x.shape)}")
+        y = self.encoder_embed(x).transpose(0, 1)
+        if states is None:
+            states = self.initial_states(x.size(0), y)
+        y, states = self.encoder(y, states, warmup)
+        return y.transpose(0, 1), subsampled(x_lens), states

@@ -1,0 +1,70 @@
+"""ActivationBalancer: keeps channels alive by nudging gradients, with no loss term (icefall, D. Povey, 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a channel's activations should keep to: share of positive values, and mean magnitude."""
+
+    min_positive: float = 0.05
+    max_positive: float = 0.95
+    min_abs: float = 0.2
+    max_abs: float = 100.0
+
+
+class _Balance(torch.autograd.Function):
+    """Identity; backward g' = g - |g| (f + d).
+
+    Per channel, with p the share of x > 0, a the mean of |x| and F the largest factor:
+    f = max(min_positive - p, 0) F / min_positive + max(p - max_positive, 0) F / (max_positive - 1)
+    d = ([a < min_abs] - [a > max_abs]) ([x > 0] - 1/2) 2 F
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, channel_axis: int, factor: float, bounds: Bounds) -> Tensor:
+        if x.requires_grad:
+            axes = [d for d in range(x.ndim) if d != channel_axis % x.ndim]
+            positive = x > 0
+            p = positive.mean(dim=axes, keepdim=True, dtype=torch.float32)
+            a = x.abs().mean(dim=axes, keepdim=True, dtype=torch.float32)
+            f = (bounds.min_positive - p).clamp(min=0) * (factor / bounds.min_positive)
+            f = f + (p - bounds.max_positive).clamp(min=0) * (factor / (bounds.max_positive - 1.0))
+            d = ((a < bounds.min_abs).float() - (a > bounds.max_abs).float()) * factor
+            ctx.save_for_backward(positive, f + d, f - d)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        positive, where_positive, elsewhere = ctx.saved_tensors
+        grad = grads[0]
+        share = torch.where(positive, where_positive.to(grad.dtype), elsewhere.to(grad.dtype))
+        return grad.addcmul(grad.abs(), share, value=-1.0), None, None, None
+
+
+class ActivationBalancer(nn.Module):
+    """Applies the balancing with probability `balance_prob` on each call in training, else the identity.
+
+    `max_factor` / balance_prob is the factor of one application, so its mean does not depend on the probability.
+    """
+
+    def __init__(
+        self, channel_axis: int, balance_prob: float, bounds: Bounds | None = None, max_factor: float = 0.01
+    ) -> None:
+        super().__init__()
+        self.channel_axis, self.balance_prob = channel_axis, balance_prob
+        self.max_factor, self.bounds = max_factor, bounds or Bounds()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of any shape with channels on `channel_axis` -> x itself."""
+        if not (self.training and x.requires_grad and self.balance_prob > 0):
+            return x
+        if self.balance_prob < 1 and torch.rand(()).item() >= self.balance_prob:  # the CPU's generator: no GPU sync
+            return x
+        return _Balance.apply(x, self.channel_axis, self.max_factor / self.balance_prob, self.bounds)

@@ -1,0 +1,78 @@
+"""Normalisations of a (T, N, C) or (N, T, C) activation over its last axis; BasicNorm is the recipe's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class BasicNorm(nn.Module):
+    """x * (mean(x^2 over channels) + exp(eps))^-1/2; icefall's BasicNorm (D. Povey, 2022).
+
+    Unlike LayerNorm it neither centres nor scales, and the learned `eps` (kept as its log) lets the layer keep some
+    information on the length of x. `learn_eps=False` makes eps a buffer.
+    """
+
+    eps: Tensor
+
+    def __init__(self, num_channels: int, eps: float = 0.25, learn_eps: bool = True) -> None:
+        super().__init__()
+        log_eps = torch.tensor(math.log(eps))
+        if learn_eps:
+            self.eps = nn.Parameter(log_eps)
+        else:
+            self.register_buffer("eps", log_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C) -> the same shape, computed in float32 or better."""
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        scale = (wide.square().mean(dim=-1, keepdim=True) + self.eps.exp()).rsqrt()
+        return (wide * scale).to(x.dtype)
+
+
+class _ChannelsSecond(nn.Module):
+    """Runs a torch norm that wants (N, C, T) on x (A, B, C); `over_axis` is the axis that takes T's place (0 or 1)."""
+
+    def __init__(self, norm: nn.Module, over_axis: int) -> None:
+        super().__init__()
+        self.norm, self.over_axis = norm, over_axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        axes = (1, 2, 0) if self.over_axis == 0 else (0, 2, 1)
+        inverse = (2, 0, 1) if self.over_axis == 0 else (0, 2, 1)
+        return self.norm(x.permute(axes)).permute(inverse)
+
+
+class _PerFrameGroupNorm(nn.GroupNorm):
+    """Group norm of each frame by itself, so that it needs no future: x (A, B, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.reshape(-1, x.size(-1))).reshape(x.shape)
+
+
+def _group(channels: int, time_axis: int, learn_eps: bool) -> nn.Module:
+    groups = next(g for g in (8, 4, 2, 1) if channels % g == 0)
+    return _PerFrameGroupNorm(groups, channels)
+
+
+# name -> constructor (channels, time_axis, learn_eps). batch and instance look over time: ablation, not streaming.
+NORMS: dict[str, Callable[[int, int, bool], nn.Module]] = {
+    "basic": lambda channels, time_axis, learn_eps: BasicNorm(channels, learn_eps=learn_eps),
+    "layer": lambda channels, time_axis, learn_eps: nn.LayerNorm(channels),
+    "batch": lambda channels, time_axis, learn_eps: _ChannelsSecond(nn.BatchNorm1d(channels), time_axis),
+    "group": _group,
+    "instance": lambda channels, time_axis, learn_eps: _ChannelsSecond(
+        nn.InstanceNorm1d(channels, affine=True), time_axis
+    ),
+    "none": lambda channels, time_axis, learn_eps: nn.Identity(),
+}
+
+
+def make_norm(name: str, channels: int, *, time_axis: int, learn_eps: bool = True) -> nn.Module:
+    """A norm by name for x with channels last and time on `time_axis` (0 or 1). ValueError for an unknown name."""
+    if name not in NORMS:
+        raise ValueError(f"unknown norm '{name}', one of {', '.join(NORMS)} is meant")
+    return NORMS[name](channels, time_axis, learn_eps)

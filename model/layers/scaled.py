@@ -1,0 +1,162 @@
+"""Linear, convolution, embedding and recurrent layers whose parameters carry a learned scale.
+
+Each weight or bias `p` has a scalar `s`; the layer uses `p * exp(s)`. A change of the overall size of a tensor is then
+one scalar's step, which an optimiser with relative step sizes (Eve) makes faster than by moving every element.
+The scheme and the parameter names are those of icefall's `scaling.py` (D. Povey and others, 2022), so that its
+published weights load unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INITIAL_STD = 0.1
+
+
+def _init_uniform(weight: Tensor, initial_speed: float) -> float:
+    """Fill `weight` uniformly with standard deviation 0.1 / initial_speed, which is returned."""
+    std = INITIAL_STD / initial_speed
+    bound = math.sqrt(3) * std
+    nn.init.uniform_(weight, -bound, bound)
+    return std
+
+
+def _initial_weight_scale(fan_in: int, std: float, initial_scale: float) -> float:
+    """log of what takes `std` to initial_scale / sqrt(fan_in)."""
+    return math.log(initial_scale) + math.log(fan_in**-0.5 / std)
+
+
+class _Scaled(nn.Module):
+    """Mixed into a torch layer with `weight` and `bias`: adds `weight_scale`, `bias_scale` and the scaled accessors."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def _add_scales(self, initial_scale: float, initial_speed: float) -> None:
+        std = _init_uniform(self.weight.data, initial_speed)
+        fan_in = self.weight[0].numel()
+        self.weight_scale = nn.Parameter(torch.tensor(_initial_weight_scale(fan_in, std, initial_scale)))
+        if self.bias is None:
+            self.register_parameter("bias_scale", None)
+        else:
+            nn.init.zeros_(self.bias)
+            self.bias_scale = nn.Parameter(torch.tensor(math.log(initial_scale)))
+
+    def get_weight(self) -> Tensor:
+        """The weight in use: weight * exp(weight_scale)."""
+        return self.weight * self.weight_scale.exp()
+
+    def get_bias(self) -> Tensor | None:
+        """The bias in use: bias * exp(bias_scale), or None."""
+        return None if self.bias is None else self.bias * self.bias_scale.exp()
+
+
+class ScaledLinear(nn.Linear, _Scaled):
+    """`nn.Linear` with scaled parameters: (..., in_features) -> (..., out_features)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        initial_scale: float = 1.0,
+        initial_speed: float = 1.0,
+    ) -> None:
+        super().__init__(in_features, out_features, bias)
+        self._add_scales(initial_scale, initial_speed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.get_weight(), self.get_bias())
+
+
+class ScaledConv1d(nn.Conv1d, _Scaled):
+    """`nn.Conv1d` with scaled parameters: (N, C, T) -> (N, C', T'). Zero padding only."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, groups: int = 1, bias: bool = True):
+        super().__init__(in_channels, out_channels, kernel_size, groups=groups, bias=bias)
+        self._add_scales(1.0, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv1d(x, self.get_weight(), self.get_bias(), self.stride, self.padding, self.dilation, self.groups)
+
+
+class ScaledConv2d(nn.Conv2d, _Scaled):
+    """`nn.Conv2d` with scaled parameters: (N, C, T, F) -> (N, C', T', F'). Zero padding only."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride)
+        self._add_scales(1.0, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.get_weight(), self.get_bias(), self.stride, self.padding, self.dilation, self.groups)
+
+
+class ScaledEmbedding(nn.Module):
+    """An embedding with one learned scale: ids (...) int64 -> (..., embedding_dim). Ids below 0 give zeros."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim))
+        nn.init.normal_(self.weight, std=INITIAL_STD)
+        self.scale = nn.Parameter(torch.tensor(math.log(1 / INITIAL_STD)))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        embedded = F.embedding(ids.clamp(min=0), self.weight) * self.scale.exp()
+        return embedded * (ids >= 0).unsqueeze(-1)
+
+
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+
+
+class ScaledRNN(nn.Module):
+    """One recurrent layer with scaled parameters, optionally with a projection of its output (lstm only).
+
+    Sak et al., "Long short-term memory based recurrent neural network architectures for large vocabulary speech
+    recognition" (2014) describe the projection. Parameters are named as torch names them, each with `<name>_scale`.
+
+    mode: lstm | gru | rnn (tanh). hidden_size: cells. proj_size: output width; equal to hidden_size for none.
+    """
+
+    def __init__(self, mode: str, input_size: int, hidden_size: int, proj_size: int) -> None:
+        super().__init__()
+        if mode not in GATES:
+            raise ValueError(f"unknown recurrent layer '{mode}', one of {', '.join(GATES)} is meant")
+        if proj_size != hidden_size and mode != "lstm":
+            raise ValueError(f"'{mode}' has no projection: hidden size {hidden_size} must equal width {proj_size}")
+        self.mode, self.hidden_size = mode, hidden_size
+        rows = GATES[mode] * hidden_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih_l0": (rows, input_size),
+            "weight_hh_l0": (rows, proj_size),
+            "bias_ih_l0": (rows,),
+            "bias_hh_l0": (rows,),
+        }
+        if proj_size != hidden_size:
+            shapes["weight_hr_l0"] = (proj_size, hidden_size)
+        self.names = tuple(shapes)
+        for name, shape in shapes.items():
+            param = torch.zeros(shape)
+            is_weight = name.startswith("weight")
+            scale = _initial_weight_scale(hidden_size, _init_uniform(param, 1.0), 1.0) if is_weight else 0.0
+            self.register_parameter(name, nn.Parameter(param))
+            self.register_parameter(name + "_scale", nn.Parameter(torch.tensor(scale)))
+
+    def scaled_parameters(self) -> list[Tensor]:
+        """The parameters in use, in torch's order: w_ih, w_hh, b_ih, b_hh and, with a projection, w_hr."""
+        return [getattr(self, name) * getattr(self, name + "_scale").exp() for name in self.names]
+
+    def forward(self, x: Tensor, h0: Tensor, c0: Tensor, params: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """x (T, N, C), h0 (1, N, proj_size), c0 (1, N, hidden_size) -> out (T, N, proj_size), h, c.
+
+        `params` are `scaled_parameters()`, perhaps passed through the gradient filter. gru and rnn return c0 as it is.
+        """
+        options = (True, 1, 0.0, self.training, False, False)
+        if self.mode == "lstm":
+            return torch._VF.lstm(x, (h0, c0), params, *options)  # type: ignore[attr-defined]
+        function = torch._VF.gru if self.mode == "gru" else torch._VF.rnn_tanh  # type: ignore[attr-defined]
+        out, h = function(x, h0, params, *options)
+        return out, h, c0

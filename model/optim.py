@@ -1,0 +1,212 @@
+"""Optimisers and the learning-rate schedule, by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+SCALAR_MIN, SCALAR_MAX = -10.0, 2.0
+
+
+class Eve(Optimizer):
+    """Adam whose weight decay only acts on tensors that are larger than they need to be (icefall, D. Povey, 2022).
+
+    step = lr / (1 - b1^k); denominator sqrt(v) (1 - b2^k)^-1/2 + eps. Before the step a tensor of more than one element
+    is multiplied by 1 - weight_decay where its rms exceeds target_rms; after it, scalars (the learned scales) are
+    clamped to [-10, 2].
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-3,
+        target_rms: float = 0.1,
+    ) -> None:
+        if lr < 0 or eps < 0 or weight_decay < 0 or target_rms <= 0 or not all(0 <= b < 1 for b in betas):
+            raise ValueError(f"Eve: {lr=}, {betas=}, {eps=}, {weight_decay=}, {target_rms=} are out of range")
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, target_rms=target_rms)
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step over all parameters that have a gradient; their tensors go through each operation together."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            by_step: dict[int, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+                state["step"] += 1
+                by_step.setdefault(state["step"], []).append(p)
+            for k, params in by_step.items():
+                self._step(params, group, k)
+        return loss
+
+    def _step(self, params: list[Tensor], group: dict[str, Any], k: int) -> None:
+        """The k-th step of these parameters."""
+        b1, b2 = group["betas"]
+        grads: list[Any] = [p.grad for p in params]
+        m = [self.state[p]["exp_avg"] for p in params]
+        v = [self.state[p]["exp_avg_sq"] for p in params]
+        torch._foreach_mul_(m, b1)
+        torch._foreach_add_(m, grads, alpha=1 - b1)
+        torch._foreach_mul_(v, b2)
+        torch._foreach_addcmul_(v, grads, grads, value=1 - b2)
+        denominator = torch._foreach_sqrt(v)
+        torch._foreach_mul_(denominator, (1 - b2**k) ** -0.5)
+        torch._foreach_add_(denominator, group["eps"])
+        tensors = [p for p in params if p.numel() > 1]
+        if group["weight_decay"] > 0 and tensors:
+            for p, norm in zip(tensors, torch._foreach_norm(tensors), strict=True):
+                p.mul_(1 - group["weight_decay"] * (norm > group["target_rms"] * math.sqrt(p.numel())))
+        torch._foreach_addcdiv_(params, m, denominator, value=-group["lr"] / (1 - b1**k))
+        for p in params:
+            if p.numel() == 1:
+                p.clamp_(SCALAR_MIN, SCALAR_MAX)
+
+
+class ScaledAdam(Optimizer):
+    """Adam on each tensor relative to its own rms, with the rms itself learned as one more parameter.
+
+    After icefall's ScaledAdam (D. Povey, 2022; described in Yao et al., "Zipformer", 2023, section 3.5), without its
+    clipping: the update of p is -lr * rms(p) * m / (sqrt(v) + eps), to which p times the step of the log-scale is added,
+    whose gradient is <g, p>. Tensors of one element take plain Adam steps of lr * scalar_lr_scale.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.03,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
+        param_min_rms: float = 1e-5,
+        param_max_rms: float = 3.0,
+        scalar_lr_scale: float = 0.1,
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            param_min_rms=param_min_rms,
+            param_max_rms=param_max_rms,
+            scalar_lr_scale=scalar_lr_scale,
+        )
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step over all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._step(p, p.grad, group)
+        return loss
+
+    def _step(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        b1, b2 = group["betas"]
+        state = self.state[p]
+        if not state:
+            state.update(step=0, delta=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            state["scale_exp_avg_sq"] = p.new_zeros(())
+        state["step"] += 1
+        k = state["step"]
+        v = state["exp_avg_sq"].mul_(b2).addcmul_(grad, grad, value=1 - b2)
+        direction = grad / (v.sqrt() * (1 - b2**k) ** -0.5 + group["eps"])
+        if p.numel() == 1:
+            update = direction * (-group["lr"] * group["scalar_lr_scale"])
+        else:
+            rms = p.square().mean().sqrt()
+            update = direction * (-group["lr"] * rms.clamp(min=group["param_min_rms"]))
+            scale_grad = (p * grad).sum()
+            scale_v = state["scale_exp_avg_sq"].mul_(b2).addcmul_(scale_grad, scale_grad, value=1 - b2)
+            scale_step = scale_grad / (scale_v.sqrt() * (1 - b2**k) ** -0.5 + group["eps"])
+            scale_step = scale_step * (-group["lr"] * group["scalar_lr_scale"])
+            too_small, too_large = rms < group["param_min_rms"], rms > group["param_max_rms"]
+            bound = group["lr"] * group["scalar_lr_scale"]
+            scale_step = torch.where(too_small, scale_step.new_tensor(bound), scale_step)
+            scale_step = torch.where(too_large, scale_step.new_tensor(-bound), scale_step)
+            update = update + p * scale_step
+        delta = state["delta"].mul_(b1).add_(update, alpha=1 - b1)
+        p.add_(delta)
+
+
+class Eden:
+    """lr = lr0 ((b^2 + B^2) / B^2)^-1/4 ((e^2 + E^2) / E^2)^-1/4, b batches and e epochs done (icefall, D. Povey, 2022)."""
+
+    def __init__(self, optimizer: Optimizer, lr_batches: float, lr_epochs: float) -> None:
+        self.optimizer, self.lr_batches, self.lr_epochs = optimizer, lr_batches, lr_epochs
+        self.batch, self.epoch = 0, 0
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+
+    def step_batch(self, batch: int | None = None) -> None:
+        """Call after each optimiser step; `batch`: how many are done, one more than before if not given."""
+        self.batch = self.batch + 1 if batch is None else batch
+        self._set_lr()
+
+    def step_epoch(self, epoch: int | None = None) -> None:
+        """Call when an epoch begins; `epoch`: how many are done, one more than before if not given."""
+        self.epoch = self.epoch + 1 if epoch is None else epoch
+        self._set_lr()
+
+    def factor(self) -> float:
+        """The present rate as a share of the initial one."""
+        by_batch = ((self.batch**2 + self.lr_batches**2) / self.lr_batches**2) ** -0.25
+        by_epoch = ((self.epoch**2 + self.lr_epochs**2) / self.lr_epochs**2) ** -0.25
+        return by_batch * by_epoch
+
+    def get_last_lr(self) -> list[float]:
+        """The rate of each parameter group."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, int]:
+        """What `load_state_dict` needs to go on."""
+        return {"batch": self.batch, "epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from `state_dict()`'s values."""
+        self.batch, self.epoch = state["batch"], state["epoch"]
+        self._set_lr()
+
+    def _set_lr(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.factor()
+
+
+BETAS = (0.9, 0.98)
+# name -> constructor (params, section `optim` of the config)
+OPTIMIZERS: dict[str, Callable[[Any, Any], Optimizer]] = {
+    "eve": lambda p, o: Eve(p, lr=o.lr, betas=BETAS, weight_decay=o.weight_decay),
+    "adam": lambda p, o: torch.optim.Adam(p, lr=o.lr, betas=BETAS),
+    "adamw": lambda p, o: torch.optim.AdamW(p, lr=o.lr, betas=BETAS, weight_decay=o.weight_decay),
+    "sgd": lambda p, o: torch.optim.SGD(p, lr=o.lr, weight_decay=o.weight_decay),
+    "momentum": lambda p, o: torch.optim.SGD(p, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay),
+    "adagrad": lambda p, o: torch.optim.Adagrad(p, lr=o.lr),
+    "rmsprop": lambda p, o: torch.optim.RMSprop(p, lr=o.lr, momentum=o.momentum),
+    "scaled_adam": lambda p, o: ScaledAdam(p, lr=o.lr, betas=BETAS),
+}
+
+
+def make_optimizer(params: Iterable[Any], optim: Any) -> Optimizer:
+    """An optimiser by `optim.name` with `optim.lr`, `.weight_decay`, `.momentum`. ValueError for an unknown name."""
+    if optim.name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimiser '{optim.name}', one of {', '.join(OPTIMIZERS)} is meant")
+    return OPTIMIZERS[optim.name](params, optim)
