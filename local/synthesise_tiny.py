@@ -1,0 +1,204 @@
+"""Synthesise the corpus `tiny`: phrases of a small grammar in many eSpeak NG voices, in LibriSpeech's layout.
+
+    python local/synthesise_tiny.py --out DIR [--seed 0] [--nproc 2] [--spec egs/tiny/speech.yaml] [--limit N]
+
+writes DIR/<part>/<speaker>/<chapter>/<speaker>-<chapter>-<n>.flac, the `.trans.txt` beside them, and DIR/SPEAKERS.TXT.
+The same seed and spec give the same bytes, however many processes work. From Python:
+
+    synthesise(out: Path, *, seed=0, nproc=1, spec_path=SPEC, limit=None) -> dict[str, PartStats]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from local.errors import UserError, cli
+from local.espeak import Speaker
+from local.progress import progress
+from local.tiny_spec import SPEC, Phrases, Spec, Voice, assign_voices, load_spec
+
+SPEAKERS_HEADER = "; made by local/synthesise_tiny.py\n;ID  |SEX| SUBSET |MINUTES| NAME\n"
+CHAPTER = 1
+
+
+@dataclass
+class PartStats:
+    """What a part holds: `minutes` of sound, utterances, voices, and how often each word is said."""
+
+    minutes: float = 0.0
+    utterances: int = 0
+    voices: int = 0
+    words: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Task:
+    """One voice's work: say phrases for `seconds` (at most `limit` of them) into `folder`."""
+
+    voice: Voice
+    spec: Spec
+    seconds: float
+    limit: int | None
+    seed: int
+    folder: Path
+
+
+def resample(x: np.ndarray, source: int, target: int, zeros: int = 24) -> np.ndarray:
+    """Band-limited resampling of `x (n,)` from `source` to `target` Hz -> (ceil(n * target / source),), float32.
+
+    A Hann-windowed sinc, `zeros` zero crossings each side, cut off at 0.95 of the lower Nyquist frequency. The filters of
+    the `target / gcd` phases are the columns of one matrix, so that a block of output is one product (J. O. Smith,
+    "Digital Audio Resampling", 2002, has the method).
+    """
+    common = np.gcd(source, target)
+    step, phases = source // common, target // common
+    cutoff = 0.95 * min(1.0, target / source)
+    half = int(np.ceil(zeros / cutoff))
+    times = np.arange(phases) * step / phases  # where a block's outputs lie, in input samples
+    offsets = np.arange(-half, step + half)[:, None] - times[None, :]
+    window = np.where(np.abs(offsets) < half, np.cos(np.pi * offsets / (2 * half)) ** 2, 0.0)
+    filters = cutoff * np.sinc(cutoff * offsets) * window
+    count = -(-len(x) * phases // step)
+    blocks = -(-count // phases)
+    padded = np.zeros(blocks * step + 2 * half)
+    padded[half : half + len(x)] = x
+    windows = np.lib.stride_tricks.sliding_window_view(padded, step + 2 * half)[::step]
+    return (windows @ filters).reshape(-1)[:count].astype(np.float32)
+
+
+def trim(x: np.ndarray, rate: int, margin: float = 0.02) -> np.ndarray:
+    """Cut the silence at both ends of `x (n,)` at `rate` Hz, all but `margin` seconds."""
+    loud = np.flatnonzero(np.abs(x) > 0.005 * max(np.abs(x).max(initial=0.0), 1e-9))
+    if len(loud) == 0:
+        return x[:0]
+    keep = int(margin * rate)
+    return x[max(loud[0] - keep, 0) : loud[-1] + 1 + keep]
+
+
+def record(speech: np.ndarray, spec: Spec, rng: np.random.Generator) -> np.ndarray:
+    """Put `speech (n,)`, float, between silences at a level and with microphone noise drawn from `rng` -> int16."""
+    rate = spec.sampling_rate
+    level, snr = rng.uniform(*spec.level), rng.uniform(*spec.snr)
+    before, after = (int(rate * rng.uniform(*s)) for s in (spec.silence_before, spec.silence_after))
+    rms = max(float(np.sqrt(np.mean(speech**2))), 1e-9)
+    speech = speech * min(10 ** (level / 20) / rms, 0.95 / float(np.abs(speech).max()))
+    noise = rng.standard_normal(before + len(speech) + after + 1)
+    noise = noise[1:] + 0.7 * noise[:-1]  # a little darker than white, as a room is
+    noise *= float(np.sqrt(np.mean(speech**2))) * 10 ** (-snr / 20) / float(noise.std())
+    noise[before : before + len(speech)] += speech
+    return np.clip(np.round(noise * 32767), -32768, 32767).astype(np.int16)
+
+
+def speak(task: Task) -> tuple[Voice, list[str], float]:
+    """Write one voice's utterances and their transcripts; -> the voice, its texts and seconds. Run in a fresh process."""
+    voice, spec = task.voice, task.spec
+    folder = task.folder / voice.part / str(voice.id) / str(CHAPTER)
+    folder.mkdir(parents=True)
+    speaker = Speaker(seed=(task.seed * 100003 + voice.id) % 2**31)
+    speaker.set_voice(voice.name, voice.rate, voice.pitch, voice.range)
+    phrases = Phrases(spec, f"{task.seed}/{voice.id}")
+    noise = np.random.default_rng([task.seed, voice.id])
+    texts: list[str] = []
+    seconds = 0.0
+    while seconds < task.seconds and len(texts) != task.limit:
+        said, text = phrases.draw()
+        raw = speaker.say(said).astype(np.float64) / 32768
+        speech = trim(resample(raw, speaker.sampling_rate, spec.sampling_rate), spec.sampling_rate)
+        if len(speech) == 0:
+            raise UserError(f"eSpeak NG's voice {voice.name} says nothing for {said!r}")
+        sound = record(speech, spec, noise)
+        buffer = io.BytesIO()  # through memory: a full disk is then an OSError, which libsndfile's own writing hides
+        soundfile.write(buffer, sound, spec.sampling_rate, format="FLAC", subtype="PCM_16")
+        (folder / f"{voice.id}-{CHAPTER}-{len(texts):04d}.flac").write_bytes(buffer.getvalue())
+        texts.append(text)
+        seconds += len(sound) / spec.sampling_rate
+    lines = "".join(f"{voice.id}-{CHAPTER}-{i:04d} {text}\n" for i, text in enumerate(texts))
+    (folder / f"{voice.id}-{CHAPTER}.trans.txt").write_text(lines)
+    return voice, texts, seconds
+
+
+def synthesise(
+    out: Path, *, seed: int = 0, nproc: int = 1, spec_path: Path = SPEC, limit: int | None = None
+) -> dict[str, PartStats]:
+    """Make the corpus in `out`, wholly or not at all; `limit` bounds the utterances of a voice. -> statistics by part.
+
+    Raises `UserError` for a wrong spec, for a library that does not load, and where `out` holds something else.
+    """
+    spec = load_spec(spec_path)
+    speakers = out / "SPEAKERS.TXT"
+    if out.exists() and any(out.iterdir()):
+        if not speakers.is_file() or not speakers.read_text().startswith(SPEAKERS_HEADER):
+            raise UserError(f"{out}: holds something else; name an empty or new folder for the synthesised corpus")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(f".tmp-{os.getpid()}-{out.name}")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        tasks = [
+            Task(v, spec, 60 * spec.parts[v.part].minutes / spec.parts[v.part].voices, limit, seed, work)
+            for v in assign_voices(spec, seed)
+        ]
+        stats = run_tasks(tasks, nproc, work)
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return stats
+
+
+def run_tasks(tasks: Sequence[Task], nproc: int, work: Path) -> dict[str, PartStats]:
+    """Speak all tasks, each in a process of its own (eSpeak NG keeps state), and list the voices in SPEAKERS.TXT."""
+    # A fork costs nothing next to a fresh interpreter for each voice; macOS does not bear forks.
+    context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
+    stats: dict[str, PartStats] = {}
+    rows = []
+    with context.Pool(max(nproc, 1), maxtasksperchild=1) as pool:
+        results = pool.imap(speak, tasks, chunksize=1)
+        for voice, texts, seconds in progress(results, total=len(tasks), desc="synthesis", unit="voices"):
+            part = stats.setdefault(voice.part, PartStats())
+            part.minutes += seconds / 60
+            part.utterances += len(texts)
+            part.voices += 1
+            for word in " ".join(texts).split():
+                part.words[word] = part.words.get(word, 0) + 1
+            rows.append(
+                f"{voice.id} | {voice.sex} | {voice.part} | {seconds / 60:.2f} | "
+                f"{voice.name} rate={voice.rate} pitch={voice.pitch} range={voice.range}\n"
+            )
+    (work / "SPEAKERS.TXT").write_text(SPEAKERS_HEADER + "".join(rows))
+    return stats
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Synthesise the corpus `tiny` with eSpeak NG.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--nproc", type=int, default=os.cpu_count() or 1, help="processes at a time")
+    parser.add_argument("--spec", type=Path, default=SPEC, help="grammar, voices and amounts")
+    parser.add_argument("--limit", type=int, help="at most so many utterances of each voice")
+    args = parser.parse_args(argv)
+    for name in ("nproc", "limit"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.seed < 0:
+        raise UserError(f"--seed must not be negative, not {args.seed}")
+    stats = synthesise(args.out, seed=args.seed, nproc=args.nproc, spec_path=args.spec, limit=args.limit)
+    for part, s in stats.items():
+        print(f"{part}: {s.minutes:.1f} minutes, {s.utterances} utterances, {s.voices} voices, {len(s.words)} words")
+
+
+if __name__ == "__main__":
+    main()
