@@ -42,7 +42,7 @@ class Speaker:
 
     def __init__(self, seed: int = 0) -> None:
         self.lib, data = load_library()
-        # espeak-ng's own `espeak_Initialize` takes the data folder or its parent; without one it would search the system.
+        # Without a path it would take whatever eSpeak NG the system has, or end the process where there is none.
         rate = self.lib.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, str(data).encode(), INITIALIZE_DONT_EXIT)
         if rate <= 0:
             raise UserError(f"{data}: eSpeak NG finds no voices there; reinstall espeakng-loader")
