@@ -1,0 +1,119 @@
+"""Word and character errors of a decoded set: alignment, counts, bootstrap interval. Reads and writes no file."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import kaldialign
+
+EPS = ""  # stands for "no word" in an alignment; no word of a split text is empty
+REPLICATIONS = 10_000
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One decoded utterance: its id, the reference words and the recognised words."""
+
+    id: str
+    ref: str
+    hyp: str
+
+
+@dataclass
+class Score:
+    """Errors of one set under one method. Counts are words; the alignments are in the utterances' order."""
+
+    utterances: list[Utterance]
+    alignments: list[list[tuple[str, str]]]
+    words: int = 0
+    sub: int = 0
+    dels: int = 0
+    ins: int = 0
+    wrong_utterances: int = 0
+    chars: int = 0
+    char_errors: int = 0
+    ci95: tuple[float, float] | None = None
+    substitutions: Counter[tuple[str, str]] = field(default_factory=Counter)
+    deletions: Counter[str] = field(default_factory=Counter)
+    insertions: Counter[str] = field(default_factory=Counter)
+    correct: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def errors(self) -> int:
+        """Substituted, deleted and inserted words together."""
+        return self.sub + self.dels + self.ins
+
+    @property
+    def wer(self) -> float | None:
+        """Word error rate in percent; None where the references hold no word at all."""
+        return 100.0 * self.errors / self.words if self.words else None
+
+    @property
+    def cer(self) -> float | None:
+        """Character error rate in percent over the texts with one space between words; None without a character."""
+        return 100.0 * self.char_errors / self.chars if self.chars else None
+
+
+def score(utterances: Sequence[Utterance]) -> Score:
+    """Align every utterance's words by the least number of errors and count them.
+
+    An empty hypothesis counts as deletions, words recognised where the reference is empty as insertions. The texts are
+    compared as they are: no change of case or punctuation.
+    """
+    result = Score(list(utterances), [])
+    for utterance in utterances:
+        ref, hyp = utterance.ref.split(), utterance.hyp.split()
+        pairs = kaldialign.align(ref, hyp, EPS)
+        result.alignments.append(pairs)
+        result.words += len(ref)
+        result.wrong_utterances += ref != hyp
+        for r, h in pairs:
+            if r == h:
+                result.correct[r] += 1
+            elif r == EPS:
+                result.insertions[h] += 1
+            elif h == EPS:
+                result.deletions[r] += 1
+            else:
+                result.substitutions[r, h] += 1
+        chars = " ".join(ref)
+        result.chars += len(chars)
+        result.char_errors += kaldialign.edit_distance(chars, " ".join(hyp))["total"]
+    result.sub, result.dels = result.substitutions.total(), result.deletions.total()
+    result.ins = result.insertions.total()
+    result.ci95 = interval(result)
+    return result
+
+
+def interval(result: Score) -> tuple[float, float] | None:
+    """95 % interval of the WER in percent: its value -+ the half width of a bootstrap over utterances.
+
+    M. Bisani, H. Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004, with a
+    fixed seed. Utterances without a reference word count in the WER but are not resampled: a replicate made of them
+    alone would have no error rate. None where no utterance has a reference word.
+    """
+    if result.wer is None:
+        return None
+    spoken = [(u.ref.split(), u.hyp.split()) for u in result.utterances if u.ref.split()]
+    refs, hyps = [r for r, _ in spoken], [h for _, h in spoken]
+    half = 100.0 * kaldialign.bootstrap_wer_ci(refs, hyps, replications=REPLICATIONS, seed=SEED)["ci95"]
+    half = half if math.isfinite(half) else 0.0
+    return max(0.0, result.wer - half), result.wer + half
+
+
+def compare(refs: Sequence[str], hyps_a: Sequence[str], hyps_b: Sequence[str]) -> float:
+    """Probability, in 0..1, that system b has a lower WER than system a on speech like this (paired bootstrap).
+
+    Both systems' hypotheses belong to `refs`, utterance by utterance; utterances without a reference word are left out.
+    From the same paper as `interval`.
+    """
+    kept = [(r.split(), a.split(), b.split()) for r, a, b in zip(refs, hyps_a, hyps_b, strict=True) if r.split()]
+    if not kept:
+        return 0.0
+    r, a, b = (list(column) for column in zip(*kept, strict=True))
+    result = kaldialign.bootstrap_wer_ci(r, a, b, replications=REPLICATIONS, seed=SEED)
+    return float(result["p_s2_improv_over_s1"])

@@ -1,0 +1,46 @@
+"""What all tests share: reference data beside the repository, threads, hypothesis profiles, named skips."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of speech and reference numbers: $ASR_SHARED or ../shared; skips where it is absent."""
+    path = Path(os.environ.get("ASR_SHARED", ROOT.parent / "shared"))
+    if not path.is_dir():
+        pytest.skip("needs ../shared (speech and reference numbers), absent here")
+    return path
+
+
+@functools.cache
+def why_no_k2() -> str | None:
+    """None where k2 imports, else the reason for the skip."""
+    try:
+        importlib.import_module("k2")
+    except (ImportError, OSError, RuntimeError) as e:  # a k2 built for another torch fails in more ways than one
+        return f"needs k2 ({type(e).__name__}); ./test.sh makes an environment that has it"
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("k2") is not None and (reason := why_no_k2()):
+        pytest.skip(reason)

@@ -1,0 +1,200 @@
+"""Scoring: counts against an independent Levenshtein distance, intervals, files written, and bad input by name."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from local.errors import UserError
+from local.score import Utterance, compare, score
+from local.wer import decoded, main, read_hypotheses
+
+ROOT = Path(__file__).resolve().parent.parent
+KEYS = {"wer", "sub", "del", "ins", "words", "ci95", "rtf"}
+
+texts = st.lists(st.sampled_from(["a", "b", "*", "ü", "->"]), max_size=8).map(" ".join)
+sets = st.lists(st.tuples(texts, texts), min_size=1, max_size=6)
+
+
+def levenshtein(a: list[str] | str, b: list[str] | str) -> int:
+    """Least number of substitutions, deletions and insertions from a to b, by the textbook's table."""
+    above = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        row = [i]
+        for j, y in enumerate(b, 1):
+            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (x != y)))
+        above = row
+    return above[-1]
+
+
+def write(exp: Path, method: str, rows: list[tuple[str, str, str]], name: str = "test") -> Path:
+    path = exp / "decode" / method / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"id": i, "ref": r, "hyp": h}) + "\n" for i, r, h in rows), encoding="utf-8")
+    return path
+
+
+@given(sets)
+def test_counts_agree_with_levenshtein(pairs: list[tuple[str, str]]) -> None:
+    result = score([Utterance(str(i), r, h) for i, (r, h) in enumerate(pairs)])
+    assert result.errors == sum(levenshtein(r.split(), h.split()) for r, h in pairs)
+    assert result.char_errors == sum(levenshtein(r, h) for r, h in pairs)
+    assert result.words == sum(len(r.split()) for r, _ in pairs)
+    assert result.words - result.dels + result.ins == sum(len(h.split()) for _, h in pairs)
+    assert result.correct.total() + result.sub + result.dels == result.words
+    assert result.wrong_utterances == sum(r != h for r, h in pairs)
+
+
+@given(sets)
+def test_interval_holds_the_rate(pairs: list[tuple[str, str]]) -> None:
+    result = score([Utterance(str(i), r, h) for i, (r, h) in enumerate(pairs)])
+    if result.words == 0:
+        assert result.wer is None and result.ci95 is None
+    else:
+        assert result.wer is not None and result.ci95 is not None
+        assert 0 <= result.ci95[0] <= result.wer <= result.ci95[1]
+
+
+def test_interval_narrows_as_one_over_sqrt_n() -> None:
+    def width(n: int) -> float:
+        ci = score([Utterance(str(i), "a b", "a b" if i % 4 else "a c") for i in range(n)]).ci95
+        assert ci is not None
+        return ci[1] - ci[0]
+
+    # WER per utterance is 0 or 1/2, the latter for a quarter: its standard error is 0.5 * sqrt(3/16 / n).
+    assert width(400) == pytest.approx(2 * 1.96 * 100 * 0.5 * (3 / 16 / 400) ** 0.5, rel=0.05)
+    assert width(1600) == pytest.approx(width(400) / 2, rel=0.05)
+
+
+def test_silence_keeps_its_insertions() -> None:
+    result = score([Utterance("speech", "a b", "a b"), Utterance("silence", "", "c"), Utterance("both", "", "")])
+    assert (result.wer, result.ins, result.ci95) == (50.0, 1, (50.0, 50.0))
+
+
+def test_compare_finds_the_better_system() -> None:
+    refs = ["a b c d"] * 50
+    worse = ["a b x d"] * 50
+    assert compare(refs, worse, refs) == 1.0
+    assert compare(refs, refs, worse) == 0.0
+    assert compare(["", ""], ["a", ""], ["", ""]) == 0.0
+
+
+def test_files_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("u2", "one two three", "one two three"), ("u1", "four five", "four fife oh")]
+    perfect = [(i, r, r) for i, r, _ in rows]
+    for method, hyps in (("zz", rows), ("fast_beam_search", perfect), ("greedy_search", rows)):
+        write(tmp_path, method, hyps)
+    write(tmp_path, "greedy_search", [("d", "one", "")], name="dev")
+    stats = tmp_path / "decode" / "zz" / "test.stats.json"
+    stats.write_text(json.dumps({"seconds": 3.0, "audio_seconds": 60.0, "threads": 2, "device": "cpu"}))
+    main(["--exp-dir", str(tmp_path)])
+
+    results = json.loads((tmp_path / "wer.json").read_text())
+    assert list(results) == ["dev", "test"] and list(results["test"]) == ["greedy_search", "fast_beam_search", "zz"]
+    for methods in results.values():
+        for row in methods.values():
+            assert KEYS <= row.keys()
+            assert row["ci95"][0] <= row["wer"] <= row["ci95"][1]
+    greedy = results["test"]["greedy_search"]
+    assert (greedy["wer"], greedy["sub"], greedy["ins"], greedy["del"], greedy["words"]) == (40.0, 1, 1, 0, 5)
+    assert greedy["rtf"] is None and results["test"]["zz"]["rtf"] == 0.05
+    assert results["dev"]["greedy_search"]["wer"] == 100.0
+    assert results["test"]["fast_beam_search"]["ci95"] == [0.0, 0.0]
+
+    assert (tmp_path / "wer.md").read_text() == capsys.readouterr().out
+    lines = (tmp_path / "wer.md").read_text().splitlines()
+    assert len(lines) == 2 + 4 and len({len(line) for line in lines}) == 1
+    assert lines[0].split()[1] == "set" and "40.00" in lines[3] and "0.0500" in lines[5]
+    errors = (tmp_path / "errors" / "test.greedy_search.txt").read_text()
+    assert "five -> fife" in errors
+    assert any(line.startswith("u1: four (") and "u2:" not in line for line in errors.splitlines())
+    assert "d: (one->*)" in (tmp_path / "errors" / "dev.greedy_search.txt").read_text()
+
+
+def test_compare_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for exp, hyp in (("a", "x"), ("b", "one")):
+        write(tmp_path / exp, "greedy_search", [("u", "one", hyp)])
+    main(["--exp-dir", str(tmp_path / "b"), "--compare", str(tmp_path / "a")])
+    assert "test greedy_search: 100.00 -> 0.00, better with probability 1.000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"id": "b", "ref": "x"', "test.jsonl:2: broken line"),
+        ("[1]", "test.jsonl:2: a line must be an object"),
+        ('{"id": "b", "ref": "x"}', "test.jsonl:2: 'hyp' is missing"),
+        ('{"id": "b", "ref": "x", "hyp": ["x"]}', "test.jsonl:2: 'hyp' is missing or no text"),
+        ('{"id": "a", "ref": "x", "hyp": "x"}', "test.jsonl:2: utterance a is there twice .first in line 1"),
+        (b'{"id": "\xff"}', "test.jsonl:2: not UTF-8"),
+    ],
+)
+def test_bad_line_is_named(tmp_path: Path, line: str | bytes, said: str) -> None:
+    path = write(tmp_path, "greedy_search", [("a", "x", "x")])
+    with path.open("ab") as f:
+        f.write(line.encode() if isinstance(line, str) else line)
+    with pytest.raises(UserError, match=said):
+        read_hypotheses(path)
+
+
+@pytest.mark.parametrize("stats", ['{"seconds": 1}', "{", '{"seconds": "x", "audio_seconds": 1}', "[]"])
+def test_bad_stats_are_named(tmp_path: Path, stats: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, "greedy_search", [("a", "x", "x")])
+    path.with_name("test.stats.json").write_text(stats)
+    with pytest.raises(SystemExit):
+        main(["--exp-dir", str(tmp_path)])
+    assert "test.stats.json: needs the numbers seconds and audio_seconds" in capsys.readouterr().err
+
+
+def test_nothing_decoded_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing decoded there"):
+        decoded(tmp_path)
+    path = write(tmp_path, "greedy_search", [])
+    with pytest.raises(UserError, match="no utterance in it"):
+        read_hypotheses(path)
+
+
+def test_methods_must_agree_on_utterances(tmp_path: Path) -> None:
+    rows = [(f"u{i}", "a", "a") for i in range(6)]
+    write(tmp_path, "greedy_search", rows)
+    write(tmp_path, "fast_beam_search", rows[:1])
+    lacking = r"fast_beam_search/test.jsonl lacks u1, u2, u3 and 2 more, which greedy_search has"
+    with pytest.raises(UserError, match=lacking):
+        decoded(tmp_path)
+    write(tmp_path, "fast_beam_search", [*rows, ("extra", "a", "a")])
+    with pytest.raises(UserError, match=r"greedy_search/test.jsonl lacks extra, which fast_beam_search has"):
+        decoded(tmp_path)
+    write(tmp_path, "fast_beam_search", [(i, "other", h) for i, _, h in rows])
+    with pytest.raises(UserError, match="the reference of u0 in set test differs"):
+        decoded(tmp_path)
+
+
+def test_sets_are_checked_against_the_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cuts = tmp_path / "data" / "cuts"
+    cuts.mkdir(parents=True)
+    with gzip.open(cuts / "test.jsonl.gz", "wt") as f:
+        for i in ("u1", "u2"):
+            f.write(json.dumps({"id": f"{i}-cut", "supervisions": [{"id": i}]}) + "\n")
+    argv = ["--exp-dir", str(tmp_path), "--data-dir", str(tmp_path / "data")]
+    path = write(tmp_path, "greedy_search", [("u1", "a", "a")])
+    main(argv)
+    assert "warning: set test: 1 utterances were not decoded: u2-cut" in capsys.readouterr().err
+    path.rename(path.with_name("tset.jsonl"))
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert "set 'tset' is not a part of" in capsys.readouterr().err
+
+
+def test_runs_as_a_program_without_torch(tmp_path: Path) -> None:
+    write(tmp_path, "greedy_search", [("u", "a", "b")])
+    code = "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], None, '__main__')"
+    command = [sys.executable, "-c", code, str(ROOT / "local" / "wer.py"), "--exp-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "100.00" in done.stdout, done.stderr
