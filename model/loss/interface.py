@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class LossBackend(Protocol):
-    """Simple loss over the full lattice, the band its occupations suggest, the loss of the true joiner inside the band."""
+    """Simple loss over the full lattice, the band its occupations suggest, the true joiner's loss inside the band."""
 
     def simple_loss(
         self,
@@ -30,7 +30,7 @@ class LossBackend(Protocol):
 
         Args:
           am: (N, T, C), lm: (N, U + 1, C): unnormalised log-probabilities.
-          tokens: (N, U) int64, boundary: (N, 4) int64.
+          tokens: (N, U) int64, padded with any class; boundary: (N, 4) int64.
           am_scale, lm_scale: weights of the am-only and lm-only log-probabilities.
           delay_penalty: added to a token's log-probability per frame that it comes before the middle of the utterance.
         Returns:
@@ -63,6 +63,10 @@ class LossBackend(Protocol):
         Returns:
           loss (N,), infinite where no path fits into the band (more than (S - 1) T_n tokens).
         """
+        ...
+
+    def pruned_mass(self, px_grad: Tensor, py_grad: Tensor, ranges: Tensor, boundary: Tensor) -> Tensor:
+        """Share (N,) of the simple lattice's posterior mass that falls outside the band."""
         ...
 
 

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from model.loss.interface import check_pruned, check_simple
+from model.loss.ranges import pruned_mass
 
 try:
     import k2
 except Exception as e:  # a k2 built for another torch fails with errors of many kinds
     raise ImportError(f"loss.backend=k2 needs k2 (requirements-k2.txt), which does not import here: {e}") from e
 
-__all__ = ["prune_ranges", "pruned_loss", "simple_loss"]
+__all__ = ["prune_ranges", "pruned_loss", "pruned_mass", "simple_loss"]
 
 
 def simple_loss(

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from model.loss.fused import PrunedLoss
 from model.loss.interface import check_pruned, check_simple
-from model.loss.ranges import prune_ranges
+from model.loss.ranges import prune_ranges, pruned_mass
 from model.loss.simple import SimpleLoss
 
-__all__ = ["prune_ranges", "pruned_loss", "simple_loss"]
+__all__ = ["prune_ranges", "pruned_loss", "pruned_mass", "simple_loss"]
 
 
 def simple_loss(
