@@ -194,7 +194,8 @@ def test_sets_are_checked_against_the_corpus(tmp_path: Path, capsys: pytest.Capt
 
 def test_runs_as_a_program_without_torch(tmp_path: Path) -> None:
     write(tmp_path, "greedy_search", [("u", "a", "b")])
-    code = "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], None, '__main__')"
+    code = "import runpy, sys; sys.modules['torch'] = None\n"
+    code += "del sys.argv[0]; runpy.run_path(sys.argv[0], None, '__main__')"
     command = [sys.executable, "-c", code, str(ROOT / "local" / "wer.py"), "--exp-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and "100.00" in done.stdout, done.stderr
