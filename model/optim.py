@@ -83,8 +83,8 @@ class ScaledAdam(Optimizer):
     """Adam on each tensor relative to its own rms, with the rms itself learned as one more parameter.
 
     After icefall's ScaledAdam (D. Povey, 2022; described in Yao et al., "Zipformer", 2023, section 3.5), without its
-    clipping: the update of p is -lr * rms(p) * m / (sqrt(v) + eps), to which p times the step of the log-scale is added,
-    whose gradient is <g, p>. Tensors of one element take plain Adam steps of lr * scalar_lr_scale.
+    clipping: the update of p is -lr * rms(p) * m / (sqrt(v) + eps), to which p times the step of the log-scale is
+    added, whose gradient is <g, p>. Tensors of one element take plain Adam steps of lr * scalar_lr_scale.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class ScaledAdam(Optimizer):
 
 
 class Eden:
-    """lr = lr0 ((b^2 + B^2) / B^2)^-1/4 ((e^2 + E^2) / E^2)^-1/4, b batches and e epochs done (icefall, D. Povey, 2022)."""
+    """lr = lr0 ((b^2 + B^2) / B^2)^-1/4 ((e^2 + E^2) / E^2)^-1/4 after b batches and e epochs (icefall, D. Povey, 2022)."""
 
     def __init__(self, optimizer: Optimizer, lr_batches: float, lr_epochs: float) -> None:
         self.optimizer, self.lr_batches, self.lr_epochs = optimizer, lr_batches, lr_epochs
