@@ -1,0 +1,120 @@
+"""Stage 4 of prepare.sh (features.type=precomputed): log-mel features of every cut, training cuts at three speeds.
+
+Reads data/<corpus>/cuts; writes data/<corpus>/features/<part>/*.f16 and, when they are complete, <part>.jsonl.gz: the
+cuts that point to them. Speed-perturbed copies are stored like any cut, their ids ending in `_sp0.9` and `_sp1.1`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.serialization import SequentialJsonlWriter
+from lhotse.utils import fastcopy
+
+from local.atomic import atomic_write
+from local.config import FeaturesConfig, load_config
+from local.corpus import load_corpus
+from local.errors import UserError, cli
+from local.feature_store import Float16ArchiveWriter
+from local.features import make_extractor
+from local.lengths import SPEEDS, at_speed, fits
+from local.progress import Progress
+
+CHUNK = 50  # cuts handed to a process at a time
+Failure = tuple[str, str]  # cut id, reason
+
+_extractor = None
+_writer: Float16ArchiveWriter | None = None
+
+
+def _start(features: FeaturesConfig, folder: Path) -> None:
+    """In each process: one thread, one extractor, one archive."""
+    global _extractor, _writer
+    torch.set_num_threads(1)
+    _extractor = make_extractor(features)
+    _writer = Float16ArchiveWriter(folder / f"{os.getpid()}.f16")
+
+
+def _extract(cuts: list[Cut]) -> tuple[list[Cut], list[Failure]]:
+    assert _writer is not None
+    done, failed = [], []
+    for cut in cuts:
+        try:
+            done.append(cut.compute_and_store_features(_extractor, _writer))
+        except OSError:
+            raise  # a full disk ends the stage
+        except Exception as e:
+            failed.append((cut.id, str(e).strip().splitlines()[0]))
+    _writer.flush()
+    return done, failed
+
+
+def chunks(cuts: Iterator[Cut]) -> Iterator[list[Cut]]:
+    """Lists of up to CHUNK cuts."""
+    while chunk := list(islice(cuts, CHUNK)):
+        yield chunk
+
+
+def compute_part(cuts: Sequence[Cut], part: str, folder: Path, features: FeaturesConfig, num_jobs: int) -> list[Failure]:
+    """Extract the features of `cuts` in `num_jobs` processes; the part's archives and manifest are replaced at the end."""
+    working, final = folder / f".tmp-{part}", folder / part
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir(parents=True)
+    failed: list[Failure] = []
+    # Forked workers inherit the loaded libraries; macOS does not bear forks.
+    context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
+    with atomic_write(folder / f"{part}.jsonl.gz") as tmp:
+        with (
+            SequentialJsonlWriter(tmp) as manifest,
+            context.Pool(num_jobs, _start, (features, working)) as pool,
+            Progress(len(cuts), f"features of {part}", "cuts") as shown,
+        ):
+            for done, bad in pool.imap(_extract, chunks(iter(cuts))):
+                for cut in done:
+                    path = final.resolve() / Path(cut.features.storage_path).name
+                    manifest.write(fastcopy(cut, features=fastcopy(cut.features, storage_path=str(path))))
+                failed += bad
+                shown.update(len(done) + len(bad))
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(working, final)
+    return failed
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--conf", type=Path)
+    parser.add_argument("--nproc", type=int, default=1)
+    parser.add_argument("overrides", nargs="*", help="key.sub=value")
+    args = parser.parse_args(argv)
+    cfg = load_config(args.conf, args.overrides)
+    corpus = load_corpus(args.data_dir / "corpus.yaml")
+    parts = corpus.parts() + ([] if cfg.augment.musan is None else ["musan"])
+    for part in parts:
+        manifest = args.data_dir / "cuts" / f"{part}.jsonl.gz"
+        if not manifest.is_file():
+            raise UserError(f"{manifest} is missing; stage 3 of prepare.sh makes it")
+        cuts = list(CutSet.from_jsonl_lazy(manifest))
+        if part in corpus.train and cfg.augment.speed_perturb:
+            cuts += [at_speed(cut, speed) for speed in SPEEDS for cut in cuts if fits(cut, speed)]
+        failed = compute_part(cuts, part, args.data_dir / "features", cfg.features, args.nproc)
+        for name, why in failed:
+            print(f"warning: {part}: no features for {name}: {why}", file=sys.stderr)
+        print(f"{part}: features of {len(cuts) - len(failed)} cuts, {sum(c.duration for c in cuts) / 3600:.2f} h")
+
+
+if __name__ == "__main__":
+    main()

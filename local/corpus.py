@@ -1,0 +1,100 @@
+"""What a corpus is: its name, where its audio comes from, its parts; and the list of what was left out of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from local.atomic import atomic_write
+from local.config import DataConfig
+from local.errors import UserError
+
+SOURCES = ("librispeech", "mini_librispeech", "tiny", "custom")
+SHOWN = 5  # dropped utterances named on the screen, per reason
+
+
+@dataclass
+class Corpus:
+    """`source` names the program that brings the audio; `options` are that program's own keys (tiny's seed)."""
+
+    name: str
+    source: str
+    train: list[str]
+    dev: list[str]
+    test: list[str]
+    options: dict[str, Any] = field(default_factory=dict)
+    corpus_dir: str | None = None  # where the audio was found
+
+    def parts(self) -> list[str]:
+        """Every part once, training parts first."""
+        return list(dict.fromkeys(self.train + self.dev + self.test))
+
+
+def load_corpus(path: str | Path, data: DataConfig | None = None) -> Corpus:
+    """Read a corpus.yaml; `data.{train,dev,test}_parts` of a config, where set, replace its lists of parts.
+
+    Raises `UserError` naming file and key for a missing file, an unknown or a missing key, an unknown source.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is missing; stage 1 of prepare.sh makes it")
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    known = {f.name for f in fields(Corpus)}
+    if not isinstance(values, dict) or not set(values) <= known:
+        raise UserError(f"{path}: keys are {', '.join(sorted(known))}; not {sorted(set(values) - known)}")
+    for key in ("name", "source", "train", "dev", "test"):
+        if key not in values:
+            raise UserError(f"{path}: key '{key}' is missing")
+    if values["source"] not in SOURCES:
+        raise UserError(f"{path}: key 'source' is {values['source']}: one of {', '.join(SOURCES)} is meant")
+    for key in ("train", "dev", "test"):
+        if not isinstance(values[key], list) or not all(isinstance(p, str) and p for p in values[key]):
+            raise UserError(f"{path}: key '{key}': a list of part names is meant")
+    corpus = Corpus(**values)
+    for key in ("train", "dev", "test"):
+        replaced = getattr(data, f"{key}_parts", None)
+        if replaced is not None:
+            setattr(corpus, key, list(replaced))
+    return corpus
+
+
+def save_corpus(corpus: Corpus, path: str | Path) -> None:
+    """Write a resolved corpus.yaml."""
+    with atomic_write(path) as tmp:
+        tmp.write_text(yaml.safe_dump(asdict(corpus), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+class Dropped(NamedTuple):
+    """An utterance (or file) left out of a part; `kind` is the reason without its particulars, for counting."""
+
+    id: str
+    part: str
+    kind: str
+    detail: str = ""
+
+    def line(self) -> str:
+        """One row of dropped.tsv."""
+        reason = f"{self.kind}: {self.detail}" if self.detail else self.kind
+        return "\t".join(s.replace("\t", " ").replace("\n", " ") for s in (self.id, self.part, reason))
+
+
+def write_dropped(path: str | Path, dropped: Sequence[Dropped]) -> None:
+    """Write rows `id <TAB> part <TAB> reason`; an empty file where nothing was dropped."""
+    with atomic_write(path) as tmp:
+        tmp.write_text("".join(d.line() + "\n" for d in dropped), encoding="utf-8")
+
+
+def report_dropped(dropped: Sequence[Dropped], listing: str | Path) -> None:
+    """Name the first few utterances of each kind, one line each, then count them in one line."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for d in dropped:
+        counts[d.part, d.kind] += 1
+        if counts[d.part, d.kind] <= SHOWN:
+            print("  dropped " + d.line().replace("\t", ", ").replace("\n", " "))
+    for (part, kind), n in counts.items():
+        print(f"{part}: {n} dropped ({kind}); listed in {listing}")

@@ -1,0 +1,206 @@
+"""Batches for training, validation and decoding, from the cuts that prepare.sh wrote.
+
+A batch is a dict: "inputs" (N, T, F) float32 padded with log(1e-10), "input_lens" (N,) int64, "ids" and "texts" lists of
+N strings, "tokens" (N, U) int64 padded with blank, "token_lens" (N,) int64, "num_frames" the sum of input_lens, "skipped"
+the ids of utterances that could not be loaded. Training batches, augmentation included, depend on (seed, epoch) alone.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut, MixedCut
+from lhotse.cut.set import deserialize_cut
+from lhotse.dataset import SpecAugment
+from lhotse.serialization import decode_json_line
+from torch.utils.data import DataLoader, Dataset
+
+from local.config import AugmentConfig, Config
+from local.corpus import load_corpus
+from local.errors import UserError
+from local.feature_store import Float16ArchiveReader
+from local.features import PADDING, make_extractor
+from local.sampling import ShuffledCuts, SkippingSampler, batch_seed, plain_sampler, read_lines, seeded, train_sampler
+from local.tokens import BLANK_ID, Tokenizer
+
+Batch = dict[str, Any]
+WARNINGS = 20  # utterances named by a loader's process; the others are only counted
+assert Float16ArchiveReader.name  # importing it is what makes stored features readable
+
+
+class AsrDataset(Dataset):
+    """CutSet -> batch; lives in the loader's processes."""
+
+    def __init__(self, cfg: Config, tokenizer: Tokenizer, noise: list[Cut] | None, augment: bool, epoch: int) -> None:
+        self.tokenizer, self.epoch, self.seed = tokenizer, epoch, cfg.train.seed
+        self.precomputed = cfg.features.type == "precomputed"
+        self.num_bins = cfg.features.num_mel_bins
+        self.features = cfg.features
+        self.extractor = None
+        self.augment = augment
+        self.noise = noise or []
+        self.warned = 0
+        self.noise_prob, self.noise_snr = cfg.augment.musan_prob, list(cfg.augment.musan_snr)
+        self.spec_augment = make_spec_augment(cfg.augment) if augment and cfg.augment.spec_augment else None
+
+    def __getitem__(self, cuts: CutSet) -> Batch:
+        if not self.augment:
+            return self._collate(cuts)
+        seed = batch_seed(self.seed, self.epoch, cuts)
+        with seeded(seed):
+            if self.noise:
+                cuts = self._mix(cuts, random.Random(seed))
+            batch = self._collate(cuts)
+            if self.spec_augment is not None and batch["ids"]:
+                lens = batch["input_lens"]
+                segments = torch.stack([torch.arange(len(lens)), torch.zeros_like(lens), lens], dim=1)
+                batch["inputs"] = self.spec_augment(batch["inputs"], segments.to(torch.int32))
+        return batch
+
+    def _mix(self, cuts: CutSet, rng: random.Random) -> CutSet:
+        noise = CutSet(rng.sample(self.noise, min(len(self.noise), len(cuts))))
+        return cuts.mix(noise, snr=self.noise_snr, mix_prob=self.noise_prob, preserve_id="left", seed=rng).to_eager()
+
+    def _collate(self, cuts: Iterable[Cut]) -> Batch:
+        matrices, kept, skipped = [], [], []
+        for cut in cuts:
+            try:
+                matrices.append(self._load(cut))
+                kept.append(cut)
+            except Exception as e:
+                skipped.append(cut.id)
+                self._warn(cut, e)
+        lens = torch.tensor([len(m) for m in matrices], dtype=torch.int64)
+        inputs = torch.full((len(matrices), int(lens.max()) if matrices else 0, self.num_bins), PADDING)
+        for row, matrix in zip(inputs, matrices, strict=True):
+            row[: len(matrix)] = matrix
+        texts = [cut.supervisions[0].text or "" for cut in kept]
+        ids = self.tokenizer.encode(texts)
+        tokens = torch.full((len(ids), max(map(len, ids), default=0)), BLANK_ID, dtype=torch.int64)
+        for row, sequence in zip(tokens, ids, strict=True):
+            row[: len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
+        return {
+            "inputs": inputs, "input_lens": lens, "ids": [cut.id for cut in kept], "texts": texts, "tokens": tokens,
+            "token_lens": torch.tensor([len(s) for s in ids], dtype=torch.int64), "num_frames": int(lens.sum()),
+            "skipped": skipped,
+        }  # fmt: skip
+
+    def _warn(self, cut: Cut, e: Exception) -> None:
+        self.warned += 1
+        why = (str(e).strip() or type(e).__name__).splitlines()[0]
+        more = " (further ones are counted, not named)" if self.warned == WARNINGS else ""
+        if self.warned <= WARNINGS:
+            print(f"warning: utterance {cut.id} ({file_of(cut)}) left out: {why}{more}", file=sys.stderr, flush=True)
+
+    def _load(self, cut: Cut) -> torch.Tensor:
+        """Features (T, F) of a cut, float32, stored or computed."""
+        if self.precomputed:
+            features = torch.from_numpy(cut.load_features())
+        else:
+            if self.extractor is None:
+                self.extractor = make_extractor(self.features)
+            features = self.extractor.extract(torch.from_numpy(cut.load_audio()), cut.sampling_rate)
+        if features.shape[1] != self.num_bins:
+            raise ValueError(f"{features.shape[1]} feature channels, not features.num_mel_bins={self.num_bins}")
+        return features
+
+
+class Batches:
+    """What a dataloader method returns: iterate over it for batches. `skipped` counts utterances that failed to load."""
+
+    def __init__(self, loader: DataLoader, num_cuts: int) -> None:
+        self.loader, self.num_cuts, self.skipped = loader, num_cuts, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            self.skipped += len(batch["skipped"])
+            if batch["ids"]:
+                yield batch
+
+
+class AsrDataModule:
+    """Loaders over data/<corpus>; `cfg` gives batching, augmentation and features, corpus.yaml the parts."""
+
+    def __init__(self, cfg: Config, data_dir: str | Path, tokenizer: Tokenizer) -> None:
+        """Reads corpus.yaml only. Raises `UserError` when data_dir is not prepared."""
+        self.cfg, self.data_dir, self.tokenizer = cfg, Path(data_dir), tokenizer
+        self.corpus = load_corpus(self.data_dir / "corpus.yaml", cfg.data)
+        self._train: ShuffledCuts | None = None
+        self._noise: list[Cut] | None = None
+
+    def train_dataloader(self, epoch: int, skip_batches: int = 0) -> Batches:
+        """Augmented batches of the training parts in the order of (train.seed, epoch), without the first few."""
+        cfg = self.cfg
+        if self._train is None:
+            manifests = [self._manifest(part) for part in self.corpus.train]
+            self._train = ShuffledCuts(manifests, cfg.train.seed, cfg.augment.speed_perturb, self._precomputed)
+            if cfg.augment.musan is not None:
+                self._noise = self._cuts("musan")
+        sampler = train_sampler(self._train, cfg.data, cfg.train.max_duration, epoch)
+        dataset = AsrDataset(cfg, self.tokenizer, self._noise, augment=True, epoch=epoch)
+        return Batches(self._loader(dataset, SkippingSampler(sampler, skip_batches)), len(self._train))
+
+    def valid_dataloader(self) -> Batches:
+        """The dev parts, not augmented, in batches of train.max_duration."""
+        return self._plain([c for part in self.corpus.dev for c in self._cuts(part)], self.cfg.train.max_duration)
+
+    def test_dataloader(self, part: str) -> Batches:
+        """One part, not augmented, longest first, in batches of decode.max_duration."""
+        return self._plain(self._cuts(part), self.cfg.decode.max_duration)
+
+    @property
+    def _precomputed(self) -> bool:
+        return self.cfg.features.type == "precomputed"
+
+    def _manifest(self, part: str) -> Path:
+        return self.data_dir / ("features" if self._precomputed else "cuts") / f"{part}.jsonl.gz"
+
+    def _cuts(self, part: str) -> list[Cut]:
+        """A part's cuts without speed-perturbed copies."""
+        cuts = [deserialize_cut(decode_json_line(line.decode())) for line in read_lines(self._manifest(part))]
+        return [cut for cut in cuts if "speed" not in (cut.custom or {})]
+
+    def _plain(self, cuts: list[Cut], max_duration: float) -> Batches:
+        dataset = AsrDataset(self.cfg, self.tokenizer, None, augment=False, epoch=0)
+        return Batches(self._loader(dataset, plain_sampler(cuts, max_duration)), len(cuts))
+
+    def _loader(self, dataset: AsrDataset, sampler: Any) -> DataLoader:
+        workers = self.cfg.data.num_workers
+        if workers < 0:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            workers = max(1, min(8, cores // 2))
+        prefetch = {"prefetch_factor": 4} if workers else {}
+        return DataLoader(
+            dataset, sampler=sampler, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), **prefetch
+        )
+
+
+def make_spec_augment(augment: AugmentConfig) -> SpecAugment:
+    """lhotse's SpecAugment (Park et al., 2019; time warping as in Espresso), applied to 9 of 10 utterances."""
+    if augment.num_frame_masks < 1 or augment.max_frames_mask_fraction <= 0 or augment.frames_mask_size < 1:
+        raise UserError("augment: lhotse's SpecAugment needs num_frame_masks, frames_mask_size and "
+                        "max_frames_mask_fraction above 0; augment.spec_augment=false switches it off")  # fmt: skip
+    return SpecAugment(
+        time_warp_factor=augment.time_warp_factor,
+        num_feature_masks=augment.num_feature_masks,
+        features_mask_size=augment.features_mask_size,
+        num_frame_masks=augment.num_frame_masks,
+        frames_mask_size=augment.frames_mask_size,
+        max_frames_mask_fraction=augment.max_frames_mask_fraction,
+    )
+
+
+def file_of(cut: Cut) -> str:
+    """The file a cut is read from, for messages."""
+    if isinstance(cut, MixedCut):
+        cut = cut.tracks[0].cut
+    if cut.features is not None:
+        return str(cut.features.storage_path)
+    return str(cut.recording.sources[0].source) if cut.recording and cut.recording.sources else "no file"

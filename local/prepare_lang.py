@@ -1,0 +1,59 @@
+"""Stage 2 of prepare.sh: BPE model and tokens from the transcripts of the training parts.
+
+Reads data/<corpus>/manifests; writes data/<corpus>/lang/{transcript.txt,bpe.model,tokens.txt}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lhotse import SupervisionSet
+
+from local.atomic import atomic_write
+from local.config import load_config
+from local.corpus import load_corpus
+from local.errors import cli
+from local.tokens import Tokenizer, train_tokenizer
+
+
+def read_texts(data_dir: Path, parts: Sequence[str]) -> list[str]:
+    """Transcripts of the parts, in their order."""
+    texts = []
+    for part in parts:
+        segments = SupervisionSet.from_jsonl_lazy(data_dir / "manifests" / f"supervisions_{part}.jsonl.gz")
+        texts += [segment.text or "" for segment in segments]
+    return texts
+
+
+def write_lang(tokenizer: Tokenizer, texts: Sequence[str], folder: Path) -> None:
+    """Write transcript.txt (a text a line), bpe.model and tokens.txt (`<token> <id>` a line)."""
+    with atomic_write(folder / "transcript.txt") as tmp:
+        tmp.write_text("".join(t + "\n" for t in texts), encoding="utf-8")
+    with atomic_write(folder / "tokens.txt") as tmp:
+        tmp.write_text("".join(f"{t} {i}\n" for i, t in enumerate(tokenizer.tokens)), encoding="utf-8")
+    with atomic_write(folder / "bpe.model") as tmp:
+        tmp.write_bytes(tokenizer.model)
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--conf", type=Path)
+    parser.add_argument("overrides", nargs="*", help="key.sub=value")
+    args = parser.parse_args(argv)
+    lang = load_config(args.conf, args.overrides).lang
+    texts = read_texts(args.data_dir, load_corpus(args.data_dir / "corpus.yaml").train)
+    tokenizer = train_tokenizer(texts, lang.vocab_size, lang.character_coverage)
+    write_lang(tokenizer, texts, args.data_dir / "lang")
+    fewer = "" if tokenizer.vocab_size == lang.vocab_size else f" (lang.vocab_size={lang.vocab_size}: its text has no more)"
+    print(f"{tokenizer.vocab_size} tokens{fewer} from {len(texts)} transcripts")
+
+
+if __name__ == "__main__":
+    main()

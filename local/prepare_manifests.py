@@ -1,0 +1,176 @@
+"""Stage 1 of prepare.sh: lhotse manifests of every part, each audio file decoded once.
+
+Reads audio and transcripts; writes data/<corpus>/manifests/{recordings,supervisions}_<part>.jsonl.gz, dropped.tsv beside
+them and data/<corpus>/corpus.yaml. What cannot be used is left out, named and counted; the rest goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.utils import fastcopy
+
+from local.atomic import atomic_write
+from local.audio_check import BadAudio, check_audio, parallel
+from local.config import load_config
+from local.corpus import Corpus, Dropped, load_corpus, report_dropped, save_corpus, write_dropped
+from local.errors import UserError, cli
+from local.librispeech import find_tree, read_part
+from local.progress import progress
+
+Pair = tuple[Recording, SupervisionSegment]
+PARTS_HINT = "; name the parts with data.train_parts=[...] data.dev_parts=[...] data.test_parts=[...]"
+TOLERANCE = 0.025  # seconds by which a segment may reach beyond its recording
+NAMES_SHOWN = 5
+
+
+def check_recording(recording: Recording) -> Recording:
+    """Decode the recording's files and fill in what they hold. Raises `BadAudio` naming the file.
+
+    A recording that stated a length keeps it to what was decoded; fewer samples than stated is truncation.
+    """
+    for source in recording.sources:
+        if source.type != "file":
+            _load_once(recording)
+            return recording
+        try:
+            info = check_audio(source.source)
+        except BadAudio as e:
+            raise BadAudio(f"{e}: {source.source}") from None
+        if recording.transforms:
+            continue  # its rate and length are those after the transforms
+        if recording.num_samples and info.num_samples < recording.num_samples - 1:
+            stated = f"{info.num_samples} of {recording.num_samples} samples"
+            raise BadAudio(f"truncated audio file ({stated}): {source.source}")
+        recording = fastcopy(
+            recording,
+            sampling_rate=info.sampling_rate,
+            num_samples=info.num_samples,
+            duration=info.num_samples / info.sampling_rate,
+        )
+    return recording
+
+
+def _load_once(recording: Recording) -> None:
+    try:
+        recording.load_audio()
+    except Exception as e:
+        raise BadAudio(f"unreadable recording {recording.id}: {str(e).strip().splitlines()[0]}") from None
+
+
+def screen(pairs: Iterable[Pair], part: str, dropped: list[Dropped]) -> list[Pair]:
+    """Without duplicate ids (the first stays) and empty transcripts, which go to `dropped`."""
+    kept: dict[str, Pair] = {}
+    for recording, segment in pairs:
+        source = recording.sources[0].source if recording.sources and recording.sources[0].type == "file" else ""
+        if segment.id in kept:
+            dropped.append(Dropped(segment.id, part, "duplicate id, the first is kept", str(source)))
+        elif not (segment.text or "").strip():
+            dropped.append(Dropped(segment.id, part, "empty transcript", str(source)))
+        else:
+            kept[segment.id] = (recording, segment)
+    return list(kept.values())
+
+
+def check_pairs(pairs: Sequence[Pair], part: str, num_jobs: int, dropped: list[Dropped]) -> list[Pair]:
+    """Decode every recording once, in `num_jobs` threads; what is missing, broken or out of range goes to `dropped`."""
+    recordings = {recording.id: recording for recording, _ in pairs}
+    checked: dict[str, Recording | BadAudio] = {}
+
+    def check(recording: Recording) -> Recording | BadAudio:
+        try:
+            return check_recording(recording)
+        except BadAudio as e:
+            return e
+
+    results = parallel(check, recordings.values(), num_jobs)
+    for name, result in zip(recordings, progress(results, len(recordings), f"audio of {part}", "files"), strict=True):
+        checked[name] = result
+    kept: list[Pair] = []
+    for recording, segment in pairs:
+        result = checked[recording.id]
+        if isinstance(result, BadAudio):
+            kind, _, detail = str(result).partition(": ")
+            kind = kind.partition(" (")[0]
+            dropped.append(Dropped(segment.id, part, kind, detail if kind == "missing audio file" else str(result)))
+            continue
+        duration = segment.duration or result.duration - segment.start
+        if duration <= 0 or segment.start < 0 or segment.start + duration > result.duration + TOLERANCE:
+            span = f"{segment.start:.2f} to {segment.start + duration:.2f} s of {result.duration:.2f} s"
+            dropped.append(Dropped(segment.id, part, "segment outside its recording", span))
+            continue
+        duration = min(duration, result.duration - segment.start)
+        kept.append((result, fastcopy(segment, duration=duration, text=" ".join((segment.text or "").split()))))
+    return kept
+
+
+def write_manifests(pairs: Sequence[Pair], part: str, folder: Path) -> None:
+    """Write recordings (each once) and supervisions of a part."""
+    recordings = {recording.id: recording for recording, _ in pairs}
+    with atomic_write(folder / f"recordings_{part}.jsonl.gz") as tmp:
+        RecordingSet.from_recordings(recordings.values()).to_file(tmp)
+    with atomic_write(folder / f"supervisions_{part}.jsonl.gz") as tmp:
+        SupervisionSet.from_segments(segment for _, segment in pairs).to_file(tmp)
+
+
+def warn_shared_speakers(corpus: Corpus, speakers: dict[str, set[str]]) -> None:
+    """One line for every two sets (train, dev, test) of different parts in which the same speakers speak."""
+    sets = {"train": corpus.train, "dev": corpus.dev, "test": corpus.test}
+    for a, b in combinations(sets, 2):
+        mine = set().union(*(speakers[p] for p in sets[a]))
+        theirs = set().union(*(speakers[p] for p in sets[b]))
+        shared = sorted(mine & theirs)
+        if shared and sorted(sets[a]) != sorted(sets[b]):
+            names = ", ".join(shared[:NAMES_SHOWN]) + (", ..." if len(shared) > NAMES_SHOWN else "")
+            print(f"warning: {len(shared)} speakers are both in {a} and in {b}: {names}", file=sys.stderr)
+
+
+def reader(corpus: Corpus, corpus_dir: Path) -> Callable[[str], list[Pair]]:
+    """The function that reads a part's utterances from this corpus's source."""
+    if corpus.source == "custom":
+        raise UserError("custom is not here yet")
+    tree = find_tree(corpus_dir)
+    return lambda part: read_part(tree, part, PARTS_HINT)
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--corpus-yaml", type=Path, required=True)
+    parser.add_argument("--corpus-dir", type=Path, required=True, help="where the audio is")
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--conf", type=Path)
+    parser.add_argument("--nproc", type=int, default=1)
+    parser.add_argument("overrides", nargs="*", help="key.sub=value")
+    args = parser.parse_args(argv)
+    cfg = load_config(args.conf, args.overrides)
+    corpus = load_corpus(args.corpus_yaml, cfg.data)
+    corpus.corpus_dir = str(args.corpus_dir)
+    read = reader(corpus, args.corpus_dir)
+    read_parts = {part: read(part) for part in corpus.parts()}  # a missing part stops before any work
+    folder = args.data_dir / "manifests"
+    dropped: list[Dropped] = []
+    speakers: dict[str, set[str]] = {}
+    for part, pairs in read_parts.items():
+        kept = check_pairs(screen(pairs, part, dropped), part, args.nproc, dropped)
+        if not kept:
+            raise UserError(f"part '{part}' of {args.corpus_dir}: none of {len(pairs)} utterances can be used")
+        write_manifests(kept, part, folder)
+        speakers[part] = {segment.speaker for _, segment in kept if segment.speaker}
+        hours = sum(segment.duration for _, segment in kept) / 3600
+        print(f"{part}: {len(kept)} utterances, {hours:.2f} h, {len(speakers[part])} speakers")
+    write_dropped(folder / "dropped.tsv", dropped)
+    report_dropped(dropped, folder / "dropped.tsv")
+    warn_shared_speakers(corpus, speakers)
+    save_corpus(corpus, args.data_dir / "corpus.yaml")
+
+
+if __name__ == "__main__":
+    main()

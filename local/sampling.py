@@ -1,0 +1,132 @@
+"""Which utterances make a batch: order and grouping depend on (seed, epoch) alone, and no audio is touched here."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import random
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.cut.set import deserialize_cut
+from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
+from lhotse.dataset.sampling.base import CutSampler
+from lhotse.serialization import decode_json_line
+
+from local.config import DataConfig
+from local.errors import UserError
+from local.lengths import SPEED, SPEEDS, at_speed, fits
+
+BINS_FROM = 10_000  # cuts from whose lengths the buckets' borders are taken
+
+
+class ShuffledCuts:
+    """The training cuts of some manifests, in an order drawn anew for every epoch, with speed-perturbed copies.
+
+    Only the manifests' lines are held (0.6 kB each), so that the whole set is shuffled and cuts are made as they are
+    needed. `precomputed`: the manifests already hold the copies (`custom.speed`); otherwise they are made here.
+    """
+
+    def __init__(self, manifests: Sequence[Path], seed: int, speed_perturb: bool, precomputed: bool) -> None:
+        self.lines = [line for manifest in manifests for line in read_lines(manifest)]
+        self.seed, self.speed_perturb, self.precomputed = seed, speed_perturb, precomputed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Cuts per epoch (the few copies too short for their tokens counted)."""
+        return len(self.lines) * (1 if self.precomputed or not self.speed_perturb else 1 + len(SPEEDS))
+
+    def __iter__(self) -> Iterator[Cut]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self))
+        for i in order.tolist():
+            copy, line = divmod(i, len(self.lines))
+            cut = deserialize_cut(decode_json_line(self.lines[line].decode()))
+            if self.precomputed:
+                if self.speed_perturb or SPEED not in (cut.custom or {}):
+                    yield cut
+            elif copy == 0:
+                yield cut
+            elif fits(cut, SPEEDS[copy - 1]):
+                yield at_speed(cut, SPEEDS[copy - 1])
+
+
+class SkippingSampler(torch.utils.data.Sampler):
+    """The batches of a lhotse sampler from the `skip`-th on; those before it are drawn but not loaded."""
+
+    def __init__(self, sampler: CutSampler, skip: int) -> None:
+        self.sampler, self.skip = sampler, skip
+
+    def __iter__(self) -> Iterator[CutSet]:
+        for i, cuts in enumerate(self.sampler):
+            if i >= self.skip:
+                yield cuts
+
+
+def read_lines(manifest: Path) -> list[bytes]:
+    """Lines of a .jsonl.gz; raises `UserError` when the manifest is missing or broken."""
+    if not manifest.is_file():
+        stage = "4 (features.type=precomputed)" if manifest.parent.name == "features" else "3"
+        raise UserError(f"{manifest} is missing; stage {stage} of prepare.sh makes it")
+    try:
+        with gzip.open(manifest, "rb") as f:
+            return f.read().splitlines()
+    except (OSError, EOFError):
+        raise UserError(f"{manifest}: truncated or not gzip; run prepare.sh with --force") from None
+
+
+def train_sampler(cuts: ShuffledCuts, data: DataConfig, max_duration: float, epoch: int) -> CutSampler:
+    """Batches of up to `max_duration` seconds, padding counted, of cuts alike in length (lhotse's dynamic buckets)."""
+    cuts.epoch = 0
+    bins = duration_bins(cuts, data.num_buckets)
+    cuts.epoch = epoch
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lhotse doubts small buffers; ours is bounded by the corpus
+        sampler = DynamicBucketingSampler(
+            cuts, max_duration=max_duration, duration_bins=bins, shuffle=True, drop_last=False,
+            buffer_size=data.shuffle_buffer, seed=cuts.seed, sync_buckets=True,
+        )  # fmt: skip  (without sync_buckets lhotse 1.33 ends an epoch at the first empty bucket and loses the rest)
+    sampler.set_epoch(epoch)
+    return sampler
+
+
+def duration_bins(cuts: Iterable[Cut], num_buckets: int) -> list[float]:
+    """Borders between at most `num_buckets` buckets that each hold about the same time, from the first cuts' lengths."""
+    lengths = np.sort([cut.duration for _, cut in zip(range(BINS_FROM), cuts, strict=False)])
+    share = np.cumsum(lengths) / lengths.sum()
+    positions = np.searchsorted(share, np.arange(1, num_buckets) / num_buckets)
+    return sorted({float(lengths[min(p, len(lengths) - 1)]) for p in positions} - {float(lengths[0])})
+
+
+def plain_sampler(cuts: Iterable[Cut], max_duration: float) -> CutSampler:
+    """Batches for validation and decoding: sorted by length, longest first, nothing dropped."""
+    ordered = sorted(cuts, key=lambda c: (-c.duration, c.id))
+    return SimpleCutSampler(CutSet(ordered), max_duration=max_duration, shuffle=False, world_size=1, rank=0)
+
+
+def batch_seed(seed: int, epoch: int, cuts: Iterable[Cut]) -> int:
+    """A 63-bit seed of this batch's augmentation, the same in whichever process it is made."""
+    text = f"{seed} {epoch} " + " ".join(cut.id for cut in cuts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class seeded:  # noqa: N801  (a context manager, used like a function)
+    """Seed Python's, numpy's and torch's global generators, which lhotse draws from, and put them back at the end."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        self.states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
+        random.seed(self.seed)
+        np.random.seed(self.seed % 2**32)
+        torch.random.default_generator.manual_seed(self.seed)
+
+    def __exit__(self, *args: object) -> None:
+        random.setstate(self.states[0])
+        np.random.set_state(self.states[1])
+        torch.set_rng_state(self.states[2])
