@@ -1,0 +1,98 @@
+"""Stage "average": one file with averaged weights, config and tokens, all that decoding needs.
+
+local/average.py --exp-dir exp/tiny [average.last=20 average.num=5 ...] [--output exp/tiny/averaged.pt]
+
+average.mode=running: the mean over all batches of a range of epochs (or steps), from the running averages kept in the
+checkpoints at its two ends. average.mode=plain: the mean of the range's checkpoints, or of average.checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from local.checkpoint import checkpoints, load_file, save_file
+from local.config import AverageConfig, config_from_dict
+from local.errors import UserError, cli
+from model.average import State, average_between, average_plain
+
+
+def select_range(folder: Path, options: AverageConfig) -> list[tuple[int, Path]]:
+    """The checkpoints of the range (last - num, last] and the one at its start, if kept, newest first.
+
+    Raises `UserError` naming what is missing.
+    """
+    kept = dict(checkpoints(folder, options.unit))
+    if not kept:
+        raise UserError(f"{folder}: no {options.unit} checkpoints; stage 5 of run.sh (train) makes them")
+    last = options.last or max(kept)
+    if last not in kept:
+        raise UserError(f"{folder}/{options.unit}-{last}.pt does not exist (key 'average.last')")
+    return [(n, kept[n]) for n in sorted(kept, reverse=True) if n <= last]
+
+
+def running(folder: Path, options: AverageConfig) -> tuple[State, dict[str, Any], str]:
+    """The mean over a range from its two end checkpoints: weights, the end's content, and the range in words."""
+    candidates = select_range(folder, options)
+    last, end_path = candidates[0]
+    end = load_file(end_path)
+    average = end["average"]
+    if options.unit == "epoch":
+        first = last - options.num
+        start_path = next((p for n, p in candidates if n == first), None)
+        if first > 0 and start_path is None:
+            raise UserError(
+                f"{folder}/epoch-{first}.pt, the start of the range, does not exist (keys 'average.last' and 'average.num')"
+            )
+    else:
+        start_path = candidates[options.num][1] if len(candidates) > options.num else None
+        first = candidates[options.num][0] if start_path else 0
+    if start_path is None:
+        return average["state"], end, f"{options.unit}s 1 to {last}"
+    start = load_file(start_path)["average"]
+    try:
+        state = average_between(start["state"], start["batches"], average["state"], average["batches"])
+    except ValueError as e:
+        raise UserError(f"{start_path} to {end_path}: {e}; train.average_period is {average['period']}") from None
+    return state, end, f"{options.unit}s {first + 1} to {last}"
+
+
+def plain(folder: Path, options: AverageConfig) -> tuple[State, dict[str, Any], str]:
+    """The mean of named checkpoints, or of the newest `num` of the range."""
+    if options.checkpoints:
+        paths = [Path(p) for p in options.checkpoints]
+    else:
+        paths = [p for _, p in select_range(folder, options)[: options.num]][::-1]
+    contents = [load_file(p) for p in paths]
+    for path, content in zip(paths, contents, strict=True):
+        if content["model"].keys() != contents[-1]["model"].keys():
+            raise UserError(f"{path}: its model is another one than that of {paths[-1]}")
+    return average_plain([c["model"] for c in contents]), contents[-1], ", ".join(p.name for p in paths)
+
+
+@cli
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--exp-dir", type=Path, required=True)
+    parser.add_argument("--output", type=Path, help="default: EXP_DIR/averaged.pt")
+    parser.add_argument("overrides", nargs="*", metavar="average.key=value")
+    args = parser.parse_args()
+    folder = args.exp_dir / "checkpoints"
+    newest = checkpoints(folder, "epoch") or checkpoints(folder, "step")
+    if not newest:
+        raise UserError(f"{folder}: no checkpoints; stage 5 of run.sh (train) makes them")
+    options = config_from_dict(load_file(newest[0][1])["config"], args.overrides, where=str(newest[0][1])).average
+    state, end, what = (plain if options.mode == "plain" else running)(folder, options)
+    weights = {k: v.to(end["model"][k].dtype) for k, v in state.items()}  # float64 ends here: the model's own type
+    kept = ("config", "tokens", "tokens_hash", "vocab_size", "bpe_model", "git_commit", "versions")
+    output = args.output or args.exp_dir / "averaged.pt"
+    save_file({"model": weights, "averaged": f"{options.mode}: {what}", **{k: end[k] for k in kept}}, output)
+    print(f"{output}: {options.mode} average of {what}")
+
+
+if __name__ == "__main__":
+    main()
