@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,25 @@ def load_spec(path: Path = SPEC) -> Spec:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         parts = {name: Part(float(p["minutes"]), int(p["voices"])) for name, p in tree["parts"].items()}
-        flat: dict[str, Any] = {**tree["voices"], **tree["sound"]}
-        spec = Spec(parts=parts, phrases=tree["phrases"], classes=tree["classes"], **flat)
+        values: dict[str, Any] = {**tree["voices"], **tree["sound"], "parts": parts}
+        values |= {key: tree[key] for key in ("phrases", "classes")}
     except FileNotFoundError as e:
         raise UserError(f"{path}: no such file") from e
     except KeyError as e:
         raise UserError(f"{path}: the key {e} is missing") from e
     except (yaml.YAMLError, TypeError, ValueError, AttributeError) as e:
         raise UserError(f"{path}: {' '.join(str(e).split())}") from e
-    vocabulary(spec)  # raises where a class is missing or holds itself
+    keys = {f.name for f in fields(Spec)}
+    if wrong := keys ^ set(values):
+        raise UserError(f"{path}: keys missing or unknown: {', '.join(sorted(wrong))}")
+    for key in ("phrases", "classes"):
+        if not isinstance(values[key], dict) or not values[key]:
+            raise UserError(f"{path}: key '{key}': a mapping is meant")
+    spec = Spec(**values)
+    try:
+        vocabulary(spec)  # a class that is missing or holds itself is found here
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
     return spec
 
 
