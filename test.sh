@@ -35,7 +35,7 @@ main() {
   done
   ensure_python requirements.txt requirements-dev.txt
   if [[ ${#pytest_args[@]} -gt 0 ]]; then
-    exec "$python" -m pytest -rs "${pytest_args[@]}"
+    exec "$python" -m pytest -rfEs "${pytest_args[@]}"
   fi
 
   check "ruff" "$python" -m ruff check .
@@ -77,7 +77,7 @@ tests() {
   shift 2
   echo "== $title"
   log=$(mktemp)
-  "$interpreter" -m pytest -rs --durations=10 "$@" 2>&1 | tee "$log"
+  "$interpreter" -m pytest -rfEs --durations=10 "$@" 2>&1 | tee "$log"
   local status=${PIPESTATUS[0]}
   counts=$(tail -n 1 "$log" | grep -oE '[0-9]+ (passed|failed|errors?|skipped)')
   rm -f "$log"
@@ -118,20 +118,38 @@ k2_possible() {
 
 # ensure_k2: .venv-k2 as requirements-k2.txt describes it, with the other requirements at the versions used elsewhere.
 ensure_k2() {
-  local sum pip=("$k2_python" -m pip --quiet --disable-pip-version-check)
+  local sum log=.venv-k2/install.log pip=("$k2_python" -m pip --disable-pip-version-check --progress-bar off)
   sum=$({ declare -f ensure_k2; cat requirements*.txt; } | cksum)
   [[ "$(cat .venv-k2/installed 2>/dev/null)" != "$sum" ]] || return 0
-  echo "making .venv-k2 with $base_python ($("$base_python" --version)); 3 GB, a few minutes"
+  echo "making .venv-k2 with $base_python ($("$base_python" --version)); 4 GB, a few minutes (log: $log)"
   rm -rf .venv-k2
   "$base_python" -m venv .venv-k2 || return 1
-  grep -hvE '^(torch|torchaudio|numpy|matplotlib|espeakng-loader|ruff|mypy|types-.*)[=>]' \
-    requirements.txt requirements-dev.txt > .venv-k2/requirements.txt
+  grep -hvE '^(torch|torchaudio|numpy|matplotlib|ruff|mypy|types-.*)[=>]' requirements.txt requirements-dev.txt \
+    > .venv-k2/requirements.txt
   # scipy resamples for lhotse in torchaudio's place; six is what this torch's TensorBoard writer imports.
-  "${pip[@]}" install pip==23.2.1 &&
-    "${pip[@]}" install -r .venv-k2/requirements.txt torch==1.13.1 'numpy<2' scipy six graphviz typing-extensions &&
-    "${pip[@]}" install --no-deps -r requirements-k2.txt &&
-    "$k2_python" -c 'import k2' &&
-    echo "$sum" > .venv-k2/installed
+  {
+    "${pip[@]}" install pip==23.2.1 &&
+      "${pip[@]}" install -r .venv-k2/requirements.txt torch==1.13.1 'numpy<2' scipy six graphviz typing-extensions &&
+      "${pip[@]}" install --no-deps -r requirements-k2.txt
+  } > "$log" 2>&1 || { tail -n 20 "$log"; return 1; }
+  "$k2_python" -c 'import k2' && echo "$sum" > .venv-k2/installed
+}
+
+# train_with_k2: 20 steps on the corpus tiny; the short warm-up brings the pruned loss in at step 10.
+train_with_k2() {
+  local exp status
+  exp=$(mktemp -d)
+  ./prepare.sh --corpus tiny --python "$python" &&
+    "$k2_python" local/train.py --conf egs/tiny/conf.yaml --data-dir data/tiny --exp-dir "$exp" \
+      loss.backend=k2 train.max_steps=20 train.warm_step=5 train.log_every=1 &&
+    "$k2_python" - "$exp/train.csv" <<'EOF'
+import csv, math, sys
+losses = [float(row["loss"]) for row in csv.DictReader(open(sys.argv[1]))]
+sys.exit(0 if len(losses) == 20 and all(map(math.isfinite, losses)) else f"20 finite losses expected, not {losses}")
+EOF
+  status=$?
+  rm -rf "$exp"
+  return $status
 }
 
 main "$@"
