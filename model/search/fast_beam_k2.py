@@ -1,0 +1,57 @@
+"""Fast beam search through k2's decoding streams (k2 >= 1.23), over its trivial graph."""
+
+from __future__ import annotations
+
+import torch
+
+from model.search.frames import Frames
+from model.search.hypothesis import Hypothesis
+from model.search.joint import Contexts, Joint
+
+
+def decode_k2(
+    frames: Frames, joint: Joint, contexts: Contexts, vocab_size: int, limits: tuple[float, int, int, bool]
+) -> list[Hypothesis]:
+    """Searches all utterances of `frames`; results in its order, without n-best lists. Blank is token 0.
+
+    limits: (beam, max_contexts, max_states, allow_partial).
+
+    Raises:
+      ImportError: k2 is not installed.
+    """
+    try:
+        import k2
+    except ImportError as e:
+        raise ImportError("fast_beam_search with backend=k2 needs k2, see requirements-k2.txt") from e
+    num_utts = frames.active[0] if len(frames) else 0
+    empty = [Hypothesis([], [], 0.0) for _ in range(frames.num_utts - num_utts)]
+    if not num_utts:
+        return empty
+    device, (beam, max_contexts, max_states, allow_partial) = frames.enc.device, limits
+    graph = k2.trivial_graph(vocab_size - 1, device=device)
+    config = k2.RnntDecodingConfig(
+        vocab_size=vocab_size,
+        decoder_history_len=contexts.size,
+        beam=beam,
+        max_contexts=max_contexts,
+        max_states=max_states,
+    )
+    streams = k2.RnntDecodingStreams([k2.RnntDecodingStream(graph) for _ in range(num_utts)], config)
+    powers = torch.tensor([contexts.base**i for i in range(contexts.size - 1, -1, -1)], device=device)
+    for t in range(len(frames)):
+        # Utterances that have ended go on through padding; only their real frames are read below.
+        shape, context = streams.get_contexts()
+        number = ((context.to(torch.int64) + 1) * powers).sum(1)
+        enc = frames.enc[t, :num_utts].index_select(0, shape.row_ids(1).to(torch.int64))
+        streams.advance(joint.log_probs(enc, contexts.decode(number)))
+    streams.terminate_and_flush_to_streams()
+    num_frames = [sum(n > i for n in frames.active) for i in range(num_utts)]
+    best = k2.shortest_path(streams.format_output(num_frames, allow_partial=allow_partial), use_double_scores=True)
+    scores = best.get_tot_scores(use_double_scores=True, log_semiring=False).tolist()
+    # One arc per frame; the last frame's is the one to the final state, with the label -1.
+    paths = k2.RaggedTensor(best.arcs.shape().remove_axis(1), best.labels.contiguous()).tolist()
+    results = []
+    for path, score in zip(paths, scores, strict=True):
+        times = [t for t, label in enumerate(path) if label > 0]
+        results.append(Hypothesis([path[t] for t in times], times, score))
+    return results + empty

@@ -1,0 +1,101 @@
+"""Token log-probabilities for many (frame, context) pairs at once, with all that stays the same computed once.
+
+The decoder is stateless: its output depends on the last `context_size` tokens only. A context is numbered by
+reading its tokens, each plus one, as digits to the base vocab_size + 1 (-1, "no token yet", is the digit 0).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# Up to so many contexts the decoder's outputs are all computed beforehand (a 44-token model with 2 tokens of context).
+SMALL_TABLE = 2048
+
+
+class Contexts:
+    """Numbers contexts and gives the joiner's projection of the decoder's output for them, each computed only once."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self.model = model
+        self.size = int(model.context_size)
+        self.base = int(model.vocab_size) + 1
+        self.tail = self.base ** (self.size - 1)
+        if self.base**self.size >= 2**62:
+            raise ValueError(f"{self.size} tokens of context over {model.vocab_size} tokens are too many to number")
+        self.device = device
+        self._complete = self.base**self.size <= SMALL_TABLE
+        self._rows = torch.empty(0)
+        if self._complete:
+            self._rows = self._compute(torch.arange(self.base**self.size, device=device))
+        # Known contexts in rising order, and for each its row of `_rows`.
+        self._keys = torch.empty(0, dtype=torch.int64, device=device)
+        self._slots = torch.empty(0, dtype=torch.int64, device=device)
+
+    def number(self, tokens: list[int]) -> int:
+        """The number of a context given as `context_size` token ids (-1 allowed)."""
+        number = 0
+        for token in tokens:
+            number = number * self.base + token + 1
+        return number
+
+    def extend(self, contexts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Numbers of the contexts that `tokens` lead to."""
+        return contexts % self.tail * self.base + tokens + 1
+
+    def decode(self, contexts: torch.Tensor) -> torch.Tensor:
+        """Projected decoder output for context numbers of any shape (...): (..., J)."""
+        flat = contexts.reshape(-1)
+        rows = flat if self._complete else self._find(flat)
+        return self._rows.index_select(0, rows).view(*contexts.shape, -1)
+
+    def _find(self, contexts: torch.Tensor) -> torch.Tensor:
+        if len(self._keys):
+            place = torch.searchsorted(self._keys, contexts).clamp_(max=len(self._keys) - 1)
+            missing = contexts[self._keys[place] != contexts]
+            if not len(missing):
+                return self._slots[place]
+        else:
+            missing = contexts
+        missing = missing.unique()
+        self._append(self._compute(missing), len(self._keys))
+        new_slots = torch.arange(len(self._keys), len(self._keys) + len(missing), device=self.device)
+        self._keys, order = torch.cat([self._keys, missing]).sort()
+        self._slots = torch.cat([self._slots, new_slots])[order]
+        return self._slots[torch.searchsorted(self._keys, contexts)]
+
+    def _append(self, rows: torch.Tensor, used: int) -> None:
+        """Stores rows behind the `used` ones; the storage doubles when it is full."""
+        if used + len(rows) > len(self._rows):
+            grown = rows.new_empty(max(1024, 2 * (used + len(rows))), rows.shape[1])
+            if used:
+                grown[:used] = self._rows[:used]
+            self._rows = grown
+        self._rows[used : used + len(rows)] = rows
+
+    def _compute(self, contexts: torch.Tensor) -> torch.Tensor:
+        powers = [self.base**i for i in range(self.size - 1, -1, -1)]
+        digits = torch.stack([contexts // power % self.base for power in powers], dim=1)
+        decoder_out = self.model.decoder(digits - 1, need_pad=False).squeeze(1)
+        return self.model.joiner.decoder_proj(decoder_out).float()
+
+
+class Joint:
+    """The joiner's output layer, its effective weights computed once, followed by temperature and log-softmax."""
+
+    def __init__(self, model: Any, temperature: float, blank_penalty: float) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        layer = model.joiner.output_linear
+        weight, bias = layer.get_weight().float(), layer.get_bias().float()
+        if blank_penalty:
+            bias = bias.clone()
+            bias[model.blank_id] -= blank_penalty
+        # log_softmax(logits / temperature): the division goes into the layer.
+        self.weight, self.bias = weight / temperature, bias / temperature
+
+    def log_probs(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+        """Encoder and decoder projections that broadcast to (..., J) -> log-probabilities (..., V)."""
+        hidden = torch.add(enc, dec).tanh_()
+        return torch.nn.functional.linear(hidden, self.weight, self.bias).log_softmax(-1)

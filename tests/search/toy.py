@@ -1,0 +1,33 @@
+"""Small transducers with random parameters, and random encoder output for them."""
+
+from __future__ import annotations
+
+import torch
+
+from local.config import load_config
+from model.build import build_model
+from model.transducer import Transducer
+
+
+def toy_model(seed: int, vocab_size: int = 12, context_size: int = 2, sharpness: float = 1.0) -> Transducer:
+    """A model of joiner width 16; `sharpness` scales its logits, as training makes them sharp."""
+    small = {"num_layers": 1, "d_model": 16, "rnn_hidden_size": 16, "dim_feedforward": 16}
+    overrides = [f"model.encoder.{key}={value}" for key, value in small.items()]
+    overrides += ["model.decoder.dim=16", "model.joiner.dim=16", f"model.decoder.context_size={context_size}"]
+    torch.manual_seed(seed)
+    model = build_model(load_config(None, overrides), vocab_size)
+    with torch.no_grad():
+        for part in (model.decoder.embedding, model.joiner.decoder_proj, model.joiner.encoder_proj):
+            part.weight.normal_(std=0.3)
+        model.joiner.output_linear.weight.normal_(std=0.4 * sharpness)
+        model.joiner.output_linear.bias.normal_()
+        model.joiner.output_linear.bias[0] += 2.0 * sharpness
+    return model.eval()
+
+
+def toy_batch(seed: int, num_utts: int = 6, max_frames: int = 20, min_frames: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encoder output (N, T, 16), random in its padding too, and lengths (N,)."""
+    generator = torch.Generator().manual_seed(seed)
+    lens = torch.randint(min_frames, max_frames + 1, (num_utts,), generator=generator)
+    lens[num_utts // 2] = max_frames
+    return torch.randn(num_utts, max_frames, 16, generator=generator) * 2, lens
