@@ -12,7 +12,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import soundfile
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 BLOCK = 1 << 18  # frames decoded at a time
 STREAMED = (0, 0xFFFFFFFF)  # sizes a WAV written to a pipe carries
 

@@ -2,6 +2,7 @@
 
 Reads data/<corpus>/cuts; writes data/<corpus>/features/<part>/*.f16 and, when they are complete, <part>.jsonl.gz: the
 cuts that point to them. Speed-perturbed copies are stored like any cut, their ids ending in `_sp0.9` and `_sp1.1`.
+Features that an earlier run stored are used again where cut, extractor and audio file are what they were.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
-from lhotse.serialization import SequentialJsonlWriter
 from lhotse.utils import fastcopy
 
 from local.atomic import atomic_write
@@ -44,7 +44,7 @@ def _start(features: FeaturesConfig, folder: Path) -> None:
     global _extractor, _writer
     torch.set_num_threads(1)
     _extractor = make_extractor(features)
-    _writer = Float16ArchiveWriter(folder / f"{os.getpid()}.f16")
+    _writer = Float16ArchiveWriter(folder / f"{time.time_ns()}-{os.getpid()}.f16")
 
 
 def _extract(cuts: list[Cut]) -> tuple[list[Cut], list[Failure]]:
@@ -67,28 +67,55 @@ def chunks(cuts: Iterator[Cut]) -> Iterator[list[Cut]]:
         yield chunk
 
 
-def compute_part(cuts: Sequence[Cut], part: str, folder: Path, features: FeaturesConfig, num_jobs: int) -> list[Failure]:
-    """Extract the features of `cuts` in `num_jobs` processes; the part's archives and manifest are replaced at the end."""
-    working, final = folder / f".tmp-{part}", folder / part
-    shutil.rmtree(working, ignore_errors=True)
-    working.mkdir(parents=True)
+def stored_features(manifest: Path, features: FeaturesConfig) -> dict[str, Cut]:
+    """The cuts of an earlier run by id, where its features are the ones that `features` asks for."""
+    if not manifest.is_file():
+        return {}
+    cuts = {cut.id: cut for cut in CutSet.from_jsonl_lazy(manifest)}
+    first = next(iter(cuts.values())).features
+    same = (first.num_features, first.sampling_rate) == (features.num_mel_bins, features.sampling_rate)
+    return cuts if same else {}
+
+
+def still_good(old: Cut | None, cut: Cut) -> bool:
+    """Whether the features stored for `old` are those of `cut`: same stretch of the same, unchanged audio."""
+    if old is None or (old.start, old.duration, old.channel) != (cut.start, cut.duration, cut.channel):
+        return False
+    if old.recording.to_dict() != cut.recording.to_dict():
+        return False
+    archive = Path(old.features.storage_path)
+    files = [Path(source.source) for source in cut.recording.sources if source.type == "file"]
+    return archive.is_file() and all(f.is_file() and f.stat().st_mtime < archive.stat().st_mtime for f in files)
+
+
+def compute_part(
+    cuts: Sequence[Cut], part: str, folder: Path, features: FeaturesConfig, num_jobs: int
+) -> list[Failure]:
+    """Store the features of `cuts`, extracted in `num_jobs` processes; the part's manifest is replaced at the end."""
+    manifest, archives = folder / f"{part}.jsonl.gz", folder / part
+    stored = stored_features(manifest, features)
+    done = {cut.id: stored[cut.id].features for cut in cuts if still_good(stored.get(cut.id), cut)}
+    missing = [cut for cut in cuts if cut.id not in done]
+    if done and missing:
+        print(f"{part}: features of {len(done)} cuts are there already")
+    archives.mkdir(parents=True, exist_ok=True)
     failed: list[Failure] = []
     # Forked workers inherit the loaded libraries; macOS does not bear forks.
     context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
-    with atomic_write(folder / f"{part}.jsonl.gz") as tmp:
-        with (
-            SequentialJsonlWriter(tmp) as manifest,
-            context.Pool(num_jobs, _start, (features, working)) as pool,
-            Progress(len(cuts), f"features of {part}", "cuts") as shown,
-        ):
-            for done, bad in pool.imap(_extract, chunks(iter(cuts))):
-                for cut in done:
-                    path = final.resolve() / Path(cut.features.storage_path).name
-                    manifest.write(fastcopy(cut, features=fastcopy(cut.features, storage_path=str(path))))
-                failed += bad
-                shown.update(len(done) + len(bad))
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(working, final)
+    with (
+        context.Pool(num_jobs, _start, (features, archives.resolve())) as pool,
+        Progress(len(missing), f"features of {part}", "cuts") as shown,
+    ):
+        for extracted, bad in pool.imap(_extract, chunks(iter(missing))):
+            done |= {cut.id: cut.features for cut in extracted}
+            failed += bad
+            shown.update(len(extracted) + len(bad))
+    with atomic_write(manifest) as tmp:
+        CutSet(fastcopy(cut, features=done[cut.id]) for cut in cuts if cut.id in done).to_file(tmp)
+    used = {Path(f.storage_path).name for f in done.values()}
+    for archive in archives.iterdir():
+        if archive.name not in used:
+            archive.unlink()
     return failed
 
 

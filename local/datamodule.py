@@ -1,8 +1,9 @@
 """Batches for training, validation and decoding, from the cuts that prepare.sh wrote.
 
-A batch is a dict: "inputs" (N, T, F) float32 padded with log(1e-10), "input_lens" (N,) int64, "ids" and "texts" lists of
-N strings, "tokens" (N, U) int64 padded with blank, "token_lens" (N,) int64, "num_frames" the sum of input_lens, "skipped"
-the ids of utterances that could not be loaded. Training batches, augmentation included, depend on (seed, epoch) alone.
+A batch is a dict: "inputs" (N, T, F) float32 padded with log(1e-10), "input_lens" (N,) int64, "ids" and "texts" lists
+of N strings, "tokens" (N, U) int64 padded with blank, "token_lens" (N,) int64, "num_frames" the sum of input_lens,
+"skipped" the ids of utterances that could not be loaded. Training batches, augmentation included, depend on
+(seed, epoch) alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lhotse import CutSet
+from lhotse import CutSet, Fbank
 from lhotse.cut import Cut, MixedCut
 from lhotse.cut.set import deserialize_cut
 from lhotse.dataset import SpecAugment
@@ -43,7 +44,7 @@ class AsrDataset(Dataset):
         self.precomputed = cfg.features.type == "precomputed"
         self.num_bins = cfg.features.num_mel_bins
         self.features = cfg.features
-        self.extractor = None
+        self.extractor: Fbank | None = None
         self.augment = augment
         self.noise = noise or []
         self.warned = 0
@@ -97,7 +98,7 @@ class AsrDataset(Dataset):
         why = (str(e).strip() or type(e).__name__).splitlines()[0]
         more = " (further ones are counted, not named)" if self.warned == WARNINGS else ""
         if self.warned <= WARNINGS:
-            print(f"warning: utterance {cut.id} ({file_of(cut)}) left out: {why}{more}", file=sys.stderr, flush=True)
+            print(f"warning: utterance {cut.id} ({file_of(cut)}) left out: {why}{more}", file=sys.stderr)
 
     def _load(self, cut: Cut) -> torch.Tensor:
         """Features (T, F) of a cut, float32, stored or computed."""
@@ -176,10 +177,11 @@ class AsrDataModule:
         if workers < 0:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             workers = max(1, min(8, cores // 2))
-        prefetch = {"prefetch_factor": 4} if workers else {}
+        prefetch: dict[str, Any] = {"prefetch_factor": 4} if workers else {}
         return DataLoader(
-            dataset, sampler=sampler, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), **prefetch
-        )
+            dataset, sampler=sampler, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
+            **prefetch,
+        )  # fmt: skip
 
 
 def make_spec_augment(augment: AugmentConfig) -> SpecAugment:

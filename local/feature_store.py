@@ -1,7 +1,7 @@
 """Feature archives: log-mel frames as float16 in one raw file per process, read through a memory map.
 
-Registered in lhotse as storage `float16_archive`, so that `cut.load_features()` works. Log-mel energies lie within +-24,
-where float16 is exact to 0.008, half the step of lhotse's lossy default; reading costs a copy and no decompression.
+Registered in lhotse as storage `float16_archive`, so that `cut.load_features()` works. Log-mel energies lie within
++-24, where float16 is exact to 0.008, half the step of lilcom, lhotse's lossy format; reading is a copy.
 """
 
 from __future__ import annotations

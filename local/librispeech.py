@@ -1,4 +1,4 @@
-"""A tree in LibriSpeech's layout: <part>/<speaker>/<chapter>/<speaker>-<chapter>-<n>.flac with *.trans.txt beside them."""
+"""A tree in LibriSpeech's layout: <part>/<speaker>/<chapter>/ with <speaker>-<chapter>-<n>.flac and a .trans.txt."""
 
 from __future__ import annotations
 

@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = read_texts(args.data_dir, load_corpus(args.data_dir / "corpus.yaml").train)
     tokenizer = train_tokenizer(texts, lang.vocab_size, lang.character_coverage)
     write_lang(tokenizer, texts, args.data_dir / "lang")
-    fewer = "" if tokenizer.vocab_size == lang.vocab_size else f" (lang.vocab_size={lang.vocab_size}: its text has no more)"
-    print(f"{tokenizer.vocab_size} tokens{fewer} from {len(texts)} transcripts")
+    fewer = f" (the text has no more: lang.vocab_size={lang.vocab_size})" if tokenizer.vocab_size < lang.vocab_size else ""
+    print(f"{tokenizer.vocab_size} tokens from {len(texts)} transcripts{fewer}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Stage 1 of prepare.sh: lhotse manifests of every part, each audio file decoded once.
 
-Reads audio and transcripts; writes data/<corpus>/manifests/{recordings,supervisions}_<part>.jsonl.gz, dropped.tsv beside
-them and data/<corpus>/corpus.yaml. What cannot be used is left out, named and counted; the rest goes on.
+Reads audio and transcripts; writes data/<corpus>/manifests/{recordings,supervisions}_<part>.jsonl.gz, dropped.tsv
+beside them and data/<corpus>/corpus.yaml. What cannot be used is left out, named and counted; the rest goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from local.audio_check import BadAudio, check_audio, parallel
 from local.config import load_config
 from local.corpus import Corpus, Dropped, load_corpus, report_dropped, save_corpus, write_dropped
 from local.errors import UserError, cli
+from local.import_custom import custom_parts
 from local.librispeech import find_tree, read_part
 from local.progress import progress
 
@@ -49,6 +50,9 @@ def check_recording(recording: Recording) -> Recording:
         if recording.num_samples and info.num_samples < recording.num_samples - 1:
             stated = f"{info.num_samples} of {recording.num_samples} samples"
             raise BadAudio(f"truncated audio file ({stated}): {source.source}")
+        if not recording.num_samples:  # a file met for the first time: now its channels are known
+            source.channels = list(range(info.num_channels))
+            recording.channel_ids = list(source.channels)
         recording = fastcopy(
             recording,
             sampling_rate=info.sampling_rate,
@@ -132,12 +136,12 @@ def warn_shared_speakers(corpus: Corpus, speakers: dict[str, set[str]]) -> None:
             print(f"warning: {len(shared)} speakers are both in {a} and in {b}: {names}", file=sys.stderr)
 
 
-def reader(corpus: Corpus, corpus_dir: Path) -> Callable[[str], list[Pair]]:
-    """The function that reads a part's utterances from this corpus's source."""
+def read_parts(corpus: Corpus, corpus_dir: Path, dropped: list[Dropped]) -> dict[str, list[Pair]]:
+    """Every part's utterances from this corpus's source; lines that cannot be read go to `dropped`."""
     if corpus.source == "custom":
-        raise UserError("custom is not here yet")
+        return custom_parts(corpus_dir, corpus, dropped)
     tree = find_tree(corpus_dir)
-    return lambda part: read_part(tree, part, PARTS_HINT)
+    return {part: read_part(tree, part, PARTS_HINT) for part in corpus.parts()}
 
 
 @cli
@@ -153,12 +157,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(args.conf, args.overrides)
     corpus = load_corpus(args.corpus_yaml, cfg.data)
     corpus.corpus_dir = str(args.corpus_dir)
-    read = reader(corpus, args.corpus_dir)
-    read_parts = {part: read(part) for part in corpus.parts()}  # a missing part stops before any work
-    folder = args.data_dir / "manifests"
     dropped: list[Dropped] = []
+    found = read_parts(corpus, args.corpus_dir, dropped)  # a missing part stops before any work
+    folder = args.data_dir / "manifests"
     speakers: dict[str, set[str]] = {}
-    for part, pairs in read_parts.items():
+    for part, pairs in found.items():
         kept = check_pairs(screen(pairs, part, dropped), part, args.nproc, dropped)
         if not kept:
             raise UserError(f"part '{part}' of {args.corpus_dir}: none of {len(pairs)} utterances can be used")

@@ -43,8 +43,8 @@ class Progress:
         """`features: 300/1500 utt (20 %), 41.2 utt/s, 0:29 left, <note>`."""
         seconds = max(time.monotonic() - self.started, 1e-9)
         rate = (self.count - self.initial) / seconds
-        share = f"/{self.total} {self.unit} ({100 * self.count // max(self.total, 1)} %)" if self.total else f" {self.unit}"
-        parts = [f"{self.desc}: {self.count}{share}", f"{rate:.4g} {self.unit}/s"]
+        of = f"/{self.total} {self.unit} ({100 * self.count // self.total} %)" if self.total else f" {self.unit}"
+        parts = [f"{self.desc}: {self.count}{of}", f"{rate:.4g} {self.unit}/s"]
         if self.total and rate > 0:
             parts.append(f"{clock((self.total - self.count) / rate)} left")
         return ", ".join(parts + ([self.note] if self.note else []))

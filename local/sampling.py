@@ -36,6 +36,7 @@ class ShuffledCuts:
         self.lines = [line for manifest in manifests for line in read_lines(manifest)]
         self.seed, self.speed_perturb, self.precomputed = seed, speed_perturb, precomputed
         self.epoch = 0
+        self.bins: dict[int, list[float]] = {}  # borders of the buckets, by their number
 
     def __len__(self) -> int:
         """Cuts per epoch (the few copies too short for their tokens counted)."""
@@ -81,21 +82,22 @@ def read_lines(manifest: Path) -> list[bytes]:
 
 def train_sampler(cuts: ShuffledCuts, data: DataConfig, max_duration: float, epoch: int) -> CutSampler:
     """Batches of up to `max_duration` seconds, padding counted, of cuts alike in length (lhotse's dynamic buckets)."""
-    cuts.epoch = 0
-    bins = duration_bins(cuts, data.num_buckets)
+    if data.num_buckets not in cuts.bins:
+        cuts.epoch = 0  # whichever epoch comes first, the same cuts give the borders
+        cuts.bins[data.num_buckets] = duration_bins(cuts, data.num_buckets)
     cuts.epoch = epoch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lhotse doubts small buffers; ours is bounded by the corpus
         sampler = DynamicBucketingSampler(
-            cuts, max_duration=max_duration, duration_bins=bins, shuffle=True, drop_last=False,
-            buffer_size=data.shuffle_buffer, seed=cuts.seed, sync_buckets=True,
+            cuts, max_duration=max_duration, duration_bins=cuts.bins[data.num_buckets], shuffle=True,
+            drop_last=False, buffer_size=data.shuffle_buffer, seed=cuts.seed, sync_buckets=True,
         )  # fmt: skip  (without sync_buckets lhotse 1.33 ends an epoch at the first empty bucket and loses the rest)
     sampler.set_epoch(epoch)
     return sampler
 
 
 def duration_bins(cuts: Iterable[Cut], num_buckets: int) -> list[float]:
-    """Borders between at most `num_buckets` buckets that each hold about the same time, from the first cuts' lengths."""
+    """Borders between at most `num_buckets` buckets of about the same total time, from the first cuts' lengths."""
     lengths = np.sort([cut.duration for _, cut in zip(range(BINS_FROM), cuts, strict=False)])
     share = np.cumsum(lengths) / lengths.sum()
     positions = np.searchsorted(share, np.arange(1, num_buckets) / num_buckets)

@@ -32,8 +32,8 @@ parse_options() {
 resolve_options() {
   [[ -f egs/$corpus/corpus.yaml ]] || fail "no corpus '$corpus': egs/ has $(cd egs && echo */ | tr -d /)"
   if [[ -z $conf ]]; then
-    conf=conf/base.yaml
-    [[ ! -f egs/$corpus/conf.yaml ]] || conf=egs/$corpus/conf.yaml
+    conf=egs/$corpus/conf/$corpus.yaml
+    [[ -f $conf ]] || conf=conf/base.yaml
   fi
   [[ -f $conf ]] || fail "--conf $conf: no such file"
   [[ -z $corpus_dir || -e $corpus_dir ]] || fail "--corpus-dir $corpus_dir: no such folder"
@@ -76,47 +76,77 @@ ensure_python() {
 # fingerprint PATH: content of a small file, size and time of a large one, the listing of a folder.
 fingerprint() {
   if [[ -d $1 ]]; then
-    (cd "$1" && ls -lR | cksum)
+    (cd "$1" && { ls -lRn --time-style=+%s . 2>/dev/null || ls -lRnT .; } | cksum)
   elif [[ $(wc -c < "$1") -gt 16000000 ]]; then
-    ls -l "$1" | cksum
+    { ls -ln --time-style=+%s "$1" 2>/dev/null || ls -lnT "$1"; } | cksum
   else
     cksum < "$1"
   fi
 }
 
-# config_lines GROUP...: what base.yaml, the conf and the overrides say about these groups of keys (no Python started).
-config_lines() {
-  local file o
-  for file in conf/base.yaml "$conf"; do
-    [[ ! -f $file ]] || awk -v groups=" $* " '/^[A-Za-z_]/ {on = index(groups, " " substr($1, 1, index($1, ":") - 1) " ")}
-      on {sub(/[ \t]+#.*/, ""); if ($0 !~ /^[ \t]*(#|$)/) print}' "$file"
+# conf_files FILE: FILE after the files it includes (relative to conf/ or to itself), as local/config.py reads them.
+conf_files() {
+  local name
+  for name in $(awk '/^include:/ {on = 1; sub(/^include:/, "")} /^[A-Za-z_]/ {on = 0}
+      on {sub(/#.*/, ""); gsub(/[][,"\047]|^ *- /, " "); print}' "$1"); do
+    if [[ -f conf/$name ]]; then conf_files "conf/$name"; elif [[ -f ${1%/*}/$name ]]; then conf_files "${1%/*}/$name"; fi
   done
-  for o in ${overrides[@]+"${overrides[@]}"}; do
-    [[ " $* " != *" ${o%%.*} "* ]] || printf '%s\n' "$o"
-  done
+  printf '%s\n' "$1"
 }
 
-# run_stage N TITLE MARKER [--input PATH --made-by WORDS]... [--output PATH]... [--config "GROUP ..."] -- COMMAND...
-# Run COMMAND unless MARKER says that it was done with the same command, configuration and inputs and OUTPUTs are there.
+# config_values KEY...: `key.sub value` of these keys and all below them, as base.yaml, the conf and the overrides leave
+# them. It reads YAML only as far as is needed to see that something changed, so that skipping starts no Python.
+config_values() {
+  { { echo conf/base.yaml; conf_files "$conf"; } | while read -r file; do printf -- '---\n'; cat "$file"; done
+    printf -- '---\n'
+    printf '%s\n' ${overrides[@]+"${overrides[@]}"}
+  } | awk -v wanted="$*" '
+    function keep(name, value) { if (!(name in values)) names[++count] = name; values[name] = value }
+    /^---/ {depth = 0; next}
+    /^[A-Za-z_][A-Za-z0-9_.]*=/ {gsub(/[ "\047]/, ""); at = index($0, "="); keep(substr($0, 1, at - 1), substr($0, at + 1)); next}
+    {sub(/(^|[ \t]+)#.*/, "")}
+    /^ *[A-Za-z_][A-Za-z0-9_]*:/ {
+      match($0, /^ */); indent = RLENGTH
+      while (depth > 0 && indents[depth] >= indent) depth--
+      at = index($0, ":"); value = substr($0, at + 1); gsub(/[ "\047]/, "", value)
+      indents[++depth] = indent; path[depth] = (depth > 1 ? path[depth - 1] "." : "") substr($0, indent + 1, at - indent - 1)
+      if (value != "") keep(path[depth], value)
+      next
+    }
+    NF {gsub(/[ "\047]/, ""); keep(path[depth], ($0 ~ /^-/ ? values[path[depth]] : "") $0)}
+    END {
+      n = split(wanted, keys, " ")
+      for (i = 1; i <= count; i++) for (k = 1; k <= n; k++)
+        if (index(names[i] ".", keys[k] ".") == 1 || index(keys[k] ".", names[i] ".") == 1) {
+          print "config", names[i], values[names[i]]; break
+        }
+    }'
+}
+
+# run_stage N TITLE MARKER [--input PATH --made-by WORDS]... [--output PATH]... [--config "KEY ..."] -- COMMAND...
+# Run COMMAND unless MARKER says that it was done with the same command, inputs and values of these configuration keys,
+# and every OUTPUT is there. With --config the command also gets --conf and the overrides.
 run_stage() {
-  local n=$1 title=$2 marker=$3 input='' groups='' signature began outputs=true
+  local n=$1 title=$2 marker=$3 input='' keys='' signature='' began outputs=true
   shift 3
   [[ $n -ge $stage && $n -le $stop_stage ]] || return 0
-  signature=''
   while [[ $1 != -- ]]; do
     case $1 in
       --input) input=$2; [[ $3 == --made-by ]] || fail "run_stage: --input needs --made-by" ;;
       --made-by) [[ -e $input ]] || fail "stage $n ($title): $input is missing; $2 makes it"
                  signature+="input $input $(fingerprint "$input")"$'\n' ;;
       --output) [[ -e $2 ]] || outputs=false ;;
-      --config) groups=$2 ;;
+      --config) keys=$2 ;;
       *) fail "run_stage: unknown word $1" ;;
     esac
     shift 2
   done
   shift
   signature+="command $*"
-  [[ -z $groups ]] || signature+=$'\n'$(config_lines $groups)
+  if [[ -n $keys ]]; then
+    signature+=$'\n'$(config_values $keys)
+    set -- "$@" --conf "$conf" ${overrides[@]+"${overrides[@]}"}
+  fi
   if [[ $force == false && $outputs == true && -f $marker ]]; then
     if [[ "$(cat "$marker")" == "$signature" ]]; then
       echo "stage $n: $title: done before, skipped"

@@ -46,7 +46,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; a character the model does not know becomes <unk> (id 2)."""
-        return self._sp.EncodeAsIds(list(texts))
+        return self._sp.EncodeAsIds(list(texts), num_threads=1)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; blank and <sos/eos> vanish, <unk> shows as `<unk>`."""

@@ -1,0 +1,86 @@
+"""Stage 3 of prepare.sh, second part (augment.musan): noise to mix in, as cuts of up to ten seconds.
+
+Takes every audio file below a folder (MUSAN's or any other) or a lhotse manifest of cuts; writes
+data/<corpus>/cuts/musan.jsonl.gz. Windows of 10 s, those of 5 s or less left out, as the reference has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lhotse import CutSet, Recording
+from lhotse.audio import AudioSource
+from lhotse.cut import Cut
+
+from local.atomic import atomic_write
+from local.audio_check import AudioInfo, BadAudio, check_audio, parallel
+from local.config import load_config
+from local.errors import UserError, cli
+from local.librispeech import AUDIO_ENDINGS
+from local.progress import progress
+
+WINDOW, SHORTEST = 10.0, 5.0  # seconds
+
+
+def read_folder(folder: Path, num_jobs: int) -> list[Cut]:
+    """A cut per audio file below `folder`; broken files are named and left out."""
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_ENDINGS)
+
+    def check(path: Path) -> AudioInfo | BadAudio:
+        try:
+            return check_audio(path)
+        except BadAudio as e:
+            return e
+
+    cuts: list[Cut] = []
+    results = progress(parallel(check, paths, num_jobs), len(paths), "noise", "files")
+    for path, info in zip(paths, results, strict=True):
+        if isinstance(info, BadAudio):
+            print(f"warning: noise left out: {info}: {path}", file=sys.stderr)
+            continue
+        recording = Recording(
+            id=str(path.relative_to(folder).with_suffix("")),
+            sources=[AudioSource(type="file", channels=list(range(info.num_channels)), source=str(path.resolve()))],
+            sampling_rate=info.sampling_rate,
+            num_samples=info.num_samples,
+            duration=info.num_samples / info.sampling_rate,
+        )
+        cuts.append(recording.to_cut() if info.num_channels == 1 else recording.to_cut().to_mono()[0])
+    return cuts
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--conf", type=Path)
+    parser.add_argument("--nproc", type=int, default=1)
+    parser.add_argument("overrides", nargs="*", help="key.sub=value")
+    args = parser.parse_args(argv)
+    cfg = load_config(args.conf, args.overrides)
+    if cfg.augment.musan is None:
+        return
+    source = Path(cfg.augment.musan)
+    if not source.exists():
+        raise UserError(f"augment.musan={source}: no such folder; stage 0 of prepare.sh downloads it")
+    cuts = CutSet(read_folder(source, args.nproc) if source.is_dir() else list(CutSet.from_file(source)))
+    rate = cfg.features.sampling_rate
+    windows = [
+        cut if cut.sampling_rate == rate else cut.resample(rate)
+        for cut in cuts.drop_supervisions().cut_into_windows(WINDOW)
+        if cut.duration > SHORTEST
+    ]
+    if not windows:
+        raise UserError(f"augment.musan={source}: no audio longer than {SHORTEST:g} s in it")
+    with atomic_write(args.data_dir / "cuts" / "musan.jsonl.gz") as tmp:
+        CutSet(windows).to_file(tmp)
+    print(f"musan: {len(windows)} cuts, {sum(c.duration for c in windows) / 3600:.2f} h of noise")
+
+
+if __name__ == "__main__":
+    main()
