@@ -59,20 +59,20 @@ class Task:
 
 
 @functools.cache
-def resampling_filters(step: int, phases: int, cutoff: float, half: int) -> np.ndarray:
-    """(2 * half + step, phases): what the `phases` outputs of a block take of its inputs and `half` more each side."""
-    times = np.arange(phases) * step / phases  # where a block's outputs lie, in input samples
-    offsets = np.arange(-half, step + half)[:, None] - times[None, :]
+def resampling_filters(step: int, phases: int, cutoff: float, half: int) -> tuple[np.ndarray, np.ndarray]:
+    """-> for each of `phases` outputs of a block of `step` inputs: where it lies (phases,), filter (phases, taps)."""
+    times = np.arange(phases) * step / phases
+    first = np.floor(times).astype(np.int64)
+    offsets = np.arange(-half, half + 1)[None, :] - (times - first)[:, None]
     window = np.where(np.abs(offsets) < half, np.cos(np.pi * offsets / (2 * half)) ** 2, 0.0)
-    return cutoff * np.sinc(cutoff * offsets) * window
+    return first, cutoff * np.sinc(cutoff * offsets) * window
 
 
 def resample(x: np.ndarray, source: int, target: int, zeros: int = 24) -> np.ndarray:
     """Band-limited resampling of `x (n,)` from `source` to `target` Hz -> (ceil(n * target / source),), float32.
 
     A Hann-windowed sinc with `zeros` zero crossings each side, cut off at 0.95 of the lower Nyquist frequency (method:
-    J. O. Smith, "Digital Audio Resampling", 2002). Outputs repeat their filters every target / gcd samples, so that a
-    block of that many is one product with a matrix.
+    J. O. Smith, "Digital Audio Resampling", 2002). Outputs repeat their filters every target / gcd samples.
     """
     common = math.gcd(source, target)
     step, phases = source // common, target // common
@@ -82,9 +82,11 @@ def resample(x: np.ndarray, source: int, target: int, zeros: int = 24) -> np.nda
     blocks = -(-count // phases)
     padded = np.zeros(blocks * step + 2 * half)
     padded[half : half + len(x)] = x
-    windows = np.lib.stride_tricks.sliding_window_view(padded, step + 2 * half)[::step]
-    # BLAS takes no overlapping rows: without the copy numpy would fall back to a loop fifty times slower.
-    out = np.ascontiguousarray(windows) @ resampling_filters(step, phases, cutoff, half)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+    out = np.empty((blocks, phases))
+    for phase, (first, taps) in enumerate(zip(*resampling_filters(step, phases, cutoff, half), strict=True)):
+        # einsum, not BLAS, whose threads would sum differently and fight with the other processes for the cores.
+        out[:, phase] = np.einsum("bk,k->b", windows[first::step], taps)
     return out.reshape(-1)[:count].astype(np.float32)
 
 
