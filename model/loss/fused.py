@@ -13,28 +13,19 @@ So memory does not depend on the number of classes beyond the output matrix and 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from model.loss.autocast import exact_dtype, no_autocast
 from model.loss.lattice import band_recursion
 from model.loss.simple import delay_bonus
 
 # Numbers in a tile's logits (or hidden units, if these are more): large enough for an efficient matrix product, small
 # enough for the caches of a CPU, and for the memory to be the same whatever the number of classes.
-TILE_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 24}
-
-
-def autocast_dtype(device: str) -> torch.dtype | None:
-    """The dtype of matrix products under autocast, None outside it."""
-    if device == "cuda":
-        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
-    if device == "cpu":
-        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
-    return None
+TILE_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
 class _Nodes:
@@ -69,6 +60,7 @@ class PrunedLoss(torch.autograd.Function):
     """See `LossBackend.pruned_loss`."""
 
     @staticmethod
+    @no_autocast
     def forward(  # type: ignore[override]
         ctx: Any,
         enc: Tensor,
@@ -78,28 +70,24 @@ class PrunedLoss(torch.autograd.Function):
         tokens: Tensor,
         ranges: Tensor,
         boundary: Tensor,
-        options: tuple[int, float, bool],
+        options: tuple[int, float, torch.dtype, bool],
     ) -> Tensor:
-        blank, delay_penalty, keep = options
-        device = enc.device.type
-        exact = torch.float64 if enc.dtype == torch.float64 else torch.float32
-        product = autocast_dtype(device) or enc.dtype
-        nodes = _Nodes(tokens, ranges, boundary, blank)
+        blank, delay_penalty, product, keep = options
+        exact = exact_dtype(enc)
         n, t_max, s = ranges.shape
+        nodes = _Nodes(tokens, ranges, boundary, blank)
+        joiner = _Joiner(enc, dec, weight, bias, product)
         px = torch.zeros(n * t_max * s, dtype=exact, device=enc.device)
         py = torch.zeros_like(px)
-        with _no_autocast(device):
-            w, b = weight.to(product), bias.to(product)
-            for places, at_enc, at_dec, token in nodes.tiles(_tile_size(device, weight), nodes.real):
-                hidden = _hidden(enc, dec, at_enc, at_dec).to(product)
-                log_p = torch.log_softmax(torch.addmm(b, hidden, w.t()), 1, dtype=exact)
-                px[places] = log_p.gather(1, token.unsqueeze(1)).squeeze(1)
-                py[places] = log_p[:, blank]
-            px, py = px.view(n, t_max, s), py.view(n, t_max, s)
-            if delay_penalty != 0:
-                px += delay_bonus(boundary, t_max, delay_penalty, exact).unsqueeze(2)
-            starts = ranges[:, :, 0].contiguous()
-            total, px_occ, py_occ = band_recursion(px, py, starts, boundary, occupation=keep)
+        for places, at_enc, at_dec, token in nodes.tiles(_tile_size(weight), nodes.real):
+            logits = joiner.logits(joiner.hidden(at_enc, at_dec))
+            log_p = torch.log_softmax(logits, 1, dtype=exact)
+            px[places] = log_p.gather(1, token.unsqueeze(1)).squeeze(1)
+            py[places] = log_p[:, blank]
+        px, py = px.view(n, t_max, s), py.view(n, t_max, s)
+        if delay_penalty != 0:
+            px += delay_bonus(boundary, t_max, delay_penalty, exact).unsqueeze(2)
+        total, px_occ, py_occ = band_recursion(px, py, ranges[:, :, 0].contiguous(), boundary, occupation=keep)
         if keep:
             ctx.save_for_backward(enc, dec, weight, bias, tokens, ranges, boundary, px_occ, py_occ)
             ctx.blank, ctx.product = blank, product
@@ -107,58 +95,65 @@ class PrunedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @no_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         enc, dec, weight, bias, tokens, ranges, boundary, px_occ, py_occ = ctx.saved_tensors
-        device, exact, product = enc.device.type, px_occ.dtype, ctx.product
+        exact, product = px_occ.dtype, ctx.product
         n, t_max, _ = ranges.shape
-        # a loss scale would overflow half precision: it is taken out and put back at the end
-        scale = grad.detach().abs().amax().to(exact).clamp(min=torch.finfo(exact).tiny)
-        per_utterance = (grad.to(exact) / scale).view(n, 1, 1)
-        x = (px_occ[:, :t_max] * per_utterance).flatten()
-        y = (py_occ * per_utterance).flatten()
+        grad = grad.to(exact)
+        scale = torch.ones((), dtype=exact, device=grad.device)
+        if product == torch.float16:  # a loss scale would overflow: it is taken out here and put back at the end
+            scale = grad.abs().amax().clamp(min=torch.finfo(exact).tiny)
+        per_utterance = (grad / scale).view(n, 1, 1)
+        x, y = (px_occ[:, :t_max] * per_utterance).flatten(), (py_occ * per_utterance).flatten()
         both = x + y
         nodes = _Nodes(tokens, ranges, boundary, ctx.blank)
-        d_enc = torch.zeros(n * t_max, enc.shape[2], dtype=exact, device=enc.device)
-        d_dec = torch.zeros(dec.shape[0] * dec.shape[1], dec.shape[2], dtype=exact, device=enc.device)
-        d_weight = torch.zeros(weight.shape, dtype=exact, device=enc.device)
-        d_bias = torch.zeros(bias.shape, dtype=exact, device=enc.device)
-        with _no_autocast(device):
-            w, b = weight.to(product), bias.to(product)
-            for places, at_enc, at_dec, token in nodes.tiles(_tile_size(device, weight), both != 0):
-                hidden = _hidden(enc, dec, at_enc, at_dec)
-                h = hidden.to(product)
-                d_logits = torch.softmax(torch.addmm(b, h, w.t()), 1, dtype=exact)
-                d_logits.mul_(both[places].unsqueeze(1))
-                d_logits.scatter_add_(1, token.unsqueeze(1), -x[places].unsqueeze(1))
-                d_logits[:, ctx.blank] -= y[places]
-                d_bias += d_logits.sum(0)
-                g = d_logits.to(product)
-                if product == exact:
-                    d_weight.addmm_(g.t(), h)
-                else:
-                    d_weight += torch.mm(g.t(), h)
-                d_hidden = torch.mm(g, w).to(exact)
-                hidden = hidden.to(exact)
-                d_hidden.sub_(hidden.square_().mul_(d_hidden))  # tanh' = 1 - tanh^2
-                d_enc.index_add_(0, at_enc, d_hidden)
-                d_dec.index_add_(0, at_dec, d_hidden)
-        grads = [
-            d.mul_(scale).view_as(like).to(like.dtype)
-            for d, like in ((d_enc, enc), (d_dec, dec), (d_weight, weight), (d_bias, bias))
-        ]
-        return (*grads, None, None, None, None)
+        joiner = _Joiner(enc, dec, weight, bias, product)
+        d_enc, d_dec, d_weight, d_bias = (torch.zeros_like(p, dtype=exact) for p in (enc, dec, weight, bias))
+        for places, at_enc, at_dec, token in nodes.tiles(_tile_size(weight), both != 0):
+            hidden = joiner.hidden(at_enc, at_dec)
+            d_logits = torch.softmax(joiner.logits(hidden), 1, dtype=exact)
+            d_logits.mul_(both[places].unsqueeze(1))
+            d_logits.scatter_add_(1, token.unsqueeze(1), -x[places].unsqueeze(1))
+            d_logits[:, ctx.blank] -= y[places]
+            d_bias += d_logits.sum(0)
+            d_hidden = joiner.backward(hidden, d_logits, d_weight)
+            d_enc.view(-1, d_enc.shape[2]).index_add_(0, at_enc, d_hidden)
+            d_dec.view(-1, d_dec.shape[2]).index_add_(0, at_dec, d_hidden)
+        grads = ((d_enc, enc), (d_dec, dec), (d_weight, weight), (d_bias, bias))
+        return (*(d.mul_(scale).to(like.dtype) for d, like in grads), None, None, None, None)
 
 
-def _hidden(enc: Tensor, dec: Tensor, at_enc: Tensor, at_dec: Tensor) -> Tensor:
-    """tanh(enc + dec) of the listed nodes, (nodes, J)."""
-    rows = dec.reshape(-1, dec.shape[2]).index_select(0, at_dec)
-    return rows.add_(enc.reshape(-1, enc.shape[2]).index_select(0, at_enc)).tanh_()
+class _Joiner:
+    """tanh and output matrix on lists of nodes, with the matrix products in the dtype that autocast wants."""
+
+    def __init__(self, enc: Tensor, dec: Tensor, weight: Tensor, bias: Tensor, product: torch.dtype) -> None:
+        self.enc, self.dec = enc.reshape(-1, enc.shape[2]), dec.reshape(-1, dec.shape[2])
+        self.weight, self.bias = weight.to(product), bias.to(product)
+
+    def hidden(self, at_enc: Tensor, at_dec: Tensor) -> Tensor:
+        """tanh(enc + dec) of the listed nodes, (nodes, J)."""
+        total = self.dec.index_select(0, at_dec).add_(self.enc.index_select(0, at_enc))
+        if total.device.type != "cpu":
+            return total.tanh_()
+        return total.mul_(2).sigmoid_().mul_(2).sub_(1)  # the same; torch's tanh on the CPU takes five times as long
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(nodes, J) -> (nodes, C)"""
+        return torch.addmm(self.bias, hidden.to(self.weight.dtype), self.weight.t())
+
+    def backward(self, hidden: Tensor, d_logits: Tensor, d_weight: Tensor) -> Tensor:
+        """Add to `d_weight` (C, J), return the gradient by enc + dec (nodes, J); `hidden` is used up."""
+        exact, product = d_weight.dtype, self.weight.dtype
+        g = d_logits.to(product)
+        if product == exact:
+            d_weight.addmm_(g.t(), hidden.to(product))
+        else:
+            d_weight += torch.mm(g.t(), hidden.to(product))
+        d_hidden = torch.mm(g, self.weight).to(exact)
+        hidden = hidden.to(exact)
+        return d_hidden.sub_(hidden.square_().mul_(d_hidden))  # tanh' = 1 - tanh^2
 
 
-def _tile_size(device: str, weight: Tensor) -> int:
-    return max(64, TILE_NUMBERS.get(device, 1 << 22) // max(weight.shape))
-
-
-def _no_autocast(device: str) -> AbstractContextManager[None]:
-    """Casts are written out here, so that the same products are made in the forward and in the backward pass."""
-    return torch.autocast(device_type=device, enabled=False)
+def _tile_size(weight: Tensor) -> int:
+    return max(64, TILE_NUMBERS.get(weight.device.type, 1 << 22) // max(weight.shape))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from math import exp, inf, log1p
+from math import exp, inf, log
 
 import numpy as np
 import torch
@@ -28,87 +28,85 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _log_add(a: float, b: float) -> float:
-    high, low = (a, b) if a > b else (b, a)
-    if low == -inf:
-        return high
-    return high + log1p(exp(low - high))
-
-
 @njit(nogil=True, cache=True)
-def _forward(px, py, starts, num_tokens, num_frames, alpha):
-    """Fill alpha (T, S); return the total."""
+def _forward(px, py, starts, num_tokens, num_frames, alpha, share):
+    """Return the total; fill `share` (T, S) with the probability that a path at a node has come by its token arc.
+
+    `alpha` (S,) is room for one frame.
+    """
     s_max = px.shape[1]
     for t in range(num_frames):
         back = starts[t] - starts[t - 1] if t > 0 else 0
         last = min(s_max, num_tokens - starts[t] + 1)
-        left = -inf
+        by_token = -inf
         for s in range(last):
-            p = s + back
             if t == 0:
-                below = 0.0 if starts[0] + s == 0 else -inf
-            elif p < s_max:
-                below = alpha[t - 1, p] + py[t - 1, p]
+                by_blank = 0.0 if starts[0] + s == 0 else -inf
+            elif 0 <= s + back < s_max:  # alpha still holds the frame before from here on, as back >= 0
+                by_blank = alpha[s + back] + py[t - 1, s + back]
             else:
-                below = -inf
-            value = _log_add(left, below)
-            alpha[t, s] = value
-            left = value + px[t, s]
+                by_blank = -inf
+            if by_token == -inf:
+                value, token_share = by_blank, 0.0
+            else:
+                # log(1 + e) and not log1p: its error is absolute, below float64's of the sum
+                difference = by_token - by_blank
+                if difference > 0:
+                    e = exp(-difference)
+                    value, token_share = by_token + log(1.0 + e), 1.0 / (1.0 + e)
+                else:
+                    e = exp(difference)
+                    value, token_share = by_blank + log(1.0 + e), e / (1.0 + e)
+            alpha[s] = value
+            share[t, s] = token_share
+            by_token = value + px[t, s]
         for s in range(max(last, 0), s_max):
-            alpha[t, s] = -inf
+            alpha[s] = -inf
     end = num_tokens - starts[num_frames - 1]
     if end < 0 or end >= s_max:
         return -inf
-    return alpha[num_frames - 1, end] + py[num_frames - 1, end]
+    return alpha[end] + py[num_frames - 1, end]
 
 
 @njit(nogil=True, cache=True)
-def _backward(px, py, starts, num_tokens, num_frames, alpha, total, px_occ, py_occ):
-    """Fill the occupations; beta needs only the row above it."""
-    s_max = px.shape[1]
-    above = np.full(s_max, -inf)
-    beta = np.full(s_max, -inf)
+def _backward(starts, num_tokens, num_frames, share, node, px_occ, py_occ):
+    """Fill the occupations from the end: what passes a node is split between the arcs it can have come by.
+
+    `node` (S,) is room for one frame: the probability that a path passes the node by an arc out of this frame.
+    """
+    s_max = share.shape[1]
+    node[:] = 0.0
+    node[num_tokens - starts[num_frames - 1]] = 1.0
     for t in range(num_frames - 1, -1, -1):
-        forth = starts[t + 1] - starts[t] if t + 1 < num_frames else 0
-        last = min(s_max, num_tokens - starts[t] + 1)
-        right = -inf
-        for s in range(last - 1, -1, -1):
-            if t == num_frames - 1:
-                blank = py[t, s] if starts[t] + s == num_tokens else -inf
-            elif s >= forth:
-                blank = py[t, s] + above[s - forth]
-            else:
-                blank = -inf
-            token = px[t, s] + right if starts[t] + s < num_tokens and s + 1 < s_max else -inf
-            value = _log_add(token, blank)
-            beta[s] = value
-            right = value
-            node = exp(alpha[t, s] + value - total)
-            if node > 0.0:
-                share = exp(token - value)
-                px_occ[t, s] = node * share
-                py_occ[t, s] = node * exp(blank - value)
-            elif node != node:
-                px_occ[t, s] = node
-                py_occ[t, s] = node
-        for s in range(max(last, 0), s_max):
-            beta[s] = -inf
-        above, beta = beta, above
+        for s in range(s_max):
+            py_occ[t, s] = node[s]
+        passing = 0.0
+        for s in range(min(s_max, num_tokens - starts[t] + 1) - 1, -1, -1):
+            passing += node[s]
+            token = passing * share[t, s]
+            node[s] = passing - token  # arrived by blank
+            if s > 0:
+                px_occ[t, s - 1] = token
+            passing = token
+        if t > 0:
+            back = starts[t] - starts[t - 1]
+            for s in range(s_max - 1, -1, -1):
+                node[s] = node[s - back] if 0 <= s - back < s_max else 0.0
 
 
 @njit(nogil=True, cache=True)
 def _utterances(px, py, starts, boundary, first, step, total, px_occ, py_occ, occupation):
     """Utterances first, first + step, ..."""
-    alpha = np.empty((px.shape[1], px.shape[2]))
+    share = np.empty((px.shape[1], px.shape[2]))
+    row = np.empty(px.shape[2])
     for n in range(first, px.shape[0], step):
         num_tokens, num_frames = boundary[n, 2], boundary[n, 3]
         value = -inf
         if num_frames > 0:
-            value = _forward(px[n], py[n], starts[n], num_tokens, num_frames, alpha)
+            value = _forward(px[n], py[n], starts[n], num_tokens, num_frames, row, share)
         total[n] = value
         if occupation and value != -inf:
-            _backward(px[n], py[n], starts[n], num_tokens, num_frames, alpha, value, px_occ[n], py_occ[n])
+            _backward(starts[n], num_tokens, num_frames, share, row, px_occ[n], py_occ[n])
 
 
 def band_recursion(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model.loss.autocast import product_dtype
 from model.loss.fused import PrunedLoss
 from model.loss.interface import check_pruned, check_simple
 from model.loss.ranges import prune_ranges, pruned_mass
@@ -46,4 +47,4 @@ def pruned_loss(
     check_pruned(enc, dec, weight, tokens, ranges, delay_penalty)
     inputs = (enc, dec, weight, bias)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    return PrunedLoss.apply(*inputs, tokens, ranges, boundary, (blank, delay_penalty, keep))
+    return PrunedLoss.apply(*inputs, tokens, ranges, boundary, (blank, delay_penalty, product_dtype(enc), keep))

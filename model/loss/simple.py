@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from model.loss.autocast import exact_dtype, no_autocast
 from model.loss.lattice import band_recursion
 
 
@@ -43,11 +44,12 @@ class SimpleLoss(torch.autograd.Function):
     """See `simple_loss`; the gradient of -total by the log-probabilities is minus the occupations."""
 
     @staticmethod
+    @no_autocast
     def forward(  # type: ignore[override]
         ctx: Any, am: Tensor, lm: Tensor, tokens: Tensor, boundary: Tensor, options: tuple[int, float, float, float]
     ) -> tuple[Tensor, Tensor, Tensor]:
         blank, am_scale, lm_scale, delay_penalty = options
-        dtype = torch.float64 if am.dtype == torch.float64 else torch.float32
+        dtype = exact_dtype(am)
         am_, lm_ = am.to(dtype), lm.to(dtype)
         n, t_max, _ = am.shape
         a, b = _Exponentials(am_), _Exponentials(lm_)
@@ -87,6 +89,7 @@ class SimpleLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @no_autocast
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         am, lm, tokens, px_occ, py_occ = ctx.saved_tensors
         blank, am_scale, lm_scale, _ = ctx.options
