@@ -1,6 +1,6 @@
 """Stage "average": one file with averaged weights, config and tokens, all that decoding needs.
 
-local/average.py --exp-dir exp/tiny [average.last=20 average.num=5 ...] [--output exp/tiny/averaged.pt]
+local/average.py --exp-dir exp/tiny [--conf FILE] [average.last=20 average.num=5 ...] [--output exp/tiny/averaged.pt]
 
 average.mode=running: the mean over all batches of a range of epochs (or steps), from the running averages kept in the
 checkpoints at its two ends. average.mode=plain: the mean of the range's checkpoints, or of average.checkpoints.
@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from local.checkpoint import checkpoints, load_file, save_file
-from local.config import AverageConfig, config_from_dict
+from local.config import AverageConfig, config_from_dict, load_config
 from local.errors import UserError, cli
 from model.average import State, average_between, average_plain
 
@@ -28,7 +28,7 @@ def select_range(folder: Path, options: AverageConfig) -> list[tuple[int, Path]]
     """
     kept = dict(checkpoints(folder, options.unit))
     if not kept:
-        raise UserError(f"{folder}: no {options.unit} checkpoints; stage 5 of run.sh (train) makes them")
+        raise UserError(f"{folder}: no {options.unit} checkpoints; stage 1 of run.sh makes them")
     last = options.last or max(kept)
     if last not in kept:
         raise UserError(f"{folder}/{options.unit}-{last}.pt does not exist (key 'average.last')")
@@ -46,7 +46,8 @@ def running(folder: Path, options: AverageConfig) -> tuple[State, dict[str, Any]
         start_path = next((p for n, p in candidates if n == first), None)
         if first > 0 and start_path is None:
             raise UserError(
-                f"{folder}/epoch-{first}.pt, the start of the range, does not exist (keys 'average.last' and 'average.num')"
+                f"{folder}/epoch-{first}.pt, the start of the range, does not exist "
+                "(keys 'average.last', 'average.num' and 'train.keep_last')"
             )
     else:
         start_path = candidates[options.num][1] if len(candidates) > options.num else None
@@ -79,13 +80,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--exp-dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, help="default: EXP_DIR/averaged.pt")
+    parser.add_argument("--conf", help="takes section `average` from this YAML instead of the checkpoint's config")
     parser.add_argument("overrides", nargs="*", metavar="average.key=value")
     args = parser.parse_args()
     folder = args.exp_dir / "checkpoints"
     newest = checkpoints(folder, "epoch") or checkpoints(folder, "step")
     if not newest:
-        raise UserError(f"{folder}: no checkpoints; stage 5 of run.sh (train) makes them")
-    options = config_from_dict(load_file(newest[0][1])["config"], args.overrides, where=str(newest[0][1])).average
+        raise UserError(f"{folder}: no checkpoints; stage 1 of run.sh makes them")
+    path = newest[0][1]
+    if args.conf:
+        options = load_config(args.conf, args.overrides).average
+    else:
+        options = config_from_dict(load_file(path)["config"], args.overrides, where=str(path)).average
     state, end, what = (plain if options.mode == "plain" else running)(folder, options)
     weights = {k: v.to(end["model"][k].dtype) for k, v in state.items()}  # float64 ends here: the model's own type
     kept = ("config", "tokens", "tokens_hash", "vocab_size", "bpe_model", "git_commit", "versions")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from local.atomic import atomic_write
-from local.config import Config, config_from_dict, config_hash, to_dict
+from local.config import Config, config_from_dict, config_hash, load_config, to_dict
 from local.errors import UserError
 from local.tokens import Tokenizer
 from model.build import build_model
@@ -72,7 +72,7 @@ def provenance(cfg: Config, tokenizer: Tokenizer) -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
         "bpe_model": torch.frombuffer(bytearray(tokenizer.model), dtype=torch.uint8),
         "git_commit": _git_commit(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, **_versions()},
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), **_versions()},
     }
 
 
@@ -102,16 +102,21 @@ def _git_commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def load_averaged(path: Path, overrides: list[str] | None = None) -> tuple[Transducer, Config, Tokenizer]:
+def load_averaged(
+    path: Path, overrides: list[str] | None = None, conf: str | None = None
+) -> tuple[Transducer, Config, Tokenizer]:
     """A model in evaluation mode, its config (with `overrides` of decoding keys) and its tokens, from one file.
 
     Works for the file that local/average.py writes and for any training checkpoint (its last weights).
+    conf: a YAML whose section `decode` stands in for the file's, so that it can be edited after training.
     """
     content = load_file(path)
     for key in ("config", "bpe_model", "vocab_size"):
         if key not in content:
             raise UserError(f"{path}: holds no '{key}'; local/average.py writes files that decoding can read")
     cfg = config_from_dict(content["config"], overrides or [], where=str(path))
+    if conf is not None:
+        cfg.decode = load_config(conf, overrides or []).decode
     tokenizer = Tokenizer.from_bytes(bytes(content["bpe_model"].tolist()))
     model = build_model(cfg, content["vocab_size"])
     load_weights(model, content["model"], path)

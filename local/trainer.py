@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,12 @@ class Trainer:
         torch.set_rng_state(saved["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in saved["rng"]:
             torch.cuda.set_rng_state(saved["rng"]["cuda"].cpu(), self.device)
-        print(f"going on from {path}: epoch {self.epoch}, {self.step} batches done")
+        print(f"going on from {path}: {self.step} batches done, now epoch {self.epoch}")
+        before, now = _flat(saved["config"]), _flat(self.origin["config"])
+        for key in [k for k in now if k in before and before[k] != now[k] and not k.startswith(("decode.", "average."))]:
+            print(f"warning: {key} was {before[key]}, is {now[key]} from here on; --force trains anew", file=sys.stderr)
+        if self.epoch > self.cfg.train.num_epochs or self._at_limit():
+            print("nothing is left to train: train.num_epochs or train.max_steps is reached")
 
     def _tidy(self) -> None:
         """Keep the newest epochs that averaging or train.keep_last asks for, and two step checkpoints."""
@@ -236,3 +242,11 @@ class Trainer:
         steps = self.cfg.average.num + 1 if self.cfg.average.unit == "step" else 2
         for _, path in checkpoints(self.folder, "step")[steps:]:
             path.unlink()
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.layers.lstm_cpu import lstm_cpu
+
 INITIAL_STD = 0.1
 
 
@@ -109,6 +111,11 @@ class ScaledEmbedding(nn.Module):
         return embedded * (ids >= 0).unsqueeze(-1)
 
 
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """The type of matrix products over x on the CPU: autocast's where it is on, else x's own."""
+    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
+
+
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
@@ -154,6 +161,9 @@ class ScaledRNN(nn.Module):
 
         `params` are `scaled_parameters()`, perhaps passed through the gradient filter. gru and rnn return c0 as it is.
         """
+        if self.mode == "lstm" and x.device.type == "cpu":
+            out, h, c = lstm_cpu(x.float() if x.dtype == torch.bfloat16 else x, h0[0], c0[0], params, matmul_dtype(x))
+            return out, h.unsqueeze(0), c.unsqueeze(0)
         options = (True, 1, 0.0, self.training, False, False)
         if self.mode == "lstm":
             return torch._VF.lstm(x, (h0, c0), params, *options)  # type: ignore[attr-defined]

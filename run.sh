@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# From audio to a WER table. Stages that are done are skipped; see --help.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source local/stages.sh
+
+usage() {
+  cat <<'HELP'
+./run.sh [options] [key.sub=value ...]     prepare -> train -> average -> decode -> score
+
+Stages
+  0  prepare        ./prepare.sh: audio -> data/<corpus> (manifests, tokens, cuts, features)
+  1  train          -> EXP/checkpoints, train.csv, valid.csv, tensorboard/; goes on where it stopped
+  2  average        -> EXP/averaged.pt: averaged weights, configuration and tokens in one file
+  3  decode         test sets by all of decode.methods -> EXP/decode/<method>/<set>.jsonl
+  4  score          -> EXP/wer.json, EXP/wer.md, EXP/errors/; prints the WER table
+
+Options
+  --corpus NAME      a folder of egs/ (tiny)
+  --corpus-dir DIR   audio that is already there: the folder that holds the parts or LibriSpeech/
+  --data-dir DIR     prepared data (data/NAME)
+  --exp-dir DIR      where to write (exp/NAME)
+  --conf FILE        configuration (egs/NAME/conf/<name of EXP>.yaml, else egs/NAME/conf/NAME.yaml, else conf/base.yaml)
+  --stage N          first stage (0)
+  --stop-stage N     last stage (4)
+  --nproc N          processes that prepare the data (the number of cores)
+  --python PROGRAM   Python to use as it is, instead of making .venv
+  --force            run finished stages again; training starts anew
+  --help
+
+Any configuration key can follow: train.num_epochs=20 decode.methods=[greedy_search] loss.backend=k2
+HELP
+}
+
+options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nproc python"
+corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=4 nproc='' python=''
+parse_options "$@"
+exp_dir=${exp_dir:-exp/$corpus}
+resolve_options
+ensure_python
+
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+done_dir=$exp_dir/.done
+common=(--corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nproc "$nproc" --python "$python")
+[[ -z $corpus_dir ]] || common+=(--corpus-dir "$corpus_dir")
+[[ $force == false ]] || common+=(--force)
+echo "corpus $corpus, experiment $exp_dir, configuration $conf${overrides[*]:+ ${overrides[*]}}"
+
+if [[ $stage -le 0 && $stop_stage -ge 0 ]]; then
+  ./prepare.sh "${common[@]}" ${overrides[@]+"${overrides[@]}"}
+fi
+
+train() {
+  if [[ $force == true ]]; then
+    rm -rf "$exp_dir/checkpoints" "$exp_dir/tensorboard" "$exp_dir"/{train,valid}.csv
+  fi
+  "$python" local/train.py --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" ${overrides[@]+"${overrides[@]}"}
+}
+
+score() {  # the table is printed below, also where it was made before
+  "$python" local/wer.py --exp-dir "$exp_dir" --data-dir "$data_dir" > /dev/null
+}
+
+of_group() {  # the overrides of one group of keys
+  local o
+  for o in ${overrides[@]+"${overrides[@]}"}; do [[ $o != "$1".* ]] || printf '%s\n' "$o"; done
+}
+
+run_stage 1 "train" "$done_dir/1-train" --config "model gradient loss optim train features augment data" \
+  --input "$data_dir/lang/bpe.model" --made-by "stage 0 (prepare)" --output "$exp_dir/checkpoints" -- train
+run_stage 2 "average" "$done_dir/2-average" --config "average" \
+  --input "$exp_dir/checkpoints" --made-by "stage 1 (train)" --output "$exp_dir/averaged.pt" -- \
+  "$python" local/average.py --exp-dir "$exp_dir" --conf "$conf" $(of_group average)
+run_stage 3 "decode" "$done_dir/3-decode" --config "decode data features" \
+  --input "$exp_dir/averaged.pt" --made-by "stage 2 (average)" --output "$exp_dir/decode" -- \
+  "$python" local/decode.py --checkpoint "$exp_dir/averaged.pt" --data-dir "$data_dir" --exp-dir "$exp_dir" \
+  --conf "$conf" $(of_group decode)
+run_stage 4 "score" "$done_dir/4-score" \
+  --input "$exp_dir/decode" --made-by "stage 3 (decode)" --output "$exp_dir/wer.json" -- score
+if [[ $stop_stage -ge 4 ]]; then
+  cat "$exp_dir/wer.md"
+fi
