@@ -49,9 +49,10 @@ def decode_k2(
     best = k2.shortest_path(streams.format_output(num_frames, allow_partial=allow_partial), use_double_scores=True)
     scores = best.get_tot_scores(use_double_scores=True, log_semiring=False).tolist()
     # One arc per frame; the last frame's is the one to the final state, with the label -1.
-    paths = k2.RaggedTensor(best.arcs.shape().remove_axis(1), best.labels.contiguous()).tolist()
+    labels, splits = best.labels.tolist(), best.arcs.shape().remove_axis(1).row_splits(1).tolist()
     results = []
-    for path, score in zip(paths, scores, strict=True):
+    for begin, end, score in zip(splits, splits[1:], scores, strict=False):
+        path = labels[begin:end]
         times = [t for t, label in enumerate(path) if label > 0]
         results.append(Hypothesis([path[t] for t in times], times, score))
     return results + empty
