@@ -19,7 +19,7 @@ Options
   --corpus NAME      a folder of egs/ (tiny)
   --corpus-dir DIR   audio that is already there: the folder that holds the parts or LibriSpeech/
   --data-dir DIR     where to write (data/NAME)
-  --conf FILE        experiment's configuration (egs/NAME/conf/NAME.yaml or else conf/base.yaml)
+  --conf FILE        configuration (egs/NAME/conf/NAME.yaml where there is one, else conf/base.yaml)
   --stage N          first stage (0)
   --stop-stage N     last stage (4)
   --nproc N          processes (the number of cores)
@@ -40,7 +40,6 @@ ensure_python
 done_dir=$data_dir/.done
 corpus_yaml=egs/$corpus/corpus.yaml
 parts="data.train_parts data.dev_parts data.test_parts"
-mkdir -p "$data_dir"
 
 if [[ -n $corpus_dir ]]; then
   audio=$corpus_dir
@@ -52,28 +51,30 @@ else
   given=()
   input=$done_dir/audio
 fi
-run_stage 0 "audio" "$done_dir/audio" --config "$parts augment.musan" --output "$audio" -- \
-  "$python" local/get_audio.py --corpus-yaml "$corpus_yaml" --out "$audio" --nproc "$nproc" ${given[@]+"${given[@]}"}
+described=(--input "$corpus_yaml" --made-by "the repository")
+[[ ! -f egs/$corpus/speech.yaml ]] || described+=(--input "egs/$corpus/speech.yaml" --made-by "the repository")
+run_stage 0 "audio" "$done_dir/audio" --config "$parts augment.musan" --output "$audio" "${described[@]}" -- \
+  in_parallel local/get_audio.py --corpus-yaml "$corpus_yaml" --out "$audio" ${given[@]+"${given[@]}"}
 run_stage 1 "manifests" "$done_dir/manifests" --config "$parts" --output "$data_dir/manifests" \
-  --input "$input" --made-by "stage 0 of prepare.sh" --input "$corpus_yaml" --made-by "the repository" -- \
-  "$python" local/prepare_manifests.py --corpus-yaml "$corpus_yaml" --corpus-dir "$audio" --data-dir "$data_dir" \
-  --nproc "$nproc"
+  --input "$input" --made-by "stage 0 of prepare.sh" "${described[@]}" -- \
+  in_parallel local/prepare_manifests.py --corpus-yaml "$corpus_yaml" --corpus-dir "$audio" --data-dir "$data_dir"
 run_stage 2 "lang" "$done_dir/lang" --config "lang" --output "$data_dir/lang/bpe.model" \
   --input "$data_dir/manifests" --made-by "stage 1 of prepare.sh" -- \
-  "$python" local/prepare_lang.py --data-dir "$data_dir"
+  configured local/prepare_lang.py --data-dir "$data_dir"
 run_stage 3 "cuts" "$done_dir/cuts" --config "features.sampling_rate data.min_duration data.max_duration" \
   --input "$data_dir/manifests" --made-by "stage 1 of prepare.sh" \
   --input "$data_dir/lang/bpe.model" --made-by "stage 2 of prepare.sh" --output "$data_dir/cuts" -- \
-  "$python" local/prepare_cuts.py --data-dir "$data_dir"
+  configured local/prepare_cuts.py --data-dir "$data_dir"
 if [[ $(config_values augment.musan) != *" null" ]]; then
   run_stage 3 "noise" "$done_dir/noise" --config "features.sampling_rate augment.musan" \
-    --output "$data_dir/cuts/musan.jsonl.gz" -- "$python" local/prepare_noise.py --data-dir "$data_dir" --nproc "$nproc"
+    --output "$data_dir/cuts/musan.jsonl.gz" -- \
+    in_parallel local/prepare_noise.py --data-dir "$data_dir"
 fi
 if [[ $(config_values features.type) == *" precomputed" ]]; then
   [[ $force == false || $stage -gt 4 || $stop_stage -lt 4 ]] || rm -rf "$data_dir/features"  # else they are used again
   run_stage 4 "features" "$done_dir/features" --config "features augment.speed_perturb augment.musan" \
     --input "$data_dir/cuts" --made-by "stage 3 of prepare.sh" --output "$data_dir/features" -- \
-    "$python" local/compute_features.py --data-dir "$data_dir" --nproc "$nproc"
+    in_parallel local/compute_features.py --data-dir "$data_dir"
 elif [[ $stage -le 4 && $stop_stage -ge 4 ]]; then
   echo "stage 4: features: computed on the fly (features.type), nothing to do"
 fi

@@ -31,9 +31,10 @@ parse_options() {
 # resolve_options: fill in what follows from the corpus: its conf, its data and experiment folders, the number of jobs.
 resolve_options() {
   [[ -f egs/$corpus/corpus.yaml ]] || fail "no corpus '$corpus': egs/ has $(cd egs && echo */ | tr -d /)"
-  if [[ -z $conf ]]; then
-    conf=egs/$corpus/conf/$corpus.yaml
-    [[ -f $conf ]] || conf=conf/base.yaml
+  if [[ -z $conf ]]; then  # an experiment's name chooses its conf, then the corpus's
+    for conf in "egs/$corpus/conf/$(basename "${exp_dir:-$corpus}").yaml" "egs/$corpus/conf/$corpus.yaml" conf/base.yaml; do
+      [[ ! -f $conf ]] || break
+    done
   fi
   [[ -f $conf ]] || fail "--conf $conf: no such file"
   [[ -z $corpus_dir || -e $corpus_dir ]] || fail "--corpus-dir $corpus_dir: no such folder"
@@ -101,7 +102,22 @@ config_values() {
     printf -- '---\n'
     printf '%s\n' ${overrides[@]+"${overrides[@]}"}
   } | awk -v wanted="$*" '
-    function keep(name, value) { if (!(name in values)) names[++count] = name; values[name] = value }
+    function keep(name, value,    i, c, nested, from, at) {  # {a: 1, b: {c: 2}} is taken apart
+      if (value ~ /^\{.*\}$/) {
+        value = substr(value, 2, length(value) - 2) ","
+        for (from = i = 1; i <= length(value); i++) {
+          c = substr(value, i, 1)
+          nested += (c ~ /[[{]/) - (c ~ /[]}]/)
+          if (c == "," && !nested && (at = index(substr(value, from, i - from), ":"))) {
+            keep(name "." substr(value, from, at - 1), substr(value, from + at, i - from - at))
+            from = i + 1
+          }
+        }
+        return
+      }
+      if (!(name in values)) names[++count] = name
+      values[name] = value
+    }
     /^---/ {depth = 0; next}
     /^[A-Za-z_][A-Za-z0-9_.]*=/ {gsub(/[ "\047]/, ""); at = index($0, "="); keep(substr($0, 1, at - 1), substr($0, at + 1)); next}
     {sub(/(^|[ \t]+)#.*/, "")}
@@ -123,9 +139,15 @@ config_values() {
     }'
 }
 
+# configured PROGRAM...: run a Python program with --conf and the overrides, which thus stay out of the stage's signature.
+configured() { "$python" "$@" --conf "$conf" ${overrides[@]+"${overrides[@]}"}; }
+
+# in_parallel PROGRAM...: the same with --nproc.
+in_parallel() { configured "$@" --nproc "$nproc"; }
+
 # run_stage N TITLE MARKER [--input PATH --made-by WORDS]... [--output PATH]... [--config "KEY ..."] -- COMMAND...
 # Run COMMAND unless MARKER says that it was done with the same command, inputs and values of these configuration keys,
-# and every OUTPUT is there. With --config the command also gets --conf and the overrides.
+# and every OUTPUT is there. COMMAND may be a function of the caller; see `configured`.
 run_stage() {
   local n=$1 title=$2 marker=$3 input='' keys='' signature='' began outputs=true
   shift 3
@@ -143,10 +165,7 @@ run_stage() {
   done
   shift
   signature+="command $*"
-  if [[ -n $keys ]]; then
-    signature+=$'\n'$(config_values $keys)
-    set -- "$@" --conf "$conf" ${overrides[@]+"${overrides[@]}"}
-  fi
+  [[ -z $keys ]] || signature+=$'\n'$(config_values $keys)
   if [[ $force == false && $outputs == true && -f $marker ]]; then
     if [[ "$(cat "$marker")" == "$signature" ]]; then
       echo "stage $n: $title: done before, skipped"
