@@ -139,7 +139,7 @@ def utterance_ids(rows: Sequence[Row]) -> list[str]:
     taken = {clean_id(row.id) for row in rows if row.id}
     names: dict[str, str] = {}
     for written, path in paths.items():
-        whole = "-".join(folder for folder in path.with_suffix("").parts if folder != path.anchor)
+        whole = "-".join(name for name in (*path.parent.parts, path.stem) if name != path.anchor)
         name = base = clean_id(path.stem if stems[path.stem] == 1 else whole)
         number = 2
         while name in taken:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 
@@ -116,6 +116,7 @@ cells = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filt
 
 
 @given(st.lists(st.tuples(cells, cells, cells), min_size=1, max_size=8))
+@example([(".", "a", "b"), ("/", "c", "d"), ("./x/..", "path", "text"), ('"', '"', '"')])
 def test_any_table_comes_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]]) -> None:
     table = tmp_path_factory.mktemp("any") / "t.tsv"
     table.write_text("path\ttext\tspeaker\n" + "".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
