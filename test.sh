@@ -118,7 +118,7 @@ k2_possible() {
 
 # ensure_k2: .venv-k2 as requirements-k2.txt describes it, with the other requirements at the versions used elsewhere.
 ensure_k2() {
-  local sum log=.venv-k2/install.log pip=("$k2_python" -m pip --disable-pip-version-check --progress-bar off)
+  local sum log=.venv-k2/install.log pip=("$k2_python" -m pip --disable-pip-version-check install --progress-bar off)
   sum=$({ declare -f ensure_k2; cat requirements*.txt; } | cksum)
   [[ "$(cat .venv-k2/installed 2>/dev/null)" != "$sum" ]] || return 0
   echo "making .venv-k2 with $base_python ($("$base_python" --version)); 4 GB, a few minutes (log: $log)"
@@ -128,9 +128,9 @@ ensure_k2() {
     > .venv-k2/requirements.txt
   # scipy resamples for lhotse in torchaudio's place; six is what this torch's TensorBoard writer imports.
   {
-    "${pip[@]}" install pip==23.2.1 &&
-      "${pip[@]}" install -r .venv-k2/requirements.txt torch==1.13.1 'numpy<2' scipy six graphviz typing-extensions &&
-      "${pip[@]}" install --no-deps -r requirements-k2.txt
+    "${pip[@]}" pip==23.2.1 &&
+      "${pip[@]}" -r .venv-k2/requirements.txt torch==1.13.1 'numpy<2' scipy six graphviz typing-extensions &&
+      "${pip[@]}" --no-deps -r requirements-k2.txt
   } > "$log" 2>&1 || { tail -n 20 "$log"; return 1; }
   "$k2_python" -c 'import k2' && echo "$sum" > .venv-k2/installed
 }

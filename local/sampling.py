@@ -22,6 +22,9 @@ from local.config import DataConfig
 from local.errors import UserError
 from local.lengths import SPEED, SPEEDS, at_speed, fits
 
+if torch.__version__.startswith("1."):  # k2's environment: its Sampler wants an argument that lhotse no longer gives
+    torch.utils.data.Sampler.__init__ = object.__init__  # type: ignore[method-assign]
+
 BINS_FROM = 10_000  # cuts from whose lengths the buckets' borders are taken
 
 
