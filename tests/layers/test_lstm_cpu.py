@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from model.layers.lstm_cpu import lstm_cpu
 
 
-
 def both(t: int, n: int, c: int, hidden: int, proj: int, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Results and gradients of ours and of torch's layer with the same random parameters."""
     torch.manual_seed(seed)
