@@ -178,9 +178,10 @@ class AsrDataModule:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             workers = max(1, min(8, cores // 2))
         prefetch: dict[str, Any] = {"prefetch_factor": 4} if workers else {}
+        generator = torch.Generator().manual_seed(self.cfg.train.seed)  # else iterating draws from the global one
         return DataLoader(
-            dataset, sampler=sampler, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
-            **prefetch,
+            dataset, sampler=sampler, generator=generator, batch_size=None, num_workers=workers,
+            pin_memory=torch.cuda.is_available(), **prefetch,
         )  # fmt: skip
 
 

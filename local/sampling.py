@@ -120,13 +120,18 @@ def batch_seed(seed: int, epoch: int, cuts: Iterable[Cut]) -> int:
 
 
 class seeded:  # noqa: N801  (a context manager, used like a function)
-    """Seed Python's, numpy's and torch's global generators, which lhotse draws from, and put them back at the end."""
+    """Seed Python's, numpy's and torch's global generators, which lhotse draws from, and put them back at the end.
+
+    Within, torch has one thread, as in a loader's process: with more, its convolutions round differently.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def __enter__(self) -> None:
         self.states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
+        self.threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         random.seed(self.seed)
         np.random.seed(self.seed % 2**32)
         torch.random.default_generator.manual_seed(self.seed)
@@ -135,3 +140,4 @@ class seeded:  # noqa: N801  (a context manager, used like a function)
         random.setstate(self.states[0])
         np.random.set_state(self.states[1])
         torch.set_rng_state(self.states[2])
+        torch.set_num_threads(self.threads)
