@@ -114,7 +114,7 @@ class AsrDataset(Dataset):
 
 
 class Batches:
-    """What a dataloader method returns: iterate over it for batches. `skipped` counts utterances that failed to load."""
+    """What a dataloader method returns: iterate for batches; `skipped` counts utterances that failed to load."""
 
     def __init__(self, loader: DataLoader, num_cuts: int) -> None:
         self.loader, self.num_cuts, self.skipped = loader, num_cuts, 0

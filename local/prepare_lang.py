@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = read_texts(args.data_dir, load_corpus(args.data_dir / "corpus.yaml").train)
     tokenizer = train_tokenizer(texts, lang.vocab_size, lang.character_coverage)
     write_lang(tokenizer, texts, args.data_dir / "lang")
-    fewer = f" (the text has no more: lang.vocab_size={lang.vocab_size})" if tokenizer.vocab_size < lang.vocab_size else ""
+    asked = lang.vocab_size
+    fewer = f" (the text has no more: lang.vocab_size={asked})" if tokenizer.vocab_size < asked else ""
     print(f"{tokenizer.vocab_size} tokens from {len(texts)} transcripts{fewer}")
 
 
