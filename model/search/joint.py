@@ -48,7 +48,7 @@ class Contexts:
         """Projected decoder output for context numbers of any shape (...): (..., J)."""
         flat = contexts.reshape(-1)
         rows = flat if self._complete else self._find(flat)
-        return self._rows.index_select(0, rows).view(*contexts.shape, -1)
+        return self._rows.index_select(0, rows).view(*contexts.shape, self._rows.shape[1])
 
     def _find(self, contexts: torch.Tensor) -> torch.Tensor:
         if len(self._keys):
