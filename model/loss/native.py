@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model.loss import fused, simple
 from model.loss.autocast import product_dtype
-from model.loss.fused import PrunedLoss
 from model.loss.interface import check_pruned, check_simple
 from model.loss.ranges import prune_ranges, pruned_mass
-from model.loss.simple import SimpleLoss
 
 __all__ = ["prune_ranges", "pruned_loss", "pruned_mass", "simple_loss"]
 
@@ -27,7 +26,8 @@ def simple_loss(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """See `LossBackend.simple_loss`; the maths is in simple.py."""
     check_simple(am, lm, tokens, boundary, delay_penalty)
-    loss, px_occ, py_occ = SimpleLoss.apply(am, lm, tokens, boundary, (blank, am_scale, lm_scale, delay_penalty))
+    options = simple.Options(blank, am_scale, lm_scale, delay_penalty)
+    loss, px_occ, py_occ = simple.SimpleLoss.apply(am, lm, tokens, boundary, options)
     return loss, (px_occ[:, :, :-1].transpose(1, 2), py_occ.transpose(1, 2))
 
 
@@ -47,4 +47,5 @@ def pruned_loss(
     check_pruned(enc, dec, weight, tokens, ranges, delay_penalty)
     inputs = (enc, dec, weight, bias)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    return PrunedLoss.apply(*inputs, tokens, ranges, boundary, (blank, delay_penalty, product_dtype(enc), keep))
+    options = fused.Options(blank, delay_penalty, product_dtype(enc), keep)
+    return fused.PrunedLoss.apply(*inputs, tokens, ranges, boundary, options)

@@ -8,12 +8,14 @@ Log-probabilities are normalised by Z(t, u) = sum_c exp(am[t, c] + lm[u, c]), on
     am-only    am[t, c] + log m[c] - log sum_c' exp(am[t, c']) m[c']
     lm-only    lm[u, c] - log sum_c' exp(lm[u, c'])
 
-where the unigram m is softmax(lm) averaged over every u of every utterance, padding included, as k2 has it.
+where the unigram m is softmax(lm) averaged over every u of every utterance, padding included, as k2 has it. The weights
+sum to 1, so that lm[u, c] counts 1 - am_scale times and am[t, c] counts 1 - lm_scale times.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,65 +24,43 @@ from torch.autograd.function import once_differentiable
 from model.loss.autocast import exact_dtype, no_autocast
 from model.loss.lattice import band_recursion
 
-
-class _Exponentials:
-    """exp(x - max x) over the classes and what normalises it; recomputed in the backward rather than kept."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.max = x.amax(2, keepdim=True)
-        self.exp = (x - self.max).exp_()
+# Numbers of am whose exponentials are in memory at once on the CPU (an utterance at least).
+CHUNK_NUMBERS = 1 << 20
 
 
-def _unigram(lm: _Exponentials) -> tuple[Tensor, Tensor]:
-    """The averaged lm distribution m (C,) and the sums (N, U + 1, 1) that normalise each row."""
-    sums = lm.exp.sum(2, keepdim=True)
-    n, nodes, _ = lm.exp.shape
-    # mean over rows of exp / sum, as a product of a row vector with a matrix
-    m = torch.mv(lm.exp.flatten(0, 1).t(), sums.flatten().reciprocal()) / (n * nodes)
-    return m + torch.finfo(m.dtype).tiny, sums
+class Options(NamedTuple):
+    """The numbers of `LossBackend.simple_loss`."""
+
+    blank: int
+    am_scale: float
+    lm_scale: float
+    delay_penalty: float
 
 
 class SimpleLoss(torch.autograd.Function):
-    """See `simple_loss`; the gradient of -total by the log-probabilities is minus the occupations."""
+    """See `LossBackend.simple_loss`; the gradient of -total by a log-probability is minus its occupation."""
 
     @staticmethod
     @no_autocast
     def forward(  # type: ignore[override]
-        ctx: Any, am: Tensor, lm: Tensor, tokens: Tensor, boundary: Tensor, options: tuple[int, float, float, float]
+        ctx: Any, am: Tensor, lm: Tensor, tokens: Tensor, boundary: Tensor, options: Options
     ) -> tuple[Tensor, Tensor, Tensor]:
-        blank, am_scale, lm_scale, delay_penalty = options
         dtype = exact_dtype(am)
-        am_, lm_ = am.to(dtype), lm.to(dtype)
         n, t_max, _ = am.shape
-        a, b = _Exponentials(am_), _Exponentials(lm_)
-        tiny = torch.finfo(dtype).tiny
-        combined = 1.0 - am_scale - lm_scale
-
-        index = torch.nn.functional.pad(tokens, (0, 1), value=blank)  # (N, U + 1): the last entry is never used
-        lm_token = lm_.gather(2, index.unsqueeze(2)).transpose(1, 2)  # (N, 1, U + 1)
-        lm_blank = lm_[:, :, blank].unsqueeze(1)
-        norm = torch.matmul(a.exp, b.exp.transpose(1, 2)).add_(tiny).log_()  # (N, T, U + 1)
-        norm.add_(a.max).add_(b.max.transpose(1, 2)).mul_(-combined)
-        # what depends on t alone or on u alone joins as a row or a column
-        row_token, row_blank = lm_token * (combined + lm_scale), lm_blank * (combined + lm_scale)
-        column = am_.new_zeros(n, t_max, 1)
-        if am_scale != 0 or lm_scale != 0:
-            unigram, sums = _unigram(b)
-            lm_norm = lm_scale * (sums.log() + b.max).transpose(1, 2)
-            row_token, row_blank = row_token - lm_norm, row_blank - lm_norm
-        if am_scale != 0:
-            log_m = unigram.log()
-            row_token = row_token + am_scale * log_m[index].unsqueeze(1)
-            row_blank = row_blank + am_scale * log_m[blank]
-            column = -am_scale * (torch.matmul(a.exp, unigram).log().unsqueeze(2) + a.max)
-        am_weight = combined + am_scale
-        px = am_.gather(2, index.unsqueeze(1).expand(n, t_max, -1)).mul_(am_weight).add_(norm).add_(row_token).add_(column)
-        py = norm.add_(row_blank).add_(column).add_(am_[:, :, blank].unsqueeze(2), alpha=am_weight)
-        if delay_penalty != 0:
-            px.add_(delay_bonus(boundary, t_max, delay_penalty, dtype).unsqueeze(2))
-
-        starts = boundary.new_zeros(n, t_max)
-        total, px_occ, py_occ = band_recursion(px, py, starts, boundary)
+        next_token = _next_token(tokens, options.blank)
+        lm_exp = _Exponentials(lm.to(dtype))
+        unigram = _unigram(lm_exp) if options.am_scale else None
+        row_token, row_blank = _of_u_alone(lm.to(dtype), next_token, lm_exp, unigram, options)
+        px = am.new_empty(n, t_max, lm.shape[1], dtype=dtype)
+        py = torch.empty_like(px)
+        for part in _chunks(am):
+            a = am[part].to(dtype)
+            _log_probs(a, next_token[part], lm_exp[part], unigram, options, px[part], py[part])
+        px += row_token.unsqueeze(1)
+        py += row_blank.unsqueeze(1)
+        if options.delay_penalty:
+            px += delay_bonus(boundary, t_max, options.delay_penalty, dtype).unsqueeze(2)
+        total, px_occ, py_occ = band_recursion(px, py, boundary.new_zeros(n, t_max), boundary)
         assert px_occ is not None and py_occ is not None
         ctx.save_for_backward(am, lm, tokens, px_occ, py_occ)
         ctx.options = options
@@ -92,43 +72,141 @@ class SimpleLoss(torch.autograd.Function):
     @no_autocast
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         am, lm, tokens, px_occ, py_occ = ctx.saved_tensors
-        blank, am_scale, lm_scale, _ = ctx.options
-        combined = 1.0 - am_scale - lm_scale
+        options: Options = ctx.options
         dtype = px_occ.dtype
-        n, t_max, nodes = py_occ.shape
-        a, b = _Exponentials(am.to(dtype)), _Exponentials(lm.to(dtype))
-        tiny = torch.finfo(dtype).tiny
-        weight = -grad.to(dtype).view(n, 1, 1)  # d loss / d total = -1
-        gx, gy = px_occ[:, :t_max] * weight, py_occ * weight
-        node = gx + gy  # (N, T, U + 1)
+        next_token = _next_token(tokens, options.blank)
+        lm_exp = _Exponentials(lm.to(dtype))
+        unigram = _unigram(lm_exp) if options.am_scale else None
+        d_am, d_lm = torch.empty_like(am), torch.empty_like(lm, dtype=dtype)
+        d_unigram = None if unigram is None else torch.zeros_like(unigram)
+        d_total = -grad.to(dtype).view(-1, 1, 1)
+        by_token, by_blank = [], []  # d loss / d log-probability, summed over frames
+        for part in _chunks(am):
+            gx, gy = px_occ[part, :-1] * d_total[part], py_occ[part] * d_total[part]  # (n, T, U + 1)
+            by_token.append(gx.sum(1))
+            by_blank.append(gy.sum(1))
+            a = am[part].to(dtype)
+            d_am[part] = _d_log_probs(
+                a, next_token[part], lm_exp[part], unigram, options, gx, gy, d_lm[part], d_unigram
+            )
+        _d_of_u_alone(d_lm, next_token, lm_exp, unigram, options, torch.cat(by_token), torch.cat(by_blank), d_unigram)
+        return d_am, d_lm.to(lm.dtype), None, None, None
 
-        # through the normaliser: d log Z / d am = exp(am) * (exp(lm) / Z)
-        ratio = node / torch.matmul(a.exp, b.exp.transpose(1, 2)).add_(tiny)
-        d_am = torch.matmul(ratio, b.exp).mul_(a.exp).mul_(-combined)
-        d_lm = torch.matmul(ratio.transpose(1, 2), a.exp).mul_(b.exp).mul_(-combined)
-        # through the log-probabilities of tokens and blank themselves
-        index = torch.nn.functional.pad(tokens, (0, 1), value=blank)
-        by_row, token_by_row, blank_by_row = node.sum(1), gx.sum(1), gy.sum(1)  # (N, U + 1)
-        am_weight = combined + am_scale
-        d_am.scatter_add_(2, index.unsqueeze(1).expand_as(gx), gx * am_weight)
-        d_am[:, :, blank] += gy.sum(2) * am_weight
-        d_lm.scatter_add_(2, index.unsqueeze(2), (token_by_row * (combined + lm_scale)).unsqueeze(2))
-        d_lm[:, :, blank] += blank_by_row * (combined + lm_scale)
-        if am_scale != 0 or lm_scale != 0:
-            unigram, sums = _unigram(b)
-            p = b.exp.div_(sums)  # softmax(lm)
-            d_lm.addcmul_(p, by_row.unsqueeze(2), value=-lm_scale)
-        if am_scale != 0:
-            share = node.sum(2) / torch.matmul(a.exp, unigram)  # (N, T)
-            d_am.addcmul_(a.exp * unigram, share.unsqueeze(2), value=-am_scale)
-            # d m: the gathered log m, less the normaliser's share
-            d_log_m = torch.zeros_like(unigram)
-            d_log_m.index_add_(0, index.flatten(), token_by_row.flatten())
-            d_log_m[blank] += blank_by_row.sum()
-            d_m = d_log_m / unigram - torch.mv(a.exp.flatten(0, 1).t(), share.flatten())
-            d_p = d_m * (am_scale / (n * nodes))  # the same for every row
-            d_lm.add_(p * (d_p - torch.matmul(p, d_p).unsqueeze(2)))
-        return d_am.to(am.dtype), d_lm.to(lm.dtype), None, None, None
+
+class _Exponentials:
+    """exp(x - max x) over the classes of x (N, K, C), and max x (N, K, 1)."""
+
+    def __init__(self, x: Tensor, maximum: Tensor | None = None) -> None:
+        if maximum is None:
+            maximum = x.amax(2, keepdim=True)
+            x = (x - maximum).exp_()
+        self.exp, self.max = x, maximum
+
+    def __getitem__(self, part: slice) -> _Exponentials:
+        return _Exponentials(self.exp[part], self.max[part])
+
+
+def _chunks(am: Tensor) -> Iterator[slice]:
+    """Slices of utterances: all at once on a GPU, where launches cost more than memory."""
+    n, t_max, classes = am.shape
+    size = max(1, n if am.device.type != "cpu" else CHUNK_NUMBERS // max(1, t_max * classes))
+    for first in range(0, n, size):
+        yield slice(first, first + size)
+
+
+def _next_token(tokens: Tensor, blank: int) -> Tensor:
+    """(N, U + 1): the token that each u would emit; the last entry is never used."""
+    return torch.nn.functional.pad(tokens, (0, 1), value=blank)
+
+
+def _unigram(lm: _Exponentials) -> Tensor:
+    """m (C,): the mean over all rows of exp / sum exp, as the product of a vector with a matrix."""
+    weights = lm.exp.sum(2).reciprocal_().flatten()
+    m = torch.mv(lm.exp.flatten(0, 1).t(), weights) / len(weights)
+    return m + torch.finfo(m.dtype).tiny
+
+
+def _of_u_alone(
+    lm: Tensor, next_token: Tensor, lm_exp: _Exponentials, unigram: Tensor | None, o: Options
+) -> tuple[Tensor, Tensor]:
+    """What the log-probabilities of tokens and of blank owe to u, normalisers of t and u apart: two of (N, U + 1)."""
+    token = lm.gather(2, next_token.unsqueeze(2)).squeeze(2) * (1 - o.am_scale)
+    blank = lm[:, :, o.blank] * (1 - o.am_scale)
+    if o.lm_scale:
+        norm = o.lm_scale * (lm_exp.exp.sum(2).log_() + lm_exp.max.squeeze(2))
+        token, blank = token - norm, blank - norm
+    if unigram is not None:
+        log_m = unigram.log()
+        token, blank = token + o.am_scale * log_m[next_token], blank + o.am_scale * log_m[o.blank]
+    return token, blank
+
+
+def _log_probs(
+    am: Tensor, next_token: Tensor, lm: _Exponentials, unigram: Tensor | None, o: Options, px: Tensor, py: Tensor
+) -> None:
+    """Fill px, py (n, T, U + 1), all but what depends on u alone."""
+    a = _Exponentials(am)
+    norm = torch.matmul(a.exp, lm.exp.transpose(1, 2)).add_(torch.finfo(am.dtype).tiny).log_()
+    norm.add_(a.max).add_(lm.max.transpose(1, 2)).mul_(1 - o.am_scale - o.lm_scale)
+    if unigram is not None:
+        norm.add_(torch.matmul(a.exp, unigram).log_().unsqueeze(2).add_(a.max), alpha=o.am_scale)
+    token = am.gather(2, next_token.unsqueeze(1).expand_as(px))
+    torch.sub(token.mul_(1 - o.lm_scale), norm, out=px)
+    torch.sub(am[:, :, o.blank, None] * (1 - o.lm_scale), norm, out=py)
+
+
+def _d_log_probs(
+    am: Tensor,
+    next_token: Tensor,
+    lm: _Exponentials,
+    unigram: Tensor | None,
+    o: Options,
+    gx: Tensor,
+    gy: Tensor,
+    d_lm: Tensor,
+    d_unigram: Tensor | None,
+) -> Tensor:
+    """Gradient through `_log_probs`: return d am, set d_lm, add to d_unigram."""
+    a = _Exponentials(am)
+    node = gx + gy
+    # d log Z(t, u) / d am[t, c] = exp(am[t, c]) exp(lm[u, c]) / Z(t, u)
+    z = torch.matmul(a.exp, lm.exp.transpose(1, 2)).add_(torch.finfo(am.dtype).tiny)
+    ratio = (node / z).mul_(o.am_scale + o.lm_scale - 1)
+    torch.matmul(ratio.transpose(1, 2), a.exp, out=d_lm).mul_(lm.exp)
+    d_am = torch.matmul(ratio, lm.exp)
+    if unigram is not None and d_unigram is not None:
+        share = node.sum(2).mul_(-o.am_scale).div_(torch.matmul(a.exp, unigram))  # (n, T)
+        d_am.addcmul_(share.unsqueeze(2), unigram)
+        d_unigram += torch.mv(a.exp.flatten(0, 1).t(), share.flatten())
+    d_am.mul_(a.exp)
+    d_am.scatter_add_(2, next_token.unsqueeze(1).expand_as(gx), gx.mul_(1 - o.lm_scale))
+    d_am[:, :, o.blank] += gy.sum(2).mul_(1 - o.lm_scale)
+    return d_am
+
+
+def _d_of_u_alone(
+    d_lm: Tensor,
+    next_token: Tensor,
+    lm: _Exponentials,
+    unigram: Tensor | None,
+    o: Options,
+    by_token: Tensor,
+    by_blank: Tensor,
+    d_unigram: Tensor | None,
+) -> None:
+    """Gradient through `_of_u_alone` and `_unigram`, added to d_lm; by_token and by_blank are (N, U + 1)."""
+    d_lm.scatter_add_(2, next_token.unsqueeze(2), (by_token * (1 - o.am_scale)).unsqueeze(2))
+    d_lm[:, :, o.blank] += by_blank * (1 - o.am_scale)
+    if not o.lm_scale and unigram is None:
+        return
+    p = lm.exp / lm.exp.sum(2, keepdim=True)  # softmax(lm)
+    d_lm.addcmul_(p, (by_token + by_blank).unsqueeze(2), value=-o.lm_scale)
+    if unigram is not None and d_unigram is not None:
+        d_log_m = torch.zeros_like(unigram).index_add_(0, next_token.flatten(), by_token.flatten())
+        d_log_m[o.blank] += by_blank.sum()
+        # every row has the same part in the mean; a softmax turns d p into p (d p - p . d p)
+        d_p = (d_log_m.mul_(o.am_scale).div_(unigram) + d_unigram) / by_token.numel()
+        d_lm.addcmul_(p, d_p - torch.matmul(p, d_p).unsqueeze(2))
 
 
 def delay_bonus(boundary: Tensor, t_max: int, delay_penalty: float, dtype: torch.dtype) -> Tensor:
