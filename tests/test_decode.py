@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = build_model(cfg, tokenizer.vocab_size)
     with torch.no_grad():
-        model.joiner.output_linear.bias[0] = -3.0  # less blank, so that something is recognised
+        model.joiner.output_linear.bias[:3] = -3.0  # little blank and unknown, so that something is recognised
     save_file({"model": model.state_dict(), **provenance(cfg, tokenizer)}, root / "averaged.pt")
     return root
 
