@@ -1,0 +1,88 @@
+"""The two recursions, compiled and in torch operations, agree with each other and with autograd."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.loss import lattice, reference
+from model.loss.lattice import band_recursion, band_recursion_torch
+
+numba_only = pytest.mark.skipif(lattice.lattice_numba is None, reason="numba is not installed")
+
+
+def random_band(seed: int, n: int, t: int, s: int) -> tuple[torch.Tensor, ...]:
+    """px, py, starts, boundary of a random band; some leave no path."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randint(1, t + 1, (n,), generator=generator)
+    rises = torch.randint(0, s, (n, t), generator=generator)
+    rises[:, 0] = 0
+    starts = rises.cumsum(1)
+    end = starts.gather(1, frames[:, None] - 1).squeeze(1)
+    tokens = end + torch.randint(0, s, (n,), generator=generator)
+    boundary = torch.stack([0 * tokens, 0 * tokens, tokens, frames], 1)
+    px, py = (torch.randn(n, t, s, generator=generator, dtype=torch.float64) * 3 - 4 for _ in range(2))
+    return px, py, starts, boundary
+
+
+@numba_only
+@settings(max_examples=60)
+@given(seed=st.integers(0, 100_000), n=st.integers(1, 5), t=st.integers(1, 12), s=st.integers(1, 6))
+def test_recursions_agree(seed: int, n: int, t: int, s: int) -> None:
+    band = random_band(seed, n, t, s)
+    for a, b in zip(band_recursion(*band), band_recursion_torch(*band), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    total, px_occ, py_occ = band_recursion(*band, occupation=False)
+    torch.testing.assert_close(total, band_recursion(*band)[0])
+    assert px_occ is None and py_occ is None
+
+
+@pytest.mark.parametrize("recursion", [band_recursion, band_recursion_torch])
+def test_full_lattice(recursion) -> None:
+    """starts 0 and S = U + 1: total and occupations are the definition's."""
+    px, py, starts, _ = random_band(3, 1, 6, 4)
+    px.requires_grad_()
+    py.requires_grad_()
+    boundary = torch.tensor([[0, 0, 3, 5]])
+    want = reference.lattice_total(px[0, :5, :3].t(), py[0, :5].t())
+    want.backward()
+    total, px_occ, py_occ = recursion(px.detach(), py.detach(), torch.zeros_like(starts), boundary)
+    torch.testing.assert_close(total[0], want.detach())
+    torch.testing.assert_close(px_occ[:, :-1], px.grad)
+    torch.testing.assert_close(py_occ, py.grad)
+
+
+@pytest.mark.parametrize("recursion", [band_recursion, band_recursion_torch])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_non_finite_stays_in_its_utterance(recursion, value: float) -> None:
+    px, py, starts, boundary = random_band(5, 3, 8, 4)
+    boundary[:, 3], boundary[:, 2] = 8, starts[:, -1]
+    py[1, 4] = value
+    total, px_occ, _ = recursion(px, py, starts, boundary)
+    assert torch.isfinite(total[[0, 2]]).all() and not torch.isfinite(total[1])
+    assert torch.isfinite(px_occ[[0, 2]]).all()
+
+
+@numba_only
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_child_can_run_it() -> None:
+    """A data-loading worker is forked after the parent's threads were started."""
+    band = random_band(1, 4, 10, 3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        want = band_recursion(*band)[0]
+        pid = os.fork()
+        if pid == 0:
+            torch.set_num_threads(2)
+            same = torch.equal(band_recursion(*band)[0], want)
+            sys.stdout.flush()
+            os._exit(0 if same else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+    finally:
+        torch.set_num_threads(threads)
