@@ -37,6 +37,7 @@ parse_options "$@"
 resolve_options
 ensure_python
 
+[[ -t 2 ]] || export TQDM_MININTERVAL=10  # lhotse's download bars, as lines in a log
 done_dir=$data_dir/.done
 corpus_yaml=egs/$corpus/corpus.yaml
 parts="data.train_parts data.dev_parts data.test_parts"

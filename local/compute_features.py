@@ -8,6 +8,7 @@ Features that an earlier run stored are used again where cut, extractor and audi
 from __future__ import annotations
 
 import argparse
+import errno
 import multiprocessing
 import os
 import sys
@@ -53,10 +54,10 @@ def _extract(cuts: list[Cut]) -> tuple[list[Cut], list[Failure]]:
     for cut in cuts:
         try:
             done.append(cut.compute_and_store_features(_extractor, _writer))
-        except OSError:
-            raise  # a full disk ends the stage
         except Exception as e:
-            failed.append((cut.id, str(e).strip().splitlines()[0]))
+            if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(e.errno, e.strerror, _writer.storage_path) from None  # a full disk ends the stage
+            failed.append((cut.id, (str(e).strip() or type(e).__name__).splitlines()[0]))
     _writer.flush()
     return done, failed
 

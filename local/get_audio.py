@@ -12,7 +12,9 @@ import tarfile
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import URLError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -59,9 +61,7 @@ def download(what: str, run: Callable[[], object], where: Path) -> None:
         run()
     except (tarfile.TarError, EOFError, zlib.error) as e:
         raise UserError(f"the archive of {what} in {where} is broken ({e}); remove it and start again") from None
-    except OSError as e:
-        if e.filename or (e.errno and not hasattr(e, "reason")):
-            raise
+    except (URLError, HTTPException, ConnectionError, TimeoutError) as e:
         raise UserError(f"cannot download {what}: {e}; the same command goes on where it stopped") from None
 
 

@@ -68,7 +68,8 @@ ensure_python() {
     [[ "$(cat "$marker" 2>/dev/null)" == "$sum" ]] && continue
     echo "installing $file into .venv (log: .venv/install.log)"
     "$python" -m pip install --disable-pip-version-check --progress-bar off -r "$file" 2>&1 | tee .venv/install.log |
-      awk '/^Collecting /{printf "  %s\n", $2; fflush()} /^Installing collected/{print "  installing"; fflush()}' ||
+      awk '/^(Collecting|Processing) |^ *Downloading .*MB\)/ {sub(/ \(from .*/, ""); print "  " $0; fflush()}
+        /^Installing collected/ {print "  installing"; fflush()}' ||
       fail "installing $file failed: $(grep -m1 '^ERROR' .venv/install.log || tail -n 1 .venv/install.log)"
     printf '%s\n' "$sum" > "$marker"
   done
