@@ -39,6 +39,8 @@ exp_dir=${exp_dir:-exp/$corpus}
 resolve_options
 ensure_python
 
+# Threads that wait asleep: with the default, spinning, any other process on the machine makes training ten times slower.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 done_dir=$exp_dir/.done
 common=(--corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nproc "$nproc" --python "$python")
@@ -67,7 +69,8 @@ of_group() {  # the overrides of one group of keys
 }
 
 run_stage 1 "train" "$done_dir/1-train" --config "model gradient loss optim train features augment data" \
-  --input "$data_dir/lang/bpe.model" --made-by "stage 0 (prepare)" --output "$exp_dir/checkpoints" -- train
+  --input "$data_dir/lang/bpe.model" --made-by "stage 0 (prepare)" --input "$data_dir/cuts" --made-by "stage 0 (prepare)" \
+  --output "$exp_dir/checkpoints" -- train
 run_stage 2 "average" "$done_dir/2-average" --config "average" \
   --input "$exp_dir/checkpoints" --made-by "stage 1 (train)" --output "$exp_dir/averaged.pt" -- \
   "$python" local/average.py --exp-dir "$exp_dir" --conf "$conf" $(of_group average)

@@ -25,7 +25,7 @@ NAME = re.compile(r"(epoch|step)-(\d+)\.pt")
 def save_file(content: dict[str, Any], path: Path) -> None:
     """Write a dict of tensors and plain values; a kill or a full disk leaves what was there before."""
     with atomic_write(path) as tmp:
-        torch.save(content, tmp)
+        torch.save(_without_floats(content), tmp)
 
 
 def load_file(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -39,7 +39,26 @@ def load_file(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
         raise UserError(f"{path}: damaged, or not a checkpoint: {type(e).__name__}: {first}") from None
     if not isinstance(content, dict) or "model" not in content:
         raise UserError(f"{path}: not a checkpoint of this program")
-    return content
+    return _with_floats(content)
+
+
+FLOAT = "python float"  # key of the dict that stands for one; its value is the number's hexadecimal text
+
+
+def _without_floats(value: Any) -> Any:
+    """Python floats as dicts of text: torch 1.13 writes them, but its safe loader cannot read them."""
+    if isinstance(value, float):
+        return {FLOAT: value.hex()}
+    if isinstance(value, dict):
+        return {k: _without_floats(v) for k, v in value.items()}
+    return type(value)(_without_floats(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _with_floats(value: Any) -> Any:
+    """The inverse of `_without_floats`."""
+    if isinstance(value, dict):
+        return float.fromhex(value[FLOAT]) if FLOAT in value else {k: _with_floats(v) for k, v in value.items()}
+    return type(value)(_with_floats(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def checkpoints(folder: Path, kind: str) -> list[tuple[int, Path]]:

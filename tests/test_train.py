@@ -1,0 +1,219 @@
+"""The trainer: resuming is exact, bad steps are skipped and named, averages come out of its checkpoints."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from local import average as average_program
+from local.checkpoint import load_averaged, load_file, save_file
+from local.config import Config, load_config
+from local.errors import UserError
+from local.tokens import train_tokenizer
+from local.trainer import Trainer
+from model.average import average_plain
+
+SMALL = [
+    "model.encoder.num_layers=2", "model.encoder.d_model=16", "model.encoder.rnn_hidden_size=24",
+    "model.encoder.dim_feedforward=32", "model.decoder.dim=16", "model.joiner.dim=16", "train.warm_step=2",
+    "train.average_period=1", "train.log_every=2", "train.num_epochs=3", "average.num=2", "train.save_every=3",
+]  # fmt: skip
+TOKENIZER = train_tokenizer(["ONE TWO THREE", "TWO FOUR", "FIVE ONE"] * 5, 20)
+
+
+class Batches(list):  # type: ignore[type-arg]
+    """As `local.datamodule.Batches`: a list of batches and two counts."""
+
+    num_cuts, skipped = 8, 0
+
+
+class RandomData:
+    """Stands in for AsrDataModule: four batches of random features an epoch; `poison` makes one utterance infinite."""
+
+    tokenizer, data_dir = TOKENIZER, Path("data/random")
+
+    def __init__(self, poison: str | None = None) -> None:
+        self.poison = poison
+
+    def batch(self, seed: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(seed)
+        lens = torch.tensor([60, 47])
+        batch = {
+            "inputs": torch.randn(2, 60, 80, generator=generator),
+            "input_lens": lens,
+            "tokens": torch.randint(3, 10, (2, 4), generator=generator),
+            "token_lens": torch.tensor([4, 3]),
+            "ids": [f"{seed}-a", f"{seed}-b"],
+            "num_frames": int(lens.sum()),
+        }
+        if self.poison in batch["ids"]:
+            batch["inputs"][batch["ids"].index(self.poison)] = float("inf")
+        return batch
+
+    def train_dataloader(self, epoch: int, skip_batches: int = 0) -> Batches:
+        return Batches(self.batch(100 * epoch + i) for i in range(skip_batches, 4))
+
+    def valid_dataloader(self) -> Batches:
+        return Batches([self.batch(7)])
+
+
+def trainer(exp_dir: Path, *overrides: str, poison: str | None = None) -> Trainer:
+    cfg: Config = load_config(None, [*SMALL, *overrides])
+    return Trainer(cfg, RandomData(poison), exp_dir, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def weights(exp_dir: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_file(exp_dir / "checkpoints" / name)["model"]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int) -> None:
+    """Stopped after any number of batches, also within an epoch: the same bits, dropout and balancers included."""
+    trainer(tmp_path / "whole").run()
+    trainer(tmp_path / "parts", f"train.max_steps={stop}").run()
+    resumed = trainer(tmp_path / "parts")
+    assert resumed.step == stop
+    resumed.run()
+    whole, parts = (load_file(tmp_path / d / "checkpoints" / "epoch-3.pt") for d in ("whole", "parts"))
+    for section in (("model",), ("average", "state")):
+        a, b = whole, parts
+        for key in section:
+            a, b = a[key], b[key]
+        assert all(torch.equal(a[k], b[k]) for k in a), section
+    assert whole["progress"] == parts["progress"]
+    rows = [list(csv.reader((tmp_path / d / "valid.csv").open())) for d in ("whole", "parts")]
+    assert rows[0] == rows[1]
+    steps = [row[1] for row in csv.reader((tmp_path / "parts" / "train.csv").open())]
+    assert len(steps) == len(set(steps))
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(tmp_path).run()
+    newest = tmp_path / "checkpoints" / "epoch-3.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    again = trainer(tmp_path)
+    assert "epoch-3.pt: damaged" in capsys.readouterr().err
+    assert again.step == 12  # from step-12.pt, written before the last validation
+    again.run()
+    assert load_file(newest)["progress"]["step"] == 12
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path, "train.max_steps=1").run()
+    with pytest.raises(UserError, match="another configuration"):
+        trainer(tmp_path, "model.joiner.dim=24")
+
+
+def test_non_finite_utterance_is_named_saved_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trainer(tmp_path, poison="201-b")
+    run.run()
+    assert "step 6 skipped: loss not finite for 201-b;" in capsys.readouterr().out
+    assert load_file(tmp_path / "bad" / "step-6.pt")["ids"] == ["201-b"]
+    assert run.bad_steps == 1 and run.step == 12
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
+    assert load_file(tmp_path / "checkpoints" / "epoch-3.pt")["progress"]["bad_steps"] == 1
+
+
+def test_too_many_bad_steps_stop_the_training(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"1 steps .*train\.max_bad_steps is 0.*101-a"):
+        trainer(tmp_path, "train.max_bad_steps=0", poison="101-a").run()
+
+
+def test_fp16_on_a_cpu_is_refused_by_key(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="train.precision"):
+        trainer(tmp_path, "train.precision=fp16")
+
+
+def test_bf16_trains(tmp_path: Path) -> None:
+    trainer(tmp_path, "train.precision=bf16", "train.max_steps=4").run()
+    assert weights(tmp_path, "step-4.pt")["joiner.output_linear.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "override",
+    [f"model.encoder.norm={n}" for n in ("layer", "batch", "group", "instance", "none")]
+    + [f"model.encoder.activation={a}" for a in ("relu", "sigmoid", "tanh")]
+    + [f"optim.name={o}" for o in ("adam", "adamw", "sgd", "momentum", "adagrad", "rmsprop", "scaled_adam")]
+    + ["gradient.control=clip", "gradient.control=none", "model.encoder.rnn=gru", "model.encoder.rnn=rnn"],
+)
+def test_every_choice_trains(tmp_path: Path, override: str) -> None:
+    more = ["model.encoder.rnn_hidden_size=16"] if "rnn=" in override else []
+    lr = ["optim.lr=0.00001"] if "optim" in override else []
+    run = trainer(tmp_path, override, *more, *lr, "train.max_steps=4")
+    before = {k: v.clone() for k, v in run.model.state_dict().items()}
+    run.run()
+    after = run.model.state_dict()
+    assert run.bad_steps == 0
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+    header = next(csv.reader((tmp_path / "train.csv").open()))
+    assert ("filter_mean_mask_1" in header) == ("gradient" not in override)
+
+
+def run_average(exp_dir: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["average.py", "--exp-dir", str(exp_dir), *arguments])
+    average_program.main()
+
+
+def test_average_of_a_range_of_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the two end checkpoints alone: the mean of the weights after every batch of epochs 2 and 3."""
+    run = trainer(tmp_path)
+    seen: list[dict[str, torch.Tensor]] = []
+    update = run.average.update
+
+    def record(model: torch.nn.Module, batches: int) -> None:
+        update(model, batches)
+        if batches > 4:
+            seen.append({k: v.clone() for k, v in model.state_dict().items()})
+
+    monkeypatch.setattr(run.average, "update", record)
+    run.run()
+    run_average(tmp_path, monkeypatch)
+    model, cfg, tokenizer = load_averaged(tmp_path / "averaged.pt")
+    assert len(seen) == 8 and not model.training
+    for key, value in average_plain(seen).items():
+        torch.testing.assert_close(model.state_dict()[key], value.float())
+    assert (cfg.model.joiner.dim, tokenizer.tokens) == (16, TOKENIZER.tokens)
+    run_average(tmp_path, monkeypatch, "average.num=3")  # from the first batch on
+    run_average(tmp_path, monkeypatch, "average.unit=step", "average.num=1")
+
+
+def test_plain_average_of_named_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer(tmp_path).run()
+    names = [str(tmp_path / "checkpoints" / f"epoch-{n}.pt") for n in (1, 3)]
+    run_average(tmp_path, monkeypatch, "average.mode=plain", f"average.checkpoints=[{','.join(names)}]")
+    expected = average_plain([weights(tmp_path, "epoch-1.pt"), weights(tmp_path, "epoch-3.pt")])
+    got = load_averaged(tmp_path / "averaged.pt")[0].state_dict()
+    for key, value in expected.items():
+        torch.testing.assert_close(got[key], value.float())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["average.last=9"], "epoch-9.pt does not exist"), (["average.last=3", "average.num=0"], "average.num")],
+)
+def test_average_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    trainer(tmp_path).run()
+    with pytest.raises(SystemExit):
+        run_average(tmp_path, monkeypatch, *arguments)
+    assert message in capsys.readouterr().err
+    (tmp_path / "checkpoints" / "epoch-1.pt").unlink()
+    with pytest.raises(SystemExit):
+        run_average(tmp_path, monkeypatch, "average.num=2")
+    assert "epoch-1.pt, the start of the range" in capsys.readouterr().err
+
+
+def test_old_epochs_are_removed_but_those_that_averaging_needs(tmp_path: Path) -> None:
+    trainer(tmp_path, "train.num_epochs=5", "train.keep_last=1", "average.num=2").run()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("epoch-*.pt")) == ["epoch-3.pt", "epoch-4.pt", "epoch-5.pt"]
+
+
+def test_files_keep_floats_exactly(tmp_path: Path) -> None:
+    content = {"model": {}, "a": [0.1, (1e-300, True, None)], "t": torch.tensor(0.5, dtype=torch.float64), "n": 3, "s": "x"}
+    save_file(content, tmp_path / "f.pt")
+    assert load_file(tmp_path / "f.pt") == content
