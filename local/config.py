@@ -312,7 +312,7 @@ def _merge(cfg: DictConfig, layer: DictConfig, where: str, written_in: dict[str,
 def _leaves(layer: DictConfig, prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name in layer:
-        full = f"{prefix}{name}"
+        full = f"{prefix}{name!s}"
         value = layer._get_node(name)  # not resolved: a value may be null
         keys += _leaves(value, full + ".") if isinstance(value, DictConfig) and not value._is_none() else [full]
     return keys

@@ -149,7 +149,7 @@ class Trainer:
         params = [p for p in self.model.parameters() if p.grad is not None]
         if clip:
             return torch.nn.utils.clip_grad_norm_(params, limit)
-        return torch.stack(torch._foreach_norm([p.grad for p in params])).norm()
+        return torch.stack(torch._foreach_norm([p.grad for p in params if p.grad is not None])).norm()
 
     def _skip_step(self, batch: Batch, losses: dict[str, Tensor]) -> None:
         """Name and save the utterances behind a non-finite step; give up after train.max_bad_steps of them."""

@@ -82,12 +82,14 @@ class Transducer(nn.Module):
             delay_penalty=self.delay_penalty,
         )
         ranges = loss.prune_ranges(px_grad, py_grad, boundary, self.prune_range)
+        bias = self.joiner.output_linear.get_bias()
+        assert bias is not None
         with torch.set_grad_enabled(torch.is_grad_enabled() and pruned_scale(warmup) > 0):
             pruned = loss.pruned_loss(
                 self.joiner.encoder_proj(encoder_out),
                 self.joiner.decoder_proj(decoder_out),
                 self.joiner.output_linear.get_weight(),
-                self.joiner.output_linear.get_bias(),
+                bias,
                 tokens,
                 ranges,
                 boundary,

@@ -17,9 +17,9 @@ PAD_VALUE = -23.025850929940457  # log(1e-10): the features of digital silence
 
 
 @overload
-def subsampled(frames: int) -> int: ...
-@overload
 def subsampled(frames: Tensor) -> Tensor: ...
+@overload
+def subsampled(frames: int) -> int: ...
 def subsampled(frames: int | Tensor) -> int | Tensor:
     """Output frames of the front end for `frames` input frames: ((T-3)//2 - 1)//2, at least 0."""
     if isinstance(frames, Tensor):

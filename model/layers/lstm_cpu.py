@@ -141,7 +141,8 @@ class _LstmCpu(torch.autograd.Function):
         dtype = ctx.dtype
         w_ih, w_hh = ordered[:2]
         w_hr = ordered[4] if len(ordered) > 4 else None
-        grad_gates, grad_hs, dh0, dc0 = lstm_frames_backward(*grads, (gates, c, m), w_hh, w_hr, dtype)
+        grad_out, grad_h, grad_c = grads
+        grad_gates, grad_hs, dh0, dc0 = lstm_frames_backward(grad_out, grad_h, grad_c, (gates, c, m), w_hh, w_hr, dtype)
         by_row = grad_gates.flatten(0, 1)
         low = by_row.to(dtype)
         previous = torch.cat([h0.unsqueeze(0), out[:-1]]).flatten(0, 1).to(dtype)

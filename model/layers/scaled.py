@@ -9,6 +9,7 @@ published weights load unchanged.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,8 @@ def _initial_weight_scale(fan_in: int, std: float, initial_scale: float) -> floa
 class _Scaled(nn.Module):
     """Mixed into a torch layer with `weight` and `bias`: adds `weight_scale`, `bias_scale` and the scaled accessors."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Any  # the torch layer's
+    bias: Any
 
     def _add_scales(self, initial_scale: float, initial_speed: float) -> None:
         std = _init_uniform(self.weight.data, initial_speed)

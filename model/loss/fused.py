@@ -80,7 +80,7 @@ class PrunedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @no_autocast
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         enc, dec, weight, bias, tokens, ranges, boundary, px_occ, py_occ = ctx.saved_tensors
         options: Options = ctx.options
         kept, ctx.kept = ctx.kept, {}  # a second backward pass makes all logits anew

@@ -70,7 +70,7 @@ class SimpleLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @no_autocast
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         am, lm, tokens, px_occ, py_occ = ctx.saved_tensors
         options: Options = ctx.options
         dtype = px_occ.dtype
