@@ -39,8 +39,6 @@ exp_dir=${exp_dir:-exp/$corpus}
 resolve_options
 ensure_python
 
-# Threads that wait asleep: with the default, spinning, any other process on the machine makes training ten times slower.
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 done_dir=$exp_dir/.done
 common=(--corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nproc "$nproc" --python "$python")
