@@ -28,7 +28,9 @@ def select_range(folder: Path, options: AverageConfig) -> list[tuple[int, Path]]
     """
     kept = dict(checkpoints(folder, options.unit))
     if not kept:
-        raise UserError(f"{folder}: no {options.unit} checkpoints; stage 1 of run.sh makes them")
+        other = "step" if options.unit == "epoch" else "epoch"
+        hint = f"average.unit={other} takes those that are there" if checkpoints(folder, other) else "stage 1 makes them"
+        raise UserError(f"{folder}: no {options.unit} checkpoints; {hint}")
     last = options.last or max(kept)
     if last not in kept:
         raise UserError(f"{folder}/{options.unit}-{last}.pt does not exist (key 'average.last')")
@@ -41,6 +43,11 @@ def running(folder: Path, options: AverageConfig) -> tuple[State, dict[str, Any]
     last, end_path = candidates[0]
     end = load_file(end_path)
     average = end["average"]
+    if average["batches"] == 0:
+        raise UserError(
+            f"{end_path}: no running average yet, train.average_period is {average['period']}; average.mode=plain "
+            "takes the weights as they are"
+        )
     if options.unit == "epoch":
         first = last - options.num
         start_path = next((p for n, p in candidates if n == first), None)

@@ -150,6 +150,7 @@ class DecodeConfig:
     methods: list[str]
     max_duration: float
     tail_frames: int
+    max_utterances: int
     max_sym_per_frame: int
     beam: int
     fast_beam: float
@@ -201,7 +202,7 @@ AT_LEAST: dict[str, float] = {
     "train.average_period": 1, "train.keep_last": 0, "train.save_every": 0, "train.valid_every": 0,
     "train.log_every": 1, "train.max_bad_steps": 0, "train.num_threads": 0, "features.num_mel_bins": 9,
     "data.num_workers": -1, "data.num_buckets": 1, "data.shuffle_buffer": 1, "data.min_duration": 0,
-    "lang.vocab_size": 4, "average.last": 0, "average.num": 1, "decode.tail_frames": 0,
+    "lang.vocab_size": 4, "average.last": 0, "average.num": 1, "decode.tail_frames": 0, "decode.max_utterances": 0,
     "decode.max_sym_per_frame": 1, "decode.beam": 1, "decode.max_contexts": 1, "decode.max_states": 1,
     "decode.num_threads": 0,
 }  # fmt: skip

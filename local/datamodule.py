@@ -153,8 +153,9 @@ class AsrDataModule:
         return self._plain([c for part in self.corpus.dev for c in self._cuts(part)], self.cfg.train.max_duration)
 
     def test_dataloader(self, part: str) -> Batches:
-        """One part, not augmented, longest first, in batches of decode.max_duration."""
-        return self._plain(self._cuts(part), self.cfg.decode.max_duration)
+        """One part (or its first decode.max_utterances), not augmented, longest first, batches of decode.max_duration."""
+        cuts = sorted(self._cuts(part), key=lambda cut: cut.id)
+        return self._plain(cuts[: self.cfg.decode.max_utterances or None], self.cfg.decode.max_duration)
 
     @property
     def _precomputed(self) -> bool:
