@@ -141,7 +141,7 @@ train_with_k2() {
   exp=$(mktemp -d)
   ./prepare.sh --corpus tiny --python "$python" &&
     "$k2_python" local/train.py --conf egs/tiny/conf/tiny.yaml --data-dir data/tiny --exp-dir "$exp" \
-      loss.backend=k2 train.max_steps=20 train.warm_step=5 train.log_every=1 &&
+      loss.backend=k2 train.max_steps=20 train.max_duration=20 train.warm_step=5 train.log_every=1 &&
     "$k2_python" - "$exp/train.csv" <<'EOF'
 import csv, math, sys
 losses = [float(row["loss"]) for row in csv.DictReader(open(sys.argv[1]))]
