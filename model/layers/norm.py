@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from model.precision import exact_dtype
+
 
 class BasicNorm(nn.Module):
     """x * (mean(x^2 over channels) + exp(eps))^-1/2; icefall's BasicNorm (D. Povey, 2022).
@@ -28,7 +30,7 @@ class BasicNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> the same shape, computed in float32 or better."""
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        wide = x.to(exact_dtype(x))
         scale = (wide.square().mean(dim=-1, keepdim=True) + self.eps.exp()).rsqrt()
         return (wide * scale).to(x.dtype)
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers.lstm_cpu import lstm_cpu
+from model.precision import exact_dtype, product_dtype
 
 INITIAL_STD = 0.1
 
@@ -112,11 +113,6 @@ class ScaledEmbedding(nn.Module):
         return embedded * (ids >= 0).unsqueeze(-1)
 
 
-def matmul_dtype(x: Tensor) -> torch.dtype:
-    """The type of matrix products over x on the CPU: autocast's where it is on, else x's own."""
-    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
-
-
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
@@ -163,7 +159,8 @@ class ScaledRNN(nn.Module):
         `params` are `scaled_parameters()`, perhaps passed through the gradient filter. gru and rnn return c0 as it is.
         """
         if self.mode == "lstm" and x.device.type == "cpu":
-            out, h, c = lstm_cpu(x.float() if x.dtype == torch.bfloat16 else x, h0[0], c0[0], params, matmul_dtype(x))
+            states = h0[0].to(exact_dtype(x)), c0[0].to(exact_dtype(x))
+            out, h, c = lstm_cpu(x.to(exact_dtype(x)), *states, params, product_dtype(x))
             return out, h.unsqueeze(0), c.unsqueeze(0)
         options = (True, 1, 0.0, self.training, False, False)
         if self.mode == "lstm":

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.loss.autocast import exact_dtype, no_autocast
 from model.loss.lattice import band_recursion
 from model.loss.simple import delay_bonus
+from model.precision import exact_dtype, no_autocast
 
 # Logits (or hidden units, if these are more) of one tile: enough for an efficient matrix product, and on a CPU few enough
 # to stay in its caches.

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from model.loss import fused, simple
-from model.loss.autocast import product_dtype
 from model.loss.interface import check_pruned, check_simple
 from model.loss.ranges import prune_ranges, pruned_mass
+from model.precision import product_dtype
 
 __all__ = ["prune_ranges", "pruned_loss", "pruned_mass", "simple_loss"]
 

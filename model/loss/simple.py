@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.loss.autocast import exact_dtype, no_autocast
 from model.loss.lattice import band_recursion
+from model.precision import exact_dtype, no_autocast
 
 # Numbers of am whose exponentials are in memory at once on the CPU (an utterance at least).
 CHUNK_NUMBERS = 1 << 20
