@@ -32,24 +32,6 @@ Any configuration key can follow: train.num_epochs=20 decode.methods=[greedy_sea
 HELP
 }
 
-options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nproc python"
-corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=4 nproc='' python=''
-parse_options "$@"
-exp_dir=${exp_dir:-exp/$corpus}
-resolve_options
-ensure_python
-
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-done_dir=$exp_dir/.done
-common=(--corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nproc "$nproc" --python "$python")
-[[ -z $corpus_dir ]] || common+=(--corpus-dir "$corpus_dir")
-[[ $force == false ]] || common+=(--force)
-echo "corpus $corpus, experiment $exp_dir, configuration $conf${overrides[*]:+ ${overrides[*]}}"
-
-if [[ $stage -le 0 && $stop_stage -ge 0 ]]; then
-  ./prepare.sh "${common[@]}" ${overrides[@]+"${overrides[@]}"}
-fi
-
 train() {
   if [[ $force == true ]]; then
     rm -rf "$exp_dir/checkpoints" "$exp_dir/tensorboard" "$exp_dir"/{train,valid}.csv
@@ -66,18 +48,41 @@ of_group() {  # the overrides of one group of keys
   for o in ${overrides[@]+"${overrides[@]}"}; do [[ $o != "$1".* ]] || printf '%s\n' "$o"; done
 }
 
-run_stage 1 "train" "$done_dir/1-train" --config "model gradient loss optim train features augment data" \
-  --input "$data_dir/lang/bpe.model" --made-by "stage 0 (prepare)" --input "$data_dir/cuts" --made-by "stage 0 (prepare)" \
-  --output "$exp_dir/checkpoints" -- train
-run_stage 2 "average" "$done_dir/2-average" --config "average" \
-  --input "$exp_dir/checkpoints" --made-by "stage 1 (train)" --output "$exp_dir/averaged.pt" -- \
-  "$python" local/average.py --exp-dir "$exp_dir" --conf "$conf" $(of_group average)
-run_stage 3 "decode" "$done_dir/3-decode" --config "decode data features" \
-  --input "$exp_dir/averaged.pt" --made-by "stage 2 (average)" --output "$exp_dir/decode" -- \
-  "$python" local/decode.py --checkpoint "$exp_dir/averaged.pt" --data-dir "$data_dir" --exp-dir "$exp_dir" \
-  --conf "$conf" $(of_group decode)
-run_stage 4 "score" "$done_dir/4-score" \
-  --input "$exp_dir/decode" --made-by "stage 3 (decode)" --output "$exp_dir/wer.json" -- score
-if [[ $stop_stage -ge 4 ]]; then
-  cat "$exp_dir/wer.md"
-fi
+# All of it is read before any of it runs, so that the file may be edited meanwhile.
+main() {
+  options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nproc python"
+  corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=4 nproc='' python=''
+  parse_options "$@"
+  exp_dir=${exp_dir:-exp/$corpus}
+  resolve_options
+  ensure_python
+
+  export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+  done_dir=$exp_dir/.done
+  common=(--corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nproc "$nproc" --python "$python")
+  [[ -z $corpus_dir ]] || common+=(--corpus-dir "$corpus_dir")
+  [[ $force == false ]] || common+=(--force)
+  echo "corpus $corpus, experiment $exp_dir, configuration $conf${overrides[*]:+ ${overrides[*]}}"
+
+  if [[ $stage -le 0 && $stop_stage -ge 0 ]]; then
+    ./prepare.sh "${common[@]}" ${overrides[@]+"${overrides[@]}"}
+  fi
+
+  run_stage 1 "train" "$done_dir/1-train" --config "model gradient loss optim train features augment data" \
+    --input "$data_dir/lang/bpe.model" --made-by "stage 0 (prepare)" --input "$data_dir/cuts" --made-by "stage 0 (prepare)" \
+    --output "$exp_dir/checkpoints" -- train
+  run_stage 2 "average" "$done_dir/2-average" --config "average" \
+    --input "$exp_dir/checkpoints" --made-by "stage 1 (train)" --output "$exp_dir/averaged.pt" -- \
+    "$python" local/average.py --exp-dir "$exp_dir" --conf "$conf" $(of_group average)
+  run_stage 3 "decode" "$done_dir/3-decode" --config "decode data features" \
+    --input "$exp_dir/averaged.pt" --made-by "stage 2 (average)" --output "$exp_dir/decode" -- \
+    "$python" local/decode.py --checkpoint "$exp_dir/averaged.pt" --data-dir "$data_dir" --exp-dir "$exp_dir" \
+    --conf "$conf" $(of_group decode)
+  run_stage 4 "score" "$done_dir/4-score" \
+    --input "$exp_dir/decode" --made-by "stage 3 (decode)" --output "$exp_dir/wer.json" -- score
+  if [[ $stop_stage -ge 4 ]]; then
+    cat "$exp_dir/wer.md"
+  fi
+}
+
+main "$@"
