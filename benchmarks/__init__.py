@@ -1,0 +1,1 @@
+"""Measurements: run as programs, `python benchmarks/bench_loss.py --help`."""

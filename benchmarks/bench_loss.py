@@ -1,0 +1,228 @@
+"""Time and memory of the loss backends: benchmarks/bench_loss.py --backends native,k2,torchaudio --mode random|sorted|fixed
+
+Batches are made of the lengths of a corpus as in the benchmark published with k2's pruned loss: `random`, 30 utterances
+drawn at random, or `sorted`, neighbours in length up to 10,000 frames; `fixed` takes --shapes. --scale makes batches
+smaller for a CPU. Each backend runs in a process of its own, k2 in the interpreter of its own environment; the backends
+take turns batch by batch. Writes loss_<mode>_<device>_<precision>.{json,md,png} to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gzip
+import importlib.util
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.loss_report import plot, table
+from local.atomic import atomic_write
+from local.errors import UserError, cli
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_LENGTHS = Path("../shared/bench/librispeech_shapes.npz")
+Lengths = list[tuple[int, int]]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backends", default="native,k2,torchaudio")
+    parser.add_argument("--mode", choices=["random", "sorted", "fixed"], default="random")
+    parser.add_argument("--lengths", type=Path, default=SHARED_LENGTHS, help=".npz with T_U (utterances, 2)")
+    parser.add_argument("--data-dir", type=Path, help="a prepared corpus, whose training lengths are taken instead")
+    parser.add_argument("--shapes", nargs="+", default=["8,300,50,500", "4,300,50,5000"], help="N,T,U,C for `fixed`")
+    parser.add_argument("--scale", type=float, help="of utterances or frames per batch (default: 0.2 on a CPU, else 1)")
+    parser.add_argument("--batches", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3, help="timed steps per batch, of which the fastest counts")
+    parser.add_argument("--classes", type=int, default=500)
+    parser.add_argument("--width", type=int, default=512, help="of encoder, decoder and joiner")
+    parser.add_argument("--prune-range", type=int, default=5)
+    parser.add_argument("--precision", choices=["float32", "bf16", "fp16"], default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--k2-python", type=Path, default=ROOT / ".venv-k2" / "bin" / "python")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    return parser.parse_args()
+
+
+def corpus_lengths(args: argparse.Namespace) -> Lengths:
+    """(T, U) after subsampling of every utterance. Raises UserError naming the file."""
+    if args.data_dir is None:
+        if not args.lengths.is_file():
+            raise UserError(f"{args.lengths}: no such file; give --lengths FILE or --data-dir data/<corpus>")
+        return [(int(t), int(u)) for t, u in np.load(args.lengths)["T_U"]]
+    import yaml
+
+    from local.lengths import NUM_TOKENS, encoder_frames, num_frames
+
+    corpus = args.data_dir / "corpus.yaml"
+    if not corpus.is_file():
+        raise UserError(f"{corpus}: no such file; prepare the corpus first (./prepare.sh)")
+    lengths = []
+    for part in yaml.safe_load(corpus.read_text(encoding="utf-8"))["train"]:
+        with gzip.open(args.data_dir / "cuts" / f"{part}.jsonl.gz", "rt", encoding="utf-8") as f:
+            for line in f:
+                cut = json.loads(line)
+                lengths.append((encoder_frames(num_frames(cut["duration"])), int(cut["custom"][NUM_TOKENS])))
+    return lengths
+
+
+def make_batches(lengths: Lengths, mode: str, count: int, scale: float, seed: int) -> list[Lengths]:
+    """`count` batches drawn from all that the mode would make."""
+    rng = random.Random(seed)
+    if mode == "random":
+        size = max(1, round(30 * scale))
+        return [rng.sample(lengths, min(size, len(lengths))) for _ in range(count)]
+    frames = max(1, round(10_000 * scale))
+    batches: list[Lengths] = [[]]
+    for t, u in sorted(lengths):
+        # sorted by length: the newcomer is the longest, to which the others are padded
+        if batches[-1] and (len(batches[-1]) + 1) * t > frames:
+            batches.append([])
+        batches[-1].append((t, u))
+    return rng.sample(batches, min(count, len(batches)))
+
+
+class Worker:
+    """A process of one backend, waiting for requests."""
+
+    def __init__(self, backend: str, args: argparse.Namespace) -> None:
+        elsewhere = backend == "k2" and importlib.util.find_spec("k2") is None
+        python = args.k2_python if elsewhere else Path(sys.executable)
+        if not python.is_file():
+            raise UserError(f"{python}: no such interpreter for k2; ./test.sh makes it, or give --k2-python")
+        command = [str(python), str(ROOT / "benchmarks" / "loss_worker.py"), "--backend", backend]
+        command += ["--device", args.device, "--threads", str(args.threads), "--precision", args.precision]
+        self.backend = backend
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self.versions = self._read()
+        if "error" in self.versions:
+            raise UserError(f"backend {backend}: {self.versions['error']}")
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The worker's answer, or {"error": ...} where it failed or died (of too little memory, as a rule)."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return {"error": "its process has ended"}
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"error": f"process ended with status {self.process.wait()}"}
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def requests(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One request per batch."""
+    common = {"kind": "step", "width": args.width, "s_range": args.prune_range, "repeats": args.repeats}
+    batches: list[tuple[Lengths, int]]
+    if args.mode == "fixed":
+        shapes = [tuple(int(x) for x in shape.split(",")) for shape in args.shapes]
+        batches = [([(t, u)] * n, c) for n, t, u, c in shapes]
+    else:
+        scale = args.scale or (0.2 if args.device == "cpu" else 1.0)
+        lengths = make_batches(corpus_lengths(args), args.mode, args.batches, scale, args.seed)
+        batches = [(batch, args.classes) for batch in lengths]
+    return [{**common, "lengths": batch, "classes": c, "seed": args.seed + i} for i, (batch, c) in enumerate(batches)]
+
+
+def differences(workers: list[Worker], request: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Largest relative difference of each backend's losses to the float64 definition, on the two shortest utterances.
+
+    All take the definition's ranges: where windows keep the same mass but for rounding, any may be chosen. The pruned loss
+    of `torchaudio` is compared with the full one.
+    """
+    short = {**request, "lengths": sorted(request["lengths"])[:2], "repeats": 1}
+    exact = workers[0].ask({**short, "kind": "exact"})
+    result = {}
+    for worker in workers:
+        got = worker.ask({**short, "ranges": exact["ranges"]})
+        full = worker.backend == "torchaudio"
+        result[worker.backend] = {
+            name: max(abs(a - b) / abs(b) for a, b in zip(got[name], exact[against], strict=True))
+            for name, against in (("simple", "simple"), ("pruned", "full" if full else "pruned"))
+        }
+    return result
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All that is saved: one record per batch and backend."""
+    todo = requests(args)
+    workers = [Worker(backend, args) for backend in args.backends.split(",")]
+    records = []
+    for i, request in enumerate(todo):
+        lengths = request["lengths"]
+        shape = {
+            "N": len(lengths),
+            "T": max(t for t, _ in lengths),
+            "U": max(u for _, u in lengths),
+            "C": request["classes"],
+        }
+        for worker in workers:
+            record = {"backend": worker.backend, **shape, **worker.ask(request)}
+            records.append(record)
+            outcome = record.get("error")
+            if not outcome:
+                outcome = f"{sum(record['seconds'].values()):.3f} s, {max(record['mib'].values()):.0f} MiB"
+            print(f"batch {i + 1}/{len(todo)} {shape} {worker.backend}: {outcome}", flush=True)
+    result = {
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware(),
+        "options": {k: str(v) for k, v in vars(args).items() if k not in ("out", "k2_python", "lengths", "data_dir")},
+        "versions": {worker.backend: worker.versions for worker in workers},
+        "differences": differences(workers, todo[0]),
+        "records": records,
+    }
+    for worker in workers:
+        worker.close()
+    return result
+
+
+def hardware() -> str:
+    """The processor's name and the number of cores."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = names[0] if names else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
+@cli
+def main() -> None:
+    args = parse_args()
+    result = measure(args)
+    stem = f"loss_{args.mode}_{args.device.split(':')[0]}_{args.precision}"
+    text = table(result)
+    print("\n" + text)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(args.out / f"{stem}.json") as tmp:
+        tmp.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(args.out / f"{stem}.md") as tmp:
+        tmp.write_text(text, encoding="utf-8")
+    with atomic_write(args.out / f"{stem}.png") as tmp:
+        plot(result, tmp)
+    print(f"written: {args.out}/{stem}.{{json,md,png}}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Tables and plots of what bench_loss.py measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+PARTS = ("simple projections", "simple loss", "ranges", "joiner projections", "pruned loss", "backward")
+
+
+def groups(result: dict[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Records by what is compared (a fixed shape, or all batches of a mode) and backend."""
+    fixed = result["options"]["mode"] == "fixed"
+    grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for r in result["records"]:
+        key = f"N {r['N']}, T {r['T']}, U {r['U']}, C {r['C']}" if fixed else f"{result['options']['mode']} batches"
+        grouped.setdefault(key, {}).setdefault(r["backend"], []).append(r)
+    return grouped
+
+
+def summary(records: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, float]] | None:
+    """Mean milliseconds and largest MiB of each part and of the whole; None where a batch failed."""
+    if any("error" in r for r in records):
+        return None
+    ms = {part: sum(1000 * r["seconds"][part] for r in records) / len(records) for part in PARTS}
+    mib = {part: max(r["mib"][part] for r in records) for part in PARTS}
+    return {**ms, "total": sum(ms.values())}, {**mib, "total": max(mib.values())}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: time and peak memory by part, ratios to k2 where it took part, differences to float64."""
+    o = result["options"]
+    lines = [
+        f"# Loss backends: {o['mode']}, {o['precision']}, {o['device']}",
+        "",
+        f"{result['date']}, {result['hardware']}, {o['threads']} threads; joiner {o['width']}, prune range {o['prune_range']}. "
+        "Milliseconds per head step, mean over batches (fastest step of each); peak MiB above what was in use before the "
+        "step, largest over batches.",
+        "",
+    ]
+    for name, by_backend in groups(result).items():
+        count = len(next(iter(by_backend.values())))
+        lines += [f"## {name}" + (f" ({count})" if count > 1 else ""), ""]
+        lines.append("| part | " + " | ".join(f"{b} ms | {b} MiB" for b in by_backend) + " |")
+        lines.append("|---|" + "--:|--:|" * len(by_backend))
+        sums = {b: summary(records) for b, records in by_backend.items()}
+        for part in (*PARTS, "total"):
+            cells = [f"{s[0][part]:.1f} | {s[1][part]:.0f}" if s else "failed | " for s in sums.values()]
+            lines.append(f"| {part} | " + " | ".join(cells) + " |")
+        for backend, records in by_backend.items():
+            errors = {r["error"] for r in records if "error" in r}
+            lines += [f"\n{backend} failed: {error}" for error in sorted(errors)]
+        k2 = sums.get("k2")
+        lines += [
+            f"\n{b} against k2: time {s[0]['total'] / k2[0]['total']:.2f}, memory {s[1]['total'] / k2[1]['total']:.2f}"
+            for b, s in sums.items()
+            if k2 and s and b != "k2"
+        ]
+        lines.append("")
+    lines += ["## Relative difference of losses to the float64 definition", ""]
+    lines += ["| backend | simple | pruned |", "|---|--:|--:|"]
+    lines += [f"| {b} | {d['simple']:.1e} | {d['pruned']:.1e} |" for b, d in result["differences"].items()]
+    lines += ["", "(two shortest utterances of the first batch; torchaudio's against the unpruned loss)", "", "Versions: "]
+    lines[-1] += "; ".join(f"{b}: " + ", ".join(f"{k} {v}" for k, v in vs.items()) for b, vs in result["versions"].items())
+    return "\n".join(lines) + "\n"
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Stacked time by part, and peak memory, of each backend."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    grouped = groups(result)
+    figure, axes = plt.subplots(len(grouped), 2, figsize=(9, 1.2 + 1.8 * len(grouped)), squeeze=False)
+    for (name, by_backend), (left, right) in zip(grouped.items(), axes, strict=True):
+        for y, (_, records) in enumerate(by_backend.items()):
+            s = summary(records)
+            if s is None:
+                left.text(0, y, " failed", va="center")
+                continue
+            start = 0.0
+            for i, part in enumerate(PARTS):
+                left.barh(y, s[0][part], left=start, color=f"C{i}", label=part if y == 0 else None)
+                start += s[0][part]
+            right.barh(y, s[1]["total"], color="C7")
+        for axis, title in ((left, "ms per step"), (right, "peak MiB")):
+            axis.set_yticks(range(len(by_backend)), list(by_backend))
+            axis.invert_yaxis()
+            axis.set_title(f"{name}: {title}", fontsize=9)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=3, fontsize=8)
+    figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))
+    figure.savefig(path, dpi=120)
