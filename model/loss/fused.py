@@ -59,16 +59,12 @@ class PrunedLoss(torch.autograd.Function):
         joiner = _Joiner(enc, dec, weight, bias, options.product)
         px = torch.zeros(ranges.shape, dtype=exact, device=enc.device)
         py = torch.zeros_like(px)
-        kept: dict[int, Tensor] = {}
-        room = ranges.numel() * enc.shape[2] if options.keep else 0
-        for i, tile in enumerate(nodes.tiles(weight)):
-            logits = joiner.logits(joiner.hidden(tile))
+        kept = joiner.room(len(nodes.place) if options.keep else 0)
+        for first, tile in nodes.tiles(weight):
+            logits = joiner.logits(joiner.hidden(tile), _rows(kept, first, tile))
             log_p = torch.log_softmax(logits, 1, dtype=exact)
             px.view(-1)[tile.place] = log_p.gather(1, tile.token.unsqueeze(1)).squeeze(1)
             py.view(-1)[tile.place] = log_p[:, options.blank]
-            room -= logits.numel()
-            if room >= 0:
-                kept[i] = logits
         if options.delay_penalty:
             px += delay_bonus(boundary, ranges.shape[1], options.delay_penalty, exact).unsqueeze(2)
         total, px_occ, py_occ = band_recursion(px, py, ranges[:, :, 0].contiguous(), boundary, options.keep)
@@ -83,7 +79,7 @@ class PrunedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         enc, dec, weight, bias, tokens, ranges, boundary, px_occ, py_occ = ctx.saved_tensors
         options: Options = ctx.options
-        kept, ctx.kept = ctx.kept, {}  # a second backward pass makes all logits anew
+        kept, ctx.kept = ctx.kept, None  # a second backward pass makes all logits anew
         exact = px_occ.dtype
         grad = grad.to(exact)
         scale = torch.ones((), dtype=exact, device=grad.device)
@@ -96,8 +92,8 @@ class PrunedLoss(torch.autograd.Function):
         nodes = _Nodes(tokens, ranges, boundary, options.blank)
         joiner = _Joiner(enc, dec, weight, bias, options.product)
         d_enc, d_dec, d_weight, d_bias = (torch.zeros_like(p, dtype=exact) for p in (enc, dec, weight, bias))
-        for i, whole in enumerate(nodes.tiles(weight)):
-            tile, logits = _only(counts, whole, kept.pop(i, None))
+        for first, whole in nodes.tiles(weight):
+            tile, logits = _only(counts, whole, _rows(kept, first, whole))
             hidden = joiner.hidden(tile)
             d_logits = torch.softmax(joiner.logits(hidden) if logits is None else logits, 1, dtype=exact)
             d_logits.mul_(both[tile.place].unsqueeze(1))
@@ -141,11 +137,11 @@ class _Nodes:
         else:
             self.place = torch.arange(n * t_max * s, device=device)
 
-    def tiles(self, weight: Tensor) -> Iterator[_Tile]:
-        """The nodes in tiles for an output matrix (C, J)."""
-        size = TILE_NUMBERS.get(weight.device.type, 1 << 22) // max(weight.shape)
-        for place in self.place.split(max(size, 16)):
-            yield _Tile(place, self.enc[place], self.dec[place], self.token[place])
+    def tiles(self, weight: Tensor) -> Iterator[tuple[int, _Tile]]:
+        """The nodes in tiles for an output matrix (C, J), each with the number of nodes before it."""
+        size = max(16, TILE_NUMBERS.get(weight.device.type, 1 << 22) // max(weight.shape))
+        for i, place in enumerate(self.place.split(size)):
+            yield i * size, _Tile(place, self.enc[place], self.dec[place], self.token[place])
 
 
 class _Joiner:
@@ -154,6 +150,12 @@ class _Joiner:
     def __init__(self, enc: Tensor, dec: Tensor, weight: Tensor, bias: Tensor, product: torch.dtype) -> None:
         self.enc, self.dec = enc.reshape(-1, enc.shape[2]), dec.reshape(-1, dec.shape[2])
         self.weight, self.bias = weight.to(product), bias.to(product)
+        self.low_d_weight: Tensor | None = None
+
+    def room(self, nodes: int) -> Tensor:
+        """For the logits of as many of `nodes` as take no more than the hidden units of all would, (kept nodes, C)."""
+        classes, width = self.weight.shape
+        return self.weight.new_empty(min(nodes, nodes * width // classes), classes)
 
     def hidden(self, tile: _Tile) -> Tensor:
         """tanh(enc + dec), (nodes, J)."""
@@ -162,9 +164,9 @@ class _Joiner:
             return total.tanh_()
         return total.mul_(2).sigmoid_().mul_(2).sub_(1)  # the same; torch's tanh on the CPU takes five times as long
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(nodes, J) -> (nodes, C)"""
-        return torch.addmm(self.bias, hidden.to(self.weight.dtype), self.weight.t())
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """(nodes, J) -> (nodes, C), in `out` if given."""
+        return torch.addmm(self.bias, hidden.to(self.weight.dtype), self.weight.t(), out=out)
 
     def backward(self, hidden: Tensor, d_logits: Tensor, d_weight: Tensor) -> Tensor:
         """Add to `d_weight` (C, J), return the gradient by enc + dec (nodes, J); `hidden` is used up."""
@@ -173,10 +175,17 @@ class _Joiner:
         if product == exact:
             d_weight.addmm_(g.t(), hidden.to(product))
         else:
-            d_weight += torch.mm(g.t(), hidden.to(product))
+            self.low_d_weight = torch.mm(g.t(), hidden.to(product), out=self.low_d_weight)
+            d_weight += self.low_d_weight
         d_hidden = torch.mm(g, self.weight).to(exact)
         hidden = hidden.to(exact)
         return d_hidden.sub_(hidden.square_().mul_(d_hidden))  # tanh' = 1 - tanh^2
+
+
+def _rows(kept: Tensor | None, first: int, tile: _Tile) -> Tensor | None:
+    """Where the logits of a tile that begins with node `first` are kept; None where there is no room for them."""
+    last = first + len(tile.place)
+    return None if kept is None or last > len(kept) else kept[first:last]
 
 
 def _counts(px_occ: Tensor, py_occ: Tensor) -> Tensor:
