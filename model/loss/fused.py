@@ -131,8 +131,8 @@ class _Nodes:
         self.dec = (first + ranges.clamp(max=nodes - 1)).flatten()
         self.token = torch.nn.functional.pad(tokens, (0, 1), value=blank).flatten()[self.dec]
         self.enc = torch.arange(n * t_max, device=device).repeat_interleave(s)
-        if device.type == "cpu":
-            in_time = torch.arange(t_max).view(1, t_max, 1) < boundary[:, 3].view(n, 1, 1)
+        if _may_wait(ranges):
+            in_time = torch.arange(t_max, device=device).view(1, t_max, 1) < boundary[:, 3].view(n, 1, 1)
             self.place = (in_time & (ranges <= boundary[:, 2].view(n, 1, 1))).flatten().nonzero().squeeze(1)
         else:
             self.place = torch.arange(n * t_max * s, device=device)
@@ -148,7 +148,8 @@ class _Joiner:
     """tanh and output matrix on tiles of nodes, with the matrix products in the dtype that autocast wants."""
 
     def __init__(self, enc: Tensor, dec: Tensor, weight: Tensor, bias: Tensor, product: torch.dtype) -> None:
-        self.enc, self.dec = enc.reshape(-1, enc.shape[2]), dec.reshape(-1, dec.shape[2])
+        exact = exact_dtype(enc)
+        self.enc, self.dec = (x.reshape(-1, x.shape[2]).to(exact) for x in (enc, dec))
         self.weight, self.bias = weight.to(product), bias.to(product)
         self.low_d_weight: Tensor | None = None
 
@@ -160,7 +161,7 @@ class _Joiner:
     def hidden(self, tile: _Tile) -> Tensor:
         """tanh(enc + dec), (nodes, J)."""
         total = self.dec.index_select(0, tile.dec).add_(self.enc.index_select(0, tile.enc))
-        if total.device.type != "cpu":
+        if not _may_wait(total):
             return total.tanh_()
         return total.mul_(2).sigmoid_().mul_(2).sub_(1)  # the same; torch's tanh on the CPU takes five times as long
 
@@ -178,8 +179,12 @@ class _Joiner:
             self.low_d_weight = torch.mm(g.t(), hidden.to(product), out=self.low_d_weight)
             d_weight += self.low_d_weight
         d_hidden = torch.mm(g, self.weight).to(exact)
-        hidden = hidden.to(exact)
         return d_hidden.sub_(hidden.square_().mul_(d_hidden))  # tanh' = 1 - tanh^2
+
+
+def _may_wait(x: Tensor) -> bool:
+    """Whether sizes may depend on values: on a GPU the host would have to wait for them."""
+    return x.device.type == "cpu"
 
 
 def _rows(kept: Tensor | None, first: int, tile: _Tile) -> Tensor | None:
@@ -195,7 +200,7 @@ def _counts(px_occ: Tensor, py_occ: Tensor) -> Tensor:
 
 def _only(counts: Tensor, tile: _Tile, logits: Tensor | None) -> tuple[_Tile, Tensor | None]:
     """The nodes of a tile that count; in a trained model most of the band is as good as impossible."""
-    if counts.device.type != "cpu":
+    if not _may_wait(counts):
         return tile, logits
     chosen = counts[tile.place].nonzero().squeeze(1)
     if len(chosen) == len(tile.place):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from model.loss import fused, get_backend, native, reference
+from model.loss import fused, get_backend, lattice, native, reference
 from tests.loss.problems import Problem, make_problem
 
 SCALES = [(0.0, 0.0, 0.0), (0.0, 0.25, 0.0), (0.2, 0.0, 0.1), (0.15, 0.25, 0.05)]  # am_scale, lm_scale, delay_penalty
@@ -106,6 +106,14 @@ def test_simple_loss_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(simple, "CHUNK_NUMBERS", 100)
     compare(make_problem([(8, 4), (5, 2), (6, 6), (3, 1), (7, 0)]), 3, 0.1, 0.25, 0.0)
+
+
+@pytest.mark.parametrize("scales", SCALES)
+def test_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, problem: Problem, scales: tuple[float, float, float]) -> None:
+    """Padded nodes computed, recursion in torch operations: what a GPU runs, on the CPU."""
+    monkeypatch.setattr(fused, "_may_wait", lambda x: False)
+    monkeypatch.setattr(lattice, "lattice_numba", None)
+    compare(problem, 3, *scales)
 
 
 def test_full_range_is_the_full_loss(problem: Problem) -> None:

@@ -1,0 +1,48 @@
+"""The pruned loss needs no more memory for more classes, the output matrix and its gradient aside."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PROGRAM = """
+import sys
+import torch
+from benchmarks.loss_worker import Meter
+from model.loss import native
+
+torch.set_num_threads(1)
+
+
+def loss(n, t, u, c, j=512, s=5):
+    normal = lambda *shape: torch.randn(*shape).requires_grad_()
+    starts = (torch.arange(t) * (u + 1) // t).clamp(max=u + 1 - s)
+    return lambda x=(normal(n, t, j), normal(n, u + 1, j), normal(c, j), normal(c)): native.pruned_loss(
+        *x, torch.randint(1, c, (n, u)), (starts[:, None] + torch.arange(s)).expand(n, t, s),
+        torch.tensor([[0, 0, u, t]] * n)
+    ).sum().backward()
+
+
+c = int(sys.argv[1])
+loss(1, 20, 8, c)()
+step = loss(8, 300, 50, c)
+meter = Meter("cpu", True)
+with meter.part("pruned"):
+    step()
+print(meter.mib["pruned"] - c * 512 * 4 / 2**20)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory can be reset on Linux alone")
+def test_independent_of_the_classes() -> None:
+    few, many = (
+        float(subprocess.run([sys.executable, "-c", PROGRAM, c], cwd=ROOT, check=True, capture_output=True).stdout)
+        for c in ("500", "5000")
+    )
+    assert few < 100
+    assert many < 1.1 * few
