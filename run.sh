@@ -39,6 +39,12 @@ train() {
   "$python" local/train.py --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" ${overrides[@]+"${overrides[@]}"}
 }
 
+decode() {  # results of methods and sets that are no longer asked for would end up in the table
+  rm -rf "$exp_dir/decode"
+  "$python" local/decode.py --checkpoint "$exp_dir/averaged.pt" --data-dir "$data_dir" --exp-dir "$exp_dir" \
+    --conf "$conf" $(of_group decode)
+}
+
 score() {  # the table is printed below, also where it was made before
   "$python" local/wer.py --exp-dir "$exp_dir" --data-dir "$data_dir" > /dev/null
 }
@@ -75,9 +81,7 @@ main() {
     --input "$exp_dir/checkpoints" --made-by "stage 1 (train)" --output "$exp_dir/averaged.pt" -- \
     "$python" local/average.py --exp-dir "$exp_dir" --conf "$conf" $(of_group average)
   run_stage 3 "decode" "$done_dir/3-decode" --config "decode data features" \
-    --input "$exp_dir/averaged.pt" --made-by "stage 2 (average)" --output "$exp_dir/decode" -- \
-    "$python" local/decode.py --checkpoint "$exp_dir/averaged.pt" --data-dir "$data_dir" --exp-dir "$exp_dir" \
-    --conf "$conf" $(of_group decode)
+    --input "$exp_dir/averaged.pt" --made-by "stage 2 (average)" --output "$exp_dir/decode" -- decode
   run_stage 4 "score" "$done_dir/4-score" \
     --input "$exp_dir/decode" --made-by "stage 3 (decode)" --output "$exp_dir/wer.json" -- score
   if [[ $stop_stage -ge 4 ]]; then

@@ -1,6 +1,7 @@
 """Stage "decode": every asked search over every test part, on one pass of the encoder.
 
-local/decode.py --checkpoint exp/tiny/averaged.pt --data-dir data/tiny --exp-dir exp/tiny [--sets test ...] [decode.beam=8 ...]
+local/decode.py --checkpoint exp/tiny/averaged.pt --data-dir data/tiny --exp-dir exp/tiny [--conf FILE] [--sets test ...]
+    [decode.beam=8 ...]
 
 The checkpoint is all it needs besides the prepared data. It writes EXP/decode/<method>/<set>.jsonl, one utterance a line
 in the order of ids: {"id", "ref", "hyp", "tokens", "times", "score"}, times being frames of the encoder's output; and
@@ -204,12 +205,13 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="averaged.pt, or a checkpoint of training")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--exp-dir", type=Path, required=True)
+    parser.add_argument("--conf", help="takes section `decode` from this YAML instead of the checkpoint's config")
     parser.add_argument("--sets", nargs="+", metavar="SET", default=[], help="default: the corpus's test parts")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     args = parser.parse_args()
     sets = [s for s in args.sets if "=" not in s]  # overrides that follow --sets end up among its values
     overrides = args.overrides + [s for s in args.sets if "=" in s]
-    model, cfg, tokenizer = load_averaged(args.checkpoint, overrides)
+    model, cfg, tokenizer = load_averaged(args.checkpoint, overrides, args.conf)
     if cfg.decode.num_threads:
         torch.set_num_threads(cfg.decode.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -40,7 +40,7 @@ class Trainer:
         self.schedule = Eden(self.optimizer, cfg.optim.lr_batches, cfg.optim.lr_epochs)
         if cfg.train.precision == "fp16" and device.type != "cuda":
             raise UserError("key 'train.precision' is fp16: that needs a GPU; bf16 and float32 run on a CPU")
-        self.scaler = torch.cuda.amp.GradScaler(enabled=cfg.train.precision == "fp16")
+        self.scaler = make_scaler(enabled=cfg.train.precision == "fp16")
         self.epoch, self.batch, self.step = 1, 0, 0  # epoch from 1; batches done in it; batches done in all
         self.bad_steps = 0
         self._resume()
@@ -242,6 +242,13 @@ class Trainer:
         steps = self.cfg.average.num + 1 if self.cfg.average.unit == "step" else 2
         for _, path in checkpoints(self.folder, "step")[steps:]:
             path.unlink()
+
+
+def make_scaler(enabled: bool) -> Any:
+    """The gradient scaler of fp16, under the name that this torch gives it."""
+    if hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler("cuda", enabled=enabled)
+    return torch.cuda.amp.GradScaler(enabled=enabled)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,11 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.precision import exact_dtype
+
+
+class _BasicNorm(torch.autograd.Function):
+    """y = x r, r = (mean(x^2) + e)^-1/2, e = exp(eps); with C channels and g the gradient of y:
+
+    dx = r (g - y (g.y) / C);   d eps = -1/2 e sum(r^2 (g.y))
+
+    Behind this layer the gradient has almost no part along x, so the scale of the layer before it gets a gradient that is
+    the small rest of large terms; in this form, with g.y in float64, that rest keeps its digits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: Tensor) -> Tensor:
+        wide = x.to(exact_dtype(x))
+        r = (wide.square().mean(dim=-1, keepdim=True) + eps.exp()).rsqrt()
+        y = wide * r
+        ctx.save_for_backward(y, r, eps)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
+        y, r, eps = ctx.saved_tensors
+        g = grads[0].to(y.dtype)
+        dot = (g * y).sum(dim=-1, keepdim=True, dtype=torch.float64)
+        dx = (g - y * (dot / y.size(-1)).to(y.dtype)) * r
+        d_eps = (dot * r.square()).sum().mul(-0.5).to(eps.dtype) * eps.exp() if ctx.needs_input_grad[1] else None
+        return dx.to(grads[0].dtype), d_eps
 
 
 class BasicNorm(nn.Module):
@@ -30,9 +58,7 @@ class BasicNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> the same shape, computed in float32 or better."""
-        wide = x.to(exact_dtype(x))
-        scale = (wide.square().mean(dim=-1, keepdim=True) + self.eps.exp()).rsqrt()
-        return (wide * scale).to(x.dtype)
+        return _BasicNorm.apply(x, self.eps)
 
 
 class _ChannelsSecond(nn.Module):

@@ -34,6 +34,26 @@ def _initial_weight_scale(fan_in: int, std: float, initial_scale: float) -> floa
     return math.log(initial_scale) + math.log(fan_in**-0.5 / std)
 
 
+class _Scale(torch.autograd.Function):
+    """p exp(s). The gradient of s is a sum over all of p whose terms nearly cancel, so it is taken in float64."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, s: Tensor) -> Tensor:
+        factor = s.exp()
+        ctx.save_for_backward(p, factor)
+        return p * factor
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        p, factor = ctx.saved_tensors
+        return grads[0] * factor, (grads[0] * p).sum(dtype=torch.float64).to(p.dtype) * factor
+
+
+def scaled(p: Tensor, s: Tensor) -> Tensor:
+    """The tensor in use, p * exp(s), for a parameter p of any shape and its scalar s."""
+    return _Scale.apply(p, s)
+
+
 class _Scaled(nn.Module):
     """Mixed into a torch layer with `weight` and `bias`: adds `weight_scale`, `bias_scale` and the scaled accessors."""
 
@@ -52,11 +72,11 @@ class _Scaled(nn.Module):
 
     def get_weight(self) -> Tensor:
         """The weight in use: weight * exp(weight_scale)."""
-        return self.weight * self.weight_scale.exp()
+        return scaled(self.weight, self.weight_scale)
 
     def get_bias(self) -> Tensor | None:
         """The bias in use: bias * exp(bias_scale), or None."""
-        return None if self.bias is None else self.bias * self.bias_scale.exp()
+        return None if self.bias is None else scaled(self.bias, self.bias_scale)
 
 
 class ScaledLinear(nn.Linear, _Scaled):
@@ -151,7 +171,7 @@ class ScaledRNN(nn.Module):
 
     def scaled_parameters(self) -> list[Tensor]:
         """The parameters in use, in torch's order: w_ih, w_hh, b_ih, b_hh and, with a projection, w_hr."""
-        return [getattr(self, name) * getattr(self, name + "_scale").exp() for name in self.names]
+        return [scaled(getattr(self, name), getattr(self, name + "_scale")) for name in self.names]
 
     def forward(self, x: Tensor, h0: Tensor, c0: Tensor, params: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """x (T, N, C), h0 (1, N, proj_size), c0 (1, N, hidden_size) -> out (T, N, proj_size), h, c.

@@ -13,8 +13,8 @@ from torch import Tensor
 from model.layers.activation import ACTIVATIONS, DoubleSwish, make_activation
 from model.layers.balancer import ActivationBalancer, Bounds
 from model.layers.gradient_filter import GradientFilter
-from model.layers.norm import NORMS, BasicNorm, make_norm
-from model.layers.scaled import ScaledConv2d, ScaledEmbedding, ScaledLinear, ScaledRNN
+from model.layers.norm import NORMS, BasicNorm, _BasicNorm, make_norm
+from model.layers.scaled import ScaledConv2d, ScaledEmbedding, ScaledLinear, ScaledRNN, scaled
 
 
 def test_basic_norm() -> None:
@@ -22,7 +22,8 @@ def test_basic_norm() -> None:
     norm = BasicNorm(8).double()
     expected = x / (x.pow(2).mean(dim=-1, keepdim=True) + 0.25).sqrt()
     torch.testing.assert_close(norm(x), expected)
-    assert torch.autograd.gradcheck(lambda t, e: t * (t.square().mean(-1, keepdim=True) + e.exp()).rsqrt(), (x, norm.eps))
+    assert torch.autograd.gradcheck(norm, (x,))
+    assert torch.autograd.gradcheck(lambda t, e: _BasicNorm.apply(t, e), (x, norm.eps.detach().requires_grad_()))
     assert [n for n, _ in BasicNorm(8, learn_eps=False).named_buffers()] == ["eps"]
 
 
@@ -99,6 +100,12 @@ def test_gradient_filter_without_any_gradient_gives_no_nan() -> None:
     y, (v,) = GradientFilter(25.0)(x, [x.sum()])
     (gx,) = torch.autograd.grad(y, x, torch.zeros_like(y))
     assert torch.equal(gx, torch.zeros_like(gx))
+
+
+def test_scaled() -> None:
+    p, s = torch.randn(3, 4, dtype=torch.float64, requires_grad=True), torch.tensor(0.7).double().requires_grad_()
+    torch.testing.assert_close(scaled(p, s), p * math.exp(0.7), rtol=1e-7, atol=0)
+    assert torch.autograd.gradcheck(scaled, (p, s))
 
 
 def test_scaled_layers_start_as_documented() -> None:
