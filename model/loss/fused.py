@@ -91,7 +91,7 @@ class PrunedLoss(torch.autograd.Function):
         counts = _counts(px_occ[:, :-1], py_occ) & (both != 0)
         nodes = _Nodes(tokens, ranges, boundary, options.blank)
         joiner = _Joiner(enc, dec, weight, bias, options.product)
-        d_enc, d_dec, d_weight, d_bias = (torch.zeros_like(p, dtype=exact) for p in (enc, dec, weight, bias))
+        d_enc, d_dec, d_weight, d_bias = (p.new_zeros(p.shape, dtype=exact) for p in (enc, dec, weight, bias))
         for first, whole in nodes.tiles(weight):
             tile, logits = _only(counts, whole, _rows(kept, first, whole))
             hidden = joiner.hidden(tile)

@@ -86,6 +86,10 @@ def _pruned(p: Problem, s_range: int = 4) -> torch.Tensor:
     return native.pruned_loss(p.enc, p.dec, p.weight, p.bias, p.tokens, ranges, p.boundary)
 
 
+def _simple(p: Problem) -> torch.Tensor:
+    return native.simple_loss(p.am, p.lm, p.tokens, p.boundary, am_scale=0.1, lm_scale=0.25)[0]
+
+
 @pytest.mark.parametrize(("tile", "width"), [(64, 6), (200, 6), (64, 300)])
 def test_tiles_and_store_change_nothing(monkeypatch: pytest.MonkeyPatch, tile: int, width: int) -> None:
     """Small tiles, with more classes than hidden units (few logits kept) and with fewer (all kept)."""
@@ -145,6 +149,15 @@ def test_float32_is_close() -> None:
         results.append((simple, pruned, *(x.grad for x in q[:6]), ranges))
     for a, b in zip(results[1][:-1], results[0][:-1], strict=True):
         assert (a.double() - b).abs().max() <= 5e-6 * b.abs().max()
+
+
+def test_strides_do_not_matter(problem: Problem) -> None:
+    """An encoder that works in (T, N, C) hands over transposed views."""
+    want = torch.autograd.grad((_pruned(problem) + _simple(problem)).sum(), problem[:6])
+    turned = [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in problem[:5]]
+    p = Problem(*turned, problem.bias, problem.tokens, problem.boundary)
+    for a, b in zip(torch.autograd.grad((_pruned(p) + _simple(p)).sum(), p[:6]), want, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_no_gradient_no_backward(problem: Problem) -> None:
