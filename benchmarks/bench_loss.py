@@ -64,7 +64,8 @@ def corpus_lengths(args: argparse.Namespace) -> Lengths:
         return [(int(t), int(u)) for t, u in np.load(args.lengths)["T_U"]]
     import yaml
 
-    from local.lengths import NUM_TOKENS, encoder_frames, num_frames
+    from local.lengths import NUM_TOKENS, num_frames
+    from model.encoder.subsampling import subsampled
 
     corpus = args.data_dir / "corpus.yaml"
     if not corpus.is_file():
@@ -74,7 +75,7 @@ def corpus_lengths(args: argparse.Namespace) -> Lengths:
         with gzip.open(args.data_dir / "cuts" / f"{part}.jsonl.gz", "rt", encoding="utf-8") as f:
             for line in f:
                 cut = json.loads(line)
-                lengths.append((encoder_frames(num_frames(cut["duration"])), int(cut["custom"][NUM_TOKENS])))
+                lengths.append((subsampled(num_frames(cut["duration"])), int(cut["custom"][NUM_TOKENS])))
     return lengths
 
 

@@ -228,15 +228,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         layer = _read_yaml(file)
         layer.pop("include", None)
         cfg = _merge(cfg, layer, str(file), written_in)
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"'{override}' is no key.sub=value override")
-        try:
-            layer = OmegaConf.from_dotlist([override])
-        except Exception as e:
-            raise UserError(f"cannot read the override '{override}': {_first_line(e)}") from None
-        cfg = _merge(cfg, layer, f"the argument '{override}'", written_in)
+    cfg = _override(cfg, overrides, written_in)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{CONF_DIR / 'base.yaml'}: no value for {', '.join(missing)}")
@@ -249,8 +241,7 @@ def config_from_dict(values: dict[str, Any], overrides: Sequence[str] = (), wher
     written_in: dict[str, str] = {}
     cfg = _merge(OmegaConf.structured(Config), _read_yaml(CONF_DIR / "base.yaml"), "conf/base.yaml", written_in)
     cfg = _merge(cfg, OmegaConf.create(values), where, written_in)
-    for override in overrides:
-        cfg = _merge(cfg, OmegaConf.from_dotlist([override]), f"the argument '{override}'", written_in)
+    cfg = _override(cfg, overrides, written_in)
     _check(cfg, written_in)
     return OmegaConf.to_object(cfg)  # type: ignore[return-value]
 
@@ -308,6 +299,20 @@ def _merge(cfg: DictConfig, layer: DictConfig, where: str, written_in: dict[str,
     for key in _leaves(layer):
         written_in[key] = where
     return merged  # type: ignore[return-value]
+
+
+def _override(cfg: DictConfig, overrides: Sequence[str], written_in: dict[str, str]) -> DictConfig:
+    """`key.sub=value` arguments, in their order."""
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{override}' is no key.sub=value override")
+        try:
+            layer = OmegaConf.from_dotlist([override])
+        except Exception as e:
+            raise UserError(f"cannot read the override '{override}': {_first_line(e)}") from None
+        cfg = _merge(cfg, layer, f"the argument '{override}'", written_in)
+    return cfg
 
 
 def _leaves(layer: DictConfig, prefix: str = "") -> list[str]:

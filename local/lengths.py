@@ -5,6 +5,8 @@ from __future__ import annotations
 from lhotse.cut import Cut
 from lhotse.utils import compute_num_frames
 
+from model.encoder.subsampling import subsampled
+
 FRAME_SHIFT = 0.01  # seconds
 SPEEDS = (0.9, 1.1)  # of the perturbed copies (Ko et al., "Audio augmentation for speech recognition", 2015)
 NUM_TOKENS, SPEED = "num_tokens", "speed"  # keys in a cut's `custom`
@@ -15,14 +17,9 @@ def num_frames(seconds: float) -> int:
     return compute_num_frames(seconds, frame_shift=FRAME_SHIFT, sampling_rate=16000)
 
 
-def encoder_frames(frames: int) -> int:
-    """T' = ((T - 3) // 2 - 1) // 2: the front end's three convolutions without padding, two of stride 2."""
-    return max(0, ((frames - 3) // 2 - 1) // 2)
-
-
 def fits(cut: Cut, speed: float = 1.0) -> bool:
     """Whether the cut, played at `speed`, has a frame after subsampling for each of its tokens."""
-    frames = encoder_frames(num_frames(cut.duration / speed))
+    frames = subsampled(num_frames(cut.duration / speed))
     return frames >= max(1, (cut.custom or {}).get(NUM_TOKENS, 0))
 
 

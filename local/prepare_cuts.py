@@ -21,8 +21,9 @@ from local.atomic import atomic_write
 from local.config import Config, load_config
 from local.corpus import SHOWN, Dropped, load_corpus, report_dropped, write_dropped
 from local.errors import UserError, cli
-from local.lengths import NUM_TOKENS, SPEEDS, encoder_frames, fits, num_frames
+from local.lengths import NUM_TOKENS, SPEEDS, fits, num_frames
 from local.tokens import UNK_ID, Tokenizer
+from model.encoder.subsampling import subsampled
 
 
 def make_cuts(data_dir: Path, part: str, sampling_rate: int) -> Iterator[MonoCut]:
@@ -51,7 +52,7 @@ def reason_to_drop(cut: MonoCut, tokens: list[int], train: bool, tokenizer: Toke
     if train and UNK_ID in tokens:
         characters = " ".join(tokenizer.unknown_characters(cut.supervisions[0].text))
         return "characters outside the model", characters
-    frames = encoder_frames(num_frames(cut.duration))
+    frames = subsampled(num_frames(cut.duration))
     if frames < 1:
         return "shorter than one frame after subsampling", f"{cut.duration:.2f} s"
     if train and len(tokens) > frames:

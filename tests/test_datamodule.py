@@ -13,13 +13,14 @@ from local.compute_features import main as compute_features
 from local.config import Config, load_config
 from local.datamodule import AsrDataModule, Batch
 from local.errors import UserError
-from local.lengths import SPEEDS, encoder_frames
+from local.lengths import SPEEDS
 from local.prepare_cuts import main as prepare_cuts
 from local.prepare_lang import main as prepare_lang
 from local.prepare_manifests import main as prepare_manifests
 from local.prepare_noise import main as prepare_noise
 from local.sampling import duration_bins, seeded
 from local.tokens import Tokenizer
+from model.encoder.subsampling import subsampled
 from tests.speech_tree import audio_of, make_part, set_text, write_noise
 
 SMALL = ["train.max_duration=12", "data.num_buckets=3", "data.num_workers=0"]
@@ -72,7 +73,7 @@ def test_a_batch_is_what_it_says(data: Path, kind: list[str]) -> None:
             tokens = batch["tokens"][i]
             assert dm.tokenizer.decode(tokens[: batch["token_lens"][i]].tolist()) == batch["texts"][i]
             assert torch.all(tokens[batch["token_lens"][i] :] == 0)
-            assert encoder_frames(int(lens[i])) >= batch["token_lens"][i]
+            assert subsampled(int(lens[i])) >= batch["token_lens"][i]
 
 
 def test_stored_and_computed_features_agree(data: Path) -> None:
@@ -164,7 +165,7 @@ def test_copies_with_more_tokens_than_frames_are_left_out(data: Path) -> None:
     for kind in (SMALL, STORED):
         for batch in module(data, *kind).train_dataloader(1):
             assert all(
-                encoder_frames(int(t)) >= u for t, u in zip(batch["input_lens"], batch["token_lens"], strict=True)
+                subsampled(int(t)) >= u for t, u in zip(batch["input_lens"], batch["token_lens"], strict=True)
             )
     assert SPEEDS == (0.9, 1.1)
 

@@ -16,11 +16,12 @@ from local.compute_features import main as compute_features
 from local.config import load_config
 from local.corpus import load_corpus
 from local.features import make_extractor
-from local.lengths import encoder_frames, num_frames
+from local.lengths import num_frames
 from local.prepare_cuts import main as prepare_cuts
 from local.prepare_lang import main as prepare_lang
 from local.prepare_manifests import main as prepare_manifests
 from local.prepare_noise import main as prepare_noise
+from model.encoder.subsampling import subsampled
 from tests.speech_tree import audio_of, make_part, set_text, write_noise
 
 CORPUS = "name: test\nsource: librispeech\ntrain: [tr]\ndev: [dv]\ntest: [te]\n"
@@ -253,7 +254,7 @@ def test_broken_writing_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_frames_after_subsampling() -> None:
-    assert [encoder_frames(t) for t in (0, 8, 9, 12, 13, 95, 1000)] == [0, 0, 1, 1, 2, 22, 248]
+    assert [subsampled(t) for t in (0, 8, 9, 12, 13, 95, 1000)] == [0, 0, 1, 1, 2, 22, 248]
 
 
 def test_librispeech_piece(shared: Path, tmp_path: Path) -> None:
