@@ -28,7 +28,7 @@ from local.corpus import load_corpus
 from local.errors import UserError
 from local.feature_store import Float16ArchiveReader
 from local.features import PADDING, make_extractor
-from local.sampling import ShuffledCuts, SkippingSampler, batch_seed, plain_sampler, read_lines, seeded, train_sampler
+from local.sampling import ShuffledBatches, ShuffledCuts, batch_seed, plain_sampler, read_lines, seeded, train_sampler
 from local.tokens import BLANK_ID, Tokenizer
 
 Batch = dict[str, Any]
@@ -146,7 +146,7 @@ class AsrDataModule:
                 self._noise = self._cuts("musan")
         sampler = train_sampler(self._train, cfg.data, cfg.train.max_duration, epoch)
         dataset = AsrDataset(cfg, self.tokenizer, self._noise, augment=True, epoch=epoch)
-        return Batches(self._loader(dataset, SkippingSampler(sampler, skip_batches)), len(self._train))
+        return Batches(self._loader(dataset, ShuffledBatches(sampler, cfg.train.seed, epoch, skip_batches)), len(self._train))
 
     def valid_dataloader(self) -> Batches:
         """The dev parts, not augmented, in batches of train.max_duration."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ if torch.__version__.startswith("1."):  # k2's environment: its Sampler wants an
     torch.utils.data.Sampler.__init__ = object.__init__  # type: ignore[method-assign]
 
 BINS_FROM = 10_000  # cuts from whose lengths the buckets' borders are taken
+SHUFFLE_WINDOW = 500  # batches
 
 
 class ShuffledCuts:
@@ -59,16 +61,24 @@ class ShuffledCuts:
                 yield at_speed(cut, SPEEDS[copy - 1])
 
 
-class SkippingSampler(torch.utils.data.Sampler):
-    """The batches of a lhotse sampler from the `skip`-th on; those before it are drawn but not loaded."""
+class ShuffledBatches(torch.utils.data.Sampler):
+    """The batches of a lhotse sampler, shuffled over `SHUFFLE_WINDOW` of them, from the `skip`-th on.
 
-    def __init__(self, sampler: CutSampler, skip: int) -> None:
-        self.sampler, self.skip = sampler, skip
+    lhotse draws synchronised buckets in the same order in every epoch, and ends with the small leftovers of all of
+    them. Batches left out by `skip` are drawn but not loaded.
+    """
+
+    def __init__(self, sampler: CutSampler, seed: int, epoch: int, skip: int = 0) -> None:
+        self.sampler, self.seed, self.epoch, self.skip = sampler, seed, epoch, skip
 
     def __iter__(self) -> Iterator[CutSet]:
-        for i, cuts in enumerate(self.sampler):
-            if i >= self.skip:
-                yield cuts
+        rng = random.Random(f"{self.seed} {self.epoch}")
+        batches = (batch for batch in self.sampler)  # ends for good, where lhotse's iterator starts again
+        skip = self.skip
+        while window := list(itertools.islice(batches, SHUFFLE_WINDOW)):
+            rng.shuffle(window)
+            yield from window[skip:]
+            skip = max(skip - len(window), 0)
 
 
 def read_lines(manifest: Path) -> list[bytes]:

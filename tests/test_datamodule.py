@@ -18,7 +18,7 @@ from local.prepare_cuts import main as prepare_cuts
 from local.prepare_lang import main as prepare_lang
 from local.prepare_manifests import main as prepare_manifests
 from local.prepare_noise import main as prepare_noise
-from local.sampling import duration_bins, seeded
+from local.sampling import SHUFFLE_WINDOW, ShuffledBatches, duration_bins, seeded
 from local.tokens import Tokenizer
 from model.encoder.subsampling import subsampled
 from tests.speech_tree import audio_of, make_part, set_text, write_noise
@@ -197,6 +197,16 @@ def test_buckets_hold_about_the_same_time(data: Path) -> None:
     ]
     assert max(sums) < 1.5 * min(sums)
     assert duration_bins(cuts[:1], 30) == []
+
+
+@pytest.mark.parametrize("count", [5, SHUFFLE_WINDOW + 5])
+def test_batches_are_shuffled_anew_in_every_epoch(count: int) -> None:
+    drawn = list(range(count))
+    orders = [list(ShuffledBatches(drawn, 42, epoch)) for epoch in (1, 2, 1)]
+    assert orders[0] == orders[2] != orders[1] and all(sorted(o) == drawn for o in orders)
+    assert orders[0] != drawn != orders[1]
+    for skip in (0, 1, count - 3, count, count + 1):
+        assert list(ShuffledBatches(drawn, 42, 1, skip)) == orders[0][skip:]
 
 
 def test_seeded_repeats_and_restores() -> None:
