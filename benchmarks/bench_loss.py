@@ -1,9 +1,12 @@
-"""Time and memory of the loss backends: benchmarks/bench_loss.py --backends native,k2,torchaudio --mode random|sorted|fixed
+"""Time and memory of the loss backends.
+
+    benchmarks/bench_loss.py --backends native,k2,torchaudio --mode random|sorted|fixed|growth
 
 Batches are made of the lengths of a corpus as in the benchmark published with k2's pruned loss: `random`, 30 utterances
-drawn at random, or `sorted`, neighbours in length up to 10,000 frames; `fixed` takes --shapes. --scale makes batches
-smaller for a CPU. Each backend runs in a process of its own, k2 in the interpreter of its own environment; the backends
-take turns batch by batch. Writes loss_<mode>_<device>_<precision>.{json,md,png} to --out.
+drawn at random, or `sorted`, neighbours in length up to 10,000 frames; --scale makes these smaller for a CPU. `fixed` takes
+--shapes; `growth` doubles and redoubles N, T and S of one shape. Each backend runs in a process of its own, k2 in the
+interpreter of its own environment; they take turns step by step, and the median step counts. Writes
+loss_<mode>_<device>_<precision>.{json,md,png} to --out.
 """
 
 from __future__ import annotations
@@ -11,12 +14,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import gzip
-import importlib.util
 import json
-import os
-import platform
 import random
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.loss_report import plot, table
+from benchmarks.worker import ROOT, Worker, hardware
 from local.atomic import atomic_write
 from local.errors import UserError, cli
 
-ROOT = Path(__file__).resolve().parent.parent
+GROWTH = [(4, 300, 50, 500, 5), (8, 300, 50, 500, 5), (16, 300, 50, 500, 5), (4, 600, 50, 500, 5), (4, 1200, 50, 500, 5)]
+GROWTH += [(4, 300, 50, 500, 10), (4, 300, 50, 500, 20)]  # N, T, U, C, S
 SHARED_LENGTHS = Path("../shared/bench/librispeech_shapes.npz")
 Lengths = list[tuple[int, int]]
 
@@ -37,13 +38,13 @@ Lengths = list[tuple[int, int]]
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", default="native,k2,torchaudio")
-    parser.add_argument("--mode", choices=["random", "sorted", "fixed"], default="random")
+    parser.add_argument("--mode", choices=["random", "sorted", "fixed", "growth"], default="random")
     parser.add_argument("--lengths", type=Path, default=SHARED_LENGTHS, help=".npz with T_U (utterances, 2)")
     parser.add_argument("--data-dir", type=Path, help="a prepared corpus, whose training lengths are taken instead")
-    parser.add_argument("--shapes", nargs="+", default=["8,300,50,500", "4,300,50,5000"], help="N,T,U,C for `fixed`")
+    parser.add_argument("--shapes", nargs="+", default=["8,300,50,500", "4,300,50,5000"], help="N,T,U,C[,S] for `fixed`")
     parser.add_argument("--scale", type=float, help="of utterances or frames per batch (default: 0.2 on a CPU, else 1)")
     parser.add_argument("--batches", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=3, help="timed steps per batch, of which the fastest counts")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps per batch and backend")
     parser.add_argument("--classes", type=int, default=500)
     parser.add_argument("--width", type=int, default=512, help="of encoder, decoder and joiner")
     parser.add_argument("--prune-range", type=int, default=5)
@@ -95,55 +96,39 @@ def make_batches(lengths: Lengths, mode: str, count: int, scale: float, seed: in
     return rng.sample(batches, min(count, len(batches)))
 
 
-class Worker:
-    """A process of one backend, waiting for requests."""
-
-    def __init__(self, backend: str, args: argparse.Namespace) -> None:
-        elsewhere = backend == "k2" and importlib.util.find_spec("k2") is None
-        python = args.k2_python if elsewhere else Path(sys.executable)
-        if not python.is_file():
-            raise UserError(f"{python}: no such interpreter for k2; ./test.sh makes it, or give --k2-python")
-        command = [str(python), str(ROOT / "benchmarks" / "loss_worker.py"), "--backend", backend]
-        command += ["--device", args.device, "--threads", str(args.threads), "--precision", args.precision]
-        self.backend = backend
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        self.versions = self._read()
-        if "error" in self.versions:
-            raise UserError(f"backend {backend}: {self.versions['error']}")
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The worker's answer, or {"error": ...} where it failed or died (of too little memory, as a rule)."""
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            return {"error": "its process has ended"}
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else {"error": f"process ended with status {self.process.wait()}"}
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def requests(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One request per batch."""
-    common = {"kind": "step", "width": args.width, "s_range": args.prune_range, "repeats": args.repeats}
-    batches: list[tuple[Lengths, int]]
-    if args.mode == "fixed":
-        shapes = [tuple(int(x) for x in shape.split(",")) for shape in args.shapes]
-        batches = [([(t, u)] * n, c) for n, t, u, c in shapes]
+    common = {"kind": "step", "width": args.width}
+    shapes = GROWTH if args.mode == "growth" else [tuple(int(x) for x in shape.split(",")) for shape in args.shapes]
+    if args.mode in ("fixed", "growth"):
+        shapes = [shape if len(shape) == 5 else (*shape, args.prune_range) for shape in shapes]
+        batches = [([(t, u)] * n, c, s) for n, t, u, c, s in shapes]
     else:
         scale = args.scale or (0.2 if args.device == "cpu" else 1.0)
         lengths = make_batches(corpus_lengths(args), args.mode, args.batches, scale, args.seed)
-        batches = [(batch, args.classes) for batch in lengths]
-    return [{**common, "lengths": batch, "classes": c, "seed": args.seed + i} for i, (batch, c) in enumerate(batches)]
+        batches = [(batch, args.classes, args.prune_range) for batch in lengths]
+    return [
+        {**common, "lengths": batch, "classes": c, "s_range": s, "seed": args.seed + i}
+        for i, (batch, c, s) in enumerate(batches)
+    ]
+
+
+def take_turns(workers: list[Worker], request: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
+    """Per backend: `seconds` by part of its median step, all `steps`, `mib` by part and the losses; or its error."""
+    answers: list[list[dict[str, Any]]] = [[] for _ in workers]
+    for i in range(repeats):
+        for worker, got in zip(workers, answers, strict=True):
+            if not any("error" in a for a in got):
+                got.append(worker.ask({**request, "memory": i == 0}))
+    results = []
+    for got in answers:
+        if "error" in got[-1]:
+            results.append(got[-1])
+            continue
+        steps = [sum(a["seconds"].values()) for a in got]
+        median = got[steps.index(sorted(steps)[len(steps) // 2])]
+        results.append({**got[0], "seconds": median["seconds"], "steps": steps})
+    return results
 
 
 def differences(workers: list[Worker], request: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -152,7 +137,7 @@ def differences(workers: list[Worker], request: dict[str, Any]) -> dict[str, dic
     All take the definition's ranges: where windows keep the same mass but for rounding, any may be chosen. The pruned loss
     of `torchaudio` is compared with the full one.
     """
-    short = {**request, "lengths": sorted(request["lengths"])[:2], "repeats": 1}
+    short = {**request, "lengths": sorted(request["lengths"])[:2], "memory": False}
     exact = workers[0].ask({**short, "kind": "exact"})
     result = {}
     for worker in workers:
@@ -168,7 +153,8 @@ def differences(workers: list[Worker], request: dict[str, Any]) -> dict[str, dic
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All that is saved: one record per batch and backend."""
     todo = requests(args)
-    workers = [Worker(backend, args) for backend in args.backends.split(",")]
+    options = ["--device", args.device, "--threads", str(args.threads), "--precision", args.precision]
+    workers = [Worker(backend, "loss_worker.py", options, args.k2_python) for backend in args.backends.split(",")]
     records = []
     for i, request in enumerate(todo):
         lengths = request["lengths"]
@@ -177,9 +163,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "T": max(t for t, _ in lengths),
             "U": max(u for _, u in lengths),
             "C": request["classes"],
+            "S": request["s_range"],
         }
-        for worker in workers:
-            record = {"backend": worker.backend, **shape, **worker.ask(request)}
+        for worker, answer in zip(workers, take_turns(workers, request, args.repeats), strict=True):
+            record = {"backend": worker.backend, **shape, **answer}
             records.append(record)
             outcome = record.get("error")
             if not outcome:
@@ -196,16 +183,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for worker in workers:
         worker.close()
     return result
-
-
-def hardware() -> str:
-    """The processor's name and the number of cores."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = names[0] if names else name
-    return f"{name}, {os.cpu_count()} cores"
 
 
 @cli

@@ -10,10 +10,10 @@ PARTS = ("simple projections", "simple loss", "ranges", "joiner projections", "p
 
 def groups(result: dict[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Records by what is compared (a fixed shape, or all batches of a mode) and backend."""
-    fixed = result["options"]["mode"] == "fixed"
+    fixed = result["options"]["mode"] in ("fixed", "growth")
     grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for r in result["records"]:
-        key = f"N {r['N']}, T {r['T']}, U {r['U']}, C {r['C']}" if fixed else f"{result['options']['mode']} batches"
+        key = f"N {r['N']}, T {r['T']}, U {r['U']}, C {r['C']}, S {r['S']}" if fixed else f"{result['options']['mode']} batches"
         grouped.setdefault(key, {}).setdefault(r["backend"], []).append(r)
     return grouped
 
@@ -34,7 +34,7 @@ def table(result: dict[str, Any]) -> str:
         f"# Loss backends: {o['mode']}, {o['precision']}, {o['device']}",
         "",
         f"{result['date']}, {result['hardware']}, {o['threads']} threads; joiner {o['width']}, prune range {o['prune_range']}. "
-        "Milliseconds per head step, mean over batches (fastest step of each); peak MiB above what was in use before the "
+        "Milliseconds per head step, mean over batches (median step of each); peak MiB above what was in use before the "
         "step, largest over batches.",
         "",
     ]
@@ -57,12 +57,28 @@ def table(result: dict[str, Any]) -> str:
             if k2 and s and b != "k2"
         ]
         lines.append("")
+    lines += growth(result) if result["options"]["mode"] == "growth" else []
     lines += ["## Relative difference of losses to the float64 definition", ""]
     lines += ["| backend | simple | pruned |", "|---|--:|--:|"]
     lines += [f"| {b} | {d['simple']:.1e} | {d['pruned']:.1e} |" for b, d in result["differences"].items()]
     lines += ["", "(two shortest utterances of the first batch; torchaudio's against the unpruned loss)", "", "Versions: "]
     lines[-1] += "; ".join(f"{b}: " + ", ".join(f"{k} {v}" for k, v in vs.items()) for b, vs in result["versions"].items())
     return "\n".join(lines) + "\n"
+
+
+def growth(result: dict[str, Any]) -> list[str]:
+    """Lines: how the time of the pruned loss and of the step grow from the first shape on, against its own growth."""
+    lines = ["## Growth: of the lattice (N T S), the pruned loss's forward pass, the step", ""]
+    lines += ["| backend | N | T | S | lattice | pruned loss | step |", "|---|--:|--:|--:|--:|--:|--:|"]
+    first: dict[str, tuple[float, ...]] = {}
+    for r in result["records"]:
+        if "error" in r:
+            continue
+        sizes = (r["N"] * r["T"] * r["S"], r["seconds"]["pruned loss"], sum(r["seconds"].values()))
+        base = first.setdefault(r["backend"], sizes)
+        ratios = " | ".join(f"{a / b:.2f}" for a, b in zip(sizes, base, strict=True))
+        lines.append(f"| {r['backend']} | {r['N']} | {r['T']} | {r['S']} | {ratios} |")
+    return [*lines, ""]
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

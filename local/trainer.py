@@ -22,6 +22,7 @@ from model.encoder.subsampling import subsampled
 from model.optim import Eden, make_optimizer
 from model.transducer import pruned_scale
 
+OTHER_STAGES = ("decode.", "average.", "lm.")  # sections whose keys do not change this training
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -226,7 +227,7 @@ class Trainer:
             torch.cuda.set_rng_state(saved["rng"]["cuda"].cpu(), self.device)
         print(f"going on from {path}: {self.step} batches done, now epoch {self.epoch}")
         before, now = _flat(saved["config"]), _flat(self.origin["config"])
-        for key in [k for k in now if k in before and before[k] != now[k] and not k.startswith(("decode.", "average."))]:
+        for key in [k for k in now if k in before and before[k] != now[k] and not k.startswith(OTHER_STAGES)]:
             print(f"warning: {key} was {before[key]}, is {now[key]} from here on; --force trains anew", file=sys.stderr)
         if self.epoch > self.cfg.train.num_epochs or self._at_limit():
             print("nothing is left to train: train.num_epochs or train.max_steps is reached")

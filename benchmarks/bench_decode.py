@@ -1,0 +1,118 @@
+"""Time of the searches, and whether they give the recorded tokens.
+
+    benchmarks/bench_decode.py [--shared ../shared] [--k2-python .venv-k2/bin/python] [--repeats 7]
+
+Two cases: the recorded model of the reference on the digits' dev-clean-2 (2 threads, batches of 30), whose recorded seconds
+are scaled by a matrix product measured beside ours; and the published size with random weights, 30 utterances of 12 s. The
+methods take turns, k2's fast beam search in its own environment; the median of the passes counts. Writes decode.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.worker import ROOT, Worker, hardware
+from local.atomic import atomic_write
+from local.errors import UserError, cli
+
+METHODS = ("greedy_search", "modified_beam_search", "fast_beam_search")
+RATE = "matmul_gflops_float32_4096x512x500"
+
+
+def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Per search ("fast_beam_search k2" included): median seconds, rate beside them, tokens."""
+    options = ["--case", case, "--shared", str(args.shared), "--threads", str(args.threads)]
+    workers = [Worker(backend, "decode_worker.py", options, args.k2_python) for backend in args.backends.split(",")]
+    passes: dict[str, list[dict[str, Any]]] = {}
+    for i in range(args.repeats + 1):
+        for worker in workers:
+            for method in METHODS if worker.backend == "native" else METHODS[-1:]:
+                got = worker.ask({"method": method})
+                if "error" in got:
+                    raise UserError(f"{case}, {method}, {worker.backend}: {got['error']}")
+                if i > 0:  # the first pass compiles and fills caches
+                    passes.setdefault(method if worker.backend == "native" else f"{method} k2", []).append(got)
+        print(f"{case}: pass {i} of {args.repeats}", flush=True)
+    versions = {worker.backend: worker.versions for worker in workers}
+    for worker in workers:
+        worker.close()
+    searches = {
+        name: {
+            "seconds": statistics.median(g["seconds"] for g in got),
+            "all_seconds": [g["seconds"] for g in got],
+            "gflops": statistics.median(g["gflops"] for g in got),
+            "tokens": got[-1]["tokens"],
+        }
+        for name, got in passes.items()
+    }
+    return {"versions": versions, "searches": searches}
+
+
+def compare(result: dict[str, Any], shared: Path) -> None:
+    """Adds to each search of the recorded case the share of equal tokens and the recorded seconds, scaled."""
+    recorded = json.loads((shared / "reference" / "digits_dev.json").read_text())
+    for name, search in result["searches"].items():
+        method = name.split()[0]
+        # The recorded ids carry lhotse's running number behind the utterance's id.
+        expected = {key.rsplit("-", 1)[0]: tokens for key, tokens in recorded["tokens"][method].items()}
+        search["equal"] = sum(search["tokens"].get(i) == tokens for i, tokens in expected.items()) / len(expected)
+        search["recorded_seconds"] = recorded["seconds"][method] * recorded[RATE] / search["gflops"]
+
+
+def table(results: dict[str, Any], args: argparse.Namespace) -> str:
+    """Markdown of both cases."""
+    lines = ["# Searches", "", f"{datetime.date.today().isoformat()}, {hardware()}, {args.threads} threads, median of"]
+    lines[-1] += f" {args.repeats} passes, taking turns. Seconds are the search's alone, without the encoder."
+    for case, result in results.items():
+        searches = result["searches"]
+        greedy = searches[METHODS[0]]["seconds"]
+        extra = " reference, scaled (s) | ours / reference | equal tokens |" if case == "recorded" else ""
+        lines += ["", f"## {case}", "", f"| search | seconds | x greedy | GFLOP/s beside it |{extra}"]
+        lines.append("|---|--:|--:|--:|" + "--:|--:|--:|" * bool(extra))
+        for name, s in searches.items():
+            row = f"| {name} | {s['seconds']:.3f} | {s['seconds'] / greedy:.2f} | {s['gflops']:.0f} |"
+            if extra:
+                row += f" {s['recorded_seconds']:.3f} | {s['seconds'] / s['recorded_seconds']:.2f} | {100 * s['equal']:.1f} % |"
+            lines.append(row)
+        lines += ["", *(f"{b}: " + ", ".join(f"{k} {v}" for k, v in vs.items()) for b, vs in result["versions"].items())]
+    return "\n".join(lines) + "\n"
+
+
+@cli
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--cases", default="recorded,published")
+    parser.add_argument("--backends", default="native,k2")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--k2-python", type=Path, default=ROOT / ".venv-k2" / "bin" / "python")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    args = parser.parse_args()
+    cases = args.cases.split(",")
+    if "recorded" in cases and not (args.shared / "reference" / "digits_model.npz").is_file():
+        raise UserError(f"{args.shared}/reference/digits_model.npz: no such file; give --shared, or --cases published")
+    results = {case: measure(case, args) for case in cases}
+    if "recorded" in results:
+        compare(results["recorded"], args.shared)
+    text = table(results, args)
+    print("\n" + text)
+    for result in results.values():
+        for search in result["searches"].values():
+            del search["tokens"]
+    args.out.mkdir(parents=True, exist_ok=True)
+    for suffix, content in (("json", json.dumps(results, indent=1) + "\n"), ("md", text)):
+        with atomic_write(args.out / f"decode.{suffix}") as tmp:
+            tmp.write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""A measuring process in some interpreter, asked by JSON lines over pipes, so that backends can take turns."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from local.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Worker:
+    """A script of this folder, started for one backend; its first line gives versions, or {"error": ...}."""
+
+    def __init__(self, backend: str, script: str, options: Sequence[str], k2_python: Path) -> None:
+        """Raises UserError where the interpreter is missing or the backend does not load."""
+        elsewhere = backend == "k2" and importlib.util.find_spec("k2") is None
+        python = k2_python if elsewhere else Path(sys.executable)
+        if not python.is_file():
+            raise UserError(f"{python}: no such interpreter for k2; ./test.sh makes it, or give --k2-python")
+        command = [str(python), str(ROOT / "benchmarks" / script), "--backend", backend, *options]
+        self.backend = backend
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self.versions = self._read()
+        if "error" in self.versions:
+            raise UserError(f"backend {backend}: {self.versions['error']}")
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The worker's answer, or {"error": ...} where it failed or died (of too little memory, as a rule)."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return {"error": "its process has ended"}
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"error": f"process ended with status {self.process.wait()}"}
+
+    def close(self) -> None:
+        """Let it end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve(versions: dict[str, Any], answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """The worker's side: says its versions, then answers requests until the pipe is closed."""
+    print(json.dumps(versions), flush=True)
+    for line in sys.stdin:
+        try:
+            result = answer(json.loads(line))
+        except (RuntimeError, MemoryError) as e:  # out of memory is a result, too
+            result = {"error": str(e).splitlines()[0]}
+        print(json.dumps(result), flush=True)
+
+
+def hardware() -> str:
+    """The processor's name and the number of cores."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = names[0] if names else name
+    return f"{name}, {os.cpu_count()} cores"
