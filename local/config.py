@@ -137,6 +137,20 @@ class LangConfig:
 
 
 @dataclass
+class LmConfig:
+    train: bool
+    text: str | None
+    dim: int
+    hidden: int
+    num_layers: int
+    dropout: float
+    lr: float
+    batch_tokens: int
+    max_epochs: int
+    patience: int
+
+
+@dataclass
 class AverageConfig:
     mode: str
     unit: str
@@ -173,6 +187,7 @@ class Config:
     augment: AugmentConfig
     data: DataConfig
     lang: LangConfig
+    lm: LmConfig
     average: AverageConfig
     decode: DecodeConfig
 
@@ -202,17 +217,19 @@ AT_LEAST: dict[str, float] = {
     "train.average_period": 1, "train.keep_last": 0, "train.save_every": 0, "train.valid_every": 0,
     "train.log_every": 1, "train.max_bad_steps": 0, "train.num_threads": 0, "features.num_mel_bins": 9,
     "data.num_workers": -1, "data.num_buckets": 1, "data.shuffle_buffer": 1, "data.min_duration": 0,
-    "lang.vocab_size": 4, "average.last": 0, "average.num": 1, "decode.tail_frames": 0, "decode.max_utterances": 0,
+    "lang.vocab_size": 4, "lm.dim": 1, "lm.hidden": 1, "lm.num_layers": 1, "lm.batch_tokens": 1, "lm.max_epochs": 1,
+    "lm.patience": 1, "average.last": 0, "average.num": 1, "decode.tail_frames": 0, "decode.max_utterances": 0,
     "decode.max_sym_per_frame": 1, "decode.beam": 1, "decode.max_contexts": 1, "decode.max_states": 1,
     "decode.num_threads": 0,
 }  # fmt: skip
 MORE_THAN_0 = (
     "gradient.threshold", "gradient.clip_norm", "optim.lr_batches", "optim.lr_epochs", "train.max_duration",
-    "features.sampling_rate", "data.max_duration", "decode.max_duration", "decode.fast_beam", "decode.temperature",
+    "features.sampling_rate", "data.max_duration", "lm.lr", "decode.max_duration", "decode.fast_beam", "decode.temperature",
 )  # fmt: skip
 AT_MOST_1 = (
     "model.encoder.dropout", "model.encoder.layer_dropout", "model.encoder.balance_prob", "loss.am_scale",
     "loss.lm_scale", "augment.musan_prob", "augment.max_frames_mask_fraction", "lang.character_coverage",
+    "lm.dropout",
 )  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def test_range_of_stages_and_missing_input(place: Path) -> None:
 
 
 def test_a_failed_stage_is_not_done(place: Path) -> None:
-    failed = run(place, script='work() { return 3; }\n' + RUN)
+    failed = run(place, script="work() { return 3; }\n" + RUN)
     assert failed.returncode == 1 and "stage 1 (first) failed" in failed.stderr
     assert ran(run(place)) == ["a", "b"]
 
@@ -128,3 +128,24 @@ def test_help_lists_stages_and_options(program: str) -> None:
     text = subprocess.run(["bash", program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for word in ("Stages", "--stage", "--stop-stage", "--corpus", "--corpus-dir", "--force", "--python", "--nproc"):
         assert word in text
+
+
+def test_the_language_model_is_trained_where_it_is_asked_for(tmp_path: Path) -> None:
+    def stage_3(*overrides: str) -> subprocess.CompletedProcess:
+        command = ["bash", "run.sh", "--stage=3", "--stop-stage=3", "--python=true", f"--data-dir={tmp_path}/data"]
+        command += [f"--exp-dir={tmp_path}/exp", *overrides]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert stage_3().stdout.splitlines()[-1].startswith("stage 3: lm: no language model is asked for")
+    early = stage_3("lm.train=true")
+    assert early.returncode == 1
+    assert early.stderr == f"error: stage 3 (lm): {tmp_path}/data/lang is missing; stage 0 (prepare) makes it\n"
+    for folder in ("data/lang", "data/manifests", "exp/lm"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "exp" / "lm" / "lm.pt").touch()
+    assert "stage 3: lm: done in" in stage_3("lm.train=true").stdout
+    own = tmp_path / "own.txt"
+    for text in ("ONE", "TWO"):
+        own.write_text(text)
+        assert "stage 3: lm: done in" in stage_3("lm.train=true", f"lm.text={own}").stdout
+        assert "stage 3: lm: done before" in stage_3("lm.train=true", f"lm.text={own}").stdout
