@@ -1,20 +1,34 @@
-"""Searches by name: `get_search("modified_beam_search")(model, encoder_out, encoder_out_lens, **options)`."""
+"""Searches by name, of whole utterances and of chunks.
+
+`get_search("modified_beam_search")(model, encoder_out, encoder_out_lens, **options)` returns the hypotheses of a batch;
+`get_stream("modified_beam_search")(model, **options)` is an object that takes the same batch piece by piece, and gives the
+same hypotheses.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
-from model.search.fast_beam import fast_beam_search
-from model.search.greedy import greedy_search
+from model.search.fast_beam import FastBeamStream, fast_beam_search
+from model.search.greedy import GreedyStream, greedy_search
 from model.search.hypothesis import Hypothesis
-from model.search.modified_beam import modified_beam_search
+from model.search.modified_beam import ModifiedBeamStream, modified_beam_search
+from model.search.rescore import rescore
+from model.search.stream import Stream
 
+Chosen = TypeVar("Chosen")
 Search = Callable[..., list[Hypothesis]]
 
 SEARCHES: dict[str, Search] = {
     "greedy_search": greedy_search,
     "modified_beam_search": modified_beam_search,
     "fast_beam_search": fast_beam_search,
+}
+STREAMS: dict[str, Callable[..., Stream]] = {
+    "greedy_search": GreedyStream,
+    "modified_beam_search": ModifiedBeamStream,
+    "fast_beam_search": FastBeamStream,
 }
 
 
@@ -27,10 +41,23 @@ def get_search(name: str) -> Search:
     Raises:
       ValueError: no search of that name.
     """
+    return _choose(SEARCHES, name)
+
+
+def get_stream(name: str) -> Callable[..., Stream]:
+    """The search of that name for chunks: `stream(model, **options)` is a `Stream`. Names and options as `get_search`.
+
+    Raises:
+      ValueError: no search of that name.
+    """
+    return _choose(STREAMS, name)
+
+
+def _choose(table: dict[str, Callable[..., Chosen]], name: str) -> Callable[..., Chosen]:
     try:
-        return SEARCHES[name]
+        return table[name]
     except KeyError:
-        raise ValueError(f"unknown search {name!r}; choose from {', '.join(SEARCHES)}") from None
+        raise ValueError(f"unknown search {name!r}; choose from {', '.join(table)}") from None
 
 
-__all__ = ["SEARCHES", "Hypothesis", "Search", "get_search"]
+__all__ = ["SEARCHES", "STREAMS", "Hypothesis", "Search", "Stream", "get_search", "get_stream", "rescore"]

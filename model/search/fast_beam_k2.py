@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
 from model.search.frames import Frames
@@ -9,10 +12,16 @@ from model.search.hypothesis import Hypothesis
 from model.search.joint import Contexts, Joint
 
 
+@torch.no_grad()
 def decode_k2(
-    frames: Frames, joint: Joint, contexts: Contexts, vocab_size: int, limits: tuple[float, int, int, bool]
+    model: Any,
+    joint: Joint,
+    contexts: Contexts,
+    encoder_out: torch.Tensor,
+    encoder_out_lens: torch.Tensor,
+    limits: tuple[float, int, int, bool],
 ) -> list[Hypothesis]:
-    """Searches all utterances of `frames`; results in its order, without n-best lists. Blank is token 0.
+    """Searches whole utterances, encoder_out (N, T, C) and encoder_out_lens (N,); no n-best lists. Blank is token 0.
 
     limits: (beam, max_contexts, max_states, allow_partial).
 
@@ -23,6 +32,7 @@ def decode_k2(
         import k2
     except ImportError as e:
         raise ImportError("fast_beam_search with backend=k2 needs k2, see requirements-k2.txt") from e
+    frames, vocab_size = Frames(model, encoder_out, encoder_out_lens), int(model.vocab_size)
     num_utts = frames.active[0] if len(frames) else 0
     empty = [Hypothesis([], [], 0.0) for _ in range(frames.num_utts - num_utts)]
     if not num_utts:
@@ -55,4 +65,19 @@ def decode_k2(
         path = labels[begin:end]
         times = [t for t, label in enumerate(path) if label > 0]
         results.append(Hypothesis([path[t] for t in times], times, score))
-    return results + empty
+    return frames.unsort_list(with_confidences(results, frames.enc, joint, contexts) + empty)
+
+
+def with_confidences(results: list[Hypothesis], enc: torch.Tensor, joint: Joint, contexts: Contexts) -> list[Hypothesis]:
+    """Adds the probabilities of the tokens, of all results at once. enc: (T, >= N, J), utterances as in `results`."""
+    if not any(h.tokens for h in results):
+        return results
+    emissions = []  # (context, token, frame, utterance)
+    for n, h in enumerate(results):
+        seen = [0] * contexts.size + h.tokens
+        before = [contexts.number(seen[i : i + contexts.size]) for i in range(len(h.tokens))]
+        emissions += [(*emission, n) for emission in zip(before, h.tokens, h.times, strict=True)]
+    context, token, time, utt = torch.tensor(list(zip(*emissions, strict=True)), device=enc.device)
+    log_probs = joint.log_probs(enc[time, utt], contexts.decode(context))
+    shares = iter(log_probs.gather(1, token.unsqueeze(1)).squeeze(1).exp().tolist())
+    return [replace(h, confidences=[next(shares) for _ in h.tokens]) for h in results]

@@ -9,41 +9,59 @@ import torch
 T = TypeVar("T")
 
 
+def check_chunk(encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> torch.Tensor:
+    """`encoder_out_lens` (N,) as int64 on the CPU, where the frames are counted.
+
+    Raises:
+      ValueError: not `encoder_out` (N, T, C) with its lengths (N,), or a length outside 0..T.
+    """
+    if encoder_out.dim() != 3 or encoder_out_lens.shape != encoder_out.shape[:1]:
+        raise ValueError(
+            f"encoder_out must be (N, T, C) and encoder_out_lens (N,), got {tuple(encoder_out.shape)} "
+            f"and {tuple(encoder_out_lens.shape)}"
+        )
+    lens = encoder_out_lens.cpu().to(torch.int64)
+    if len(lens) and not 0 <= int(lens.min()) <= int(lens.max()) <= encoder_out.shape[1]:
+        raise ValueError(f"encoder_out_lens must lie in 0..{encoder_out.shape[1]}, got {lens.tolist()}")
+    return lens
+
+
 class Frames:
-    """Encoder output of a batch, projected for the joiner and laid out time-major.
+    """Encoder output of a batch, or of a chunk of it, projected for the joiner and laid out time-major.
 
     Attributes:
       enc: (T, N, J), utterances sorted by length, longest first; T is the longest length.
       active: for each frame t, how many utterances reach it: enc[t, :active[t]] is real, the rest padding.
+      lens: (N,) int64 on the CPU, in the order of the batch.
+      inverse: (N,) int64 on the CPU, at which place of the sorted ones each utterance of the batch is.
     """
 
     def __init__(self, model: Any, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> None:
         """Checks and projects `encoder_out` (N, T, C), of which `encoder_out_lens` (N,) frames count.
 
         Raises:
-          ValueError: shapes that do not go together, or a length outside 0..T.
+          ValueError: as `check_chunk`.
         """
-        if encoder_out.dim() != 3 or encoder_out_lens.shape != encoder_out.shape[:1]:
-            raise ValueError(
-                f"encoder_out must be (N, T, C) and encoder_out_lens (N,), got {tuple(encoder_out.shape)} "
-                f"and {tuple(encoder_out_lens.shape)}"
-            )
-        lens = encoder_out_lens.cpu().to(torch.int64)
-        if len(lens) and not 0 <= int(lens.min()) <= int(lens.max()) <= encoder_out.shape[1]:
-            raise ValueError(f"encoder_out_lens must lie in 0..{encoder_out.shape[1]}, got {lens.tolist()}")
-        lens, self._order = lens.sort(descending=True, stable=True)
+        self.lens = check_chunk(encoder_out, encoder_out_lens)
+        self.num_utts = len(self.lens)
+        lens, order = self.lens.sort(descending=True, stable=True)
+        self.inverse = order.argsort()
+        self._order, self._back = order.to(encoder_out.device), self.inverse.to(encoder_out.device)
         longest = int(lens[0]) if len(lens) else 0
-        self.num_utts = len(lens)
         self.active = (lens.unsqueeze(0) > torch.arange(longest).unsqueeze(1)).sum(1).tolist()
-        order = self._order.to(encoder_out.device)
-        self.enc = model.joiner.encoder_proj(encoder_out[order, :longest].transpose(0, 1)).float().contiguous()
+        self.enc = model.joiner.encoder_proj(encoder_out[self._order, :longest].transpose(0, 1)).float().contiguous()
 
     def __len__(self) -> int:
         return len(self.active)
 
-    def unsort(self, items: list[T]) -> list[T]:
+    def sort(self, rows: torch.Tensor) -> torch.Tensor:
+        """A copy of `rows` (N, ...), one per utterance of the batch, in the order of `enc`."""
+        return rows.index_select(0, self._order)
+
+    def unsort(self, rows: torch.Tensor) -> torch.Tensor:
+        """A copy of `rows` (N, ...), in the order of `enc`, in the order of the batch."""
+        return rows.index_select(0, self._back)
+
+    def unsort_list(self, items: list[T]) -> list[T]:
         """Puts one item per utterance back into the order of the batch."""
-        out = list(items)
-        for place, item in zip(self._order.tolist(), items, strict=True):
-            out[place] = item
-        return out
+        return [items[place] for place in self.inverse.tolist()]

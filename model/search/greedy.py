@@ -2,68 +2,69 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from model.search.frames import Frames
-from model.search.hypothesis import Hypothesis
-from model.search.joint import Contexts, Joint
+from model.search.hypothesis import BackPointers, Hypothesis, best_paths
+from model.search.stream import Stream
 
 
-@torch.no_grad()
-def greedy_search(
-    model: Any,
-    encoder_out: torch.Tensor,
-    encoder_out_lens: torch.Tensor,
-    *,
-    max_sym_per_frame: int = 1,
-    temperature: float = 1.0,
-    blank_penalty: float = 0.0,
-) -> list[Hypothesis]:
-    """Greedy search over a batch. Blank and unknown move on to the next frame without emitting.
+class GreedyStream(Stream):
+    """Greedy search over a batch. Blank and unknown move on to the next frame without emitting."""
 
-    Args:
-      encoder_out: (N, T, C).
-      encoder_out_lens: (N,), frames that count.
-      max_sym_per_frame: after so many symbols the search moves on without blank.
-      temperature: divides the logits; changes scores only.
-      blank_penalty: subtracted from blank's logit.
-    """
-    if max_sym_per_frame < 1:
-        raise ValueError(f"max_sym_per_frame must be 1 or more, got {max_sym_per_frame}")
-    frames = Frames(model, encoder_out, encoder_out_lens)
-    joint, device = Joint(model, temperature, blank_penalty), encoder_out.device
-    contexts = Contexts(model, device)
-    start = contexts.number([-1] * (contexts.size - 1) + [model.blank_id])
-    context = torch.full((frames.num_utts,), start, device=device)
-    dec = contexts.decode(context)
-    shape = (len(frames), max_sym_per_frame, frames.num_utts)
-    path = torch.full(shape, model.blank_id, device=device)
-    scores = torch.zeros(shape, device=device)
-    for t, n in enumerate(frames.active):
-        going = None  # utterances still on this frame; None: all
-        for s in range(max_sym_per_frame):
-            score, token = joint.log_probs(frames.enc[t, :n], dec[:n]).max(-1)
-            emit = (token != model.blank_id) & (token != model.unk_id)
-            if going is not None:
-                emit &= going
-                score = score * going
-            scores[t, s, :n] = score
-            if not emit.any():
-                break
-            going = emit
-            path[t, s, :n] = torch.where(emit, token, model.blank_id)
-            context[:n] = torch.where(emit, contexts.extend(context[:n], token), context[:n])
-            dec[:n] = contexts.decode(context[:n])
-    return frames.unsort(_read_off(path.cpu().numpy(), scores.double().sum((0, 1)).tolist(), model.blank_id))
+    def __init__(self, model: Any, *, max_sym_per_frame: int = 1, temperature: float = 1.0, blank_penalty: float = 0.0) -> None:
+        """Raises ValueError for a value that makes no sense.
+
+        Args:
+          max_sym_per_frame: after so many symbols the search moves on without blank.
+          temperature: divides the logits; changes scores only.
+          blank_penalty: subtracted from blank's logit.
+        """
+        if max_sym_per_frame < 1:
+            raise ValueError(f"max_sym_per_frame must be 1 or more, got {max_sym_per_frame}")
+        super().__init__(model, temperature, blank_penalty)
+        self.max_sym_per_frame = max_sym_per_frame
+
+    def _begin(self, num_utts: int) -> tuple[list[torch.Tensor], int]:
+        start = self.contexts.number([-1] * (self.contexts.size - 1) + [self.blank])
+        context = torch.full((num_utts,), start, device=self.device)
+        return [context, torch.zeros(num_utts, dtype=torch.float64, device=self.device)], 1
+
+    def _walk(self, frames: Frames, rows: list[torch.Tensor]) -> BackPointers:
+        context, total = rows
+        joint, contexts, per_frame = self.joint, self.contexts, self.max_sym_per_frame
+        dec = contexts.decode(context)
+        back = BackPointers(len(frames) * per_frame, frames.num_utts, 1, self.blank, self.device)
+        back.rows_per_frame = per_frame
+        shape = (len(frames), per_frame, frames.num_utts)
+        path, scores = back.tokens.view(shape), back.log_probs.view(shape)
+        for t, n in enumerate(frames.active):
+            going = None  # utterances still on this frame; None: all
+            for s in range(per_frame):
+                score, token = joint.log_probs(frames.enc[t, :n], dec[:n]).max(-1)
+                emit = (token != self.blank) & (token != self.unk)
+                if going is not None:
+                    emit &= going
+                    score = score * going
+                scores[t, s, :n] = score
+                if not emit.any():
+                    break
+                going = emit
+                path[t, s, :n] = torch.where(emit, token, self.blank)
+                context[:n] = torch.where(emit, contexts.extend(context[:n], token), context[:n])
+                dec[:n] = contexts.decode(context[:n])
+        total += scores.double().sum((0, 1))
+        return back
+
+    def results(self, final: bool = True) -> list[Hypothesis]:
+        """See `Stream.results`: an end changes nothing here."""
+        paths, scores = self._history.trace(), self._rows[1].cpu().numpy()[:, None]
+        return [replace(h, nbest=None) for h in best_paths(paths, paths.tokens != self.blank, scores, scores)]
 
 
-def _read_off(path: np.ndarray, scores: list[float], blank: int) -> list[Hypothesis]:
-    """Tokens by (frame, symbol of the frame, utterance), blank where nothing was emitted."""
-    results = []
-    for n, score in enumerate(scores):
-        times, places = np.nonzero(path[:, :, n] != blank)
-        results.append(Hypothesis(path[times, places, n].tolist(), times.tolist(), score))
-    return results
+def greedy_search(model: Any, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor, **options: Any) -> list[Hypothesis]:
+    """Greedy search over whole utterances: encoder_out (N, T, C), encoder_out_lens (N,), options of `GreedyStream`."""
+    return GreedyStream(model, **options).decode(encoder_out, encoder_out_lens)

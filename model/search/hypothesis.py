@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
+
+from model.search.frames import Frames
 
 
 @dataclass
@@ -15,41 +19,116 @@ class Hypothesis:
     Attributes:
       tokens: token ids, without blanks.
       times: frame of the encoder's output at which each token was emitted.
-      score: log-probability that the search gave the sequence (no length normalisation).
-      nbest: the surviving sequences, best first, as (tokens, times, score); None where the search has only one.
+      score: log-probability that the search gave the sequence, its scorers' shares included (no length normalisation).
+      nbest: the surviving sequences, best first, this one included; None where the search has only one.
+      confidences: probability of each token at its frame, from the transducer alone.
     """
 
     tokens: list[int]
     times: list[int]
     score: float
-    nbest: list[tuple[list[int], list[int], float]] | None = None
+    nbest: list[Hypothesis] | None = None
+    confidences: list[float] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Any]:
+        """So that `for tokens, times, score in hypothesis.nbest` reads well."""
+        return iter((self.tokens, self.times, self.score))
 
 
 class BackPointers:
-    """Per frame and hypothesis: which hypothesis of the frame before it came from, and the token it took."""
+    """Decisions over a chunk, by row (a frame, or one of a frame's `rows_per_frame` symbols) and hypothesis.
 
-    def __init__(self, num_frames: int, num_utts: int, beam: int, blank: int, device: torch.device) -> None:
-        # Frames after an utterance's end are never written: they pass every hypothesis on unchanged.
-        self.parents = torch.arange(beam, device=device).expand(num_frames, num_utts, beam).contiguous()
-        self.tokens = torch.full((num_frames, num_utts, beam), blank, dtype=torch.int64, device=device)
+    Attributes:
+      parents: (R, N, K) int64, which hypothesis of the row before each one came from.
+      tokens: (R, N, K) int64, the token that it took.
+      log_probs: (R, N, K), that token's log-probability.
+    """
 
-    def trace(self) -> np.ndarray:
-        """Follows every final hypothesis back: tokens by frame, (num_frames, num_utts, beam)."""
-        parents, tokens = self.parents.cpu().numpy(), self.tokens.cpu().numpy()
-        path = np.empty_like(tokens)
-        slot = np.broadcast_to(np.arange(tokens.shape[2]), tokens.shape[1:])
-        for t in range(len(tokens) - 1, -1, -1):
-            path[t] = np.take_along_axis(tokens[t], slot, axis=1)
-            slot = np.take_along_axis(parents[t], slot, axis=1)
-        return path
+    def __init__(self, num_rows: int, num_utts: int, beam: int, blank: int, device: torch.device) -> None:
+        # Rows after an utterance's end are never written: they pass every hypothesis on unchanged.
+        self.parents = torch.arange(beam, device=device).expand(num_rows, num_utts, beam).contiguous()
+        self.tokens = torch.full((num_rows, num_utts, beam), blank, dtype=torch.int64, device=device)
+        self.log_probs = torch.zeros(num_rows, num_utts, beam, device=device)
+        self.rows_per_frame = 1
 
 
-def best_paths(path: np.ndarray, emitted: np.ndarray, scores: np.ndarray, rank: np.ndarray) -> list[Hypothesis]:
-    """Turns traced hypotheses into results with n-best lists; an utterance without any gets an empty one of score -inf.
+@dataclass
+class Paths:
+    """Every hypothesis followed back to its start; rows in which nobody emitted anything are left out.
+
+    Attributes:
+      tokens: (R, N, K) int64, blank where none.
+      log_probs: (R, N, K) of these tokens.
+      frames: (R, N), the frame of each row in each utterance.
+    """
+
+    tokens: np.ndarray
+    log_probs: np.ndarray
+    frames: np.ndarray
+
+
+class History:
+    """The decisions of a search from the beginning on, chunk by chunk.
+
+    Chunks stay on their device as they are until a result is asked for; then what has come since the last time is
+    followed back and joined to the paths known by then, of which each hypothesis takes those of its ancestor.
+    """
+
+    def __init__(self, num_utts: int, beam: int, blank: int) -> None:
+        self._blank = blank
+        self._num_frames = np.zeros(num_utts, dtype=np.int64)
+        self._chunks: list[tuple[BackPointers, np.ndarray, np.ndarray]] = []
+        shape = (0, num_utts, beam)
+        self._paths = Paths(np.empty(shape, np.int64), np.empty(shape, np.float32), np.empty(shape[:2], np.int64))
+
+    def append(self, back: BackPointers, frames: Frames) -> None:
+        """Adds the decisions over `frames`, which are in its order."""
+        row_frames = np.arange(len(back.tokens))[:, None] // back.rows_per_frame + self._num_frames
+        self._chunks.append((back, frames.inverse.numpy(), row_frames))
+        self._num_frames = self._num_frames + frames.lens.numpy()
+
+    def trace(self) -> Paths:
+        """The paths of the hypotheses as they now are, utterances in the order of the batch."""
+        _, num_utts, beam = self._paths.tokens.shape
+        flat = num_utts * beam  # hypothesis k of utterance n is at n * beam + k
+        first = np.arange(num_utts)[:, None] * beam
+        slot = (first + np.arange(beam)).reshape(flat)
+        tokens, log_probs, row_frames = [], [], []
+        for back, inverse, chunk_frames in reversed(self._chunks):
+            rows = len(chunk_frames)
+            parents = (back.parents.cpu().numpy()[:, inverse] + first).reshape(rows, flat)
+            slots = np.empty_like(parents)
+            for row in range(rows - 1, -1, -1):
+                slots[row] = slot
+                slot = parents[row].take(slot)
+            path, chosen = (
+                np.take_along_axis(x.cpu().numpy()[:, inverse].reshape(rows, flat), slots, 1)
+                for x in (back.tokens, back.log_probs)
+            )
+            used = (path != self._blank).any(1)
+            tokens.append(path[used])
+            log_probs.append(chosen[used])
+            row_frames.append(chunk_frames[used])
+        old = self._paths
+        tokens.append(old.tokens.reshape(len(old.frames), flat)[:, slot])
+        log_probs.append(old.log_probs.reshape(len(old.frames), flat)[:, slot])
+        row_frames.append(old.frames)
+        shape = (sum(len(x) for x in tokens), num_utts, beam)
+        self._chunks = []
+        self._paths = Paths(
+            np.concatenate(tokens[::-1]).reshape(shape),
+            np.concatenate(log_probs[::-1]).reshape(shape),
+            np.concatenate(row_frames[::-1]),
+        )
+        return self._paths
+
+
+def best_paths(paths: Paths, emitted: np.ndarray, scores: np.ndarray, rank: np.ndarray) -> list[Hypothesis]:
+    """Turns paths into results with n-best lists; an utterance without any gets an empty one of score -inf.
 
     Args:
-      path: tokens by frame (T, N, K), from `BackPointers.trace`.
-      emitted: bool (T, N, K), True where the token counts (neither blank nor, for some searches, unknown).
+      paths: R rows of N utterances and K hypotheses, from `History.trace`.
+      emitted: bool (R, N, K), True where the token counts (neither blank nor, for some searches, unknown).
       scores: log-probability (N, K); -inf for a hypothesis that is no more.
       rank: what hypotheses are compared by (N, K), larger is better.
     """
@@ -58,8 +137,9 @@ def best_paths(path: np.ndarray, emitted: np.ndarray, scores: np.ndarray, rank: 
         nbest = []
         for k in np.argsort(-rank[n], kind="stable"):
             if scores[n, k] > -np.inf:
-                times = np.flatnonzero(emitted[:, n, k])
-                nbest.append((path[times, n, k].tolist(), times.tolist(), float(scores[n, k])))
-        tokens, frames, score = nbest[0] if nbest else ([], [], -np.inf)
-        results.append(Hypothesis(tokens, frames, score, nbest))
+                rows = np.flatnonzero(emitted[:, n, k])
+                tokens, times = paths.tokens[rows, n, k].tolist(), paths.frames[rows, n].tolist()
+                confidences = np.exp(paths.log_probs[rows, n, k]).tolist()
+                nbest.append(Hypothesis(tokens, times, float(scores[n, k]), None, confidences))
+        results.append(replace(nbest[0], nbest=nbest) if nbest else Hypothesis([], [], -np.inf, nbest))
     return results

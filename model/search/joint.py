@@ -12,6 +12,8 @@ import torch
 
 # Up to so many contexts the decoder's outputs are all computed beforehand (a 44-token model with 2 tokens of context).
 SMALL_TABLE = 2048
+# So many known contexts are too many to take over into the next batch.
+MAX_KNOWN = 65536
 
 
 class Contexts:
@@ -32,6 +34,11 @@ class Contexts:
         # Known contexts in rising order, and for each its row of `_rows`.
         self._keys = torch.empty(0, dtype=torch.int64, device=device)
         self._slots = torch.empty(0, dtype=torch.int64, device=device)
+
+    def trim(self) -> None:
+        """Forgets what is known if that has become much: to be called now and then, between batches."""
+        if len(self._keys) > MAX_KNOWN:
+            self._keys, self._slots, self._rows = (x.new_empty(0) for x in (self._keys, self._slots, self._rows))
 
     def number(self, tokens: list[int]) -> int:
         """The number of a context given as `context_size` token ids (-1 allowed)."""

@@ -14,7 +14,7 @@ INF = np.inf
 
 
 @njit(cache=True, nogil=True)
-def merge_step(log_probs, scores, context, prefix, parents, tokens, blank, unk, base, tail, multiplier):
+def merge_step(log_probs, scores, context, prefix, parents, tokens, taken, blank, unk, base, tail, multiplier):
     """`model.search.modified_beam.merge_step`, of which the arguments are described there."""
     num_utts, beam, vocab = log_probs.shape
     top = np.empty(beam)
@@ -39,6 +39,7 @@ def merge_step(log_probs, scores, context, prefix, parents, tokens, blank, unk, 
                         i -= 1
                     top[i], source[i], token[i] = score, k, v
         for i in range(beam):
+            taken[n, i] = log_probs[n, source[i], token[i]]
             new_context[i], new_prefix[i] = context[n, source[i]], prefix[n, source[i]]
             if token[i] != blank and token[i] != unk:
                 new_context[i] = new_context[i] % tail * base + token[i] + 1
@@ -99,75 +100,98 @@ def _best_arcs(log_probs, scores, context, threshold, blank, base, tail, best, s
 
 
 @njit(cache=True, nogil=True)
-def _count_kept(best, count, final, beam, max_states, max_contexts):
-    """How many states of the list of best arcs stay, `final` (K,) being the scores of the arcs to final states."""
+def _count_kept(best, count, final, limits):
+    """How many states of the list of best arcs stay, `final` (K,) being the scores of the arcs to final states.
+
+    limits: (beam, max_contexts, max_states).
+    """
     kept = 0
-    for i in range(min(count, max_contexts)):
+    for i in range(min(count, limits[1])):
         rank = i
         for k in range(len(final)):
             if final[k] > best[i]:
                 rank += 1
-        if rank >= max_states or best[i] < best[0] - beam:
+        if rank >= limits[2] or best[i] < best[0] - limits[0]:
             break
         kept += 1
     return kept
 
 
 @njit(cache=True, nogil=True)
-def _finish(log_probs, scores, context, threshold, final, best, states, count, kept, beam, blank, base, tail, partial):
-    """Leaves of the `scores` of one utterance only those of states that may end it."""
-    max_states = len(best)
-    ends = np.zeros(len(scores), np.bool_)
+def _prune(log_probs, scores, context, blank, base, tail, limits, final, best, states, parents, tokens):
+    """Fills `final` and the list of `_insert` for one utterance.
+
+    Returns the score below which token arcs are dropped, the list's length and how many of its states stay.
+    """
+    threshold = scores.max() - limits[0]
     for k in range(len(scores)):
-        if final[k] == -INF or final[k] < best[0] - beam:
-            continue
-        rank = 0
-        for i in range(count):
-            rank += best[i] >= final[k]
-        for j in range(len(scores)):
-            rank += final[j] > final[k]
-        for i in range(kept):
-            if states[i] == context[k] and rank < max_states:
-                ends[k] = True
-    if partial and not ends.any():
-        for k in range(len(scores)):
-            for i in range(kept):
-                v = states[i] % base - 1
-                if states[i] == context[k]:
-                    ends[k] = True
-                elif context[k] % tail * base + v + 1 == states[i] and scores[k] + log_probs[k, v] >= threshold:
-                    ends[k] = True
-    for k in range(len(scores)):
-        if not ends[k]:
-            scores[k] = -INF
+        final[k] = scores[k] + log_probs[k, blank]
+    count = _best_arcs(log_probs, scores, context, threshold, blank, base, tail, best, states, parents, tokens)
+    return threshold, count, _count_kept(best, count, final, limits)
 
 
 @njit(cache=True, nogil=True)
-def viterbi_step(
-    log_probs, scores, context, parents, tokens, going, blank, base, tail, beam, max_contexts, max_states, partial
-):
+def viterbi_step(log_probs, scores, context, parents, tokens, taken, blank, base, tail, beam, max_contexts, max_states):
     """`model.search.fast_beam.viterbi_step`, of which the arguments are described there."""
     num_utts, num_kept, _ = log_probs.shape
-    best = np.empty(max_states)
-    states = np.empty(max_states, np.int64)
-    parent = np.empty(max_states, np.int64)
-    token = np.empty(max_states, np.int64)
-    final = np.empty(num_kept)
+    limits, final = (beam, max_contexts, max_states), np.empty(num_kept)
+    best, states = np.empty(max_states), np.empty(max_states, np.int64)
+    parent, token = np.empty(max_states, np.int64), np.empty(max_states, np.int64)
     for n in range(num_utts):
-        threshold = scores[n].max() - beam
-        for k in range(num_kept):
-            final[k] = scores[n, k] + log_probs[n, k, blank]
-        count = _best_arcs(
-            log_probs[n], scores[n], context[n], threshold, blank, base, tail, best, states, parent, token
-        )
-        kept = _count_kept(best, count, final, beam, max_states, max_contexts)
-        if n >= going:
-            _finish(
-                log_probs[n], scores[n], context[n], threshold, final, best, states, count, kept, beam, blank, base,
-                tail, partial,
-            )
-            continue
+        old = (log_probs[n], scores[n], context[n])
+        _, _, kept = _prune(*old, blank, base, tail, limits, final, best, states, parent, token)
         for i in range(kept):
             scores[n, i], context[n, i], parents[n, i], tokens[n, i] = best[i], states[i], parent[i], token[i]
+            taken[n, i] = log_probs[n, parent[i], token[i]]
         for i in range(kept, num_kept):
             scores[n, i] = -INF
+
+
+@njit(cache=True, nogil=True)
+def viterbi_end(log_probs, scores, context, blank, base, tail, beam, max_contexts, max_states, partial):
+    """`model.search.fast_beam.viterbi_end`, of which the arguments are described there."""
+    num_utts, num_kept, _ = log_probs.shape
+    limits, final = (beam, max_contexts, max_states), np.empty(num_kept)
+    best, states = np.empty(max_states), np.empty(max_states, np.int64)
+    parent, token = np.empty(max_states, np.int64), np.empty(max_states, np.int64)
+    for n in range(num_utts):
+        old = (log_probs[n], scores[n], context[n])
+        threshold, count, kept = _prune(*old, blank, base, tail, limits, final, best, states, parent, token)
+        ends = _may_end(final, best[:count], states[:kept], context[n], limits)
+        if partial and not ends.any():
+            ends = _leave(*old, threshold, states[:kept], base, tail)
+        for k in range(num_kept):
+            if not ends[k]:
+                scores[n, k] = -INF
+
+
+@njit(cache=True, nogil=True)
+def _may_end(final, best, states, context, limits):
+    """(K,): whether each old state's arc to the final state survives; `states` are the new ones that stay."""
+    ends = np.zeros(len(final), np.bool_)
+    for k in range(len(final)):
+        if final[k] == -INF or final[k] < best[0] - limits[0]:
+            continue
+        rank = 0
+        for score in best:
+            rank += score >= final[k]
+        for score in final:
+            rank += score > final[k]
+        for state in states:
+            if state == context[k] and rank < limits[2]:
+                ends[k] = True
+    return ends
+
+
+@njit(cache=True, nogil=True)
+def _leave(log_probs, scores, context, threshold, states, base, tail):
+    """(K,): whether any arc of each old state leads to a state that stays."""
+    leaves = np.zeros(len(scores), np.bool_)
+    for k in range(len(scores)):
+        for state in states:
+            v = state % base - 1
+            if state == context[k]:
+                leaves[k] = True
+            elif context[k] % tail * base + v + 1 == state and scores[k] + log_probs[k, v] >= threshold:
+                leaves[k] = True
+    return leaves

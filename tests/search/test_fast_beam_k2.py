@@ -33,6 +33,7 @@ def test_native_equals_k2(vocab_size: int, allow_partial: bool) -> None:
                     wrong.append(f"{options} seed {seed} utterance {n}: {ours} instead of {k2s}")
                 else:
                     assert ours.score == pytest.approx(k2s.score, abs=1e-4)
+                    assert ours.confidences == pytest.approx(k2s.confidences, rel=1e-3)
     assert cases == 192
     assert len(wrong) <= 0.01 * cases, "\n".join(wrong)
 

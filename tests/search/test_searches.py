@@ -6,17 +6,10 @@ import math
 
 import pytest
 import torch
-from toy import toy_batch, toy_model
+from toy import log_probs_after, toy_batch, toy_model
 
 from model.search import SEARCHES, fast_beam, get_search, modified_beam
 from model.transducer import Transducer
-
-
-def log_probs_after(model: Transducer, frame: torch.Tensor, tokens: list[int]) -> torch.Tensor:
-    """(V,) for one frame (C,) of encoder output and the last tokens, through the model's own modules."""
-    context = torch.tensor([tokens[-model.context_size :]])
-    decoder_out = model.decoder(context, need_pad=False)[0, 0]
-    return model.joiner(frame, decoder_out).log_softmax(-1)
 
 
 @torch.no_grad()

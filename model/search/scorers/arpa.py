@@ -1,0 +1,138 @@
+"""n-gram language models with back-off, from the ARPA format."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+START, END, UNKNOWN = "<s>", "</s>", "<unk>"
+# The format writes log10(0) as -99, and some tools as -inf; finite, it may be scaled and subtracted.
+LEAST = -99.0
+
+NGrams = dict[tuple[int, ...], tuple[float, float]]
+
+
+@dataclass
+class NGramLm:
+    """An n-gram model as an automaton: a state is a history that the model knows, state 0 the empty one.
+
+    Arcs are the n-grams of order 2 and above, sorted by state * num_words + word; a history's other words have the
+    back-off weight and what the history's `backoff` state says. Logarithms are natural.
+
+    Attributes:
+      words: what each word's id stands for; "<unk>" is always among them.
+      unigrams: (W,), log-probability of each word without history; unigram_next: (W,), the state after it.
+      weights: (S,), back-off weight of each state; backoff: (S,), its longest known proper suffix.
+      first: (S + 1,), the arcs of state s are first[s] .. first[s + 1] - 1.
+      keys, log_probs, next: (A,), state * W + word of each arc, its log-probability and the state after it.
+      start: the state of a sentence's beginning.
+      order: n.
+    """
+
+    words: list[str]
+    unigrams: np.ndarray
+    unigram_next: np.ndarray
+    weights: np.ndarray
+    backoff: np.ndarray
+    first: np.ndarray
+    keys: np.ndarray
+    log_probs: np.ndarray
+    next: np.ndarray
+    start: int
+    order: int
+
+
+def read_arpa(lines: Iterable[str]) -> NGramLm:
+    """Reads a model in ARPA format (man page ngram-format(5) of SRILM). A word without <unk> gets its rarest word's value.
+
+    Raises:
+      ValueError: not such a model, cut off, or an n-gram without the shorter ones that it begins with; names the line.
+    """
+    words: dict[str, int] = {}
+    ngrams: NGrams = {}
+    order = 0
+    for order, fields, number in _entries(lines):
+        try:
+            log_prob, weight = float(fields[0]), float(fields[order + 1]) if len(fields) > order + 1 else 0.0
+            if len(fields) not in (order + 1, order + 2) or math.isnan(log_prob + weight):
+                raise ValueError
+            if order == 1:
+                words[fields[1]] = len(words)
+            ngram = tuple(words[word] for word in fields[1 : order + 1])
+        except (ValueError, IndexError, KeyError):
+            raise ValueError(f"line {number}: not an n-gram of order {order} of known words: {' '.join(fields)!r}") from None
+        if order > 1 and ngram[:-1] not in ngrams:
+            raise ValueError(f"line {number}: there is no n-gram {' '.join(fields[1:order])!r} that this one extends")
+        ngrams[ngram] = (max(log_prob, LEAST) * math.log(10), max(weight, LEAST) * math.log(10))
+    for word in (START, END):
+        if word not in words:
+            raise ValueError(f"the model has no word {word!r}")
+    if UNKNOWN not in words:
+        rarest = min(value for ngram, (value, _) in ngrams.items() if len(ngram) == 1 and ngram[0] != words[START])
+        words[UNKNOWN] = len(words)
+        ngrams[(words[UNKNOWN],)] = (rarest, 0.0)
+    return _compile(words, ngrams, order)
+
+
+def _entries(lines: Iterable[str]) -> Iterable[tuple[int, list[str], int]]:
+    """The order, fields and line number of each n-gram; checks that there are as many as the file's head says."""
+    counts: dict[int, int] = {}
+    order, seen, begun = 0, 0, False
+    for number, line in enumerate(lines, 1):
+        line = line.strip(" \t\r\n")
+        if not begun:  # anything may stand before the head
+            begun = line == "\\data\\"
+            continue
+        if not line:
+            continue
+        head = re.fullmatch(r"ngram +(\d+) *= *(\d+)", line) if order == 0 else None
+        if head:
+            counts[int(head[1])] = int(head[2])
+        elif line == f"\\{order + 1}-grams:" or line == "\\end\\":
+            if seen != counts.get(order, 0):
+                raise ValueError(f"line {number}: {counts.get(order, 0)} n-grams of order {order} were to come, not {seen}")
+            if line == "\\end\\":
+                if not counts or order != max(counts):
+                    raise ValueError(f"line {number}: the model ends after order {order}")
+                return
+            order, seen = order + 1, 0
+        elif order == 0:
+            raise ValueError(f"line {number}: not the head of an ARPA file: {line!r}")
+        else:
+            seen += 1
+            yield order, re.split(r"[ \t]+", line), number
+    raise ValueError("the ARPA file has no \\data\\" if not begun else "the ARPA file ends before its \\end\\")
+
+
+def _compile(words: dict[str, int], ngrams: NGrams, order: int) -> NGramLm:
+    """The automaton of n-grams, given as (log-probability, back-off weight) by word ids."""
+    histories = {ngram[:-1] for ngram in ngrams} | {g for g, (_, weight) in ngrams.items() if len(g) < order and weight}
+    states = {history: state for state, history in enumerate(sorted(histories, key=lambda h: (len(h), h)))}
+
+    def known(history: tuple[int, ...]) -> int:
+        while history not in states:
+            history = history[1:]
+        return states[history]
+
+    arcs = sorted(
+        (states[g[:-1]] * len(words) + g[-1], log_prob, known(g)) for g, (log_prob, _) in ngrams.items() if len(g) > 1
+    )
+    keys, log_probs, following = (np.array([arc[i] for arc in arcs]) for i in range(3))
+    unigrams = [(word, ngrams[(word,)][0], known((word,))) for word in range(len(words))]
+    return NGramLm(
+        words=list(words),
+        unigrams=np.array([log_prob for _, log_prob, _ in unigrams]),
+        unigram_next=np.array([state for _, _, state in unigrams]),
+        weights=np.array([ngrams[h][1] if h else 0.0 for h in states]),
+        backoff=np.array([known(h[1:]) for h in states]),
+        first=np.searchsorted(keys, np.arange(len(states) + 1) * len(words)),
+        keys=keys.astype(np.int64),
+        log_probs=log_probs.astype(np.float64),
+        next=following.astype(np.int64),
+        start=known((words[START],)),
+        order=order,
+    )

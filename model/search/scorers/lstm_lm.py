@@ -1,0 +1,41 @@
+"""A recurrent language model as a scorer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from model.search.scorers.base import State
+
+
+class LstmLmScorer:
+    """Log-probabilities of a token language model, the end of the sentence included.
+
+    A state is the log-probabilities of the next token and, behind them, the model's own state.
+    """
+
+    def __init__(self, lm: Any) -> None:
+        """lm: `model.lm.LstmLm`, or what has its `init_state`, `step` and `sos_eos_id`; in evaluation mode."""
+        self.lm, self.eos = lm, int(lm.sos_eos_id)
+        self.device = next(lm.parameters()).device
+
+    def initial(self, num: int) -> State:
+        """See `Scorer`: the sentence begins with <sos/eos>."""
+        start = torch.full((1,), self.eos, dtype=torch.int64, device=self.device)
+        state = self.advance((torch.empty(0), *self.lm.init_state(1, self.device)), start)
+        return tuple(x.expand(num, *x.shape[1:]).contiguous() for x in state)
+
+    def score(self, state: State) -> torch.Tensor:
+        """See `Scorer`."""
+        return state[0]
+
+    @torch.no_grad()
+    def advance(self, state: State, tokens: torch.Tensor) -> State:
+        """See `Scorer`."""
+        log_probs, inner = self.lm.step(tokens, state[1:])
+        return (log_probs, *inner)
+
+    def final(self, state: State) -> torch.Tensor:
+        """See `Scorer`."""
+        return state[0][:, self.eos]

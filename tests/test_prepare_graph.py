@@ -1,0 +1,250 @@
+"""The graph LG against the lexicon and the ARPA file that it is made of."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from local.errors import UserError
+from local.graph import load_graph, save_graph
+from local.ngram import estimate, write_arpa
+from local.tokens import Tokenizer, train_tokenizer
+from model.search.fast_beam_graph import fast_beam_search_graph
+from model.search.graph import Graph, trivial_graph
+from tests.search.toy import toy_batch, toy_model
+from tests.test_ngram import Arpa, log_prob, read_plain
+
+pytest.importorskip("kaldifst")
+from local.prepare_graph import main  # noqa: E402
+
+WORDS = ["TEN", "TENT", "TENTS", "NET", "SENT", "ONE", "TONE"]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    generator = random.Random(1)
+    return [" ".join(generator.choices(WORDS, range(1, 8), k=generator.randint(1, 6))) for _ in range(60)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts: list[str]) -> Tokenizer:
+    return train_tokenizer(texts, 20)
+
+
+@pytest.fixture
+def data(tmp_path: Path, texts: list[str], tokenizer: Tokenizer) -> Path:
+    (tmp_path / "lang").mkdir()
+    (tmp_path / "lang" / "transcript.txt").write_text("\n".join(texts) + "\n")
+    (tmp_path / "lang" / "bpe.model").write_bytes(tokenizer.model)
+    return tmp_path
+
+
+def made(data: Path, tokenizer: Tokenizer, *options: str) -> Graph:
+    main(["--data-dir", str(data), *options])
+    return load_graph(data / "graph" / "LG.npz", tokenizer)
+
+
+def best_path(graph: Graph, tokens: list[int]) -> float:
+    """Weight of the best path that accepts the tokens, by a walk over all of them."""
+
+    def closure(states: dict[int, float]) -> dict[int, float]:
+        waiting = list(states)
+        while waiting:
+            state = waiting.pop()
+            for label, after, weight in arcs(state):
+                if label == 0 and states[state] + weight > states.get(after, -np.inf):
+                    states[after] = states[state] + weight
+                    waiting.append(after)
+        return states
+
+    def arcs(state: int) -> list[tuple[int, int, float]]:
+        row = slice(graph.offsets[state], graph.offsets[state + 1])
+        columns = (graph.labels[row], graph.next_states[row], graph.weights[row])
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+    states = closure({0: 0.0})
+    for token in tokens:
+        following: dict[int, float] = {}
+        for state, score in states.items():
+            for label, after, weight in arcs(state):
+                if label == token:
+                    following[after] = max(following.get(after, -np.inf), score + weight)
+        states = closure(following)
+    return max((score + float(graph.finals[state]) for state, score in states.items()), default=-np.inf)
+
+
+def exact(ngrams: Arpa, words: list[str]) -> float:
+    order, history, total = max(map(len, ngrams)), ("<s>",), 0.0
+    for word in [*words, "</s>"]:
+        context = history[-(order - 1) :] if order > 1 else ()
+        total += log_prob(ngrams, context, word)
+        history = (*history, word)
+    return total
+
+
+def backing_off_at_will(ngrams: Arpa, words: list[str]) -> float:
+    """The best that a sentence can be worth if histories may be shortened at any time, at the price of their weights."""
+    order = max(map(len, ngrams))
+    histories = {gram[:-1] for gram in ngrams} | {gram for gram in ngrams if len(gram) < order}
+    states = {("<s>",) if order > 1 else (): 0.0}
+    for word in [*words, "</s>"]:
+        following: dict[tuple[str, ...], float] = {}
+        for history, score in states.items():
+            while True:
+                if (*history, word) in ngrams:
+                    after = (*history, word)[-(order - 1) :] if order > 1 else ()
+                    while after not in histories:
+                        after = after[1:]
+                    value = score + ngrams[(*history, word)][0]
+                    following[after] = max(following.get(after, -np.inf), value)
+                if not history:
+                    break
+                score += ngrams[history][1]
+                history = history[1:]
+        states = following
+    return max(states.values(), default=-np.inf)
+
+
+def sentences(count: int, words: list[str] = WORDS) -> list[list[str]]:
+    generator = random.Random(2)
+    return [generator.choices(words, k=generator.randint(0, 7)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_weights_are_the_models(data: Path, tokenizer: Tokenizer, order: int) -> None:
+    graph = made(data, tokenizer, "--order", str(order))
+    ngrams = read_plain(data / "graph" / "G.arpa")
+    assert max(map(len, ngrams)) == order and (order == 1 or (graph.labels == 0).any())
+    gains = []
+    for words in sentences(150):
+        weight = best_path(graph, tokenizer.encode([" ".join(words)])[0])
+        assert weight == pytest.approx(backing_off_at_will(ngrams, words), abs=3e-4)
+        gains.append(weight - exact(ngrams, words))
+    assert min(gains) > -3e-4
+    if order < 3:
+        assert max(gains) < 3e-4
+
+
+def test_nothing_but_words_is_accepted(data: Path, tokenizer: Tokenizer) -> None:
+    graph = made(data, tokenizer)
+    generator = random.Random(3)
+    spelt, rejected = {tuple(tokenizer.encode([word])[0]) for word in WORDS}, 0
+    for _ in range(300):
+        tokens = generator.choices(range(1, tokenizer.vocab_size), k=generator.randint(1, 4))
+        rest, parts = tuple(tokens), True
+        while rest and parts:  # words begin with a mark of their own, so that there is one way to take them off
+            matching = [
+                s for s in spelt if rest[: len(s)] == s and (len(rest) == len(s) or rest[len(s)] in {x[0] for x in spelt})
+            ]
+            parts = bool(matching)
+            rest = rest[len(matching[0]) :] if parts else rest
+        assert (best_path(graph, tokens) > -np.inf) == parts
+        rejected += not parts
+    assert 100 < rejected < 300
+
+
+def test_a_lexicon_of_ones_own(data: Path, tokenizer: Tokenizer) -> None:
+    """Two ways to say TEN, a word that sounds like it and one that no text has, a word left out."""
+    ids = {token: i for i, token in enumerate(tokenizer.tokens)}
+    letters = [token for token in tokenizer.tokens[3:] if token.isalpha()]
+    (a, b, c), lexicon = letters[:3], data / "my_lexicon.txt"
+    lexicon.write_text(f"TEN {a} {b}\nTEN {a}\nNET {a} {b}\nTONE {a} {b} {c}\nNEW {c}\nTENT\nONE\nSENT {b}\n")
+    graph = made(data, tokenizer, "--lexicon", str(lexicon), "--order", "2")
+    ngrams = read_plain(data / "graph" / "G.arpa")
+    assert best_path(graph, tokenizer.encode(["TENTS"])[0]) == -np.inf
+    spellings = {"TEN": [[a, b], [a]], "NET": [[a, b]], "TONE": [[a, b, c]], "NEW": [[c]], "SENT": [[b]]}
+    by_tokens: dict[tuple[str, ...], list[list[str]]] = {(): [[]]}
+    for _ in range(3):  # all sentences of up to three words, by what they sound like
+        longer = [
+            ((*tokens, *spelling), [*words, word])
+            for tokens, every in list(by_tokens.items())
+            for words in every
+            for word, spelt in spellings.items()
+            for spelling in spelt
+        ]
+        for tokens, words in longer:
+            if words not in by_tokens.setdefault(tokens, []):
+                by_tokens[tokens].append(words)
+    compared = 0
+    for tokens, every in by_tokens.items():
+        if len(tokens) <= 3:  # of more words these cannot be
+            expected = max(exact(ngrams, words) for words in every)
+            assert best_path(graph, [ids[token] for token in tokens]) == pytest.approx(expected, abs=3e-4)
+            compared += len(every) > 1
+    assert compared > 5
+
+
+def test_an_arpa_file(data: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its words, with an unknown one and one that cannot be spelt; gzipped."""
+    arpa = data / "lm.arpa"
+    spoken = [["TEN", "ÖL", "NET"], ["NET", "TEN", "TEN"], ["<unk>", "TEN"], ["TEN", "NET", "ONE"]]
+    write_arpa(estimate(spoken, 3), arpa)
+    ngrams = read_plain(arpa)
+    packed = data / "lm.arpa.gz"
+    packed.write_bytes(gzip.compress(arpa.read_bytes()))
+    graph = made(data, tokenizer, "--arpa", str(packed))
+    assert "1 words have no spelling, 'ÖL'" in capsys.readouterr().err
+    for words in sentences(60, ["TEN", "NET", "ONE"]):
+        weight = best_path(graph, tokenizer.encode([" ".join(words)])[0])
+        assert weight == pytest.approx(backing_off_at_will(ngrams, words), abs=3e-4)
+    assert best_path(graph, tokenizer.encode(["TENT"])[0]) == -np.inf
+    assert (data / "graph" / "lexicon.txt").read_text().splitlines()[-1].split()[0] == "TEN"
+
+
+def test_unusable_input(data: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    good = "\\data\\\nngram 1=3\n\n\\1-grams:\n-99\t<s>\n-0.3\t</s>\n-0.3\tTEN\n\n\\end\\\n"
+    cases = {
+        "a.arpa": ("nonsense\n", ["--arpa"], "not an n-gram model"),
+        "b.arpa": (good.replace("-0.3\tTEN", "x\tTEN"), ["--arpa"], "kaldilm cannot read it: .*line 7"),
+        "c.arpa": (good.replace("<s>", "<S>"), ["--arpa"], "<s>"),
+        "d.arpa": (good.replace("TEN", "ten"), ["--arpa"], "none of its 1 words has a spelling, 'ten'"),
+        "e.arpa.gz": (good, ["--arpa"], "cannot be read"),
+        "f.txt": ("TEN T E N Q\n", ["--lexicon"], "'T' is no token|'Q' is no token"),
+        "g.txt": ("TEN\nÖL\n", ["--lexicon"], "lacks .*Ö"),
+        "h.txt": ("<s>\n", ["--lexicon"], "'<s>' is no word"),
+        "i.txt": ("", ["--lexicon"], "no text in it"),
+    }
+    for name, (content, option, message) in cases.items():
+        (data / name).write_text(content)
+        with pytest.raises(SystemExit):
+            main(["--data-dir", str(data), *option, str(data / name)])
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and name in error
+        assert re.search(message, error), error
+    for option in (["--arpa", str(data / "none.arpa")], ["--lexicon", str(data / "none.txt")], ["--order", "0"]):
+        with pytest.raises(SystemExit):
+            main(["--data-dir", str(data), *option])
+        assert capsys.readouterr().err.startswith("error: ")
+    assert not (data / "graph" / "LG.npz").exists()
+
+
+def test_a_search_finds_words_only(data: Path, tokenizer: Tokenizer) -> None:
+    graph, model = made(data, tokenizer), toy_model(0, tokenizer.vocab_size)
+    out, lens = toy_batch(0, num_utts=8, max_frames=40)
+    heard = [tokenizer.decode(h.tokens) for h in fast_beam_search_graph(model, out, lens, graph=graph, scale=0.3)]
+    assert sum(len(text.split()) for text in heard) > 10
+    assert {word for text in heard for word in text.split()} <= set(WORDS)
+
+
+def test_files(data: Path, tokenizer: Tokenizer) -> None:
+    graph, path = trivial_graph(tokenizer.vocab_size), data / "g.npz"
+    save_graph(graph, tokenizer, path)
+    again = load_graph(path, tokenizer)
+    assert all((getattr(graph, name) == getattr(again, name)).all() for name in ("offsets", "labels", "weights", "finals"))
+    with pytest.raises(UserError, match="other tokens"):
+        load_graph(path, train_tokenizer(["A B"], 10))
+    with pytest.raises(UserError, match="prepare_graph.py makes it"):
+        load_graph(data / "none.npz", tokenizer)
+    damaged = path.read_bytes()
+    for content in (b"", b"nonsense", damaged[: len(damaged) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="not a decoding graph"):
+            load_graph(path, tokenizer)
+    np.savez(path, offsets=np.array([0, 1]))
+    with pytest.raises(UserError, match="not a decoding graph"):
+        load_graph(path, tokenizer)
