@@ -11,13 +11,14 @@ import torch
 
 from local.config import load_config
 from model.build import build_model
+from model.transducer import Transducer
 
 LOG_EPSILON = -23.025850929940457  # log(1e-10), the padding of features
 BATCH = 30
 Encoded = list[tuple[list[str], torch.Tensor, torch.Tensor]]
 
 
-def load_reference_model(path: Path) -> torch.nn.Module:
+def load_reference_model(path: Path) -> Transducer:
     """The model in an .npz of `meta/hyper` and `param/<name>`, in evaluation mode."""
     arrays = np.load(path)
     names = ["encoder.num_layers", "encoder.d_model", "encoder.rnn_hidden_size", "encoder.dim_feedforward"]
@@ -41,13 +42,13 @@ def read_features(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def encode(model: torch.nn.Module, features: dict[str, torch.Tensor], batch: int = BATCH) -> Encoded:
+def encode(model: Transducer, features: dict[str, torch.Tensor], batch: int = BATCH) -> Encoded:
     """Per batch in the order of `features`: ids, encoder output (N, T', D), lengths (N,)."""
     items = list(features.items())
     encoded: Encoded = []
     for start in range(0, len(items), batch):
         ids, arrays = zip(*items[start : start + batch], strict=True)
-        x = torch.nn.utils.rnn.pad_sequence(arrays, batch_first=True, padding_value=LOG_EPSILON)
+        x = torch.nn.utils.rnn.pad_sequence(list(arrays), batch_first=True, padding_value=LOG_EPSILON)
         out, lens, _ = model.encoder(x, torch.tensor([len(a) for a in arrays]))
         encoded.append((list(ids), out, lens))
     return encoded

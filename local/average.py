@@ -16,8 +16,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from local.checkpoint import checkpoints, load_file, save_file
-from local.config import AverageConfig, config_from_dict, load_config
+from local.config import config_from_dict, load_config
 from local.errors import UserError, cli
+from local.schema import AverageConfig
 from model.average import State, average_between, average_plain
 
 

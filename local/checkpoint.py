@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from local.atomic import atomic_write
-from local.config import Config, config_from_dict, config_hash, load_config, to_dict
+from local.config import config_from_dict, config_hash, load_config, to_dict
 from local.errors import UserError
+from local.schema import Config
 from local.tokens import Tokenizer
 from model.build import build_model
 from model.transducer import Transducer

@@ -25,13 +25,14 @@ from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
 from local.atomic import atomic_write
-from local.config import FeaturesConfig, load_config
+from local.config import load_config
 from local.corpus import load_corpus
 from local.errors import UserError, cli
 from local.feature_store import Float16ArchiveWriter
 from local.features import make_extractor
 from local.lengths import SPEEDS, at_speed, fits
 from local.progress import Progress
+from local.schema import FeaturesConfig
 
 CHUNK = 50  # cuts handed to a process at a time
 Failure = tuple[str, str]  # cut id, reason

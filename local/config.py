@@ -1,14 +1,14 @@
 """The configuration: typed dataclasses, filled by conf/base.yaml, an experiment's YAML and `key.sub=value` arguments.
 
-The defaults stand in conf/base.yaml alone; the dataclasses below give the types. Unknown keys, wrong types and
+The defaults stand in conf/base.yaml alone; the dataclasses of schema.py give the types. Unknown keys, wrong types and
 impossible combinations are `UserError`s that name the key and where it was written.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,181 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from local.errors import UserError
+from local.methods import METHODS
+from local.schema import Config
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
-
-
-@dataclass
-class EncoderConfig:
-    num_layers: int
-    d_model: int
-    rnn_hidden_size: int
-    dim_feedforward: int
-    dropout: float
-    layer_dropout: float
-    balance_prob: float
-    rnn: str
-    norm: str
-    activation: str
-
-
-@dataclass
-class DecoderConfig:
-    dim: int
-    context_size: int
-
-
-@dataclass
-class JoinerConfig:
-    dim: int
-
-
-@dataclass
-class ModelConfig:
-    encoder: EncoderConfig
-    decoder: DecoderConfig
-    joiner: JoinerConfig
-
-
-@dataclass
-class GradientConfig:
-    control: str
-    threshold: float
-    clip_norm: float
-
-
-@dataclass
-class LossConfig:
-    backend: str
-    prune_range: int
-    am_scale: float
-    lm_scale: float
-    simple_scale: float
-    delay_penalty: float
-
-
-@dataclass
-class OptimConfig:
-    name: str
-    lr: float
-    lr_batches: float
-    lr_epochs: float
-    weight_decay: float
-    momentum: float
-
-
-@dataclass
-class TrainConfig:
-    num_epochs: int
-    max_steps: int
-    max_duration: float
-    warm_step: int
-    average_period: int
-    keep_last: int
-    save_every: int
-    valid_every: int
-    log_every: int
-    seed: int
-    precision: str
-    max_bad_steps: int
-    num_threads: int
-
-
-@dataclass
-class FeaturesConfig:
-    type: str
-    num_mel_bins: int
-    sampling_rate: int
-
-
-@dataclass
-class AugmentConfig:
-    speed_perturb: bool
-    spec_augment: bool
-    time_warp_factor: int
-    num_feature_masks: int
-    features_mask_size: int
-    num_frame_masks: int
-    frames_mask_size: int
-    max_frames_mask_fraction: float
-    musan: str | None
-    musan_prob: float
-    musan_snr: list[float]
-
-
-@dataclass
-class DataConfig:
-    train_parts: list[str] | None
-    dev_parts: list[str] | None
-    test_parts: list[str] | None
-    num_workers: int
-    num_buckets: int
-    shuffle_buffer: int
-    min_duration: float
-    max_duration: float
-
-
-@dataclass
-class LangConfig:
-    vocab_size: int
-    character_coverage: float
-
-
-@dataclass
-class LmConfig:
-    train: bool
-    text: str | None
-    dim: int
-    hidden: int
-    num_layers: int
-    dropout: float
-    lr: float
-    batch_tokens: int
-    max_epochs: int
-    patience: int
-
-
-@dataclass
-class AverageConfig:
-    mode: str
-    unit: str
-    last: int
-    num: int
-    checkpoints: list[str]
-
-
-@dataclass
-class DecodeConfig:
-    methods: list[str]
-    max_duration: float
-    tail_frames: int
-    max_utterances: int
-    max_sym_per_frame: int
-    beam: int
-    fast_beam: float
-    max_contexts: int
-    max_states: int
-    fast_beam_backend: str
-    blank_penalty: float
-    temperature: float
-    num_threads: int
-
-
-@dataclass
-class Config:
-    model: ModelConfig
-    gradient: GradientConfig
-    loss: LossConfig
-    optim: OptimConfig
-    train: TrainConfig
-    features: FeaturesConfig
-    augment: AugmentConfig
-    data: DataConfig
-    lang: LangConfig
-    lm: LmConfig
-    average: AverageConfig
-    decode: DecodeConfig
-
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.encoder.rnn": ("lstm", "gru", "rnn"),
@@ -205,7 +34,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "average.unit": ("epoch", "step"),
     "decode.fast_beam_backend": ("native", "k2"),
 }
-METHODS = ("greedy_search", "modified_beam_search", "fast_beam_search")
+# What each list of section `tune` has values for.
+TUNED = {"average_num": "average.num"} | {
+    key: f"decode.{key}" for key in ("blank_penalty", "lm_scale", "lodr_scale", "ngram_scale", "ilm_scale")
+}
+# Keys of section `decode` that the methods of a run share, so that `by_method` cannot have them.
+SHARED = ("methods", "max_duration", "tail_frames", "max_utterances", "num_threads", "by_method")
 
 # Smallest allowed value by key.
 AT_LEAST: dict[str, float] = {
@@ -220,7 +54,7 @@ AT_LEAST: dict[str, float] = {
     "lang.vocab_size": 4, "lm.dim": 1, "lm.hidden": 1, "lm.num_layers": 1, "lm.batch_tokens": 1, "lm.max_epochs": 1,
     "lm.patience": 1, "average.last": 0, "average.num": 1, "decode.tail_frames": 0, "decode.max_utterances": 0,
     "decode.max_sym_per_frame": 1, "decode.beam": 1, "decode.max_contexts": 1, "decode.max_states": 1,
-    "decode.num_threads": 0,
+    "decode.lm_scale": 0, "decode.lodr_scale": 0, "decode.ngram_scale": 0, "decode.ilm_scale": 0, "decode.num_threads": 0,
 }  # fmt: skip
 MORE_THAN_0 = (
     "gradient.threshold", "gradient.clip_norm", "optim.lr_batches", "optim.lr_epochs", "train.max_duration",
@@ -362,6 +196,10 @@ def _check(cfg: DictConfig, written_in: dict[str, str]) -> None:
     for method in cfg.decode.methods:
         if method not in METHODS:
             fail("decode.methods", f"'{method}' is none of {', '.join(METHODS)}")
+    for name, target in TUNED.items():
+        if any(value < AT_LEAST.get(target, value) for value in cfg.tune[name]):
+            fail(f"tune.{name}", f"at least {AT_LEAST[target]} is needed")
+    _check_methods(cfg, written_in)
     encoder = cfg.model.encoder
     if encoder.rnn_hidden_size < encoder.d_model:
         fail("model.encoder.rnn_hidden_size", "the projection cannot be wider than the cells (d_model)")
@@ -373,6 +211,21 @@ def _check(cfg: DictConfig, written_in: dict[str, str]) -> None:
         fail("loss.delay_penalty", "the torchaudio backend has no delay penalty")
     if len(cfg.augment.musan_snr) != 2:
         fail("augment.musan_snr", "two numbers are meant: lowest and highest dB")
+
+
+def _check_methods(cfg: DictConfig, written_in: dict[str, str]) -> None:
+    """What decode.by_method says of each method: as if it stood in section `decode` itself."""
+    for method, own in cfg.decode.by_method.items():
+        wrong = [key for key in own if key in SHARED]
+        if method not in METHODS or wrong:
+            known = f"the methods are {', '.join(METHODS)}" if method not in METHODS else "it is one for all methods"
+            key = ".".join(["decode.by_method", method, *wrong[:1]])
+            raise UserError(f"{written_in.get(key, 'decode.by_method')}: key '{key}': {known}")
+        where = next((file for key, file in written_in.items() if key.startswith(f"decode.by_method.{method}.")), "")
+        single = copy.deepcopy(cfg)
+        single.decode.by_method = {}
+        single = _merge(single, OmegaConf.create({"decode": {**own}}), where, {})
+        _check(single, {f"decode.{key}": f"{where}, by_method.{method}" for key in own})
 
 
 def _first_line(e: Exception) -> str:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from local.atomic import atomic_write
-from local.config import DataConfig
 from local.errors import UserError
+from local.schema import DataConfig
 
 SOURCES = ("librispeech", "mini_librispeech", "tiny", "custom")
 SHOWN = 5  # dropped utterances named on the screen, per reason

@@ -23,12 +23,12 @@ from lhotse.dataset import SpecAugment
 from lhotse.serialization import decode_json_line
 from torch.utils.data import DataLoader, Dataset
 
-from local.config import AugmentConfig, Config
 from local.corpus import load_corpus
 from local.errors import UserError
 from local.feature_store import Float16ArchiveReader
 from local.features import PADDING, make_extractor
 from local.sampling import ShuffledBatches, ShuffledCuts, batch_seed, plain_sampler, read_lines, seeded, train_sampler
+from local.schema import AugmentConfig, Config
 from local.tokens import BLANK_ID, Tokenizer
 
 Batch = dict[str, Any]

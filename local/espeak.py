@@ -20,7 +20,20 @@ INITIALIZE_DONT_EXIT = 0x8000
 POS_CHARACTER = 1
 CHARS_UTF8 = 1
 RATE, PITCH, RANGE = 1, 3, 4
-CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+LIST_TERMINATED, WORD = 0, 1
+
+
+class Event(ctypes.Structure):
+    """espeak_EVENT: something that begins at `sample` of what is being said."""
+
+    _fields_ = [
+        ("type", ctypes.c_int), ("unique_identifier", ctypes.c_uint), ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int), ("audio_position", ctypes.c_int), ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p), ("id", ctypes.c_char * 8),
+    ]  # fmt: skip
+
+
+CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(Event))
 
 
 def load_library() -> tuple[ctypes.CDLL, Path]:
@@ -48,6 +61,7 @@ class Speaker:
             raise UserError(f"{data}: eSpeak NG finds no voices there; reinstall espeakng-loader")
         self.sampling_rate = int(rate)
         self.chunks: list[np.ndarray] = []
+        self.word_starts: list[int] = []  # of what was said last: the sample at which each word begins
         self.callback = CALLBACK(self._collect)  # kept alive here: the library holds a bare pointer to it
         self.lib.espeak_SetSynthCallback(self.callback)
         self.lib.espeak_Synth.argtypes = [
@@ -60,6 +74,11 @@ class Speaker:
     def _collect(self, wav: Any, count: int, events: Any) -> int:
         if wav and count > 0:
             self.chunks.append(np.ctypeslib.as_array(wav, (count,)).copy())
+        place = 0
+        while events and events[place].type != LIST_TERMINATED:
+            if events[place].type == WORD:
+                self.word_starts.append(events[place].sample)
+            place += 1
         return 0
 
     def set_voice(self, name: str, rate: int, pitch: int, pitch_range: int) -> None:
@@ -72,6 +91,7 @@ class Speaker:
     def say(self, text: str) -> np.ndarray:
         """int16 samples (n,) of `text` at `self.sampling_rate`."""
         self.chunks.clear()
+        self.word_starts.clear()
         raw = text.encode()
         status = self.lib.espeak_Synth(raw, len(raw) + 1, 0, POS_CHARACTER, 0, CHARS_UTF8, None, None)
         if status != 0 or self.lib.espeak_Synchronize() != 0:

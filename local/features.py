@@ -6,7 +6,7 @@ import math
 
 from lhotse import Fbank, FbankConfig
 
-from local.config import FeaturesConfig
+from local.schema import FeaturesConfig
 
 PADDING = math.log(1e-10)  # value of frames that only fill up a batch: silence at the energy floor
 

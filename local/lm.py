@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from local.checkpoint import load_file, load_weights, provenance, save_file
-from local.config import Config, config_hash
+from local.config import config_hash
 from local.errors import UserError
+from local.schema import Config
 from local.tokens import Tokenizer
 from model.lm import LstmLm
 

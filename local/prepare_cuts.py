@@ -18,10 +18,11 @@ from lhotse import CutSet, MonoCut, RecordingSet, SupervisionSet
 from lhotse.utils import fastcopy
 
 from local.atomic import atomic_write
-from local.config import Config, load_config
+from local.config import load_config
 from local.corpus import SHOWN, Dropped, load_corpus, report_dropped, write_dropped
 from local.errors import UserError, cli
 from local.lengths import NUM_TOKENS, SPEEDS, fits, num_frames
+from local.schema import Config
 from local.tokens import UNK_ID, Tokenizer
 from model.encoder.subsampling import subsampled
 
@@ -37,7 +38,7 @@ def make_cuts(data_dir: Path, part: str, sampling_rate: int) -> Iterator[MonoCut
             start=segment.start,
             duration=segment.duration,
             channel=channel,
-            supervisions=[fastcopy(segment, start=0.0, channel=channel)],
+            supervisions=[fastcopy(segment.with_offset(-segment.start), channel=channel)],
             recording=recordings[segment.recording_id],
         )
         yield cut if cut.sampling_rate == sampling_rate else cut.resample(sampling_rate)

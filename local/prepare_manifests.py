@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
 
 from local.atomic import atomic_write
@@ -141,7 +142,28 @@ def read_parts(corpus: Corpus, corpus_dir: Path, dropped: list[Dropped]) -> dict
     if corpus.source == "custom":
         return custom_parts(corpus_dir, corpus, dropped)
     tree = find_tree(corpus_dir)
-    return {part: read_part(tree, part, PARTS_HINT) for part in corpus.parts()}
+    return {part: with_alignments(read_part(tree, part, PARTS_HINT), tree / part) for part in corpus.parts()}
+
+
+def with_alignments(pairs: Sequence[Pair], folder: Path) -> list[Pair]:
+    """The segments with the times of their words, from the .ctm files beside their transcripts, where there are some.
+
+    Raises `UserError` naming the file and line of what is no `utterance channel start duration word`.
+    """
+    words: dict[str, list[AlignmentItem]] = {}
+    for path in sorted(folder.glob("*/*/*.ctm")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip() or line.startswith(";;"):  # a comment
+                continue
+            try:
+                utterance, _, start, duration, word = line.split()[:5]
+                words.setdefault(utterance, []).append(AlignmentItem(word, float(start), float(duration)))
+            except ValueError:
+                raise UserError(f"{path}:{number}: not 'utterance channel start duration word'") from None
+    return [
+        (recording, fastcopy(segment, alignment={"word": words[segment.id]}) if segment.id in words else segment)
+        for recording, segment in pairs
+    ]
 
 
 @cli

@@ -19,9 +19,9 @@ from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
 from lhotse.dataset.sampling.base import CutSampler
 from lhotse.serialization import decode_json_line
 
-from local.config import DataConfig
 from local.errors import UserError
 from local.lengths import SPEED, SPEEDS, at_speed, fits
+from local.schema import DataConfig
 
 if torch.__version__.startswith("1."):  # k2's environment: its Sampler wants an argument that lhotse no longer gives
     torch.utils.data.Sampler.__init__ = object.__init__  # type: ignore[method-assign]

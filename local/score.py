@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import kaldialign
@@ -16,11 +16,15 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Utterance:
-    """One decoded utterance: its id, the reference words and the recognised words."""
+    """One decoded utterance: its id, the reference words, the recognised words, and when these came out.
+
+    ends: second at which each recognised word's last token was emitted; empty where that is not known.
+    """
 
     id: str
     ref: str
     hyp: str
+    ends: tuple[float, ...] = ()
 
 
 @dataclass
@@ -103,6 +107,33 @@ def interval(result: Score) -> tuple[float, float] | None:
     half = 100.0 * kaldialign.bootstrap_wer_ci(refs, hyps, replications=REPLICATIONS, seed=SEED)["ci95"]
     half = half if math.isfinite(half) else 0.0
     return max(0.0, result.wer - half), result.wer + half
+
+
+def symbol_delay(result: Score, spoken: Mapping[str, Sequence[tuple[str, float]]]) -> float | None:
+    """Mean over the correctly recognised words of the time from a word's end in the audio to its last token, in seconds.
+
+    What came out before the word ended counts as negative. It is the model's own delay: frames that the front end must
+    have seen by then are not in it.
+
+    Args:
+      spoken: by utterance id the words with the seconds at which they end. Utterances without, or whose words are others
+        than the reference's, are left out.
+
+    Returns:
+      None where nothing is left.
+    """
+    delays: list[float] = []
+    for utterance, pairs in zip(result.utterances, result.alignments, strict=True):
+        words = spoken.get(utterance.id, ())
+        if [word for word, _ in words] != utterance.ref.split() or len(utterance.ends) != len(utterance.hyp.split()):
+            continue
+        ref_ends, hyp_ends = (end for _, end in words), iter(utterance.ends)
+        for ref, hyp in pairs:
+            ref_end = next(ref_ends) if ref != EPS else 0.0
+            hyp_end = next(hyp_ends) if hyp != EPS else 0.0
+            if ref == hyp:
+                delays.append(hyp_end - ref_end)
+    return sum(delays) / len(delays) if delays else None
 
 
 def compare(refs: Sequence[str], hyps_a: Sequence[str], hyps_b: Sequence[str]) -> float:

@@ -2,7 +2,8 @@
 
     python local/synthesise_tiny.py --out DIR [--seed 0] [--nproc 2] [--spec egs/tiny/speech.yaml] [--limit N]
 
-writes DIR/<part>/<speaker>/<chapter>/<speaker>-<chapter>-<n>.flac, the `.trans.txt` beside them, and DIR/SPEAKERS.TXT.
+writes DIR/<part>/<speaker>/<chapter>/<speaker>-<chapter>-<n>.flac, beside them the `.trans.txt` and a `.ctm` with the times of
+the words (NIST's format: utterance, channel, start and duration in seconds, word), and DIR/SPEAKERS.TXT.
 The same seed and spec give the same bytes, however many processes work. From Python:
 
     synthesise(out: Path, *, seed=0, nproc=1, spec_path=SPEC, limit=None) -> dict[str, PartStats]
@@ -90,17 +91,35 @@ def resample(x: np.ndarray, source: int, target: int, zeros: int = 24) -> np.nda
     return out.reshape(-1)[:count].astype(np.float32)
 
 
-def trim(x: np.ndarray, rate: int, margin: float = 0.02) -> np.ndarray:
-    """Cut the silence at both ends of `x (n,)` at `rate` Hz, all but `margin` seconds."""
-    loud = np.flatnonzero(np.abs(x) > 0.005 * max(np.abs(x).max(initial=0.0), 1e-9))
+def loud_samples(x: np.ndarray) -> np.ndarray:
+    """The places in `x (n,)` that are not silence."""
+    return np.flatnonzero(np.abs(x) > 0.005 * max(np.abs(x).max(initial=0.0), 1e-9))
+
+
+def speech_in(x: np.ndarray, rate: int, margin: float = 0.02) -> slice:
+    """`x (n,)` at `rate` Hz without the silence at both ends, all but `margin` seconds of it."""
+    loud = loud_samples(x)
     if len(loud) == 0:
-        return x[:0]
+        return slice(0, 0)
     keep = int(margin * rate)
-    return x[max(loud[0] - keep, 0) : loud[-1] + 1 + keep]
+    return slice(max(int(loud[0]) - keep, 0), int(loud[-1]) + 1 + keep)
 
 
-def record(speech: np.ndarray, spec: Spec, rng: np.random.Generator) -> np.ndarray:
-    """Put `speech (n,)`, float, between silences at a level and with microphone noise drawn from `rng` -> int16."""
+def word_times(x: np.ndarray, starts: Sequence[int], rate: int) -> list[tuple[float, float]]:
+    """(start, end) in seconds of the words in `x (n,)` at `rate` Hz that begin at these samples.
+
+    A word ends with the last sound before the next one: a pause is no part of it.
+    """
+    loud = loud_samples(x)
+    ends = loud[np.searchsorted(loud, [*starts[1:], len(x)]) - 1] + 1 if len(loud) else np.zeros(len(starts), int)
+    return [(start / rate, max(start, int(end)) / rate) for start, end in zip(starts, ends, strict=True)]
+
+
+def record(speech: np.ndarray, spec: Spec, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """Put `speech (n,)`, float, between silences at a level and with microphone noise drawn from `rng`.
+
+    -> int16, and the sample at which the speech begins in it.
+    """
     rate = spec.sampling_rate
     level, snr = rng.uniform(*spec.level), rng.uniform(*spec.snr)
     before, after = (int(rate * rng.uniform(*s)) for s in (spec.silence_before, spec.silence_after))
@@ -110,7 +129,7 @@ def record(speech: np.ndarray, spec: Spec, rng: np.random.Generator) -> np.ndarr
     noise = noise[1:] + 0.7 * noise[:-1]  # a little darker than white, as a room is
     noise *= float(np.sqrt(np.mean(speech**2))) * 10 ** (-snr / 20) / float(noise.std())
     noise[before : before + len(speech)] += speech
-    return np.clip(np.round(noise * 32767), -32768, 32767).astype(np.int16)
+    return np.clip(np.round(noise * 32767), -32768, 32767).astype(np.int16), before
 
 
 def speak(task: Task) -> tuple[Voice, list[str], float]:
@@ -123,21 +142,31 @@ def speak(task: Task) -> tuple[Voice, list[str], float]:
     phrases = Phrases(spec, f"{task.seed}/{voice.id}")
     noise = np.random.default_rng([task.seed, voice.id])
     texts: list[str] = []
+    times: list[str] = []  # lines of the .ctm
     seconds = 0.0
     while seconds < task.seconds and len(texts) != task.limit:
         said, text = phrases.draw()
         raw = speaker.say(said).astype(np.float64) / 32768
-        speech = trim(resample(raw, speaker.sampling_rate, spec.sampling_rate), spec.sampling_rate)
-        if len(speech) == 0:
+        speech = resample(raw, speaker.sampling_rate, spec.sampling_rate)
+        kept = speech_in(speech, spec.sampling_rate)
+        if len(speech[kept]) == 0:
             raise UserError(f"eSpeak NG's voice {voice.name} says nothing for {said!r}")
-        sound = record(speech, spec, noise)
+        sound, begin = record(speech[kept], spec, noise)
+        utterance = f"{voice.id}-{CHAPTER}-{len(texts):04d}"
         buffer = io.BytesIO()  # through memory: a full disk is then an OSError, which libsndfile's own writing hides
         soundfile.write(buffer, sound, spec.sampling_rate, format="FLAC", subtype="PCM_16")
-        (folder / f"{voice.id}-{CHAPTER}-{len(texts):04d}.flac").write_bytes(buffer.getvalue())
+        (folder / f"{utterance}.flac").write_bytes(buffer.getvalue())
+        if len(speaker.word_starts) == len(text.split()):  # else eSpeak NG reads some of it as other words
+            shift = (begin - kept.start) / spec.sampling_rate
+            spans = word_times(raw, speaker.word_starts, speaker.sampling_rate)
+            for word, (start, end) in zip(text.split(), spans, strict=True):
+                first = max(start + shift, 0.0)
+                times.append(f"{utterance} 1 {first:.3f} {end + shift - first:.3f} {word}\n")
         texts.append(text)
         seconds += len(sound) / spec.sampling_rate
     lines = "".join(f"{voice.id}-{CHAPTER}-{i:04d} {text}\n" for i, text in enumerate(texts))
     (folder / f"{voice.id}-{CHAPTER}.trans.txt").write_text(lines)
+    (folder / f"{voice.id}-{CHAPTER}.ctm").write_text("".join(times))
     return voice, texts, seconds
 
 

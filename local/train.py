@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from local.atomic import atomic_write
 from local.checkpoint import provenance
-from local.config import Config, load_config
+from local.config import load_config
 from local.datamodule import AsrDataModule
 from local.errors import cli
+from local.schema import Config
 from local.tokens import Tokenizer
 from local.trainer import Trainer
 

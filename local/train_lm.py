@@ -4,7 +4,8 @@ local/train_lm.py --conf FILE --data-dir data/tiny --exp-dir exp/tiny [lm.text=b
 
 Trains on the training transcripts or lm.text, stops when the perplexity of the dev parts no longer falls, and goes on
 where it stopped. Writes EXP/lm/lm.pt (the best epoch's model), EXP/lm/last.pt (what is needed to go on),
-EXP/lm/log.csv and EXP/lm/perplexity.json. Perplexities count the end of each sentence as a token and as a word.
+EXP/lm/log.csv and EXP/lm/perplexity.json. Perplexities count the end of each sentence as a token and as a word. Besides it
+writes EXP/lm/bigram.arpa, of the tokens of the training transcripts alone: what LODR subtracts.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from local.atomic import atomic_write
 from local.checkpoint import load_file, load_weights, save_file
-from local.config import Config, config_hash, load_config, to_dict
+from local.config import config_hash, load_config, to_dict
 from local.corpus import load_corpus
 from local.errors import UserError, cli
 from local.lm import lm_sizes, save_lm
+from local.ngram import estimate, read_sentences, token_sentences, write_arpa
 from local.prepare_lang import read_texts
 from local.progress import Progress
-from local.tokens import UNK_ID, Tokenizer
+from local.schema import Config
+from local.tokens import SPECIAL, UNK_ID, Tokenizer
 from model.lm import LstmLm
 
 CLIP_NORM = 1.0  # largest norm of the gradient of the mean over tokens
@@ -262,6 +265,12 @@ def summary(text: TokenText) -> dict[str, Any]:
     return {"sentences": len(text.lens), "words": text.words, "tokens": len(text.ids), "unknown": text.unknown}
 
 
+def write_bigram(transcripts: Path, tokenizer: Tokenizer, path: Path) -> None:
+    """The token bigram of the training transcripts, which stands for what the transducer itself learnt of their language."""
+    vocabulary = [token for token in tokenizer.tokens if token not in SPECIAL]
+    write_arpa(estimate(token_sentences(read_sentences(transcripts), tokenizer), 2, vocabulary), path)
+
+
 @cli
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -275,10 +284,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cfg.train.num_threads:
         torch.set_num_threads(cfg.train.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    source = Path(cfg.lm.text) if cfg.lm.text else args.data_dir / "lang" / "transcript.txt"
+    transcripts = args.data_dir / "lang" / "transcript.txt"
+    source = Path(cfg.lm.text) if cfg.lm.text else transcripts
     train = tokenize(read_lines(source), tokenizer, str(source))
     parts = load_corpus(args.data_dir / "corpus.yaml", cfg.data).dev
     dev = tokenize(dev_texts(args.data_dir, parts), tokenizer, f"dev parts {', '.join(parts)}")
+    write_bigram(transcripts, tokenizer, args.exp_dir / "lm" / "bigram.arpa")
     LmTrainer(cfg, tokenizer, train, dev, args.exp_dir / "lm", device).run()
 
 

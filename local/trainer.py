@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from local.checkpoint import checkpoints, load_weights, newest_readable, provenance, save_file
-from local.config import Config
 from local.datamodule import AsrDataModule, Batch
 from local.errors import UserError
 from local.progress import Progress
+from local.schema import Config
 from local.telemetry import Telemetry
 from model.average import RunningAverage
 from model.build import build_model

@@ -3,7 +3,7 @@
     python local/wer.py --exp-dir exp/tiny [--data-dir data/tiny] [--compare exp/other]
 
 reads EXP/decode/<method>/<set>.jsonl, one `{"id", "ref", "hyp", ...}` a line, and `<set>.stats.json` beside it where
-there is one, and writes EXP/wer.json, EXP/wer.md (printed too) and EXP/errors/<set>.<method>.txt.
+there is one, and writes EXP/wer.json, EXP/wer.md (printed too), EXP/wer.png and EXP/errors/<set>.<method>.txt.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from local.atomic import atomic_write
 from local.error_report import error_report
 from local.errors import UserError, cli
-from local.score import Score, Utterance, compare, score
+from local.methods import METHODS
+from local.score import Score, Utterance, compare, score, symbol_delay
+from local.wer_table import Results, percent, plot, table
 
-METHODS = ("greedy_search", "modified_beam_search", "fast_beam_search")  # their order in the table; others follow
 NAMED = 3  # ids named in a message before "and N more"
-
-Results = dict[str, dict[str, dict[str, Any]]]
 
 
 def read_hypotheses(path: Path) -> list[Utterance]:
@@ -48,10 +47,18 @@ def read_hypotheses(path: Path) -> list[Utterance]:
         if row["id"] in found:
             first = found[row["id"]][0]
             raise UserError(f"{path}:{number}: utterance {row['id']} is there twice (first in line {first})")
-        found[row["id"]] = number, Utterance(row["id"], row["ref"], row["hyp"])
+        found[row["id"]] = number, Utterance(row["id"], row["ref"], row["hyp"], word_ends(row))
     if not found:
         raise UserError(f"{path}: no utterance in it")
     return [found[i][1] for i in sorted(found)]
+
+
+def word_ends(row: dict[str, Any]) -> tuple[float, ...]:
+    """The times at which the words of a line ended, where it has them."""
+    try:
+        return tuple(float(word["end"]) for word in row.get("words", ()))
+    except (KeyError, TypeError, ValueError):
+        return ()
 
 
 def lines_of(path: Path) -> Iterator[str]:
@@ -65,18 +72,20 @@ def lines_of(path: Path) -> Iterator[str]:
                 raise UserError(f"{path}:{number}: not UTF-8") from None
 
 
-def real_time_factor(path: Path) -> float | None:
-    """Processing seconds per second of audio from a `.stats.json`; None where the file does not exist."""
+def cost(path: Path) -> tuple[float | None, float | None]:
+    """Processing seconds per second of audio and peak memory in MiB from a `.stats.json`; None for what is not known."""
     if not path.exists():
-        return None
+        return None, None
     try:
         stats = json.loads("".join(lines_of(path)))
         seconds, audio = float(stats["seconds"]), float(stats["audio_seconds"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as e:
+        memory = stats.get("peak_memory_mib")
+        memory = None if memory is None else float(memory)
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as e:
         raise UserError(f"{path}: needs the numbers seconds and audio_seconds ({e})") from None
-    if not (math.isfinite(seconds) and math.isfinite(audio)):
-        raise UserError(f"{path}: seconds and audio_seconds must be finite numbers")
-    return seconds / audio if audio > 0 else None
+    if not (math.isfinite(seconds) and math.isfinite(audio) and math.isfinite(memory or 0)):
+        raise UserError(f"{path}: seconds, audio_seconds and peak_memory_mib must be finite numbers")
+    return (seconds / audio if audio > 0 else None), memory
 
 
 def decoded(exp_dir: Path) -> dict[str, dict[str, list[Utterance]]]:
@@ -99,7 +108,7 @@ def decoded(exp_dir: Path) -> dict[str, dict[str, list[Utterance]]]:
 
 def order(method: str) -> tuple[int, str]:
     """Sort key of a method: as METHODS lists them, then by name."""
-    return (METHODS.index(method) if method in METHODS else len(METHODS)), method
+    return (list(METHODS).index(method) if method in METHODS else len(METHODS)), method
 
 
 def check_same(exp_dir: Path, name: str, a: tuple[str, list[Utterance]], b: tuple[str, list[Utterance]]) -> None:
@@ -143,8 +152,20 @@ def check_complete(data_dir: Path, name: str, utterances: Sequence[Utterance]) -
         print(f"warning: set {name}: {len(missing)} utterances were not decoded: {listed(missing)}", file=sys.stderr)
 
 
-def as_row(result: Score, rtf: float | None) -> dict[str, Any]:
-    """The entry of one set and method in wer.json; rates in percent, rounded to 4 decimals."""
+def spoken_words(data_dir: Path, name: str) -> dict[str, list[tuple[str, float]]]:
+    """By utterance the words of a prepared part with their ends in seconds, from its cuts' alignments ("word")."""
+    found = {}
+    with gzip.open(data_dir / "cuts" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as f:
+        for line in f:
+            cut = json.loads(line)
+            for supervision in cut.get("supervisions", ())[:1]:
+                items = (supervision.get("alignment") or {}).get("word", ())
+                found[cut["id"]] = [(str(word), start + duration) for word, start, duration, *_ in items]
+    return found
+
+
+def as_row(result: Score, rtf: float | None, memory: float | None, delay: float | None, oracle: bool) -> dict[str, Any]:
+    """The entry of one set and method in wer.json; rates in percent, rounded to 4 decimals; MiB; seconds."""
 
     def rounded(x: float | None) -> float | None:
         return None if x is None else round(x, 4)
@@ -160,31 +181,21 @@ def as_row(result: Score, rtf: float | None) -> dict[str, Any]:
         "cer": rounded(result.cer),
         "utterances": len(result.utterances),
         "wrong_utterances": result.wrong_utterances,
+        "peak_memory_mib": rounded(memory),
+        "symbol_delay": rounded(delay),
+        "oracle": oracle,
     }
 
 
-def table(results: Results) -> str:
-    """The WER table as Markdown."""
-    head = ("set", "method", "WER %", "95 % interval", "sub", "del", "ins", "words", "CER %", "RTF")
-    rows = []
-    for name, methods in results.items():
-        for method, r in methods.items():
-            interval = "{:.2f} - {:.2f}".format(*r["ci95"]) if r["ci95"] else "-"
-            counts = [str(r[key]) for key in ("sub", "del", "ins", "words")]
-            rtf = "-" if r["rtf"] is None else f"{r['rtf']:.4f}"
-            rows.append([name, method, percent(r["wer"]), interval, *counts, percent(r["cer"]), rtf])
-    widths = [max(len(row[i]) for row in [list(head), *rows]) for i in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-        return "| " + " | ".join(padded) + " |\n"
-
-    rule = "|" + "|".join("-" * (w + 2) if i < 2 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|\n"
-    return line(head) + rule + "".join(map(line, rows))
-
-
-def percent(x: float | None) -> str:
-    return "-" if x is None else f"{x:.2f}"
+def perplexity_line(path: Path) -> str:
+    """What the language model's dev perplexity is, as a paragraph; nothing where there is no such file."""
+    if not path.is_file():
+        return ""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["dev"]["perplexity"]
+        return f"\nLanguage model: perplexity of dev {found['per_token']:.2f} per token, {found['per_word']:.2f} per word.\n"
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path}: not by local/train_lm.py ({e})") from None
 
 
 def compared(ours: dict[str, dict[str, list[Utterance]]], other_dir: Path) -> Iterator[str]:
@@ -212,17 +223,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     hypotheses = decoded(args.exp_dir)
     results: Results = {}
     for name, methods in hypotheses.items():
+        spoken = {}
         if args.data_dir is not None:
             check_complete(args.data_dir, name, next(iter(methods.values())))
+            spoken = spoken_words(args.data_dir, name)
         for method, utterances in methods.items():
             scored = score(utterances)
-            rtf = real_time_factor(args.exp_dir / "decode" / method / f"{name}.stats.json")
-            results.setdefault(name, {})[method] = as_row(scored, rtf)
+            costs = cost(args.exp_dir / "decode" / method / f"{name}.stats.json")
+            oracle = method in METHODS and METHODS[method].oracle
+            results.setdefault(name, {})[method] = as_row(scored, *costs, symbol_delay(scored, spoken), oracle)
             with atomic_write(args.exp_dir / "errors" / f"{name}.{method}.txt") as path:
                 path.write_text(error_report(f"set {name}, {method}", scored), encoding="utf-8")
     with atomic_write(args.exp_dir / "wer.json") as path:
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    shown = table(results)
+    shown = table(results) + perplexity_line(args.exp_dir / "lm" / "perplexity.json")
+    plot(results, args.exp_dir / "wer.png")
     with atomic_write(args.exp_dir / "wer.md") as path:
         path.write_text(shown, encoding="utf-8")
     print(shown, end="")

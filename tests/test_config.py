@@ -30,6 +30,15 @@ def test_every_committed_conf_loads(path: Path) -> None:
         ("model.encoder.rnn=gru", "model.encoder.rnn_hidden_size"),
         ("decode.methods=[beam]", "decode.methods"),
         ("nothing=1", "nothing"),
+        ("decode.lm_scale=-0.1", "decode.lm_scale"),
+        ("decode.by_method.greedy.beam=3", "decode.by_method.greedy"),
+        ("decode.by_method.greedy_search.tail_frames=3", "decode.by_method.greedy_search.tail_frames"),
+        ("decode.by_method.greedy_search.bem=3", "decode.bem"),
+        ("decode.by_method.modified_beam_search.beam=0", "by_method.modified_beam_search"),
+        ("decode.by_method.modified_beam_search.beam=many", "decode.by_method.modified_beam_search.beam"),
+        ("tune.lm_scale=[0.1,-0.1]", "tune.lm_scale"),
+        ("tune.average_num=[0]", "tune.average_num"),
+        ("tune.beam=[4]", "tune.beam"),
     ],
 )
 def test_wrong_overrides_name_the_key(override: str, key: str) -> None:
@@ -83,6 +92,14 @@ def test_base_has_a_comment_for_every_key() -> None:
     assert len(leaves) == len(_leaves(OmegaConf.load(CONF_DIR / "base.yaml")))
     bare = [line.split(":")[0].strip() for line in leaves if "#" not in line]
     assert bare == ["dev_parts", "test_parts", "methods"]  # said on the line above, or by their own value
+
+
+def test_settings_of_single_methods() -> None:
+    cfg = load_config(None, ["decode.by_method.modified_beam_search.beam=8", "decode.lm_scale=0.7"])
+    own, plain = cfg.decode.of_method("modified_beam_search"), cfg.decode.of_method("greedy_search")
+    assert (own.beam, own.lm_scale, plain.beam, plain.lm_scale) == (8, 0.7, 4, 0.7)
+    assert type(cfg.decode.of_method("fast_beam_search_LG").max_states) is int
+    assert config_from_dict(to_dict(cfg)) == cfg
 
 
 def _leaves(node: object) -> list[object]:

@@ -10,7 +10,7 @@ import torch
 from lhotse import CutSet
 
 from local.compute_features import main as compute_features
-from local.config import Config, load_config
+from local.config import load_config
 from local.datamodule import AsrDataModule, Batch
 from local.errors import UserError
 from local.lengths import SPEEDS
@@ -19,6 +19,7 @@ from local.prepare_lang import main as prepare_lang
 from local.prepare_manifests import main as prepare_manifests
 from local.prepare_noise import main as prepare_noise
 from local.sampling import SHUFFLE_WINDOW, ShuffledBatches, duration_bins, seeded
+from local.schema import Config
 from local.tokens import Tokenizer
 from model.encoder.subsampling import subsampled
 from tests.speech_tree import audio_of, make_part, set_text, write_noise

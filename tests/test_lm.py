@@ -22,6 +22,7 @@ from local.errors import UserError
 from local.lm import load_lm
 from local.lm_sample import main as lm_sample
 from local.lm_sample import sample
+from local.ngram import main as ngram
 from local.tokens import Tokenizer, train_tokenizer
 from model.lm import LstmLm
 
@@ -176,6 +177,14 @@ def train(data: Path, exp: Path, *overrides: str) -> None:
 def log(exp: Path) -> list[dict[str, float]]:
     with (exp / "lm" / "log.csv").open() as file:
         return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_the_bigram_is_of_the_transcripts_alone(data: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("BLUE BLUE BLUE\n" * 5)
+    train(data, tmp_path / "exp", "lm.max_epochs=1", f"lm.text={own}")
+    ngram(["--text", str(data / "lang" / "transcript.txt"), "--out", str(tmp_path / "expected.arpa")])
+    assert (tmp_path / "exp" / "lm" / "bigram.arpa").read_text() == (tmp_path / "expected.arpa").read_text()
 
 
 def test_training_finds_the_entropy_of_the_language(data: Path, tmp_path: Path) -> None:

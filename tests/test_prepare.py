@@ -137,6 +137,17 @@ def test_bad_utterances_are_named_and_the_rest_is_kept(tree: Path, capsys: pytes
     assert "tr: 1 dropped (empty transcript)" in out
 
 
+def test_times_of_words_become_alignments(tree: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tree / "tr" / "100" / "1" / "100-1.ctm"
+    path.write_text(";; a comment\n100-1-0001 1 0.10 0.25 ONE\n100-1-0001 1 0.5 0.125 TWO 0.9\n")
+    found = {cut.id: cut.supervisions[0].alignment for cut in cuts_of(prepare(tree), "tr")}
+    items = found.pop("100-1-0001")["word"]
+    assert [(i.symbol, i.start, i.duration) for i in items] == [("ONE", 0.1, 0.25), ("TWO", 0.5, 0.125)]
+    assert len(found) == 11 and not any(found.values())
+    path.write_text("100-1-0001 1 0.10 0.25 ONE\n100-1-0001 1 soon 0.25 TWO\n")
+    assert "100-1.ctm:2: not 'utterance channel start duration word'" in fails(capsys, manifests, tree)
+
+
 def test_no_usable_utterance_is_an_error(tree: Path, capsys: pytest.CaptureFixture) -> None:
     for path in (tree / "dv").rglob("*.flac"):
         path.unlink()

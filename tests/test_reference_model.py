@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from local.config import Config, load_config
+from local.config import load_config
+from local.schema import Config
 from model.build import build_model
 from model.optim import Eden, Eve
 from model.transducer import Transducer

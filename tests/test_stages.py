@@ -130,22 +130,91 @@ def test_help_lists_stages_and_options(program: str) -> None:
         assert word in text
 
 
-def test_the_language_model_is_trained_where_it_is_asked_for(tmp_path: Path) -> None:
-    def stage_3(*overrides: str) -> subprocess.CompletedProcess:
-        command = ["bash", "run.sh", "--stage=3", "--stop-stage=3", "--python=true", f"--data-dir={tmp_path}/data"]
-        command += [f"--exp-dir={tmp_path}/exp", *overrides]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-    assert stage_3().stdout.splitlines()[-1].startswith("stage 3: lm: no language model is asked for")
-    early = stage_3("lm.train=true")
-    assert early.returncode == 1
-    assert early.stderr == f"error: stage 3 (lm): {tmp_path}/data/lang is missing; stage 0 (prepare) makes it\n"
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    """A folder with what run.sh's later stages read, and a Python that notes what it is to run and writes next to nothing."""
     for folder in ("data/lang", "data/manifests", "exp/lm"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "exp" / "lm" / "lm.pt").touch()
-    assert "stage 3: lm: done in" in stage_3("lm.train=true").stdout
-    own = tmp_path / "own.txt"
+    for name in ("averaged.pt", "lm/lm.pt", "lm/bigram.arpa"):
+        (tmp_path / "exp" / name).touch()
+    python = tmp_path / "python"
+    exp = tmp_path / "exp"
+    python.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nmkdir -p {exp}/decode\n'
+        f"case $1 in local/tune.py) touch {exp}/tuned.yaml ;; local/wer.py) touch {exp}/wer.json {exp}/wer.md ;; esac\n"
+    )
+    python.chmod(0o755)
+    return tmp_path
+
+
+def run_sh(folder: Path, stage: int, last: int, *overrides: str) -> subprocess.CompletedProcess:
+    command = ["bash", "run.sh", f"--stage={stage}", f"--stop-stage={last}", f"--python={folder}/python"]
+    command += [f"--data-dir={folder}/data", f"--exp-dir={folder}/exp", "--conf=conf/base.yaml", *overrides]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_the_language_model_is_trained_where_it_is_asked_for(experiment: Path) -> None:
+    assert run_sh(experiment, 3, 3).stdout.splitlines()[-1].startswith("stage 3: lm: no language model is asked for")
+    (experiment / "data" / "lang").rename(experiment / "away")
+    early = run_sh(experiment, 3, 3, "lm.train=true")
+    assert early.returncode == 1
+    assert early.stderr == f"error: stage 3 (lm): {experiment}/data/lang is missing; stage 0 (prepare) makes it\n"
+    (experiment / "away").rename(experiment / "data" / "lang")
+    assert "stage 3: lm: done in" in run_sh(experiment, 3, 3, "lm.train=true").stdout
+    own = experiment / "own.txt"
     for text in ("ONE", "TWO"):
         own.write_text(text)
-        assert "stage 3: lm: done in" in stage_3("lm.train=true", f"lm.text={own}").stdout
-        assert "stage 3: lm: done before" in stage_3("lm.train=true", f"lm.text={own}").stdout
+        assert "stage 3: lm: done in" in run_sh(experiment, 3, 3, "lm.train=true", f"lm.text={own}").stdout
+        assert "stage 3: lm: done before" in run_sh(experiment, 3, 3, "lm.train=true", f"lm.text={own}").stdout
+    (experiment / "exp" / "lm" / "bigram.arpa").unlink()
+    assert "stage 3: lm: done in" in run_sh(experiment, 3, 3, "lm.train=true", f"lm.text={own}").stdout
+
+
+def programs(folder: Path, *overrides: str) -> list[str]:
+    """The programs that stages 4 to 6 run, and what they are given after the configuration."""
+    (folder / "calls").write_text("")
+    done = run_sh(folder, 4, 6, *overrides)
+    assert done.returncode == 0, done.stderr
+    lines = (folder / "calls").read_text().splitlines()
+    return [" ".join([line.split()[0][6:], *line.partition("conf/base.yaml")[2].split()]) for line in lines]
+
+
+def test_tuning_and_decoding_run_when_something_changed(experiment: Path) -> None:
+    exp = experiment / "exp"
+    assert programs(experiment) == ["decode.py", "wer.py"]
+    assert programs(experiment) == []
+    assert "stage 4: tune: nothing is to be tuned" in run_sh(experiment, 4, 4).stdout
+    lists = "tune.lm_scale=[0.1, 0.2]"
+    with_tuned = f"decode.py --tuned {exp}/tuned.yaml"
+    assert programs(experiment, lists) == [f"tune.py {lists}", with_tuned]
+    assert programs(experiment, lists) == []
+    (exp / "tuned.yaml").write_text("decode: {}")
+    assert programs(experiment, lists) == [with_tuned]
+    (exp / "lm" / "lm.pt").write_text("another")
+    assert programs(experiment, lists) == [f"tune.py {lists}", with_tuned]
+    (exp / "lm" / "bigram.arpa").unlink()
+    assert programs(experiment, lists) == [f"tune.py {lists}", with_tuned]
+    # The configuration's own value, but given: it is not tuned, and decoding must take it.
+    given = "decode.lm_scale=0.3"
+    assert programs(experiment, lists, given) == [f"tune.py {lists} {given}", f"{with_tuned} {given}"]
+    assert programs(experiment, lists, given) == []
+    hot = experiment / "hot.txt"
+    assert len(programs(experiment, lists, f"decode.hotwords={hot}")) == 2
+    hot.write_text("ONE")
+    assert len(programs(experiment, lists, f"decode.hotwords={hot}")) == 2
+    assert programs(experiment) == ["decode.py"]
+    (exp / "tuned.yaml").unlink()
+    alone = run_sh(experiment, 5, 5, lists)
+    assert alone.stderr == f"error: stage 5 (decode): {exp}/tuned.yaml is missing; stage 4 (tune) makes it\n"
+
+
+def test_decoding_takes_the_tuned_average(experiment: Path) -> None:
+    lists = "tune.average_num=[1]"
+    programs(experiment, lists)
+    (experiment / "exp" / "tuned.pt").touch()
+    (experiment / "calls").write_text("")
+    run_sh(experiment, 5, 5, lists)
+    assert f"--checkpoint {experiment}/exp/tuned.pt" in (experiment / "calls").read_text()
+    (experiment / "calls").write_text("")
+    run_sh(experiment, 5, 5)
+    assert f"--checkpoint {experiment}/exp/averaged.pt" in (experiment / "calls").read_text()

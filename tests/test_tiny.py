@@ -12,7 +12,7 @@ import soundfile
 import yaml
 
 from local.errors import UserError
-from local.synthesise_tiny import main, resample, synthesise, trim
+from local.synthesise_tiny import main, resample, speech_in, synthesise, word_times
 from local.tiny_spec import SPEC, Phrases, assign_voices, load_spec, vocabulary
 
 pytest.importorskip("espeakng_loader")
@@ -139,11 +139,41 @@ def test_resampling_removes_what_would_alias() -> None:
     assert np.abs(resample(x, 22050, 16000)[200:-200]).max() < 2e-3
 
 
-def test_trim_leaves_speech_and_gives_nothing_for_silence() -> None:
+def test_speech_is_found_and_nothing_in_silence() -> None:
     x = np.zeros(16000)
-    assert len(trim(x, 16000)) == 0
+    assert len(x[speech_in(x, 16000)]) == 0
     x[4000:8000] = 0.5
-    assert len(trim(x, 16000)) == 4000 + 2 * 320
+    assert speech_in(x, 16000) == slice(4000 - 320, 8000 + 320)
+
+
+def test_words_end_before_pauses() -> None:
+    x = np.zeros(1000)
+    for start, end in ((100, 300), (320, 500), (700, 900)):
+        x[start:end] = 0.5
+    times = word_times(x, [90, 310, 600], 1000)  # the first two meet, a pause follows, then silence
+    assert times == [(0.09, 0.3), (0.31, 0.5), (0.6, 0.9)]
+
+
+def test_times_of_words_are_where_the_sound_is(small: tuple[Path, Path]) -> None:
+    _, out = small
+    words = 0
+    for path in out.glob("*/*/*/*.trans.txt"):
+        texts = dict(line.split(maxsplit=1) for line in path.read_text().splitlines())
+        lines = [line.split() for line in path.with_name(path.name.replace("trans.txt", "ctm")).read_text().splitlines()]
+        assert {row[0] for row in lines} == set(texts)
+        for utterance, text in texts.items():
+            rows = [row for row in lines if row[0] == utterance]
+            assert " ".join(row[4] for row in rows) == text
+            sound, rate = soundfile.read(path.parent / f"{utterance}.flac")
+            starts, ends = [float(r[2]) for r in rows], [float(r[2]) + float(r[3]) for r in rows]
+            assert all(a < b for a, b in zip(starts, ends, strict=True))
+            assert all(b <= a + 0.002 for a, b in zip(starts[1:], ends, strict=False))
+            assert starts[0] >= 0.05 and len(sound) / rate - 0.55 < ends[-1] < len(sound) / rate - 0.25
+            noise = np.abs(sound[: int(0.03 * rate)]).max()
+            for a, b in zip(starts, ends, strict=True):
+                assert np.abs(sound[int(a * rate) : int(b * rate)]).max() > 2 * noise
+                words += 1
+    assert words > 30
 
 
 def test_a_finished_corpus_is_replaced_and_other_folders_are_not(small: tuple[Path, Path], tmp_path: Path) -> None:

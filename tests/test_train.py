@@ -11,8 +11,9 @@ import torch
 
 from local import average as average_program
 from local.checkpoint import load_averaged, load_file, save_file
-from local.config import Config, load_config
+from local.config import load_config
 from local.errors import UserError
+from local.schema import Config
 from local.tokens import train_tokenizer
 from local.trainer import Trainer
 from model.average import average_plain

@@ -13,25 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from local.errors import UserError
-from local.score import Utterance, compare, score
+from local.score import Utterance, compare, score, symbol_delay
 from local.wer import decoded, main, read_hypotheses
+from tests.toy_experiment import levenshtein
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {"wer", "sub", "del", "ins", "words", "ci95", "rtf"}
 
 texts = st.lists(st.sampled_from(["a", "b", "*", "ü", "->"]), max_size=8).map(" ".join)
 sets = st.lists(st.tuples(texts, texts), min_size=1, max_size=6)
-
-
-def levenshtein(a: list[str] | str, b: list[str] | str) -> int:
-    """Least number of substitutions, deletions and insertions from a to b, by the textbook's table."""
-    above = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        row = [i]
-        for j, y in enumerate(b, 1):
-            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (x != y)))
-        above = row
-    return above[-1]
 
 
 def write(exp: Path, method: str, rows: list[tuple[str, str, str]], name: str = "test") -> Path:
@@ -84,6 +74,56 @@ def test_compare_finds_the_better_system() -> None:
     assert compare(refs, worse, refs) == 1.0
     assert compare(refs, refs, worse) == 0.0
     assert compare(["", ""], ["a", ""], ["", ""]) == 0.0
+
+
+def test_symbol_delay_by_hand() -> None:
+    utterances = [
+        Utterance("a", "one two three", "one oh three", (0.5, 0.9, 1.3)),  # 0.1 and -0.2; "two" was not recognised
+        Utterance("b", "four", "so four", (0.1, 0.7)),  # 0.4 behind an insertion
+        Utterance("c", "five six", "six", (2.0,)),  # 1.0 behind a deletion
+        Utterance("d", "seven", "seven", (9.0,)),  # no alignment
+        Utterance("e", "eight", "eight", (9.0,)),  # the alignment is of another text
+        Utterance("f", "nine", "nine"),  # no times
+    ]
+    spoken = {
+        "a": [("one", 0.4), ("two", 1.0), ("three", 1.5)], "b": [("four", 0.3)], "c": [("five", 0.5), ("six", 1.0)],
+        "e": [("eighty", 0.0)], "f": [("nine", 0.0)],
+    }  # fmt: skip
+    assert symbol_delay(score(utterances), spoken) == pytest.approx((0.1 - 0.2 + 0.4 + 1.0) / 4)
+    assert symbol_delay(score(utterances), {}) is None
+
+
+def test_costs_delay_oracle_plot_and_perplexity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cuts = tmp_path / "data" / "cuts"
+    cuts.mkdir(parents=True)
+    supervision = {"id": "u", "alignment": {"word": [["one", 0.25, 0.5, None], ["two", 1.0, 0.5, None]]}}
+    with gzip.open(cuts / "test.jsonl.gz", "wt") as f:
+        f.write(json.dumps({"id": "u", "supervisions": [supervision]}) + "\n")
+    words = [{"word": w, "start": 0.0, "end": e, "confidence": 1.0} for w, e in (("one", 0.8), ("two", 1.7))]
+    for method in ("greedy_search", "fast_beam_search_nbest_oracle"):
+        path = write(tmp_path, method, [])
+        path.write_text(json.dumps({"id": "u", "ref": "one two", "hyp": "one two", "words": words}) + "\n")
+        stats = {"seconds": 1.0, "audio_seconds": 50.0, "peak_memory_mib": 123.4}
+        path.with_name("test.stats.json").write_text(json.dumps(stats))
+    (tmp_path / "lm").mkdir()
+    found = {"dev": {"perplexity": {"per_token": 4.321, "per_word": 6.789}}}
+    (tmp_path / "lm" / "perplexity.json").write_text(json.dumps(found))
+    main(["--exp-dir", str(tmp_path), "--data-dir", str(tmp_path / "data")])
+    rows = json.loads((tmp_path / "wer.json").read_text())["test"]
+    assert list(rows) == ["greedy_search", "fast_beam_search_nbest_oracle"]
+    assert [r["oracle"] for r in rows.values()] == [False, True]
+    for r in rows.values():  # 0.05 and 0.2 s late
+        assert (r["symbol_delay"], r["peak_memory_mib"], r["rtf"]) == (0.125, 123.4, 0.02)
+    shown = capsys.readouterr().out
+    assert "perplexity of dev 4.32 per token, 6.79 per word" in shown
+    lines = shown.splitlines()
+    assert lines[2].endswith("|        123 |      125 |") and lines[0].endswith("| memory MiB | delay ms |")
+    assert "oracle \\* |" in lines[3] and "greedy_search    " in lines[2] and any("a bound" in line for line in lines[4:])
+    assert (tmp_path / "wer.png").read_bytes().startswith(b"\x89PNG")
+    for path in tmp_path.glob("decode/*/*.stats.json"):
+        path.unlink()
+    main(["--exp-dir", str(tmp_path)])
+    assert not (tmp_path / "wer.png").exists() and capsys.readouterr().out.count("|          - |        - |") == 2
 
 
 def test_files_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +184,13 @@ def test_bad_line_is_named(tmp_path: Path, line: str | bytes, said: str) -> None
         read_hypotheses(path)
 
 
-@pytest.mark.parametrize("stats", ['{"seconds": 1}', "{", '{"seconds": "x", "audio_seconds": 1}', "[]"])
+@pytest.mark.parametrize(
+    "stats",
+    [
+        '{"seconds": 1}', "{", '{"seconds": "x", "audio_seconds": 1}', "[]",
+        '{"seconds": 1, "audio_seconds": 1, "peak_memory_mib": "much"}',
+    ],
+)  # fmt: skip
 def test_bad_stats_are_named(tmp_path: Path, stats: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, "greedy_search", [("a", "x", "x")])
     path.with_name("test.stats.json").write_text(stats)

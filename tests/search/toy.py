@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from local.config import Config, load_config
+from local.config import load_config
+from local.schema import Config
 from model.build import build_model
 from model.transducer import Transducer
 

@@ -1,0 +1,147 @@
+"""local/stream.py from a checkpoint and an audio file to what it prints."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lhotse")
+pytest.importorskip("soundfile")
+
+import soundfile
+from lhotse import Recording
+
+from local import stream
+from local.checkpoint import load_averaged, provenance, save_file
+from local.config import load_config
+from local.decoder import Decoder
+from local.features import make_extractor
+from local.graph import save_graph
+from local.methods import METHODS
+from local.recogniser import Recogniser, Resources
+from model.build import build_model
+from model.search.graph import trivial_graph
+from tests.toy_experiment import SMALL, save_toy_lm, toy_tokenizer
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One stream is too little work for two threads, which wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """averaged.pt of an untrained model that says something, what methods need besides it, and audio."""
+    root = tmp_path_factory.mktemp("stream")
+    tokenizer, cfg = toy_tokenizer(), load_config(None, SMALL)
+    (root / "lm").mkdir()
+    save_toy_lm(cfg, tokenizer, root / "lm")
+    save_graph(trivial_graph(tokenizer.vocab_size), tokenizer, root / "graph" / "LG.npz")
+    (root / "hotwords.txt").write_text("TWO ONE\nTHREE\t6\n", encoding="utf-8")
+    torch.manual_seed(0)
+    model = build_model(cfg, tokenizer.vocab_size)
+    with torch.no_grad():
+        for name, parameter in model.encoder.encoder_embed.named_parameters():
+            if name.endswith("weight"):
+                parameter.normal_(std=0.2)
+        model.joiner.encoder_proj.weight.normal_()
+        model.joiner.output_linear.weight.normal_(std=0.5)
+        model.joiner.output_linear.bias[:3] = torch.tensor([2.0, -9.0, -9.0])
+    save_file({"model": model.state_dict(), **provenance(cfg, tokenizer)}, root / "averaged.pt")
+    generator = np.random.default_rng(0)
+    audio = 0.2 * generator.standard_normal(int(1.3 * RATE)) * np.sin(np.linspace(0, 9, int(1.3 * RATE))) ** 2
+    soundfile.write(root / "one.wav", audio, RATE)
+    soundfile.write(root / "low.wav", audio[: RATE // 2], RATE // 2)
+    soundfile.write(root / "two.wav", np.stack([audio, audio], 1), RATE)
+    return root
+
+
+def run(folder: Path, file: str, *arguments: str) -> None:
+    stream.main([str(folder / file), "--checkpoint", str(folder / "averaged.pt"), *arguments])
+
+
+@torch.no_grad()
+def whole(folder: Path, file: str, method: str, *overrides: str) -> tuple[str, float]:
+    """The text that local/decode.py finds in the whole file, and its seconds."""
+    model, cfg, tokenizer = load_averaged(folder / "averaged.pt", list(overrides))
+    recording = Recording.from_file(folder / file).resample(RATE)
+    x = make_extractor(cfg.features).extract(torch.from_numpy(recording.load_audio()), RATE).unsqueeze(0)
+    recogniser = Recogniser(method, Resources(model, tokenizer, torch.device("cpu"), folder, folder), cfg.decode)
+    decoder = Decoder(model, {method: recogniser}, cfg.decode.tail_frames, torch.device("cpu"))
+    return tokenizer.decode(decoder.run(x, torch.tensor([x.shape[1]]), [""])[method][0].tokens), recording.duration
+
+
+@pytest.mark.parametrize(
+    ("method", "file"), [(name, "one.wav") for name in METHODS if not METHODS[name].oracle] + [("greedy_search", "low.wav")]
+)
+def test_final_result(capsys: pytest.CaptureFixture[str], folder: Path, method: str, file: str) -> None:
+    hotwords = f"decode.hotwords={folder / 'hotwords.txt'}"
+    run(folder, file, hotwords, "--method", method, "--chunk", "0.12", "--data-dir", str(folder))
+    *partials, final, cost = capsys.readouterr().out.splitlines()
+    text, seconds = whole(folder, file, method, hotwords)
+    assert text and final == f"0.00 - {seconds:.2f}: {text}"
+    assert len(partials) > 2 and all(re.fullmatch(r"\d\.\d\d: .*", line) for line in partials)
+    assert partials == sorted(set(partials), key=lambda line: float(line.split(":")[0]))
+    assert re.fullmatch(rf"{seconds:.2f} s of audio recognised in \d+\.\d\d s: RTF \d\.\d{{4}}", cost)
+
+
+def test_real_time(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    began = stream.time.perf_counter()
+    run(folder, "one.wav", "--real-time", "decode.beam=2")
+    assert stream.time.perf_counter() - began > 1.3
+    latency = re.fullmatch(
+        r"the final result came (\d+) ms after the end of the audio", capsys.readouterr().out.splitlines()[-1]
+    )
+    assert latency and int(latency[1]) < 5000
+
+
+def test_utterances(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    run(folder, "one.wav", "--endpoint-rules", "5", "5", "0.4", "--chunk", "0.08", "--method", "greedy_search")
+    finals = [line for line in capsys.readouterr().out.splitlines() if " - " in line]
+    assert [line.split(":")[0] for line in finals] == ["0.00 - 0.45", "0.45 - 0.90", "0.90 - 1.30"]
+    run(folder, "one.wav", "--endpoint", "--method", "greedy_search")  # shorter than the longest utterance
+    assert sum(" - " in line for line in capsys.readouterr().out.splitlines()) == 1
+
+
+def test_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "10")
+    run(folder, "one.wav", "--method", "greedy_search")
+    line, *_ = capsys.readouterr().out.split("\n")
+    *partials, final = line.split("\r\x1b[K")[1:]
+    assert len(partials) > 1 and max(map(len, partials)) == 9
+    assert final == "0.00 - 1.30: " + whole(folder, "one.wav", "greedy_search")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["none.wav"], "none.wav: missing"),
+        (["two.wav"], "two.wav: 2 channels"),
+        (["averaged.pt"], "averaged.pt: unreadable"),
+        (["one.wav", "--chunk", "0.01"], "0.04"),
+        (["one.wav", "--endpoint-rules", "1", "0", "9"], "silence"),
+        (["one.wav", "--method", "fast_beam_search", "decode.fast_beam_backend=k2"], "whole utterances"),
+        (["one.wav", "--method", "fast_beam_search_nbest_oracle"], "reference"),
+        (["one.wav", "--method", "modified_beam_search_lm_rescore", "decode.lm=no.pt"], "no.pt"),
+        (["one.wav", "--method", "fast_beam_search_LG"], "LG"),
+        (["one.wav", "decode.bem=3"], "bem"),
+    ],
+)
+def test_errors_in_one_line(capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], named: str) -> None:
+    with pytest.raises(SystemExit):
+        run(folder, *arguments)
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and named in error and "\n" not in error

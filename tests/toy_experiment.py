@@ -1,0 +1,83 @@
+"""Prepared data of four short utterances and an experiment with an untrained model, for the tests that decode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from lhotse import CutSet, Recording, SupervisionSegment
+
+from local.checkpoint import provenance, save_file
+from local.config import load_config
+from local.lm import lm_sizes, save_lm
+from local.schema import Config
+from local.tokens import Tokenizer, train_tokenizer
+from local.train_lm import write_bigram
+from model.build import build_model
+from model.lm import LstmLm
+
+SMALL = [
+    *(f"model.encoder.{key}=16" for key in ("d_model", "rnn_hidden_size", "dim_feedforward")), "model.encoder.num_layers=1",
+    "model.decoder.dim=16", "model.joiner.dim=16", "data.num_workers=0", "lm.dim=8", "lm.hidden=8", "lm.num_layers=1",
+]  # fmt: skip
+DURATIONS = {"a-1": 0.8, "b-2": 0.05, "c-3": 1.2, "d-4": 0.5}  # 0.05 s: less than the front end sees at once
+TEXTS = ["ONE TWO THREE", "TWO ONE", "THREE"]
+
+
+def toy_tokenizer() -> Tokenizer:
+    return train_tokenizer(TEXTS, 20)
+
+
+def toy_weights(cfg: Config, tokenizer: Tokenizer, seed: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    model = build_model(cfg, tokenizer.vocab_size)
+    with torch.no_grad():
+        model.joiner.output_linear.bias[:3] = -3.0  # little blank and unknown, so that something is recognised
+    return model.state_dict()
+
+
+def save_toy_lm(cfg: Config, tokenizer: Tokenizer, folder: Path) -> None:
+    """lm.pt with weights so large that it matters, and bigram.arpa."""
+    torch.manual_seed(5)
+    lm = LstmLm(**lm_sizes(cfg, tokenizer.vocab_size))
+    with torch.no_grad():
+        for p in lm.parameters():
+            p.normal_(std=0.8)
+    save_lm(lm, cfg, tokenizer, folder / "lm.pt")
+    (folder / "transcript.txt").write_text("".join(f"{text}\n" for text in TEXTS), encoding="utf-8")
+    write_bigram(folder / "transcript.txt", tokenizer, folder / "bigram.arpa")
+
+
+def make_experiment(root: Path) -> None:
+    """root/data with one part, `test`, which is the dev part too; root/averaged.pt; root/lm."""
+    import soundfile
+
+    generator = np.random.default_rng(0)
+    cuts = []
+    for name, seconds in DURATIONS.items():
+        path = root / f"{name}.flac"
+        soundfile.write(path, 0.1 * generator.standard_normal(int(16000 * seconds)), 16000)
+        cut = Recording.from_file(path, recording_id=name).to_cut()
+        cut.id = name
+        cut.supervisions = [SupervisionSegment(name, name, 0.0, cut.duration, text="ONE TWO")]
+        cuts.append(cut)
+    (root / "data" / "cuts").mkdir(parents=True)
+    CutSet.from_cuts(cuts).to_file(root / "data" / "cuts" / "test.jsonl.gz")
+    parts = "name: toy\nsource: custom\ntrain: [train]\ndev: [test]\ntest: [test]\n"
+    (root / "data" / "corpus.yaml").write_text(parts, encoding="utf-8")
+    tokenizer, cfg = toy_tokenizer(), load_config(None, SMALL)
+    (root / "lm").mkdir()
+    save_toy_lm(cfg, tokenizer, root / "lm")
+    save_file({"model": toy_weights(cfg, tokenizer, 0), **provenance(cfg, tokenizer)}, root / "averaged.pt")
+
+
+def levenshtein(a: list[str] | str, b: list[str] | str) -> int:
+    """Least number of substitutions, deletions and insertions from a to b, by the textbook's table."""
+    above = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        row = [i]
+        for j, y in enumerate(b, 1):
+            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (x != y)))
+        above = row
+    return above[-1]
