@@ -5,16 +5,16 @@ from __future__ import annotations
 from lhotse.cut import Cut
 from lhotse.utils import compute_num_frames
 
+from local.words import FRAME_SECONDS
 from model.encoder.subsampling import subsampled
 
-FRAME_SHIFT = 0.01  # seconds
 SPEEDS = (0.9, 1.1)  # of the perturbed copies (Ko et al., "Audio augmentation for speech recognition", 2015)
 NUM_TOKENS, SPEED = "num_tokens", "speed"  # keys in a cut's `custom`
 
 
 def num_frames(seconds: float) -> int:
     """Feature frames of `seconds` of audio (lhotse's rule: rounded, the window is not kept inside the signal)."""
-    return compute_num_frames(seconds, frame_shift=FRAME_SHIFT, sampling_rate=16000)
+    return compute_num_frames(seconds, frame_shift=FRAME_SECONDS, sampling_rate=16000)
 
 
 def fits(cut: Cut, speed: float = 1.0) -> bool:
