@@ -54,11 +54,11 @@ class Resources:
         return self._once("graph", self.data_dir / "graph" / "LG.npz", lambda path: load_graph(path, self.tokenizer))
 
     def hotwords(self, options: DecodeConfig) -> list[Weighted]:
-        """The scorer of decode.hotwords where that is set."""
+        """The scorer of decode.hotwords where that is set and has any phrase."""
         if options.hotwords is None:
             return []
         phrases = read_hotwords(Path(options.hotwords), options.hotwords_boost, self.tokenizer)
-        return [(HotwordScorer(phrases, self.tokenizer.vocab_size, self.device), 1.0)]
+        return [(HotwordScorer(phrases, self.tokenizer.vocab_size, self.device), 1.0)] if phrases else []
 
     def _once(self, kind: str, path: Path, load: Callable[[Path], Loaded]) -> Loaded:
         if (kind, path) not in self._kept:
@@ -105,8 +105,6 @@ def read_hotwords(path: Path, boost: float, tokenizer: Tokenizer) -> list[tuple[
             found.append((tokens, float(own) if own.strip() else boost))
         except ValueError:
             raise UserError(f"{path}:{number}: the boost '{own}' is no number") from None
-    if not found:
-        raise UserError(f"{path}: no phrase in it (key 'decode.hotwords')")
     return found
 
 
