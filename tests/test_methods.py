@@ -154,6 +154,9 @@ def test_hotwords(resources: Resources, encoded: tuple[torch.Tensor, torch.Tenso
     for method, fused in ((MODIFIED, [hot]), ("modified_beam_search_lm_shallow_fusion", [lm, hot])):
         found = Recogniser(method, resources, made)(*encoded, [""] * 4)
         assert tokens(found) == tokens(get_search(MODIFIED)(resources.model, *encoded, scorers=fused)) != plain
+    path.write_text("\n", encoding="utf-8")
+    assert tokens(Recogniser(MODIFIED, resources, made)(*encoded, [""] * 4)) == plain
+    path.write_text("ONE\t5\n", encoding="utf-8")
     greedy = [Recogniser("greedy_search", resources, o)(*encoded, [""] * 4) for o in (options(), made)]
     assert tokens(greedy[0]) == tokens(greedy[1])
 
@@ -163,7 +166,6 @@ def test_hotwords(resources: Resources, encoded: tuple[torch.Tensor, torch.Tenso
     [
         ("ONE\tmuch\n", "hot.txt:1: the boost 'much' is no number"),
         ("ONE\nQUÉ\n", "hot.txt:2: 'QUÉ' has characters without a token: Q U É"),
-        ("\n", "hot.txt: no phrase"),
         ("ONE\tinf\n", "boost of phrase"),
     ],
 )
