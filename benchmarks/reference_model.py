@@ -10,10 +10,10 @@ import soundfile
 import torch
 
 from local.config import load_config
+from local.features import PADDING
 from model.build import build_model
 from model.transducer import Transducer
 
-LOG_EPSILON = -23.025850929940457  # log(1e-10), the padding of features
 BATCH = 30
 Encoded = list[tuple[list[str], torch.Tensor, torch.Tensor]]
 
@@ -48,7 +48,7 @@ def encode(model: Transducer, features: dict[str, torch.Tensor], batch: int = BA
     encoded: Encoded = []
     for start in range(0, len(items), batch):
         ids, arrays = zip(*items[start : start + batch], strict=True)
-        x = torch.nn.utils.rnn.pad_sequence(list(arrays), batch_first=True, padding_value=LOG_EPSILON)
+        x = torch.nn.utils.rnn.pad_sequence(list(arrays), batch_first=True, padding_value=PADDING)
         out, lens, _ = model.encoder(x, torch.tensor([len(a) for a in arrays]))
         encoded.append((list(ids), out, lens))
     return encoded

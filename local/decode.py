@@ -27,11 +27,12 @@ from local.checkpoint import load_averaged
 from local.datamodule import AsrDataModule, Batch
 from local.decoder import Decoder
 from local.errors import UserError, cli
+from local.lengths import FRAME_SECONDS
 from local.progress import Progress
 from local.recogniser import Recogniser, Resources
 from local.tokens import Tokenizer
 from local.tuned import with_tuned
-from local.words import FRAME_SECONDS, rounded, timed_words
+from local.words import rounded, timed_words
 from model.search import Hypothesis
 
 

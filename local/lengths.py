@@ -5,9 +5,9 @@ from __future__ import annotations
 from lhotse.cut import Cut
 from lhotse.utils import compute_num_frames
 
-from local.words import FRAME_SECONDS
 from model.encoder.subsampling import subsampled
 
+FRAME_SECONDS = 0.01  # of audio per feature frame
 SPEEDS = (0.9, 1.1)  # of the perturbed copies (Ko et al., "Audio augmentation for speech recognition", 2015)
 NUM_TOKENS, SPEED = "num_tokens", "speed"  # keys in a cut's `custom`
 

@@ -17,7 +17,7 @@ from local.lm import load_lm
 from local.methods import METHODS, Method, Part
 from local.schema import DecodeConfig
 from local.tokens import UNK_ID, Tokenizer
-from model.search import Hypothesis, get_search, get_stream, rescore
+from model.search import Hypothesis, Stream, get_search, get_stream, rescore
 from model.search.scorers import HotwordScorer, InternalLmScorer, LstmLmScorer, NGramScorer, Scorer, read_arpa
 from model.transducer import Transducer
 
@@ -141,22 +141,27 @@ class Recogniser:
         return hypotheses
 
     def _make_search(self, own: DecodeConfig) -> Callable[[torch.Tensor, torch.Tensor], list[Hypothesis]]:
-        resources, options = self.resources, dict(self.options)
-        model = resources.model
-        if self.method.hotwords:
-            scorers = [resources.scorer(part, own) for part in self.method.fused]
-            hotwords = resources.hotwords(own)
-            if hotwords:
-                self.options["hotwords"] = own.hotwords
-            options["scorers"] = scorers + hotwords
-        if self.method.search == "fast_beam_search_graph":
-            from model.search.fast_beam_graph import FastBeamGraphStream  # needs numba, which is optional otherwise
-
-            return FastBeamGraphStream(model, graph=resources.graph(), **options).decode
-        if options.get("backend") == "k2":  # takes whole utterances only
-            search = get_search(self.method.search)
+        if self.options.get("backend") == "k2":  # takes whole utterances only
+            search, model, options = get_search(self.method.search), self.resources.model, dict(self.options)
             return lambda encoder_out, lens: search(model, encoder_out, lens, **options)
-        return get_stream(self.method.search)(model, **options).decode
+        if self.method.hotwords and own.hotwords is not None:
+            self.options["hotwords"] = own.hotwords
+        return make_stream(self.method, self.resources, own).decode
+
+
+def make_stream(method: Method, resources: Resources, own: DecodeConfig) -> Stream:
+    """The method's first pass with its scorers. own: section `decode` with what `by_method` says of it.
+
+    Raises `UserError` for files that are missing or unfit, ValueError for options the search refuses.
+    """
+    options = search_options(method, own)
+    if method.hotwords:
+        options["scorers"] = [resources.scorer(part, own) for part in method.fused] + resources.hotwords(own)
+    if method.search == "fast_beam_search_graph":
+        from model.search.fast_beam_graph import FastBeamGraphStream  # needs numba, which is optional otherwise
+
+        return FastBeamGraphStream(resources.model, graph=resources.graph(), **options)
+    return get_stream(method.search)(resources.model, **options)
 
 
 def search_options(method: Method, options: DecodeConfig) -> dict[str, Any]:

@@ -27,10 +27,10 @@ from local.checkpoint import load_averaged
 from local.endpoint import EndpointRules
 from local.errors import UserError, cli
 from local.methods import METHODS
-from local.recogniser import Resources, search_options
+from local.recogniser import Resources, make_stream
 from local.schema import DecodeConfig
 from local.streaming import Segment, StreamingRecogniser, frames_per_chunk
-from model.search import Stream, get_stream
+from model.search import Stream
 from model.search.scorers import Scorer
 
 PIECE_SECONDS = 0.02  # of audio that arrives at once, as sound cards deliver it
@@ -42,16 +42,8 @@ def make_search(name: str, resources: Resources, options: DecodeConfig) -> tuple
     method, own = METHODS[name], options.of_method(name)
     if method.oracle:
         raise UserError(f"{name}: an oracle needs the reference, which a stream has not")
-    arguments = search_options(method, own)
-    if method.hotwords:
-        arguments["scorers"] = [resources.scorer(part, own) for part in method.fused] + resources.hotwords(own)
     try:
-        if method.search == "fast_beam_search_graph":
-            from model.search.fast_beam_graph import FastBeamGraphStream  # needs numba, which is optional otherwise
-
-            search: Stream = FastBeamGraphStream(resources.model, graph=resources.graph(), **arguments)
-        else:
-            search = get_stream(method.search)(resources.model, **arguments)
+        search = make_stream(method, resources, own)
     except ValueError as e:
         raise UserError(f"{name}: {e}") from None
     return search, [resources.scorer(part, own) for part in method.second_pass]

@@ -15,9 +15,10 @@ import torch
 from local.endpoint import EndpointRules
 from local.errors import UserError
 from local.features import make_extractor
+from local.lengths import FRAME_SECONDS
 from local.schema import FeaturesConfig
 from local.tokens import Tokenizer
-from local.words import FRAME_SECONDS, TOKEN_SECONDS
+from local.words import TOKEN_SECONDS
 from model.encoder.lstm import LstmEncoder, States
 from model.encoder.subsampling import MIN_FRAMES, Conv2dSubsampling, subsampled
 from model.search import Hypothesis, Stream, rescore

@@ -35,7 +35,7 @@ from local.methods import METHODS
 from local.progress import Progress
 from local.recogniser import Recogniser, Resources
 from local.schema import DecodeConfig, TuneConfig
-from local.tuned import save_tuned
+from local.tuned import keys_of, save_tuned
 from local.usage import fitting
 from model.transducer import Transducer
 
@@ -70,11 +70,6 @@ class Point:
     def __str__(self) -> str:
         values = " ".join(f"{key}={value:g}" for key, value in self.values.items())
         return f"{self.method} {values}: WER {100 * self.errors / self.words:.2f} %"
-
-
-def keys_of(overrides: Sequence[str]) -> set[str]:
-    """The keys that "key.sub=value" arguments name."""
-    return {override.partition("=")[0] for override in overrides}
 
 
 def lists(tune: TuneConfig, given: set[str]) -> dict[str, list[float]]:

@@ -15,6 +15,11 @@ from local.errors import UserError
 from local.schema import DecodeConfig
 
 
+def keys_of(overrides: Sequence[str]) -> set[str]:
+    """The keys that "key.sub=value" arguments name."""
+    return {override.partition("=")[0] for override in overrides}
+
+
 def save_tuned(path: Path, decode: dict[str, Any], average: dict[str, Any]) -> None:
     """Write the values chosen for sections `decode` (its `by_method` too) and `average`."""
     content = {"decode": decode, "average": average}
@@ -29,7 +34,7 @@ def with_tuned(options: DecodeConfig, path: Path, overrides: Sequence[str] = ())
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; stage 4 (tune) of run.sh makes it where section 'tune' has a list")
-    given = {override.partition("=")[0] for override in overrides}
+    given = keys_of(overrides)
     try:
         chosen = yaml.safe_load(path.read_text(encoding="utf-8"))["decode"]
         by_method = chosen.pop("by_method", {})

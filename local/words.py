@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from local.lengths import FRAME_SECONDS
 from local.tokens import BLANK_ID, SOS_EOS_ID, Tokenizer
 from model.search import Hypothesis
 
-FRAME_SECONDS = 0.01  # of audio per feature frame
 TOKEN_SECONDS = 4 * FRAME_SECONDS  # per frame of the encoder's output
 SPACE = "\u2581"  # sentencepiece's mark of a word's beginning
 

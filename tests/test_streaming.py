@@ -38,13 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {name: {} for name in STREAMS} | {"fast_bea
 Results = dict[str, Hypothesis]  # by utterance
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """One stream is too little work for two threads, which wait for each other most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pieces(whole: torch.Tensor, rng: random.Random, largest: int) -> Iterator[torch.Tensor]:
