@@ -18,12 +18,12 @@ pytest.importorskip("soundfile")
 
 import soundfile
 
-from benchmarks.reference_model import LOG_EPSILON, load_reference_model
+from benchmarks.reference_model import load_reference_model
 from local.config import load_config
 from local.decoder import with_tail
 from local.endpoint import EndpointRules
 from local.errors import UserError
-from local.features import make_extractor
+from local.features import PADDING, make_extractor
 from local.schema import FeaturesConfig
 from local.streaming import EncoderStream, FeatureStream, StreamingRecogniser, frames_per_chunk
 from local.tokens import Tokenizer, train_tokenizer
@@ -82,7 +82,7 @@ def in_batches(model: Transducer, features: dict[str, torch.Tensor], ids: list[s
             break
         begin += size
         lens = torch.tensor([len(features[i]) for i in batch])
-        x = torch.nn.utils.rnn.pad_sequence([features[i] for i in batch], batch_first=True, padding_value=LOG_EPSILON)
+        x = torch.nn.utils.rnn.pad_sequence([features[i] for i in batch], batch_first=True, padding_value=PADDING)
         out, out_lens, _ = model.encoder(*with_tail(x, lens, TAIL))
         out_lens = out_lens.masked_fill(subsampled(lens) < 1, 0)
         for name, options in OPTIONS.items():
