@@ -44,8 +44,9 @@ class Trainer:
         self.scaler = make_scaler(enabled=cfg.train.precision == "fp16")
         self.epoch, self.batch, self.step = 1, 0, 0  # epoch from 1; batches done in it; batches done in all
         self.bad_steps = 0
-        self._resume()
+        saved = self._resume()
         self.telemetry = Telemetry(exp_dir, self.model, self.step)
+        self.telemetry.load_state_dict(saved.get("telemetry", {}))
 
     @property
     def warmup(self) -> float:
@@ -112,11 +113,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = self._gradient_norm()
+        norms = self._gradient_norms()
         self.batch += 1
         self.step += 1
         # The one wait for a GPU in a step, after all its work is queued.
-        finite = bool(torch.isfinite(loss.detach() + norm))
+        finite = bool(torch.isfinite(loss.detach() + norms.norm()))
         if finite:
             self.scaler.step(self.optimizer)
         elif self.scaler.is_enabled() and bool(torch.isfinite(loss.detach())):
@@ -128,7 +129,7 @@ class Trainer:
         self.average.update(self.model, self.step)
         if finite:
             frames = subsampled(batch["input_lens"]).sum()
-            self.telemetry.add(simple, pruned, loss, norm, losses.get("outside"), int(frames), batch["num_frames"])
+            self.telemetry.add(self.step, (loss, simple, pruned), norms, losses.get("outside"), int(frames), batch)
 
     def _losses(self, batch: Batch, monitor: bool = False, warmup: float | None = None) -> dict[str, Tensor]:
         precision = self.cfg.train.precision
@@ -143,14 +144,13 @@ class Trainer:
                 monitor=monitor,
             )
 
-    def _gradient_norm(self) -> Tensor:
-        """The norm of the whole model's gradient, before it is clipped (gradient.control: clip)."""
-        clip = self.cfg.gradient.control == "clip"
-        limit = self.cfg.gradient.clip_norm if clip else float("inf")
-        params = [p for p in self.model.parameters() if p.grad is not None]
-        if clip:
-            return torch.nn.utils.clip_grad_norm_(params, limit)
-        return torch.stack(torch._foreach_norm([p.grad for p in params if p.grad is not None])).norm()
+    def _gradient_norms(self) -> Tensor:
+        """The gradient's norm by parameter, before it is clipped (gradient.control: clip). (parameters,)"""
+        params = list(self.model.parameters())
+        norms = torch.stack(torch._foreach_norm([p.grad if p.grad is not None else torch.zeros_like(p) for p in params]))
+        if self.cfg.gradient.control == "clip":
+            torch.nn.utils.clip_grad_norm_(params, self.cfg.gradient.clip_norm)
+        return norms
 
     def _skip_step(self, batch: Batch, losses: dict[str, Tensor]) -> None:
         """Name and save the utterances behind a non-finite step; give up after train.max_bad_steps of them."""
@@ -198,17 +198,18 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "telemetry": self.telemetry.state_dict(),
             "progress": progress,
             "rng": rng,
             **self.origin,
         }
         save_file(content, path)
 
-    def _resume(self) -> None:
-        """Take the newest readable checkpoint of the folder, if there is one."""
+    def _resume(self) -> dict[str, Any]:
+        """Take the newest readable checkpoint of the folder, if there is one; returns what it holds."""
         found = max(newest_readable(self.folder), key=lambda pair: pair[1]["progress"]["step"], default=None)
         if found is None:
-            return
+            return {}
         path, saved = found
         if saved["tokens_hash"] != self.origin["tokens_hash"]:
             raise UserError(f"{path} was trained with other tokens than {self.data.data_dir}'s; use another --exp-dir")
@@ -231,6 +232,7 @@ class Trainer:
             print(f"warning: {key} was {before[key]}, is {now[key]} from here on; --force trains anew", file=sys.stderr)
         if self.epoch > self.cfg.train.num_epochs or self._at_limit():
             print("nothing is left to train: train.num_epochs or train.max_steps is reached")
+        return saved
 
     def _tidy(self) -> None:
         """Keep the newest epochs that averaging or train.keep_last asks for, and two step checkpoints."""
