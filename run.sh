@@ -18,13 +18,19 @@ Stages
   5  decode         test sets by all of decode.methods -> EXP/decode/<method>/<set>.jsonl
   6  score          -> EXP/wer.json, EXP/wer.md, EXP/wer.png, EXP/errors/; prints the WER table
 
+Looking closer: --stage NAME, never part of a run
+  diagnose       -> EXP/diagnose/: activations and gradients of every module over a few batches; the first line of
+                    report.txt names the layer where the gradient explodes and the utterances behind it
+  ablation       -> EXP/ablation/: trainings with gradient.control filter, clip, none over several seeds; WER table, plots
+  study          -> EXP/study/: small models that show how gradients vanish and explode; one page with plots
+
 Options
   --corpus NAME      a folder of egs/ (tiny)
   --corpus-dir DIR   audio that is already there: the folder that holds the parts or LibriSpeech/
   --data-dir DIR     prepared data (data/NAME)
   --exp-dir DIR      where to write (exp/NAME)
   --conf FILE        configuration (egs/NAME/conf/<name of EXP>.yaml, else egs/NAME/conf/NAME.yaml, else conf/base.yaml)
-  --stage N          first stage (0)
+  --stage N          first stage (0), or a name from above
   --stop-stage N     last stage (6)
   --nproc N          processes that prepare the data (the number of cores)
   --python PROGRAM   Python to use as it is, instead of making .venv
@@ -74,6 +80,13 @@ score() {  # the table is printed below, also where it was made before
   "$python" local/wer.py --exp-dir "$exp_dir" --data-dir "$data_dir" > /dev/null
 }
 
+look_closer() {  # the stages that have a name in place of a number
+  local program=studies/$stage.py
+  [[ $stage != diagnose ]] || program=local/diagnose.py
+  [[ -f $data_dir/lang/bpe.model ]] || fail "stage $stage: $data_dir/lang/bpe.model is missing; stage 0 (prepare) makes it"
+  configured "$program" --data-dir "$data_dir" --exp-dir "$exp_dir"
+}
+
 of_groups() {  # group=(the overrides of these groups of keys)
   local o name
   group=()
@@ -109,6 +122,7 @@ recognition_inputs() {  # given=(what methods need besides the checkpoint)
 # All of it is read before any of it runs, so that the file may be edited meanwhile.
 main() {
   options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nproc python"
+  named_stages="diagnose ablation study"
   corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=6 nproc='' python=''
   parse_options "$@"
   exp_dir=${exp_dir:-exp/$corpus}
@@ -122,6 +136,10 @@ main() {
   [[ $force == false ]] || common+=(--force)
   echo "corpus $corpus, experiment $exp_dir, configuration $conf${overrides[*]:+ ${overrides[*]}}"
 
+  if [[ " $named_stages " == *" $stage "* ]]; then
+    look_closer
+    return
+  fi
   if [[ $stage -le 0 && $stop_stage -ge 0 ]]; then
     ./prepare.sh "${common[@]}" ${overrides[@]+"${overrides[@]}"}
   fi

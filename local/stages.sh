@@ -1,6 +1,7 @@
 # What prepare.sh and run.sh share: options, the Python environment, stages that are skipped when done. Sourced, not run.
 #
-# The caller sets `options` (names with underscores), gives them their defaults, defines `usage`, then calls
+# The caller sets `options` (names with underscores), gives them their defaults, defines `usage` (and, where it has stages
+# with names, lists these in `named_stages`), then calls
 #   parse_options "$@"; resolve_options; ensure_python; run_stage ...
 
 # How long a waiting thread spins before it sleeps. GNU OpenMP's own choice, some milliseconds, makes training several
@@ -28,7 +29,7 @@ parse_options() {
     [[ $1 == --*=* ]] && shift || shift 2
   done
   for name in stage stop_stage; do
-    [[ ${!name} =~ ^-?[0-9]+$ ]] || fail "option --${name//_/-} needs a whole number, not '${!name}'"
+    [[ ${!name} =~ ^-?[0-9]+$ || ($name == stage && " ${named_stages:-} " == *" $stage "*) ]] || fail "option --${name//_/-} needs a whole number, not '${!name}'"
   done
 }
 

@@ -147,7 +147,7 @@ def experiment(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_sh(folder: Path, stage: int, last: int, *overrides: str) -> subprocess.CompletedProcess:
+def run_sh(folder: Path, stage: int | str, last: int, *overrides: str) -> subprocess.CompletedProcess:
     command = ["bash", "run.sh", f"--stage={stage}", f"--stop-stage={last}", f"--python={folder}/python"]
     command += [f"--data-dir={folder}/data", f"--exp-dir={folder}/exp", "--conf=conf/base.yaml", *overrides]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -218,3 +218,22 @@ def test_decoding_takes_the_tuned_average(experiment: Path) -> None:
     (experiment / "calls").write_text("")
     run_sh(experiment, 5, 5)
     assert f"--checkpoint {experiment}/exp/averaged.pt" in (experiment / "calls").read_text()
+
+
+def test_stages_with_a_name(experiment: Path) -> None:
+    def looked(stage: str) -> list[str]:
+        (experiment / "calls").write_text("")
+        done = run_sh(experiment, stage, 6, "train.seed=5")
+        assert done.returncode == 0, done.stderr
+        return (experiment / "calls").read_text().splitlines()
+
+    data = experiment / "data"
+    where = f"--data-dir {data} --exp-dir {experiment}/exp --conf conf/base.yaml train.seed=5"
+    missing = run_sh(experiment, "study", 6)
+    assert missing.stderr == f"error: stage study: {data}/lang/bpe.model is missing; stage 0 (prepare) makes it\n"
+    (data / "lang").mkdir(exist_ok=True)
+    (data / "lang" / "bpe.model").touch()
+    assert looked("diagnose") == [f"local/diagnose.py {where}"]
+    assert looked("ablation") == [f"studies/ablation.py {where}"]
+    assert looked("study") == [f"studies/study.py {where}"]
+    assert "needs a whole number, not 'studies'" in run_sh(experiment, "studies", 6).stderr
