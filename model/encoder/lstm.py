@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from model.encoder.subsampling import Conv2dSubsampling, subsampled
 from model.layers.activation import make_activation
 from model.layers.balancer import ActivationBalancer, Bounds
+from model.layers.dropout import Dropout
 from model.layers.gradient_filter import GradientFilter
 from model.layers.norm import make_norm
 from model.layers.scaled import ScaledLinear, ScaledRNN
@@ -47,10 +48,10 @@ class RecurrentLayer(nn.Module):
             ScaledLinear(d_model, dim_feedforward),
             ActivationBalancer(-1, balance_prob),
             make_activation(activation),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             ScaledLinear(dim_feedforward, d_model, initial_scale=0.25),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.balancer = ActivationBalancer(-1, balance_prob, Bounds(0.45, 0.55, max_abs=6.0))
         self.norm_final = make_norm(norm, d_model, time_axis=0)
         self.gradient_filter = None if filter_threshold is None else GradientFilter(filter_threshold)
@@ -99,9 +100,7 @@ class LstmEncoder(nn.Module):
         super().__init__()
         o = layer_options
         self.num_features, self.d_model, self.rnn_hidden_size = num_features, o["d_model"], o["rnn_hidden_size"]
-        self.encoder_embed = Conv2dSubsampling(
-            num_features, o["d_model"], o["balance_prob"], o["norm"], o["activation"]
-        )
+        self.encoder_embed = Conv2dSubsampling(num_features, o["d_model"], o["balance_prob"], o["norm"], o["activation"])
         self.encoder = RecurrentStack([RecurrentLayer(**o) for _ in range(num_layers)])
 
     def initial_states(self, batch_size: int, like: Tensor) -> States:

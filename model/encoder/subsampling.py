@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import overload
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,7 +57,12 @@ class Conv2dSubsampling(nn.Module):
         """x (N, T, F) -> (N, T', d_model); fewer than 9 frames are padded with silence, so that T' is at least 1."""
         if x.size(1) < MIN_FRAMES:
             x = F.pad(x, (0, 0, 0, MIN_FRAMES - x.size(1)), value=PAD_VALUE)
-        x = self.conv(x.unsqueeze(1))
+        x = x.unsqueeze(1)
+        if x.device.type == "cpu":  # channels last saves oneDNN's reordering, and with the next lines all copies
+            x = x.to(memory_format=torch.channels_last)
+        x = self.conv(x)
         n, c, t, f = x.shape
-        x = self.out(x.transpose(1, 2).reshape(n, t, c * f))
+        # the linear layer's inputs are channels x mel bins, in memory they lie the other way round
+        weight = self.out.get_weight().view(-1, c, f).transpose(1, 2).reshape(-1, f * c)
+        x = F.linear(x.permute(0, 2, 3, 1).reshape(n, t, f * c), weight, self.out.get_bias())
         return self.out_balancer(self.out_norm(x))

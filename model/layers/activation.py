@@ -7,6 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+try:
+    from model.layers import kernels
+except ImportError:  # numba is optional
+    kernels = None  # type: ignore[assignment]
+
 
 class _DoubleSwish(torch.autograd.Function):
     """y = x * s with s = sigmoid(x - 1); dy/dx = y (1 - s) + s, from the output and s alone."""
@@ -25,10 +30,27 @@ class _DoubleSwish(torch.autograd.Function):
         return grads[0] * torch.addcmul(s + y, s, y, value=-1.0)
 
 
+class _DoubleSwishCpu(torch.autograd.Function):
+    """The same, each pass compiled; only the input is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = kernels.dense(x)
+        ctx.save_for_backward(x)
+        return kernels.double_swish(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return kernels.double_swish_backward(x, grads[0])
+
+
 class DoubleSwish(nn.Module):
     """x * sigmoid(x - 1): close to swish applied twice, and cheap in memory (icefall, D. Povey, 2022)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if kernels is not None and kernels.supports(x):
+            return _DoubleSwishCpu.apply(x)
         return _DoubleSwish.apply(x)
 
 

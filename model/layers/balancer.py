@@ -54,9 +54,7 @@ class ActivationBalancer(nn.Module):
     `max_factor` / balance_prob is the factor of one application, so its mean does not depend on the probability.
     """
 
-    def __init__(
-        self, channel_axis: int, balance_prob: float, bounds: Bounds | None = None, max_factor: float = 0.01
-    ) -> None:
+    def __init__(self, channel_axis: int, balance_prob: float, bounds: Bounds | None = None, max_factor: float = 0.01) -> None:
         super().__init__()
         self.channel_axis, self.balance_prob = channel_axis, balance_prob
         self.max_factor, self.bounds = max_factor, bounds or Bounds()

@@ -92,9 +92,7 @@ NORMS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "layer": lambda channels, time_axis, learn_eps: nn.LayerNorm(channels),
     "batch": lambda channels, time_axis, learn_eps: _ChannelsSecond(nn.BatchNorm1d(channels), time_axis),
     "group": _group,
-    "instance": lambda channels, time_axis, learn_eps: _ChannelsSecond(
-        nn.InstanceNorm1d(channels, affine=True), time_axis
-    ),
+    "instance": lambda channels, time_axis, learn_eps: _ChannelsSecond(nn.InstanceNorm1d(channels, affine=True), time_axis),
     "none": lambda channels, time_axis, learn_eps: nn.Identity(),
 }
 

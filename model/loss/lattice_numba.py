@@ -1,13 +1,7 @@
-"""The recursion of lattice.py compiled for the CPU, utterances in parallel, forward and backward in one call.
-
-Utterances are spread over plain Python threads (the compiled code releases the GIL) and not over numba's own threading
-layers: those either abort when a data-loading worker is forked (OpenMP) or are not safe to call from two threads (workqueue).
-"""
+"""The recursion of lattice.py compiled for the CPU, utterances in parallel, forward and backward in one call."""
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from math import exp, inf, log
 
 import numpy as np
@@ -15,17 +9,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-_pool: ThreadPoolExecutor | None = None
-
-
-def _forget_pool() -> None:
-    """A forked child inherits the pool's bookkeeping but none of its threads."""
-    global _pool
-    _pool = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+from model.threads import run_parallel
 
 
 @njit(nogil=True, cache=True)
@@ -121,19 +105,5 @@ def band_recursion(
     arrays = [x.detach().contiguous().numpy() for x in (px, py, starts, boundary)]
     outputs = [x.numpy() for x in (total, px_occ, py_occ)]
     threads = max(1, min(torch.get_num_threads(), n))
-    _run(threads, lambda first: _utterances(*arrays, first, threads, *outputs, occupation))
+    run_parallel(threads, lambda first: _utterances(*arrays, first, threads, *outputs, occupation))
     return (total, px_occ, py_occ) if occupation else (total, None, None)
-
-
-def _run(threads: int, work) -> None:
-    """work(0), ..., work(threads - 1), the first in the calling thread."""
-    global _pool
-    if threads == 1:
-        work(0)
-        return
-    if _pool is None or _pool._max_workers < threads - 1:
-        _pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="lattice")
-    others = [_pool.submit(work, i) for i in range(1, threads)]
-    work(0)
-    for other in others:
-        other.result()

@@ -90,8 +90,8 @@ def test_gradient_filter() -> None:
     cutoff = sorted(n)[2] * 25.0
     inverse = [(cutoff + b) / cutoff for b in n]
     for b in range(5):
-        torch.testing.assert_close(gx[:, b], grad[:, b] / inverse[b], rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(gw, torch.ones(3).double() / (sum(inverse) / 5), rtol=1e-5, atol=0)
+        torch.testing.assert_close(gx[:, b], grad[:, b] / inverse[b], rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(gw, torch.ones(3).double() / (sum(inverse) / 5), rtol=1e-10, atol=0)
     assert filtering.mask is not None and filtering.mask.argmin() == 2
 
 

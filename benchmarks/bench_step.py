@@ -1,0 +1,153 @@
+"""Time of one training step by part, memory, and its share of the measured matrix-product rate, on the CPU.
+
+    benchmarks/bench_step.py --sizes small,published --precisions float32,bf16 --threads 2
+
+Random features; `small` is conf/model/small.yaml with 28 tokens on 20 utterances of 300 frames and 18 tokens, `published`
+is conf/base.yaml with 500 tokens on 4 of 1200 frames and 60 tokens. A float32 product of 4096 x 512 x 500 is timed before
+every step. `scaled` is the step's time on a machine where that product runs at 65 GFLOP/s, which can be compared with
+0.649 s (small) and 20.8 s (published) of the reference there. Writes step_cpu.{json,md} to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.step_worker import PARTS, SIZES
+from benchmarks.worker import ROOT, Worker, hardware
+from local.atomic import atomic_write
+from local.errors import UserError, cli
+
+REFERENCE_RATE = 65e9  # of the machine on which the reference's steps were timed
+REFERENCE_SECONDS = {"small": 0.649, "published": 20.8}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="small,published")
+    parser.add_argument("--precisions", default="float32,bf16")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=9, help="timed steps of each case; the median counts")
+    parser.add_argument("--data-dir", type=Path, help="a prepared corpus whose training batches are taken instead")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    args = parser.parse_args()
+    for size in args.sizes.split(","):
+        if size not in SIZES:
+            raise UserError(f"--sizes: '{size}' is none of {', '.join(SIZES)}")
+    return args
+
+
+def products(size: str) -> float:
+    """Floating-point operations of the matrix products and convolutions of one step, forward and twice that backward.
+
+    Of the head only the projections and the pruned band's output layer are counted.
+    """
+    from local.config import load_config
+    from model.encoder.subsampling import Conv2dSubsampling, subsampled
+
+    conf, classes, n, frames, tokens = SIZES[size]
+    cfg = load_config(conf, [])
+    enc, t, f, channels, total = cfg.model.encoder, frames, cfg.features.num_mel_bins, 1, 0.0
+    for width, stride in zip(Conv2dSubsampling.CHANNELS, Conv2dSubsampling.STRIDES, strict=True):
+        t, f = (t - 3) // stride + 1, (f - 3) // stride + 1
+        total += n * t * f * width * channels * 9
+        channels = width
+    rows, d, h = n * subsampled(frames), enc.d_model, enc.rnn_hidden_size
+    layer = d * 4 * h * 2 + (h * d if h != d else 0) + 2 * d * enc.dim_feedforward
+    joiner = cfg.model.joiner.dim
+    total += rows * (channels * f * d + enc.num_layers * layer + d * (classes + joiner))
+    total += rows * cfg.loss.prune_range * joiner * classes
+    total += n * (tokens + 1) * cfg.model.decoder.dim * (classes + joiner)
+    return 2 * 3 * total
+
+
+def measure(worker: Worker, size: str, precision: str, repeats: int, real: bool) -> dict[str, Any]:
+    """One case: medians of the parts, of the whole step, and of the rates timed in turn with the steps."""
+    for _ in range(2):
+        _asked(worker, "time")  # the first compiles and warms up
+    memory = _asked(worker, "memory")["mib"]
+    answers = [_asked(worker, "time") for _ in range(repeats)]
+    parts = {name: statistics.median(a["seconds"][name] for a in answers) for name in PARTS}
+    steps = [sum(v for k, v in a["seconds"].items() if k != "data") for a in answers]
+    rates = {name: statistics.median(a["rates"][name] for a in answers) for name in ("float32", "bf16")}
+    seconds = statistics.median(steps)
+    record = {"size": size, "precision": precision, "seconds": seconds, "steps": steps, "parts": parts, "mib": memory}
+    record |= {"rates": rates, "scaled": seconds * rates["float32"] / REFERENCE_RATE, "versions": worker.versions}
+    if not real:
+        record["share"] = products(size) / seconds / rates[precision]
+        record["against"] = record["scaled"] / REFERENCE_SECONDS[size]
+    return record
+
+
+def _asked(worker: Worker, kind: str) -> dict[str, Any]:
+    answer = worker.ask({"kind": kind})
+    if "error" in answer:
+        raise UserError(f"the measuring process failed: {answer['error']}")
+    return answer
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: a column per case."""
+    records = result["records"]
+    rows: list[tuple[str, list[str]]] = [(f"{p}, ms", [f"{1000 * r['parts'][p]:.1f}" for r in records]) for p in PARTS]
+    rows += [
+        ("step without data, s", [f"{r['seconds']:.3f}" for r in records]),
+        ("fastest and slowest, s", [f"{min(r['steps']):.3f}, {max(r['steps']):.3f}" for r in records]),
+        ("float32 product, GFLOP/s", [f"{r['rates']['float32'] / 1e9:.0f}" for r in records]),
+        ("bfloat16 product, GFLOP/s", [f"{r['rates']['bf16'] / 1e9:.0f}" for r in records]),
+        ("peak of a step, MiB", [f"{r['mib']:.0f}" for r in records]),
+        ("scaled to 65 GFLOP/s in float32, s", [f"{r['scaled']:.3f}" for r in records]),
+    ]
+    if all("share" in r for r in records):
+        rows.append(("scaled / the reference's", [f"{r['against']:.2f}" for r in records]))
+        rows.append(("share of the product's rate", [f"{r['share']:.2f}" for r in records]))
+    versions = records[0]["versions"]
+    return "\n".join(
+        [
+            "# One training step on the CPU",
+            "",
+            f"{result['date']}, {result['hardware']}, {versions['threads']} threads; python {versions['python']}, "
+            f"torch {versions['torch']}, numba {versions['numba']}. Medians; each part's own, so that they need not add up.",
+            "",
+            "| | " + " | ".join(f"{r['size']}, {r['precision']}" for r in records) + " |",
+            "|---|" + "--:|" * len(records),
+            *(f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows),
+            "",
+            "The running average is updated every 100 steps; the table gives its share of one step.",
+            "",
+        ]
+    )
+
+
+@cli
+def main() -> None:
+    args = parse_args()
+    records = []
+    for size in args.sizes.split(","):
+        for precision in args.precisions.split(","):
+            options = ["--size", size, "--precision", precision, "--threads", str(args.threads)]
+            options += ["--data-dir", str(args.data_dir)] if args.data_dir else []
+            worker = Worker("native", "step_worker.py", options, Path(sys.executable))
+            records.append(measure(worker, size, precision, args.repeats, args.data_dir is not None))
+            worker.close()
+            print(f"{size} {precision}: {records[-1]['seconds']:.3f} s, {records[-1]['mib']:.0f} MiB", flush=True)
+    result = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "records": records}
+    text = table(result)
+    print("\n" + text)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(args.out / "step_cpu.json") as tmp:
+        tmp.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(args.out / "step_cpu.md") as tmp:
+        tmp.write_text(text, encoding="utf-8")
+    print(f"written: {args.out}/step_cpu.{{json,md}}")
+
+
+if __name__ == "__main__":
+    main()

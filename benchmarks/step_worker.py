@@ -1,0 +1,149 @@
+"""Measures training steps for bench_step.py: one process per model size and precision, asked by JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numba
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.loss_worker import Meter
+from benchmarks.worker import serve
+from local.config import load_config
+from local.schema import Config
+from model.average import RunningAverage
+from model.build import build_model
+from model.optim import make_optimizer
+
+# name -> configuration, classes, N, frames, tokens of each utterance
+SIZES: dict[str, tuple[str | None, int, int, int, int]] = {
+    "small": ("conf/model/small.yaml", 28, 20, 300, 18),
+    "published": (None, 500, 4, 1200, 60),
+}
+PRODUCT = (4096, 512, 500)
+PARTS = ("data", "encoder forward", "head forward", "head backward", "encoder backward", "optimiser", "average")
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Step:
+    """A model in training with its optimiser, on one batch, dropout on and both losses with their full weight."""
+
+    def __init__(self, size: str, precision: str, data_dir: Path | None) -> None:
+        conf, classes, n, frames, tokens = SIZES[size]
+        torch.manual_seed(0)
+        self.cfg = load_config(conf, ["data.num_workers=0"])
+        self.precision = precision
+        self.batches: Iterator[Batch]
+        if data_dir is None:
+            self.batches = random_batches(classes, n, frames, tokens)
+        else:
+            classes, self.batches = real_batches(self.cfg, data_dir)
+        self.model = build_model(self.cfg, classes).train()
+        self.optimizer = make_optimizer(self.model.parameters(), self.cfg.optim)
+        self.average = RunningAverage(self.model, self.cfg.train.average_period)
+        self.clock: dict[str, float] = {}
+        self.model.encoder.register_forward_hook(self._after_encoder)
+
+    def _mark(self, name: str) -> None:
+        self.clock[name] = time.perf_counter()
+
+    def _after_encoder(self, module: Any, inputs: Any, outputs: Any) -> None:
+        self._mark("encoder forward")
+        outputs[0].register_hook(lambda grad: self._mark("head backward"))
+
+    def run(self) -> dict[str, float]:
+        """One step; seconds by part."""
+        self._mark("start")
+        batch = next(self.batches)
+        self._mark("data")
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            losses = self.model(*batch, warmup=2.0)
+        total = self.cfg.loss.simple_scale * losses["simple"].sum() + losses["pruned"].sum()
+        self._mark("head forward")
+        total.backward()
+        self._mark("encoder backward")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._mark("optimiser")
+        self.average.update(self.model, self.average.period)
+        self._mark("average")
+        times = [self.clock[name] for name in ("start", *PARTS)]
+        seconds = {name: b - a for name, a, b in zip(PARTS, times[:-1], times[1:], strict=True)}
+        seconds["average"] /= self.average.period
+        return seconds
+
+
+def random_batches(classes: int, n: int, frames: int, tokens: int) -> Iterator[Batch]:
+    """Batches of utterances of one length with random features and tokens, collated anew for each step."""
+    features = [torch.randn(frames, 80) for _ in range(n)]
+    words = torch.randint(3, classes, (n, tokens))
+    while True:
+        x = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+        yield x, torch.full((n,), frames), words, torch.full((n,), tokens)
+
+
+def real_batches(cfg: Config, data_dir: Path) -> tuple[int, Iterator[Batch]]:
+    """Number of tokens, and the training batches of a prepared corpus, made in this process."""
+    from local.datamodule import AsrDataModule
+    from local.tokens import Tokenizer
+
+    tokenizer = Tokenizer.from_file(data_dir / "lang" / "bpe.model")
+    data = AsrDataModule(cfg, data_dir, tokenizer)
+
+    def batches() -> Iterator[Batch]:
+        epoch = 1
+        while True:
+            for b in data.train_dataloader(epoch):
+                yield b["inputs"], b["input_lens"], b["tokens"], b["token_lens"]
+            epoch += 1
+
+    return tokenizer.vocab_size, batches()
+
+
+def product_rate(dtype: torch.dtype) -> float:
+    """Floating-point operations per second of one (4096, 512) x (512, 500) product, five in a row."""
+    m, k, n = PRODUCT
+    a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
+    torch.mm(a, b)
+    start = time.perf_counter()
+    for _ in range(5):
+        torch.mm(a, b)
+    return 5 * 2 * m * k * n / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backend", choices=["native"], default="native")
+    parser.add_argument("--size", choices=list(SIZES), required=True)
+    parser.add_argument("--precision", choices=["float32", "bf16"], required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--data-dir", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    step = Step(args.size, args.precision, args.data_dir)
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        if request["kind"] == "memory":
+            meter = Meter("cpu", memory=True)
+            with meter.part("step"):
+                step.run()
+            return {"mib": meter.mib["step"]}
+        rates = {"float32": product_rate(torch.float32), "bf16": product_rate(torch.bfloat16)}
+        return {"seconds": step.run(), "rates": rates}
+
+    parameters = sum(p.numel() for p in step.model.parameters())
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numba": numba.__version__}
+    serve({**versions, "threads": torch.get_num_threads(), "parameters": parameters}, answer)
+
+
+if __name__ == "__main__":
+    main()
