@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import platform
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -21,26 +24,73 @@ from model.build import build_model
 from model.transducer import Transducer
 
 NAME = re.compile(r"(epoch|step)-(\d+)\.pt")
+NEEDED = ("average", "optimizer", "schedule", "scaler", "progress", "rng", "config")  # dicts that resuming needs
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, or a limit on one file's size
 
 
 def save_file(content: dict[str, Any], path: Path) -> None:
-    """Write a dict of tensors and plain values; a kill or a full disk leaves what was there before."""
-    with atomic_write(path) as tmp:
-        torch.save(_without_floats(content), tmp)
+    """Write a dict of tensors and plain values; a kill or a full disk leaves what was there before.
+
+    `UserError` naming the file, its size and the free space when there is too little of it.
+    """
+    size = 0
+    try:
+        with atomic_write(path) as tmp, tmp.open("wb") as file:
+            out = _Output(file)
+            torch.save(_without_floats(content), out)  # type: ignore[arg-type]  # it writes and flushes, no more
+            size = out.size
+            out.flush()
+            if out.error is not None:
+                raise out.error
+    except OSError as e:
+        if e.errno not in NO_ROOM:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(
+            f"{path} is not written: {e.strerror}; it takes {size / 1e6:.1f} MB and {free / 1e6:.1f} MB are free. "
+            "Earlier files are untouched: make room and start again"
+        ) from None
+
+
+class _Output:
+    """A file for torch.save that remembers its first error: some versions of torch abort when a write fails."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size = file, 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        self.size += len(data)
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as e:
+                self.error = e
+        return len(data)
+
+    def flush(self) -> None:
+        if self.error is None:
+            try:
+                self.file.flush()
+            except OSError as e:
+                self.error = e
 
 
 def load_file(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read such a dict. `UserError` naming the file when it is missing or damaged."""
+    """Read such a dict; nothing in the file is executed. `UserError` naming the file when it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the check sums that it writes
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the check sum of {damaged} is wrong")
+        content = _with_floats(torch.load(path, map_location=device, weights_only=True))
     except Exception as e:
         first = (str(e).strip().split("\n") or [""])[0][:200]
         raise UserError(f"{path}: damaged, or not a checkpoint: {type(e).__name__}: {first}") from None
-    if not isinstance(content, dict) or "model" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{path}: not a checkpoint of this program")
-    return _with_floats(content)
+    return content
 
 
 FLOAT = "python float"  # key of the dict that stands for one; its value is the number's hexadecimal text
@@ -77,10 +127,17 @@ def newest_readable(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for kind in ("epoch", "step"):
         for _, path in checkpoints(folder, kind):
             try:
-                yield path, load_file(path)
-                break
+                content = load_file(path)
+                for key in NEEDED:
+                    if not isinstance(content.get(key), dict):
+                        raise UserError(f"{path}: has no '{key}', so that training cannot go on from it")
+                if type(content["progress"].get("step")) is not int:
+                    raise UserError(f"{path}: its 'progress' is damaged, so that training cannot go on from it")
             except UserError as e:
                 print(f"warning: {e}; passed over", file=sys.stderr)
+                continue
+            yield path, content
+            break
 
 
 def provenance(cfg: Config, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -131,16 +188,32 @@ def load_averaged(
     conf: a YAML whose section `decode` stands in for the file's, so that it can be edited after training.
     """
     content = load_file(path)
-    for key in ("config", "bpe_model", "vocab_size"):
-        if key not in content:
+    for key, kind in (("config", dict), ("bpe_model", torch.Tensor)):
+        if not isinstance(content.get(key), kind):
             raise UserError(f"{path}: holds no '{key}'; local/average.py writes files that decoding can read")
     cfg = config_from_dict(content["config"], overrides or [], where=str(path))
     if conf is not None:
         cfg.decode = load_config(conf, overrides or []).decode
-    tokenizer = Tokenizer.from_bytes(bytes(content["bpe_model"].tolist()))
-    model = build_model(cfg, content["vocab_size"])
+    tokenizer = tokenizer_of(content, path)
+    model = build_model(cfg, tokenizer.vocab_size)
     load_weights(model, content["model"], path)
+    check_finite(content["model"], path)
     return model.eval(), cfg, tokenizer
+
+
+def tokenizer_of(content: dict[str, Any], where: Path) -> Tokenizer:
+    """The tokens that a checkpoint holds. `UserError` where they are damaged."""
+    model = content["bpe_model"]
+    if not isinstance(model, torch.Tensor) or model.dtype != torch.uint8:
+        raise UserError(f"{where}: its 'bpe_model' is no BPE model")
+    return Tokenizer(model.numpy().tobytes(), f"{where}: its 'bpe_model'")
+
+
+def check_finite(state: dict[str, Any], where: Path) -> None:
+    """`UserError` naming the first tensor that holds something that is no number."""
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise UserError(f"{where}: '{key}' holds values that are no numbers")
 
 
 def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], where: Path) -> None:
@@ -151,6 +224,8 @@ def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], where: 
     for key, value in state.items():
         if key not in own:
             raise UserError(f"{where}: has weights '{key}' that the configured model lacks")
+        if not isinstance(value, torch.Tensor) or value.is_floating_point() != own[key].is_floating_point():
+            raise UserError(f"{where}: '{key}' is a {type(value).__name__} of other values than weights")
         if own[key].shape != value.shape:
             raise UserError(f"{where}: '{key}' is {tuple(value.shape)}, the configured model's {tuple(own[key].shape)}")
     model.load_state_dict(state)

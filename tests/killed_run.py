@@ -1,0 +1,127 @@
+"""local/train.py as a process that tests can stop, look at and kill, and a small corpus for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from local.compute_features import main as compute_features
+from local.prepare_cuts import main as prepare_cuts
+from local.prepare_lang import main as prepare_lang
+from local.prepare_manifests import main as prepare_manifests
+from tests.conftest import ROOT
+from tests.speech_tree import make_part
+
+PATIENCE = 600.0  # seconds that a moment may be waited for; the machine may have other work
+SMALL = [
+    *(f"model.encoder.{key}=16" for key in ("d_model", "rnn_hidden_size", "dim_feedforward")), "model.encoder.num_layers=2",
+    "model.decoder.dim=16", "model.joiner.dim=16", "features.type=precomputed", "data.num_buckets=3", "train.max_duration=12",
+    "train.warm_step=10", "train.num_threads=1",
+]  # fmt: skip
+
+
+def prepared_corpus(root: Path) -> Path:
+    """Data with stored features of three speeds: parts tr (24 utterances) and te (36)."""
+    (root / "corpus.yaml").write_text("name: t\nsource: librispeech\ntrain: [tr]\ndev: [te]\ntest: [te]\n")
+    make_part(root / "audio", "tr", utterances=12)
+    make_part(root / "audio", "te", speakers=3, utterances=12)
+    folders = ["--corpus-yaml", str(root / "corpus.yaml"), "--corpus-dir", str(root / "audio")]
+    prepare_manifests([*folders, "--data-dir", str(root / "data")])
+    for program in (prepare_lang, prepare_cuts, compute_features):
+        program(["--data-dir", str(root / "data")])
+    return root / "data"
+
+
+class Run:
+    """local/train.py as a process in a group of its own, its data workers with it; its output goes to EXP/log."""
+
+    def __init__(self, data: Path, exp_dir: Path, overrides: Sequence[str]) -> None:
+        self.exp_dir, self.log = exp_dir, exp_dir / "log"
+        command = [sys.executable, str(ROOT / "local" / "train.py"), "--data-dir", str(data), "--exp-dir", str(exp_dir)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, *overrides], stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def until(self, reached: Callable[[], bool]) -> None:
+        """Wait for a moment; fails where training ends before it."""
+        give_up = time.monotonic() + PATIENCE
+        while not reached():
+            assert self.process.poll() is None, f"training has ended:\n{self.output()}"
+            assert time.monotonic() < give_up, f"{PATIENCE} s have passed:\n{self.output()}"
+            time.sleep(0.0005)
+
+    def to_the_end(self) -> None:
+        try:
+            assert self.process.wait(PATIENCE) == 0, self.output()
+        finally:
+            self.clear()
+
+    def clear(self) -> None:
+        """End it where it still runs, so that a failed test leaves nothing behind."""
+        if self.process.poll() is None:
+            self.kill(whole_group=True)
+
+    def until_training(self) -> None:
+        self.until(lambda: "training " in self.output())
+
+    def kill_within(self, inside: Callable[[], bool], whole_group: bool) -> None:
+        """Kill while `inside` holds: all processes are stopped first, so that what is seen is still true at the kill."""
+        while True:
+            self.until(inside)
+            os.killpg(self.process.pid, signal.SIGSTOP)
+            stopped = time.monotonic()
+            while state(self.process.pid) != "T" and time.monotonic() < stopped + 5:
+                time.sleep(0.0005)
+            if inside():
+                return self.kill(whole_group)
+            os.killpg(self.process.pid, signal.SIGCONT)
+
+    def kill(self, whole_group: bool) -> None:
+        """SIGKILL for the trainer alone or for its workers too."""
+        if whole_group:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        else:
+            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGCONT)
+        self.process.wait()
+
+
+def state(pid: int) -> str | None:
+    """The letter of a process's state in /proc; None where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def of_group(group: int) -> list[int]:
+    """Processes of a group that still run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[2]) == group and fields[0] not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+def steps(table: Path) -> list[int]:
+    """The steps of a CSV file's whole lines."""
+    lines = table.read_text().split("\n")[:-1] if table.is_file() else []
+    return [int(line.split(",")[1]) for line in lines[1:]]
+
+
+def last_step(table: Path) -> int:
+    return max(steps(table), default=0)

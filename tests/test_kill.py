@@ -1,0 +1,242 @@
+"""Training that is killed, or runs out of disk, goes on as if nothing had been: the program itself, on files."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import resource
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from local import train as train_program
+from local.checkpoint import checkpoints, load_file
+from local.config import load_config
+from local.datamodule import AsrDataModule
+from local.feature_store import Float16ArchiveReader
+from local.tokens import Tokenizer
+from tests.killed_run import SMALL, Run, last_step, of_group, prepared_corpus, steps
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+SAVE_EVERY, VALID_EVERY, EPOCHS = 2, 7, 4
+OPTIONS = [
+    *SMALL, "data.num_workers=1", "train.average_period=1", "train.log_every=1",
+    f"train.num_epochs={EPOCHS}", f"train.save_every={SAVE_EVERY}", f"train.valid_every={VALID_EVERY}",
+]  # fmt: skip
+SECTIONS = ("model", "average", "optimizer", "schedule", "progress", "rng", "telemetry")
+SEED = 20261123  # of the moments at which training is killed
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The experiment of a training that nothing interrupted."""
+    exp_dir = tmp_path_factory.mktemp("whole")
+    Run(data, exp_dir, OPTIONS).to_the_end()
+    return exp_dir
+
+
+def unfinished(exp_dir: Path) -> list[Path]:
+    return list((exp_dir / "checkpoints").glob(".tmp-*"))
+
+
+def in_validation(exp_dir: Path) -> bool:
+    """A step is done after which the dev parts are looked at, and they have not been yet."""
+    done = last_step(exp_dir / "train.csv")
+    return done > 0 and done % VALID_EVERY == 0 and last_step(exp_dir / "valid.csv") < done
+
+
+def kill_at(run: Run, moment: str, rng: random.Random) -> str:
+    """Wait for the moment, kill, and say what was done."""
+    run.until_training()
+    assert unfinished(run.exp_dir) == [] or last_step(run.exp_dir / "train.csv") > 0
+    group = rng.random() < 0.5
+    begun = last_step(run.exp_dir / "train.csv")
+    if moment == "step":
+        target, delay = begun + rng.randint(2, 7), rng.uniform(0, 0.05)
+        run.until(lambda: last_step(run.exp_dir / "train.csv") >= target)
+        time.sleep(delay)
+        run.kill(group)
+    else:
+        if moment == "checkpoint":  # the first, second or third that this run writes
+            later = begun + SAVE_EVERY * rng.choice([0, 1, 2])
+            run.until(lambda: last_step(run.exp_dir / "train.csv") >= later)
+        inside = {"checkpoint": lambda: bool(unfinished(run.exp_dir)), "validation": lambda: in_validation(run.exp_dir)}
+        run.kill_within(inside[moment], group)
+    return f"{moment} (from {begun} to {last_step(run.exp_dir / 'train.csv')}, {'group' if group else 'trainer alone'})"
+
+
+def assert_equal(a: Any, b: Any, where: str) -> None:
+    """The same types, keys, values and bits, however deep."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and a.shape == b.shape, where
+        assert a.contiguous().flatten().view(torch.uint8).equal(b.contiguous().flatten().view(torch.uint8)), where
+    else:
+        assert a == b, where
+
+
+def assert_as_if_whole(exp_dir: Path, whole: Path, note: str) -> None:
+    """Weights, averages, optimiser, generators and tables of both experiments agree, times aside."""
+    name = f"epoch-{EPOCHS}.pt"
+    ours, expected = (load_file(d / "checkpoints" / name) for d in (exp_dir, whole))
+    for section in SECTIONS:
+        assert_equal(ours[section], expected[section], f"{section}, {note}")
+    for table in ("train.csv", "valid.csv"):
+        rows = []
+        for folder in (exp_dir, whole):
+            with (folder / table).open(newline="") as f:
+                read = list(csv.DictReader(f))
+            for row in read:
+                for key in ("data_wait_share", "frames_per_second"):
+                    row.pop(key, None)
+            rows.append(read)
+        assert rows[0] == rows[1], f"{table}, {note}"
+    total = expected["progress"]["step"]
+    assert steps(exp_dir / "train.csv") == list(range(1, total + 1)), note
+
+
+def test_killed_ten_times_equals_uninterrupted(data: Path, whole: Path, tmp_path: Path) -> None:
+    """Within steps, checkpoints' writing and validations, trainer alone or workers too; at last with more workers."""
+    rng = random.Random(SEED)
+    moments = ["step"] * 4 + ["checkpoint"] * 3 + ["validation"] * 3
+    rng.shuffle(moments)
+    groups, note = [], f"seed {SEED}"
+    for moment in moments:
+        run = Run(data, tmp_path, OPTIONS)
+        groups.append(run.process.pid)
+        try:
+            note += f"; {kill_at(run, moment, rng)}"
+        finally:
+            run.clear()
+    print(note)  # shown where something below fails
+    run = Run(data, tmp_path, [*OPTIONS, "data.num_workers=2"])
+    run.to_the_end()
+    assert "going on from" in run.output(), note
+    assert_as_if_whole(tmp_path, whole, note)
+    assert unfinished(tmp_path) == [], note
+    give_up = time.monotonic() + 15  # a worker looks after its trainer every few seconds
+    while any(map(of_group, groups)) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert [of_group(g) for g in groups] == [[]] * len(groups), f"workers outlive their trainer; {note}"
+
+
+def train_here(data: Path, exp_dir: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    """The same program, in this process."""
+    arguments = ["--data-dir", str(data), "--exp-dir", str(exp_dir), *OPTIONS, "data.num_workers=0", *overrides]
+    monkeypatch.setattr("sys.argv", ["train.py", *arguments])
+    train_program.main()
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[None]:
+    """A file system of its own that has `size` bytes left."""
+    filler = folder / "filler"
+    with filler.open("wb") as f:
+        while (free := os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize) > size:
+            f.write(bytes(min(free - size, 1 << 20)))
+            f.flush()
+    yield
+    filler.unlink()
+
+
+@contextmanager
+def small_files(folder: Path, size: int) -> Iterator[None]:
+    """No file of this process may become larger than `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(params=["tmpfs", "limit"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Callable[[Path, int], Any], str]]:
+    """An experiment's folder, what makes it too small for a checkpoint, and what the error then says."""
+    exp_dir = tmp_path / "exp"
+    exp_dir.mkdir()
+    if request.param == "limit":
+        yield exp_dir, small_files, "File too large"
+        return
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(exp_dir)], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here ({made.stderr.strip().splitlines()[-1:]}); the limit does the same")
+    yield exp_dir, small_disk, "No space left on device"
+    subprocess.run(["umount", "-l", str(exp_dir)], check=True)
+
+
+def test_a_full_disk_ends_training_in_one_line_and_loses_nothing(
+    data: Path,
+    whole: Path,
+    disk: tuple[Path, Callable[[Path, int], Any], str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exp_dir, too_small, reason = disk
+    keep = "train.keep_last=2"
+    train_here(data, exp_dir, monkeypatch, keep, f"train.max_steps={SAVE_EVERY}")
+    first = exp_dir / "checkpoints" / f"step-{SAVE_EVERY}.pt"
+    before = first.read_bytes()
+    capsys.readouterr()
+    with too_small(exp_dir, len(before) // 2):
+        with pytest.raises(SystemExit) as ended:
+            train_here(data, exp_dir, monkeypatch, keep)
+        said = capsys.readouterr().err
+        errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert ended.value.code == 1 and len(errors) == 1 and "Traceback" not in said, said
+        assert f"step-{2 * SAVE_EVERY}.pt" in errors[0] and reason in errors[0]
+        assert f"takes {len(before) / 1e6:.1f} MB" in errors[0] and "MB are free" in errors[0]
+        assert unfinished(exp_dir) == [] and first.read_bytes() == before
+        assert [path for _, path in checkpoints(exp_dir / "checkpoints", "step")] == [first]
+    train_here(data, exp_dir, monkeypatch, keep)
+    assert_as_if_whole(exp_dir, whole, reason)
+
+
+def test_positions_are_found_without_reading_what_went_before(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither stored features nor audio of batches that are left out is opened."""
+    read: list[str] = []
+    plain_read = Float16ArchiveReader.read
+
+    def record(self: Float16ArchiveReader, key: str, *args: Any, **kwargs: Any) -> Any:
+        read.append(key)
+        return plain_read(self, key, *args, **kwargs)
+
+    monkeypatch.setattr(Float16ArchiveReader, "read", record)
+    tokenizer = Tokenizer.from_file(data / "lang" / "bpe.model")
+    for kind in ("precomputed", "on_the_fly"):
+        dm = AsrDataModule(load_config(None, [*OPTIONS, "data.num_workers=0", f"features.type={kind}"]), data, tokenizer)
+        batches = [batch["ids"] for batch in dm.train_dataloader(2)]
+        last = {name.partition("_sp")[0] for name in batches[-1]}
+        audio = sorted((data.parent / "audio" / "tr").rglob("*.flac"))
+        away = [] if kind == "precomputed" else [path for path in audio if path.stem not in last]
+        assert len(batches) > 5 and (kind == "precomputed" or len(away) > 10)
+        read.clear()
+        try:
+            for path in away:
+                path.rename(path.with_suffix(".away"))
+            loader = dm.train_dataloader(2, skip_batches=len(batches) - 1)
+            assert [batch["ids"] for batch in loader] == batches[-1:] and loader.skipped == 0
+        finally:
+            for path in away:
+                path.with_suffix(".away").rename(path)
+        assert len(read) == (len(batches[-1]) if kind == "precomputed" else 0)
