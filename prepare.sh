@@ -22,7 +22,7 @@ Options
   --conf FILE        configuration (egs/NAME/conf/NAME.yaml where there is one, else conf/base.yaml)
   --stage N          first stage (0)
   --stop-stage N     last stage (4)
-  --nproc N          processes (the number of cores)
+  --nj N             processes (the number of cores)
   --python PROGRAM   Python to use as it is, instead of making .venv
   --force            run finished stages again
   --help
@@ -33,8 +33,8 @@ HELP
 
 # All of it is read before any of it runs, so that the file may be edited meanwhile.
 main() {
-  options="corpus corpus_dir data_dir conf stage stop_stage nproc python"
-  corpus=tiny corpus_dir='' data_dir='' conf='' stage=0 stop_stage=4 nproc='' python=''
+  options="corpus corpus_dir data_dir conf stage stop_stage nj python"
+  corpus=tiny corpus_dir='' data_dir='' conf='' stage=0 stop_stage=4 nj='' python=''
   parse_options "$@"
   resolve_options
   ensure_python

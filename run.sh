@@ -32,7 +32,11 @@ Options
   --conf FILE        configuration (egs/NAME/conf/<name of EXP>.yaml, else egs/NAME/conf/NAME.yaml, else conf/base.yaml)
   --stage N          first stage (0), or a name from above
   --stop-stage N     last stage (6)
-  --nproc N          processes that prepare the data (the number of cores)
+  --nj N             processes that prepare the data (the number of cores)
+  --nproc N          processes that train together on this machine (one per GPU; 1 without GPUs)
+  --nnodes N         machines that train together: the same command on each, over the same folders; then only stage 1 is
+                     run, the others before and after it on one machine (1)
+  --rdzv HOST:PORT   where they find each other: a free port of one of them
   --python PROGRAM   Python to use as it is, instead of making .venv
   --force            run finished stages again; training starts anew
   --help
@@ -45,7 +49,8 @@ train() {
   if [[ $force == true ]]; then
     rm -rf "$exp_dir/checkpoints" "$exp_dir/tensorboard" "$exp_dir"/{train,valid}.csv
   fi
-  "$python" local/train.py --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" ${overrides[@]+"${overrides[@]}"}
+  "$python" local/train.py --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" \
+    --nproc "$nproc" --nnodes "$nnodes" --rdzv "$rdzv" ${overrides[@]+"${overrides[@]}"}
 }
 
 train_lm() {
@@ -121,17 +126,24 @@ recognition_inputs() {  # given=(what methods need besides the checkpoint)
 
 # All of it is read before any of it runs, so that the file may be edited meanwhile.
 main() {
-  options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nproc python"
+  options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nj nproc nnodes rdzv python"
   named_stages="diagnose ablation study"
-  corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=6 nproc='' python=''
+  corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=6 nj='' nproc=0 nnodes=1 rdzv='' python=''
   parse_options "$@"
   exp_dir=${exp_dir:-exp/$corpus}
+  [[ $nproc =~ ^[0-9]+$ ]] || fail "option --nproc needs a whole number, not '$nproc'"
+  [[ $nnodes =~ ^[1-9][0-9]*$ ]] || fail "option --nnodes needs a whole number above 0, not '$nnodes'"
+  if [[ $nnodes -gt 1 ]]; then
+    [[ -n $rdzv ]] || fail "--nnodes needs --rdzv HOST:PORT, the same on every machine"
+    [[ $force == false ]] || fail "--force with --nnodes: remove $exp_dir instead, on one machine"
+    stage=1 stop_stage=1
+  fi
   resolve_options
   ensure_python
 
   export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
   done_dir=$exp_dir/.done
-  common=(--corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nproc "$nproc" --python "$python")
+  common=(--corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nj "$nj" --python "$python")
   [[ -z $corpus_dir ]] || common+=(--corpus-dir "$corpus_dir")
   [[ $force == false ]] || common+=(--force)
   echo "corpus $corpus, experiment $exp_dir, configuration $conf${overrides[*]:+ ${overrides[*]}}"

@@ -2,13 +2,14 @@
 
 A batch is a dict: "inputs" (N, T, F) float32 padded with log(1e-10), "input_lens" (N,) int64, "ids" and "texts" lists
 of N strings, "tokens" (N, U) int64 padded with blank, "token_lens" (N,) int64, "num_frames" the sum of input_lens,
-"skipped" the ids of utterances that could not be loaded. Training batches, augmentation included, depend on
-(seed, epoch) alone.
+"skipped" the ids of utterances that could not be loaded. Training batches depend on (seed, epoch) alone, an
+utterance's augmentation on (seed, epoch, utterance); with several processes, each gets its share of every step. A
+training batch also has "ends_step", "batch_of" and "rows" (see `local.sampling.Share`), and may have no utterance.
 """
 
 from __future__ import annotations
 
-import os
+import math
 import random
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,26 +19,38 @@ from typing import Any
 import torch
 from lhotse import CutSet, Fbank
 from lhotse.cut import Cut, MixedCut
-from lhotse.cut.set import deserialize_cut
 from lhotse.dataset import SpecAugment
-from lhotse.serialization import decode_json_line
 from torch.utils.data import DataLoader, Dataset
 
 from local.corpus import load_corpus
+from local.distributed import Processes, cores
 from local.errors import UserError
 from local.feature_store import Float16ArchiveReader
 from local.features import PADDING, make_extractor
-from local.sampling import ShuffledBatches, ShuffledCuts, batch_seed, plain_sampler, read_lines, seeded, train_sampler
+from local.manifests import parse_item
+from local.sampling import (
+    EveryNth,
+    Share,
+    Shares,
+    ShuffledBatches,
+    ShuffledCuts,
+    plain_sampler,
+    read_lines,
+    seeded,
+    train_sampler,
+    utterance_seed,
+)
 from local.schema import AugmentConfig, Config
 from local.tokens import BLANK_ID, Tokenizer
 
 Batch = dict[str, Any]
+NOISES = 8  # noises drawn for an utterance: as many as are needed to cover it are used, over and over
 WARNINGS = 20  # utterances named by a loader's process; the others are only counted
 assert Float16ArchiveReader.name  # importing it is what makes stored features readable
 
 
 class AsrDataset(Dataset):
-    """CutSet -> batch; lives in the loader's processes."""
+    """CutSet or Share -> batch; lives in the loader's processes."""
 
     def __init__(self, cfg: Config, tokenizer: Tokenizer, noise: list[Cut] | None, augment: bool, epoch: int) -> None:
         self.tokenizer, self.epoch, self.seed = tokenizer, epoch, cfg.train.seed
@@ -51,29 +64,36 @@ class AsrDataset(Dataset):
         self.noise_prob, self.noise_snr = cfg.augment.musan_prob, list(cfg.augment.musan_snr)
         self.spec_augment = make_spec_augment(cfg.augment) if augment and cfg.augment.spec_augment else None
 
-    def __getitem__(self, cuts: CutSet) -> Batch:
-        if not self.augment:
-            return self._collate(cuts)
-        seed = batch_seed(self.seed, self.epoch, cuts)
+    def __getitem__(self, item: CutSet | Share) -> Batch:
+        if not isinstance(item, Share):
+            return self._collate(item)
+        batch = self._collate(item.cuts)
+        return {**batch, "ends_step": item.ends_step, "batch_of": item.batch_of, "rows": item.rows}
+
+    def _augmented(self, cut: Cut) -> torch.Tensor:
+        """Features (T, F) with noise and masks."""
+        seed = utterance_seed(self.seed, self.epoch, cut)
         with seeded(seed):
             if self.noise:
-                cuts = self._mix(cuts, random.Random(seed))
-            batch = self._collate(cuts)
-            if self.spec_augment is not None and batch["ids"]:
-                lens = batch["input_lens"]
-                segments = torch.stack([torch.arange(len(lens)), torch.zeros_like(lens), lens], dim=1)
-                batch["inputs"] = self.spec_augment(batch["inputs"], segments.to(torch.int32))
-        return batch
+                cut = self._mix(cut, random.Random(seed))
+            features = self._load(cut)
+            # lhotse cannot draw time masks of less than a frame
+            if self.spec_augment is None or len(features) * self.spec_augment.max_frames_mask_fraction < 1:
+                return features
+            return self.spec_augment(features.unsqueeze(0), torch.tensor([[0, 0, len(features)]]))[0]
 
-    def _mix(self, cuts: CutSet, rng: random.Random) -> CutSet:
-        noise = CutSet(rng.sample(self.noise, min(len(self.noise), len(cuts))))
-        return cuts.mix(noise, snr=self.noise_snr, mix_prob=self.noise_prob, preserve_id="left", seed=rng).to_eager()
+    def _mix(self, cut: Cut, rng: random.Random) -> Cut:
+        noise = CutSet(rng.sample(self.noise, min(len(self.noise), NOISES)))
+        mixed = CutSet([cut]).mix(noise, snr=self.noise_snr, mix_prob=self.noise_prob, preserve_id="left", seed=rng)
+        return next(iter(mixed))
 
     def _collate(self, cuts: Iterable[Cut]) -> Batch:
         matrices, kept, skipped = [], [], []
         for cut in cuts:
             try:
-                matrices.append(self._load(cut))
+                if len(cut.supervisions) != 1:
+                    raise ValueError(f"{len(cut.supervisions)} transcripts, where one is meant")
+                matrices.append(self._augmented(cut) if self.augment else self._load(cut))
                 kept.append(cut)
             except Exception as e:
                 skipped.append(cut.id)
@@ -110,6 +130,8 @@ class AsrDataset(Dataset):
             features = self.extractor.extract(torch.from_numpy(cut.load_audio()), cut.sampling_rate)
         if features.shape[1] != self.num_bins:
             raise ValueError(f"{features.shape[1]} feature channels, not features.num_mel_bins={self.num_bins}")
+        if not torch.isfinite(features.sum()):
+            raise ValueError("its features are not finite")
         return features
 
 
@@ -122,40 +144,48 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
             self.skipped += len(batch["skipped"])
-            if batch["ids"]:
+            if batch["ids"] or "ends_step" in batch:
                 yield batch
 
 
 class AsrDataModule:
     """Loaders over data/<corpus>; `cfg` gives batching, augmentation and features, corpus.yaml the parts."""
 
-    def __init__(self, cfg: Config, data_dir: str | Path, tokenizer: Tokenizer) -> None:
-        """Reads corpus.yaml only. Raises `UserError` when data_dir is not prepared."""
+    def __init__(self, cfg: Config, data_dir: str | Path, tokenizer: Tokenizer, processes: Processes | None = None) -> None:
+        """Reads corpus.yaml only. Raises `UserError` when data_dir is not prepared.
+
+        processes: those that share the training and dev data; none: this one has it alone.
+        """
+        self.processes = processes or Processes()
         self.cfg, self.data_dir, self.tokenizer = cfg, Path(data_dir), tokenizer
         self.corpus = load_corpus(self.data_dir / "corpus.yaml", cfg.data)
         self._train: ShuffledCuts | None = None
         self._noise: list[Cut] | None = None
 
     def train_dataloader(self, epoch: int, skip_batches: int = 0) -> Batches:
-        """Augmented batches of the training parts in the order of (train.seed, epoch), without the first few."""
+        """Augmented batches of the training parts in the order of (train.seed, epoch), without those of the first steps."""
         cfg = self.cfg
         if self._train is None:
             manifests = [self._manifest(part) for part in self.corpus.train]
             self._train = ShuffledCuts(manifests, cfg.train.seed, cfg.augment.speed_perturb, self._precomputed)
             if cfg.augment.musan is not None:
                 self._noise = self._cuts("musan")
-        sampler = train_sampler(self._train, cfg.data, cfg.train.max_duration, epoch)
+        seconds, limit = cfg.train.batch_seconds or cfg.train.max_duration, cfg.train.max_duration
+        sampler = train_sampler(self._train, cfg.data, seconds, epoch)
+        steps = ShuffledBatches(sampler, cfg.train.seed, epoch, skip_batches)
+        shares = Shares(steps, limit if seconds > limit else math.inf, self.processes.rank, self.processes.size)
         dataset = AsrDataset(cfg, self.tokenizer, self._noise, augment=True, epoch=epoch)
-        return Batches(self._loader(dataset, ShuffledBatches(sampler, cfg.train.seed, epoch, skip_batches)), len(self._train))
+        return Batches(self._loader(dataset, shares), len(self._train))
 
     def valid_dataloader(self) -> Batches:
-        """The dev parts, not augmented, in batches of train.max_duration."""
-        return self._plain([c for part in self.corpus.dev for c in self._cuts(part)], self.cfg.train.max_duration)
+        """This process's share of the dev parts, not augmented, in batches of train.max_duration."""
+        cuts = [c for part in self.corpus.dev for c in self._cuts(part)]
+        return self._plain(cuts, self.cfg.train.max_duration, self.processes)
 
     def test_dataloader(self, part: str) -> Batches:
         """One part (or its first decode.max_utterances), not augmented, longest first, batches of decode.max_duration."""
         cuts = sorted(self._cuts(part), key=lambda cut: cut.id)
-        return self._plain(cuts[: self.cfg.decode.max_utterances or None], self.cfg.decode.max_duration)
+        return self._plain(cuts[: self.cfg.decode.max_utterances or None], self.cfg.decode.max_duration, Processes())
 
     @property
     def _precomputed(self) -> bool:
@@ -166,18 +196,20 @@ class AsrDataModule:
 
     def _cuts(self, part: str) -> list[Cut]:
         """A part's cuts without speed-perturbed copies."""
-        cuts = [deserialize_cut(decode_json_line(line.decode())) for line in read_lines(self._manifest(part))]
+        manifest = self._manifest(part)
+        lines = enumerate(read_lines(manifest), 1)
+        cuts: list[Cut] = [parse_item(line, Cut, f"{manifest}:{number}") for number, line in lines]  # type: ignore[type-abstract]
         return [cut for cut in cuts if "speed" not in (cut.custom or {})]
 
-    def _plain(self, cuts: list[Cut], max_duration: float) -> Batches:
+    def _plain(self, cuts: list[Cut], max_duration: float, by: Processes) -> Batches:
         dataset = AsrDataset(self.cfg, self.tokenizer, None, augment=False, epoch=0)
-        return Batches(self._loader(dataset, plain_sampler(cuts, max_duration)), len(cuts))
+        sampler = EveryNth(plain_sampler(cuts, max_duration), by.rank, by.size)
+        return Batches(self._loader(dataset, sampler), len(cuts))
 
     def _loader(self, dataset: AsrDataset, sampler: Any) -> DataLoader:
         workers = self.cfg.data.num_workers
         if workers < 0:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            workers = max(1, min(8, cores // 2))
+            workers = max(1, min(8, cores() // self.processes.local_size // 2))
         prefetch: dict[str, Any] = {"prefetch_factor": 4} if workers else {}
         generator = torch.Generator().manual_seed(self.cfg.train.seed)  # else iterating draws from the global one
         return DataLoader(

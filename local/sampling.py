@@ -1,26 +1,29 @@
-"""Which utterances make a batch: order and grouping depend on (seed, epoch) alone, and no audio is touched here."""
+"""Which utterances make a batch: order and grouping depend on (seed, epoch) alone, and no audio is touched here.
+
+A step's batch may be cut into micro-batches that fit the memory, and is dealt to the processes that train together.
+"""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import itertools
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
-from lhotse.cut.set import deserialize_cut
 from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
 from lhotse.dataset.sampling.base import CutSampler
-from lhotse.serialization import decode_json_line
 
 from local.errors import UserError
 from local.lengths import SPEED, SPEEDS, at_speed, fits
+from local.manifests import parse_item
+from local.reading import read_bytes
 from local.schema import DataConfig
 
 if torch.__version__.startswith("1."):  # k2's environment: its Sampler wants an argument that lhotse no longer gives
@@ -38,7 +41,9 @@ class ShuffledCuts:
     """
 
     def __init__(self, manifests: Sequence[Path], seed: int, speed_perturb: bool, precomputed: bool) -> None:
-        self.lines = [line for manifest in manifests for line in read_lines(manifest)]
+        found = {manifest: read_lines(manifest) for manifest in manifests}
+        self.lines = [line for lines in found.values() for line in lines]
+        self.sizes = {manifest: len(lines) for manifest, lines in found.items()}
         self.seed, self.speed_perturb, self.precomputed = seed, speed_perturb, precomputed
         self.epoch = 0
         self.bins: dict[int, list[float]] = {}  # borders of the buckets, by their number
@@ -51,7 +56,7 @@ class ShuffledCuts:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self))
         for i in order.tolist():
             copy, line = divmod(i, len(self.lines))
-            cut = deserialize_cut(decode_json_line(self.lines[line].decode()))
+            cut = parse_item(self.lines[line], Cut, self._place(line))  # type: ignore[type-abstract]
             if self.precomputed:
                 if self.speed_perturb or SPEED not in (cut.custom or {}):
                     yield cut
@@ -59,6 +64,14 @@ class ShuffledCuts:
                 yield cut
             elif fits(cut, SPEEDS[copy - 1]):
                 yield at_speed(cut, SPEEDS[copy - 1])
+
+    def _place(self, line: int) -> str:
+        """`manifest:number` of one of `lines`."""
+        for manifest, size in self.sizes.items():
+            if line < size:
+                return f"{manifest}:{line + 1}"
+            line -= size
+        raise IndexError(line)
 
 
 class ShuffledBatches(torch.utils.data.Sampler):
@@ -81,16 +94,82 @@ class ShuffledBatches(torch.utils.data.Sampler):
             skip = max(skip - len(window), 0)
 
 
+@dataclass
+class Share:
+    """What one process takes of one forward and backward pass. Where a pass has fewer micro-batches than there are
+    processes, `batch_of` gives for every process the micro-batch that its cuts are part of, and `rows` the most cuts of
+    any; otherwise each process has a micro-batch of its own, and `batch_of` is empty."""
+
+    cuts: list[Cut]
+    ends_step: bool = True
+    batch_of: tuple[int, ...] = ()
+    rows: int = 0
+
+
+class Shares(torch.utils.data.Sampler):
+    """The passes of process `rank` of `size` over the batches of a sampler, in each as many as in the other processes.
+
+    limit: seconds of audio per micro-batch, padding counted.
+    """
+
+    def __init__(self, batches: Iterable[CutSet], limit: float, rank: int, size: int) -> None:
+        self.batches, self.limit, self.rank, self.size = batches, limit, rank, size
+
+    def __iter__(self) -> Iterator[Share]:
+        for batch in self.batches:
+            yield from deal(micro_batches(list(batch), self.limit), self.rank, self.size)
+
+
+def micro_batches(cuts: list[Cut], limit: float) -> list[list[Cut]]:
+    """Cuts of one step in parts of up to `limit` seconds, padding counted; as they are where they fit in one."""
+    if len(cuts) * max(cut.duration for cut in cuts) <= limit:
+        return [cuts]
+    parts: list[list[Cut]] = [[]]
+    for cut in longest_first(cuts):
+        if parts[-1] and (len(parts[-1]) + 1) * parts[-1][0].duration > limit:
+            parts.append([])
+        parts[-1].append(cut)
+    return parts
+
+
+def deal(parts: list[list[Cut]], rank: int, size: int) -> Iterator[Share]:
+    """The passes of process `rank`: a micro-batch for each process as long as there are enough; the last ones are split."""
+    for first in range(0, len(parts), size):
+        here = parts[first : first + size]
+        ends = first + size >= len(parts)
+        if len(here) == size:
+            yield Share(here[rank], ends)
+            continue
+        batch_of = tuple(r * len(here) // size for r in range(size))
+        by_process = []
+        for r, mine in enumerate(batch_of):
+            place = r - batch_of.index(mine)  # among the processes of this micro-batch
+            by_process.append(longest_first(here[mine])[place :: batch_of.count(mine)])
+        yield Share(by_process[rank], ends, batch_of, max(map(len, by_process)))
+
+
+def longest_first(cuts: Iterable[Cut]) -> list[Cut]:
+    """In an order that depends on nothing but the cuts."""
+    return sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
+
+
+class EveryNth(torch.utils.data.Sampler):
+    """The batches `first`, `first` + `step`, ... of a sampler."""
+
+    def __init__(self, sampler: Iterable[CutSet], first: int, step: int) -> None:
+        self.sampler, self.first, self.step = sampler, first, step
+
+    def __iter__(self) -> Iterator[CutSet]:
+        return itertools.islice(iter(self.sampler), self.first, None, self.step)
+
+
 def read_lines(manifest: Path) -> list[bytes]:
-    """Lines of a .jsonl.gz; raises `UserError` when the manifest is missing or broken."""
-    if not manifest.is_file():
-        stage = "4 (features.type=precomputed)" if manifest.parent.name == "features" else "3"
-        raise UserError(f"{manifest} is missing; stage {stage} of prepare.sh makes it")
-    try:
-        with gzip.open(manifest, "rb") as f:
-            return f.read().splitlines()
-    except (OSError, EOFError):
-        raise UserError(f"{manifest}: truncated or not gzip; run prepare.sh with --force") from None
+    """Lines of a .jsonl.gz; raises `UserError` when the manifest is missing, broken or empty."""
+    stage = "4 (features.type=precomputed)" if manifest.parent.name == "features" else "3"
+    lines = read_bytes(manifest, f"stage {stage} of prepare.sh").splitlines()
+    if not lines:
+        raise UserError(f"{manifest}: no utterance in it; let stage {stage} of prepare.sh make it again (--force)")
+    return lines
 
 
 def train_sampler(cuts: ShuffledCuts, data: DataConfig, max_duration: float, epoch: int) -> CutSampler:
@@ -102,9 +181,17 @@ def train_sampler(cuts: ShuffledCuts, data: DataConfig, max_duration: float, epo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lhotse doubts small buffers; ours is bounded by the corpus
         sampler = DynamicBucketingSampler(
-            cuts, max_duration=max_duration, duration_bins=cuts.bins[data.num_buckets], shuffle=True,
-            drop_last=False, buffer_size=data.shuffle_buffer, seed=cuts.seed, sync_buckets=True,
-        )  # fmt: skip  (without sync_buckets lhotse 1.33 ends an epoch at the first empty bucket and loses the rest)
+            cuts,
+            max_duration=max_duration,
+            duration_bins=cuts.bins[data.num_buckets],
+            shuffle=True,
+            drop_last=False,
+            buffer_size=data.shuffle_buffer,
+            seed=cuts.seed,
+            sync_buckets=True,  # without it lhotse 1.33 ends an epoch at the first empty bucket and loses the rest
+            world_size=1,  # each process draws the whole epoch, of which `Shares` takes a part
+            rank=0,
+        )
     sampler.set_epoch(epoch)
     return sampler
 
@@ -112,6 +199,8 @@ def train_sampler(cuts: ShuffledCuts, data: DataConfig, max_duration: float, epo
 def duration_bins(cuts: Iterable[Cut], num_buckets: int) -> list[float]:
     """Borders between at most `num_buckets` buckets of about the same total time, from the first cuts' lengths."""
     lengths = np.sort([cut.duration for _, cut in zip(range(BINS_FROM), cuts, strict=False)])
+    if not len(lengths):
+        raise UserError("the training parts hold no utterance that fits features.type and augment.speed_perturb")
     share = np.cumsum(lengths) / lengths.sum()
     positions = np.searchsorted(share, np.arange(1, num_buckets) / num_buckets)
     return sorted({float(lengths[min(p, len(lengths) - 1)]) for p in positions} - {float(lengths[0])})
@@ -119,13 +208,12 @@ def duration_bins(cuts: Iterable[Cut], num_buckets: int) -> list[float]:
 
 def plain_sampler(cuts: Iterable[Cut], max_duration: float) -> CutSampler:
     """Batches for validation and decoding: sorted by length, longest first, nothing dropped."""
-    ordered = sorted(cuts, key=lambda c: (-c.duration, c.id))
-    return SimpleCutSampler(CutSet(ordered), max_duration=max_duration, shuffle=False, world_size=1, rank=0)
+    return SimpleCutSampler(CutSet(longest_first(cuts)), max_duration=max_duration, shuffle=False, world_size=1, rank=0)
 
 
-def batch_seed(seed: int, epoch: int, cuts: Iterable[Cut]) -> int:
-    """A 63-bit seed of this batch's augmentation, the same in whichever process it is made."""
-    text = f"{seed} {epoch} " + " ".join(cut.id for cut in cuts)
+def utterance_seed(seed: int, epoch: int, cut: Cut) -> int:
+    """A 63-bit seed of this utterance's augmentation, the same in whichever batch and process it is made."""
+    text = f"{seed} {epoch} {cut.id}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 

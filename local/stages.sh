@@ -44,8 +44,8 @@ resolve_options() {
   [[ -f $conf ]] || fail "--conf $conf: no such file"
   [[ -z $corpus_dir || -e $corpus_dir ]] || fail "--corpus-dir $corpus_dir: no such folder"
   data_dir=${data_dir:-data/$corpus}
-  nproc=${nproc:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)}
-  [[ $nproc =~ ^[1-9][0-9]*$ ]] || fail "option --nproc needs a whole number above 0, not '$nproc'"
+  nj=${nj:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)}
+  [[ $nj =~ ^[1-9][0-9]*$ ]] || fail "option --nj needs a whole number above 0, not '$nj'"
 }
 
 # ensure_python [requirements file ...]: set $python to one that has them: --python where given (taken as it is), else
@@ -148,8 +148,8 @@ config_values() {
 # configured PROGRAM...: run a Python program with --conf and the overrides, which thus stay out of the stage's signature.
 configured() { "$python" "$@" --conf "$conf" ${overrides[@]+"${overrides[@]}"}; }
 
-# in_parallel PROGRAM...: the same with --nproc.
-in_parallel() { configured "$@" --nproc "$nproc"; }
+# in_parallel PROGRAM...: the same in --nj processes.
+in_parallel() { configured "$@" --nproc "$nj"; }
 
 # run_stage N TITLE MARKER [--input PATH --made-by WORDS]... [--output PATH]... [--config "KEY ..."] -- COMMAND...
 # Run COMMAND unless MARKER says that it was done with the same command, inputs and values of these configuration keys,
@@ -186,7 +186,7 @@ run_stage() {
   mkdir -p "$(dirname "$marker")"
   rm -f "$marker"
   "$@" || fail "stage $n ($title) failed; when mended, the same command goes on from here"
-  printf '%s\n' "$signature" > "$marker.tmp"
-  mv "$marker.tmp" "$marker"
+  printf '%s\n' "$signature" > "$marker.${HOSTNAME:-}.$$.tmp"  # machines that train together each write one
+  mv "$marker.${HOSTNAME:-}.$$.tmp" "$marker"
   echo "stage $n: $title: done in $((SECONDS - began)) s"
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from local.atomic import atomic_write
-from local.datamodule import Batch
+from local.errors import UserError
 from model.layers.gradient_filter import GradientFilter
 from model.transducer import Transducer
 
@@ -30,11 +30,11 @@ class Telemetry:
 
     def __init__(self, exp_dir: Path, model: Transducer, step: int) -> None:
         """Rows of earlier runs after `step` (lost with a kill) are removed, so that each step stands once."""
+        has_filter = any(isinstance(m, GradientFilter) for m in model.modules())
         self.writer = SummaryWriter(str(exp_dir / "tensorboard"), purge_step=step + 1)
-        self.filters = [m for m in model.modules() if isinstance(m, GradientFilter)]
         self.train_csv = _Table(exp_dir / "train.csv", step)
         self.valid_csv = _Table(exp_dir / "valid.csv", step)
-        self.outliers = Outliers(exp_dir / "outliers.tsv") if self.filters else None
+        self.outliers = Outliers(exp_dir / "outliers.tsv") if has_filter else None
         self.parts = GradientParts(model)
         self.note = ""
         self._reset()
@@ -47,22 +47,22 @@ class Telemetry:
         self.batches = self.frames = self.input_frames = 0
         self.waited = self.seconds = 0.0
 
-    def add(
-        self, step: int, losses: Sequence[Tensor], norms: Tensor, outside: Tensor | None, frames: int, batch: Batch
-    ) -> None:
-        """One batch: its losses (all, simple, pruned; summed), the gradient's norm by parameter as `GradientParts` takes
-        it, `outside` (N,) or None, encoder frames."""
+    def add(self, losses: Sequence[Tensor], norms: Tensor, outside: Tensor | None, frames: int, input_frames: int) -> None:
+        """One step: its losses (all, simple, pruned; summed), the gradient's norm by parameter as `GradientParts` takes
+        it, `outside` (N,) or None, encoder frames and input frames."""
         self.sums.append(torch.stack([x.detach() for x in losses]).float())
         self.norms.append(self.parts.of(norms))
         if outside is not None:
             self.outside.append(outside.detach().mean())
-        masks = [f.mask for f in self.filters if f.mask is not None]
-        if masks and self.outliers is not None:
-            self.masks.append(torch.stack(masks))
-            self.outliers.add(step, batch["ids"], self.masks[-1])
         self.batches += 1
         self.frames += frames
-        self.input_frames += batch["num_frames"]
+        self.input_frames += input_frames
+
+    def add_masks(self, step: int, ids: list[str], masks: Tensor) -> None:
+        """The filters' masks (layers, N) of N utterances of a step."""
+        self.masks.append(masks)
+        if self.outliers is not None:
+            self.outliers.add(step, ids, masks)
 
     def add_time(self, waited: float, seconds: float) -> None:
         """Seconds that one batch took, and how many of them were spent waiting for its data."""
@@ -202,13 +202,19 @@ class _Table:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         self.columns: list[str] = []
+        self.last = 0  # step of the last row
         if path.is_file():
             header, *rows = self._read() or [[]]
-            self._rewrite(header, [r for r in rows if len(r) == len(header) and int(r[1]) <= step])
+            kept = [r for r in rows if len(r) == len(header) > 1 and r[1].isdecimal() and int(r[1]) <= step]
+            self._rewrite(header, kept)
+            self.last = int(kept[-1][1]) if kept else 0
 
     def _read(self) -> list[list[str]]:
-        with self.path.open(newline="", encoding="utf-8") as f:
-            return list(csv.reader(f))
+        try:
+            with self.path.open(newline="", encoding="utf-8") as f:
+                return list(csv.reader(f))
+        except (UnicodeDecodeError, csv.Error) as e:
+            raise UserError(f"{self.path}: damaged ({e}); move it away to go on without its earlier rows") from None
 
     def _rewrite(self, columns: list[str], rows: list[list[str]]) -> None:
         self.columns = columns
@@ -216,11 +222,17 @@ class _Table:
             csv.writer(f, lineterminator="\n").writerows([columns, *rows] if columns else [])
 
     def write(self, epoch: int, step: int, row: dict[str, float]) -> None:
-        """Append a row. Columns that earlier rows lack (of an older version, or switched on since) stay empty there."""
+        """Append a row; one of the same step, from before a kill or from another validation, is replaced.
+
+        Columns that earlier rows lack (of an older version, or switched on since) stay empty there.
+        """
         new = [name for name in ("epoch", "step", *row) if name not in self.columns]
         if new:
             rows = self._read()[1:] if self.columns else []
             self._rewrite([*self.columns, *new], [r + [""] * len(new) for r in rows])
+        if step == self.last:
+            self._rewrite(self.columns, [r for r in self._read()[1:] if int(r[1]) != step])
+        self.last = step
         values = {"epoch": str(epoch), "step": str(step), **{name: f"{v:.6g}" for name, v in row.items()}}
         with self.path.open("a", newline="", encoding="utf-8") as f:
             csv.writer(f, lineterminator="\n").writerow([values.get(name, "") for name in self.columns])

@@ -1,4 +1,7 @@
-"""Stage "train": local/train.py --conf FILE --data-dir data/tiny --exp-dir exp/tiny [key.sub=value ...]"""
+"""Stage "train": local/train.py --conf FILE --data-dir data/tiny --exp-dir exp/tiny [key.sub=value ...]
+
+With --nproc or --nnodes it starts itself through torchrun; `torchrun ... local/train.py` works too.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ from local.atomic import atomic_write
 from local.checkpoint import provenance
 from local.config import load_config
 from local.datamodule import AsrDataModule
+from local.distributed import is_launched, launch, start
 from local.errors import cli
+from local.heap import keep_large_blocks_apart
 from local.schema import Config
 from local.tokens import Tokenizer
 from local.trainer import Trainer
@@ -35,19 +40,32 @@ def main() -> None:
     parser.add_argument("--conf", help="YAML over conf/base.yaml")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--exp-dir", type=Path, required=True)
+    parser.add_argument("--nproc", type=int, default=0, help="processes on this machine; 0: one per GPU, one without")
+    parser.add_argument("--nnodes", type=int, default=1, help="machines, each running this command")
+    parser.add_argument("--rdzv", default="", metavar="HOST:PORT", help="where they find each other")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     args = parser.parse_args()
     cfg = load_config(args.conf, args.overrides)
+    nproc = args.nproc or max(1, torch.cuda.device_count())
+    if nproc * args.nnodes > 1 and not is_launched():
+        own = ["--conf", args.conf] if args.conf else []
+        own += ["--data-dir", str(args.data_dir), "--exp-dir", str(args.exp_dir), *args.overrides]
+        launch(Path(__file__).resolve(), own, nproc, args.nnodes, args.rdzv)
+        return
+    keep_large_blocks_apart()
+    processes, device = start()
     tokenizer = Tokenizer.from_file(args.data_dir / "lang" / "bpe.model")
     if cfg.train.num_threads:
         torch.set_num_threads(cfg.train.num_threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = AsrDataModule(cfg, args.data_dir, tokenizer)
-    trainer = Trainer(cfg, data, args.exp_dir, device)
-    write_config(cfg, tokenizer, args.exp_dir / "config.yaml")
+    data = AsrDataModule(cfg, args.data_dir, tokenizer, processes)
+    trainer = Trainer(cfg, data, args.exp_dir, device, processes)
+    if processes.rank == 0:
+        write_config(cfg, tokenizer, args.exp_dir / "config.yaml")
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    print(f"training {parameters:,} parameters on {device}, {torch.get_num_threads()} threads", flush=True)
+    where = f"{device}, {torch.get_num_threads()} threads" + (f", {processes.size} processes" if processes.size > 1 else "")
+    print(f"training {parameters:,} parameters on {where}", flush=True)
     trainer.run()
+    processes.stop()
 
 
 if __name__ == "__main__":

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from local.checkpoint import checkpoints, load_weights, newest_readable, provenance, save_file
+from local.atomic import remove_abandoned
+from local.checkpoint import check_finite, checkpoints, load_weights, newest_readable, provenance, save_file
 from local.datamodule import AsrDataModule, Batch
+from local.distributed import Processes
 from local.errors import UserError
+from local.heap import release_free_memory
 from local.progress import Progress
 from local.schema import Config
+from local.step import StepGradient, make_scaler
 from local.telemetry import Telemetry
 from model.average import RunningAverage
 from model.build import build_model
@@ -22,14 +29,22 @@ from model.encoder.subsampling import subsampled
 from model.optim import Eden, make_optimizer
 from model.transducer import pruned_scale
 
-OTHER_STAGES = ("decode.", "average.", "lm.")  # sections whose keys do not change this training
+OTHER_STAGES = ("decode.", "average.", "lm.", "tune.", "ablation.")  # sections whose keys do not change this training
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
-    """One training run in `exp_dir`; goes on from its newest readable checkpoint where there is one."""
+    """One training run in `exp_dir`; goes on from its newest readable checkpoint where there is one.
 
-    def __init__(self, cfg: Config, data: AsrDataModule, exp_dir: Path, device: torch.device) -> None:
+    Several `processes` run the same steps on their shares of the data; files are written and read out by the first.
+    Dropout, balancers and bypassed layers are drawn by each process for itself.
+    """
+
+    def __init__(
+        self, cfg: Config, data: AsrDataModule, exp_dir: Path, device: torch.device, processes: Processes | None = None
+    ) -> None:
+        self.processes = processes or Processes()
+        self.first = self.processes.rank == 0
         self.cfg, self.data, self.exp_dir, self.device = cfg, data, exp_dir, device
         self.folder = exp_dir / "checkpoints"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -42,11 +57,18 @@ class Trainer:
         if cfg.train.precision == "fp16" and device.type != "cuda":
             raise UserError("key 'train.precision' is fp16: that needs a GPU; bf16 and float32 run on a CPU")
         self.scaler = make_scaler(enabled=cfg.train.precision == "fp16")
+        self.gradient = StepGradient(self.model, self.scaler, self.processes, device)
+        if not self.first:
+            torch.manual_seed(_mixed(cfg.train.seed, self.processes.rank, 0))
         self.epoch, self.batch, self.step = 1, 0, 0  # epoch from 1; batches done in it; batches done in all
         self.bad_steps = 0
         saved = self._resume()
-        self.telemetry = Telemetry(exp_dir, self.model, self.step)
-        self.telemetry.load_state_dict(saved.get("telemetry", {}))
+        if len(set(self.processes.gather(self.step))) > 1:
+            raise UserError(f"the processes found different checkpoints in {self.folder}: is it one folder for all machines?")
+        self.masks: list[tuple[int, list[str], Tensor]] = []  # step, utterances, the filters' masks: for the log
+        self.telemetry = Telemetry(exp_dir, self.model, self.step) if self.first else None
+        if self.telemetry is not None:
+            self.telemetry.load_state_dict(saved.get("telemetry", {}))
 
     @property
     def warmup(self) -> float:
@@ -64,7 +86,8 @@ class Trainer:
             self._advance_epoch()
         if self._at_limit():
             self.save(self.folder / f"step-{self.step}.pt")
-        self.telemetry.close()
+        if self.telemetry is not None:
+            self.telemetry.close()
 
     def _at_limit(self) -> bool:
         return 0 < self.cfg.train.max_steps <= self.step
@@ -81,15 +104,21 @@ class Trainer:
         self.model.train()
         self.schedule.step_epoch(self.epoch - 1)
         loader = self.data.train_dataloader(self.epoch, skip_batches=self.batch)
-        with Progress(loader.num_cuts, f"epoch {self.epoch}/{train.num_epochs}", "utt") as progress:
+        progress = Progress(loader.num_cuts, f"epoch {self.epoch}/{train.num_epochs}", "utt") if self.first else None
+        with progress or nullcontext():
             asked = time.perf_counter()
             for batch in loader:
                 waited = time.perf_counter() - asked
-                self.train_step(batch)
-                self.telemetry.add_time(waited, time.perf_counter() - asked)
-                progress.update(len(batch["ids"]), self.telemetry.note)
+                utterances = self.train_pass(batch)
+                if self.telemetry is not None and progress is not None:
+                    self.telemetry.add_time(waited, time.perf_counter() - asked)
+                    progress.update(utterances, self.telemetry.note)
+                asked = time.perf_counter()
+                if utterances == 0:
+                    continue
                 if self.step % train.log_every == 0:
-                    self.telemetry.flush(self.epoch, self.step, self.schedule.get_last_lr()[0])
+                    self._flush()
+                    release_free_memory()
                 if train.valid_every and self.step % train.valid_every == 0:
                     self.validate()
                 if train.save_every and self.step % train.save_every == 0:
@@ -97,39 +126,66 @@ class Trainer:
                     self._tidy()
                 if self._at_limit():
                     break
-                asked = time.perf_counter()
-        if loader.skipped:
-            print(f"epoch {self.epoch}: {loader.skipped} utterances could not be loaded and were left out")
-        self.telemetry.flush(self.epoch, self.step, self.schedule.get_last_lr()[0])
+        skipped = sum(self.processes.gather(loader.skipped))
+        if skipped:
+            print(f"epoch {self.epoch}: {skipped} utterances could not be loaded and were left out")
+        self._flush()
 
-    def train_step(self, batch: Batch) -> None:
-        """Forward, backward, optimiser; a step whose losses or gradients are not finite is skipped and reported."""
-        losses = self._losses(batch, monitor=self.step % 10 == 0)
-        simple, pruned = losses["simple"].sum(), losses["pruned"].sum()
-        scale = pruned_scale(self.warmup)
-        loss = self.cfg.loss.simple_scale * simple
-        if scale > 0:
-            loss = loss + scale * pruned
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+    def train_pass(self, batch: Batch) -> int:
+        """Forward and backward over a batch, and the optimiser's step where it is the last of a step.
+
+        Returns the utterances of the step that was made, over all processes; 0 where none was.
+        """
+        monitor = self.step % 10 == 0
+        scales = (self.cfg.loss.simple_scale, pruned_scale(self.warmup))
+        self.gradient.add(batch, lambda part: self._losses(part, monitor), scales)
+        if not batch.get("ends_step", True):
+            return 0
+        utterances = self._finish_step()
+        self.gradient.clear()
+        return utterances
+
+    def _finish_step(self) -> int:
+        """The optimiser's step. One whose losses or gradients are not finite is skipped, by all processes, and reported."""
+        sums = self.gradient.total()
+        self.batch += 1
+        if all(p.grad is None for p in self.gradient.params):
+            return 0  # none of its utterances could be loaded
         self.scaler.unscale_(self.optimizer)
         norms = self._gradient_norms()
-        self.batch += 1
         self.step += 1
         # The one wait for a GPU in a step, after all its work is queued.
-        finite = bool(torch.isfinite(loss.detach() + norms.norm()))
-        if finite:
-            self.scaler.step(self.optimizer)
-        elif self.scaler.is_enabled() and bool(torch.isfinite(loss.detach())):
-            self.scaler.step(self.optimizer)  # fp16's scale is too large: skips the step itself and lowers it
+        loss, *_, frames, input_frames, utterances, norm = torch.cat([sums, norms.norm().double().unsqueeze(0)]).tolist()
+        finite = math.isfinite(loss + norm)
+        if finite or (self.scaler.is_enabled() and math.isfinite(loss)):
+            self.scaler.step(self.optimizer)  # fp16's scale may be too large: it skips the step itself and lowers it
         else:
-            self._skip_step(batch, losses)
+            self._skip_step()
         self.scaler.update()
         self.schedule.step_batch()
         self.average.update(self.model, self.step)
         if finite:
-            frames = subsampled(batch["input_lens"]).sum()
-            self.telemetry.add(self.step, (loss, simple, pruned), norms, losses.get("outside"), int(frames), batch)
+            passes = self.gradient.passes
+            self.masks += [(self.step, p.batch["ids"], p.masks) for p in passes if p.masks is not None]
+            if self.telemetry is not None:
+                outside = [p.losses["outside"] for p in passes if "outside" in p.losses]
+                together = torch.cat(outside) if outside else None
+                self.telemetry.add(list(sums[:3]), norms, together, int(frames), int(input_frames))
+        return int(utterances)
+
+    def _flush(self) -> None:
+        """A row of the log."""
+        self._collect_masks()
+        if self.telemetry is not None:
+            self.telemetry.flush(self.epoch, self.step, self.schedule.get_last_lr()[0])
+
+    def _collect_masks(self) -> None:
+        """Bring the masks of all processes to the log of the first."""
+        for masks in self.processes.gather([(step, ids, m.cpu()) for step, ids, m in self.masks]):
+            for one in masks:
+                if self.telemetry is not None:
+                    self.telemetry.add_masks(*one)
+        self.masks = []
 
     def _losses(self, batch: Batch, monitor: bool = False, warmup: float | None = None) -> dict[str, Tensor]:
         precision = self.cfg.train.precision
@@ -152,17 +208,11 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(params, self.cfg.gradient.clip_norm)
         return norms
 
-    def _skip_step(self, batch: Batch, losses: dict[str, Tensor]) -> None:
+    def _skip_step(self) -> None:
         """Name and save the utterances behind a non-finite step; give up after train.max_bad_steps of them."""
         self.bad_steps += 1
-        bad = ~torch.isfinite(losses["simple"] + losses["pruned"]).cpu()
-        rows = bad.nonzero().flatten().tolist()
-        what = "loss" if rows else "gradient"
-        rows = rows or list(range(len(bad)))
-        path = self.exp_dir / "bad" / f"step-{self.step}.pt"
-        keep = {k: batch[k][rows].clone() for k in ("inputs", "input_lens", "tokens", "token_lens")}
-        save_file({"model": {}, "ids": [batch["ids"][i] for i in rows], **keep}, path)
-        names = ", ".join(batch["ids"][i] for i in rows[:5]) + (", ..." if len(rows) > 5 else "")
+        what, ids, paths = self.gradient.save_bad(self.exp_dir / "bad", f"step-{self.step}")
+        names, path = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else ""), ", ".join(paths)
         print(f"warning: step {self.step} skipped: {what} not finite for {names}; saved in {path}")
         if self.bad_steps > self.cfg.train.max_bad_steps:
             raise UserError(
@@ -174,23 +224,27 @@ class Trainer:
     def validate(self) -> None:
         """Losses on the dev parts, to the log; the model goes back to training mode."""
         self.model.eval()
-        totals: Tensor | float = 0.0
-        frames = 0
+        totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # simple and pruned loss, frames
         for batch in self.data.valid_dataloader():
             losses = self._losses(batch, warmup=2.0)
-            totals = totals + torch.stack([losses["simple"].sum(), losses["pruned"].sum()])
-            frames += int(subsampled(batch["input_lens"]).sum())
+            totals[:2] += torch.stack([losses["simple"].sum(), losses["pruned"].sum()])
+            totals[2] += int(subsampled(batch["input_lens"]).sum())
         self.model.train()
+        simple, pruned, frames = self.processes.sum(totals).tolist()
         if frames == 0:
             raise UserError(f"{self.data.data_dir}: the dev parts hold no utterance")
-        simple, pruned = (totals / frames).tolist()  # type: ignore[union-attr]
-        self.telemetry.add_valid(self.epoch, self.step, simple, pruned)
+        if self.telemetry is not None:
+            self.telemetry.add_valid(self.epoch, self.step, simple / frames, pruned / frames)
 
     def save(self, path: Path) -> None:
-        """Write everything that is needed to go on, bit for bit, from here."""
+        """Write everything that is needed to go on, bit for bit, from here. All processes call it, the first writes."""
+        self._collect_masks()
         rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        rngs = self.processes.gather(rng)
+        if self.telemetry is None:
+            return
         progress = {"epoch": self.epoch, "batch": self.batch, "step": self.step, "bad_steps": self.bad_steps}
         content = {
             "model": self.model.state_dict(),
@@ -200,44 +254,75 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "telemetry": self.telemetry.state_dict(),
             "progress": progress,
-            "rng": rng,
+            "rng": {**rngs[0], "others": rngs[1:]},
             **self.origin,
         }
         save_file(content, path)
 
     def _resume(self) -> dict[str, Any]:
         """Take the newest readable checkpoint of the folder, if there is one; returns what it holds."""
+        places = (self.exp_dir, self.folder, self.exp_dir / "bad") if self.first else ()
+        for path in [p for folder in places for p in remove_abandoned(folder)]:
+            print(f"removed {path}, left unfinished by a run that was killed")
         found = max(newest_readable(self.folder), key=lambda pair: pair[1]["progress"]["step"], default=None)
         if found is None:
             return {}
         path, saved = found
+        try:
+            self._restore(path, saved)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:  # whatever the values are
+            why = f"{type(e).__name__}: {str(e).strip()[:200]}"
+            raise UserError(f"{path}: damaged: training cannot go on from it ({why}); remove it to go on without it") from None
+        return saved
+
+    def _restore(self, path: Path, saved: dict[str, Any]) -> None:
+        """Go on from what `save` wrote. Raises `UserError` for another run's, anything else where values are damaged."""
         if saved["tokens_hash"] != self.origin["tokens_hash"]:
-            raise UserError(f"{path} was trained with other tokens than {self.data.data_dir}'s; use another --exp-dir")
+            ours = self.data.data_dir / "lang" / "bpe.model"
+            raise UserError(f"{path} was trained with other tokens than {ours}; use another --exp-dir")
         if saved["config"]["model"] != self.origin["config"]["model"]:
             raise UserError(f"{path} holds a model of another configuration; use another --exp-dir")
+        if saved["config"]["optim"]["name"] != self.cfg.optim.name:
+            raise UserError(f"{path}: optim.name was {saved['config']['optim']['name']}; use another --exp-dir")
         load_weights(self.model, saved["model"], path)
         self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
         if self.scaler.is_enabled() and saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
-        for name, value in saved["progress"].items():
-            setattr(self, name, value)
-        torch.set_rng_state(saved["rng"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in saved["rng"]:
-            torch.cuda.set_rng_state(saved["rng"]["cuda"].cpu(), self.device)
+        check_finite(_flat(saved), path)
+        if saved["average"]["state"].keys() != saved["model"].keys():
+            raise ValueError("the average is another model's")
+        progress = [saved["progress"][name] for name in ("epoch", "batch", "step", "bad_steps")]
+        if not all(type(value) is int and value >= 0 for value in progress):
+            raise ValueError(f"progress is {progress}")
+        self.epoch, self.batch, self.step, self.bad_steps = progress
+        self._resume_rng(saved["rng"], path)
         print(f"going on from {path}: {self.step} batches done, now epoch {self.epoch}")
         before, now = _flat(saved["config"]), _flat(self.origin["config"])
         for key in [k for k in now if k in before and before[k] != now[k] and not k.startswith(OTHER_STAGES)]:
-            print(f"warning: {key} was {before[key]}, is {now[key]} from here on; --force trains anew", file=sys.stderr)
+            if self.first:
+                print(f"warning: {key} was {before[key]}, is {now[key]} from here on; --force trains anew", file=sys.stderr)
         if self.epoch > self.cfg.train.num_epochs or self._at_limit():
             print("nothing is left to train: train.num_epochs or train.max_steps is reached")
-        return saved
+
+    def _resume_rng(self, saved: dict[str, Any], path: Path) -> None:
+        """Each process goes on with its own random numbers."""
+        states = [saved, *saved.get("others", [])]
+        rank, size = self.processes.rank, self.processes.size
+        if len(states) != size:
+            print(f"warning: {path} was written by {len(states)} processes, now there are {size}: dropout differs from here on")
+        if rank >= len(states):
+            torch.manual_seed(_mixed(self.cfg.train.seed, rank, self.step))
+            return
+        torch.set_rng_state(states[rank]["cpu"].cpu())
+        if self.device.type == "cuda" and "cuda" in states[rank]:
+            torch.cuda.set_rng_state(states[rank]["cuda"].cpu(), self.device)
 
     def _tidy(self) -> None:
         """Keep the newest epochs that averaging or train.keep_last asks for, and two step checkpoints."""
         keep = self.cfg.train.keep_last
-        if keep == 0:
+        if keep == 0 or not self.first:
             return
         keep = max(keep, self.cfg.average.num + 1)
         for _, path in checkpoints(self.folder, "epoch")[keep:]:
@@ -247,11 +332,9 @@ class Trainer:
             path.unlink()
 
 
-def make_scaler(enabled: bool) -> Any:
-    """The gradient scaler of fp16, under the name that this torch gives it."""
-    if hasattr(torch.amp, "GradScaler"):
-        return torch.amp.GradScaler("cuda", enabled=enabled)
-    return torch.cuda.amp.GradScaler(enabled=enabled)
+def _mixed(seed: int, rank: int, step: int) -> int:
+    """A 63-bit seed of its own for every process and step."""
+    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from local.errors import UserError
+from local.errors import UserError, is_out_of_memory
 
 Result = TypeVar("Result")
 MIB = 2**20
@@ -59,10 +59,10 @@ class Usage:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
 
 
-def fitting(work: Callable[[slice], Result], names: list[str], device: torch.device) -> list[Result]:
+def fitting(work: Callable[[slice], Result], names: list[str], device: torch.device, to: str = "decode") -> list[Result]:
     """`work` on all rows (`slice`) of a batch at once, or in halves, quarters ... where the memory does not suffice.
 
-    names: of the rows, for messages.
+    names: of the rows, for messages. to: what the work is, likewise.
     Returns the results in the order of the rows. Raises `UserError` naming a row that alone is too long.
     """
 
@@ -77,17 +77,9 @@ def fitting(work: Callable[[slice], Result], names: list[str], device: torch.dev
         if device.type == "cuda":
             torch.cuda.empty_cache()
         if end - first == 1:
-            raise UserError(f"utterance {names[first]}: not enough memory to decode it: {reason}")
-        print(f"warning: not enough memory for {end - first} utterances at once; halved", file=sys.stderr)
+            raise UserError(f"utterance {names[first]}: not enough memory to {to} it: {reason}")
+        print(f"warning: not enough memory for {end - first} utterances at once ({names[first]}, ...); halved", file=sys.stderr)
         middle = (first + end) // 2
         return part(first, middle) + part(middle, end)
 
     return part(0, len(names))
-
-
-def is_out_of_memory(e: BaseException) -> bool:
-    """Whether an exception says that the device's or the machine's memory is used up."""
-    if isinstance(e, MemoryError):
-        return True
-    text = str(e)
-    return any(words in text for words in ("out of memory", "can't allocate memory", "not enough memory"))

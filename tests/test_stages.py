@@ -14,8 +14,8 @@ set -euo pipefail
 cd "$1"; shift
 source {STAGES}
 usage() {{ echo help; }}
-options="corpus corpus_dir data_dir conf stage stop_stage nproc python"
-corpus=c corpus_dir='' data_dir='' conf='' stage=0 stop_stage=9 nproc='' python=true
+options="corpus corpus_dir data_dir conf stage stop_stage nj python"
+corpus=c corpus_dir='' data_dir='' conf='' stage=0 stop_stage=9 nj='' python=true
 parse_options "$@"
 resolve_options
 ensure_python
@@ -54,7 +54,7 @@ def test_finished_stages_are_skipped(place: Path) -> None:
     again = run(place)
     assert ran(again) == []
     assert again.stdout.count("done before, skipped") == 2
-    assert ran(run(place, "--nproc", "7")) == []
+    assert ran(run(place, "--nj", "7")) == []
 
 
 def test_what_makes_a_stage_run_again(place: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_failed_stage_is_not_done(place: Path) -> None:
         (["word"], "unknown argument 'word'"),
         (["--stage"], "option --stage needs a value"),
         (["--stage", "one"], "option --stage needs a whole number"),
-        (["--nproc", "0"], "option --nproc needs a whole number above 0"),
+        (["--nj", "0"], "option --nj needs a whole number above 0"),
         (["--corpus", "nix"], "no corpus 'nix': egs/ has c"),
         (["--conf", "none.yaml"], "--conf none.yaml: no such file"),
         (["--corpus-dir", "/none"], "--corpus-dir /none: no such folder"),
@@ -126,7 +126,7 @@ def test_help_lists_stages_and_options(program: str) -> None:
     if not (ROOT / program).exists():
         pytest.skip(f"needs {program}")
     text = subprocess.run(["bash", program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for word in ("Stages", "--stage", "--stop-stage", "--corpus", "--corpus-dir", "--force", "--python", "--nproc"):
+    for word in ("Stages", "--stage", "--stop-stage", "--corpus", "--corpus-dir", "--force", "--python", "--nj"):
         assert word in text
 
 
@@ -168,6 +168,24 @@ def test_the_language_model_is_trained_where_it_is_asked_for(experiment: Path) -
         assert "stage 3: lm: done before" in run_sh(experiment, 3, 3, "lm.train=true", f"lm.text={own}").stdout
     (experiment / "exp" / "lm" / "bigram.arpa").unlink()
     assert "stage 3: lm: done in" in run_sh(experiment, 3, 3, "lm.train=true", f"lm.text={own}").stdout
+
+
+def test_several_machines_run_the_training_alone(experiment: Path) -> None:
+    (experiment / "data" / "cuts").mkdir()
+    (experiment / "data" / "lang" / "bpe.model").touch()
+    (experiment / "exp" / "checkpoints").mkdir()
+    done = run_sh(experiment, 0, 6, "--nnodes=2", "--rdzv=here:1", "--nproc=3")
+    assert done.returncode == 0, done.stderr
+    (call,) = (experiment / "calls").read_text().splitlines()
+    assert call.startswith("local/train.py") and call.endswith("--nproc 3 --nnodes 2 --rdzv here:1")
+    for options, message in (
+        (["--nnodes=2"], "--nnodes needs --rdzv HOST:PORT"),
+        (["--nnodes=2", "--rdzv=here:1", "--force"], "--force with --nnodes"),
+        (["--nnodes=0"], "option --nnodes needs a whole number above 0"),
+        (["--nproc=x"], "option --nproc needs a whole number"),
+    ):
+        wrong = run_sh(experiment, 0, 6, *options)
+        assert wrong.returncode == 1 and wrong.stderr.startswith("error: " + message)
 
 
 def programs(folder: Path, *overrides: str) -> list[str]:

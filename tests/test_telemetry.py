@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,10 +25,8 @@ def rows_of(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
 
 
 def fill(telemetry: Telemetry, step: int, masks: list[list[float]], ids: list[str], norms: torch.Tensor) -> None:
-    for module, mask in zip(telemetry.filters, masks, strict=True):
-        module.mask = torch.tensor(mask)
-    batch: dict[str, Any] = {"ids": ids, "num_frames": 100}
-    telemetry.add(step, (torch.tensor(3.0), torch.tensor(2.0), torch.tensor(2.0)), norms, None, 10, batch)
+    telemetry.add((torch.tensor(3.0), torch.tensor(2.0), torch.tensor(2.0)), norms, None, 10, 100)
+    telemetry.add_masks(step, ids, torch.tensor(masks))
 
 
 def test_norms_by_part_are_those_of_its_parameters() -> None:
@@ -83,6 +80,16 @@ def test_rows_over_several_batches_and_the_outliers(tmp_path: Path) -> None:
     again.flush(1, 3, 0.1)
     assert rows_of(tmp_path / "outliers.tsv", "\t")[1]["steps_damped"] == "1"
     assert [r["step"] for r in rows_of(tmp_path / "train.csv")] == ["2", "3"]
+
+
+def test_a_step_stands_once(tmp_path: Path) -> None:
+    """Validated before a kill and again after it, or twice in one run."""
+    for step in (4, 6, 6):
+        Telemetry(tmp_path, toy_model(), 6).add_valid(1, step, 1.0, float(step))
+    twice = Telemetry(tmp_path, toy_model(), 6)
+    twice.add_valid(1, 8, 1.0, 8.0)
+    twice.add_valid(1, 8, 1.0, 9.0)
+    assert [(r["step"], r["pruned_loss"]) for r in rows_of(tmp_path / "valid.csv")] == [("4", "4"), ("6", "6"), ("8", "9")]
 
 
 def test_counts_wait_for_no_row(tmp_path: Path) -> None:
