@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from local.errors import UserError
@@ -47,7 +48,7 @@ AT_LEAST: dict[str, float] = {
     "model.encoder.dim_feedforward": 1, "model.encoder.dropout": 0, "model.encoder.layer_dropout": 0,
     "model.encoder.balance_prob": 0, "model.decoder.dim": 1, "model.decoder.context_size": 1, "model.joiner.dim": 1,
     "loss.prune_range": 2, "loss.am_scale": 0, "loss.lm_scale": 0, "loss.simple_scale": 0, "optim.lr": 0,
-    "optim.weight_decay": 0, "train.num_epochs": 1, "train.max_steps": 0, "train.warm_step": 1,
+    "optim.weight_decay": 0, "train.num_epochs": 1, "train.max_steps": 0, "train.batch_seconds": 0, "train.warm_step": 1,
     "train.average_period": 1, "train.keep_last": 0, "train.save_every": 0, "train.valid_every": 0,
     "train.log_every": 1, "train.max_bad_steps": 0, "train.num_threads": 0, "features.num_mel_bins": 9,
     "data.num_workers": -1, "data.num_buckets": 1, "data.shuffle_buffer": 1, "data.min_duration": 0,
@@ -55,15 +56,26 @@ AT_LEAST: dict[str, float] = {
     "lm.patience": 1, "average.last": 0, "average.num": 1, "decode.tail_frames": 0, "decode.max_utterances": 0,
     "decode.max_sym_per_frame": 1, "decode.beam": 1, "decode.max_contexts": 1, "decode.max_states": 1,
     "decode.lm_scale": 0, "decode.lodr_scale": 0, "decode.ngram_scale": 0, "decode.ilm_scale": 0, "decode.num_threads": 0,
+    "train.seed": 0, "augment.time_warp_factor": 0, "augment.num_feature_masks": 0, "augment.features_mask_size": 0,
+    "augment.num_frame_masks": 0, "augment.frames_mask_size": 0, "features.sampling_rate": 1000,
+    "ablation.num_epochs": 1, "ablation.jobs": 0,
 }  # fmt: skip
 MORE_THAN_0 = (
     "gradient.threshold", "gradient.clip_norm", "optim.lr_batches", "optim.lr_epochs", "train.max_duration",
-    "features.sampling_rate", "data.max_duration", "lm.lr", "decode.max_duration", "decode.fast_beam", "decode.temperature",
+    "data.max_duration", "lm.lr", "decode.max_duration", "decode.fast_beam", "decode.temperature",
 )  # fmt: skip
+# Largest value that is no slip of the pen: with more, building the model or a search would not end.
+AT_MOST: dict[str, float] = {
+    "model.encoder.num_layers": 1000, "model.decoder.context_size": 1000, "loss.prune_range": 10_000, "lm.num_layers": 1000,
+    "train.num_threads": 4096, "decode.num_threads": 4096, "data.num_workers": 1024, "data.num_buckets": 10_000,
+    "features.sampling_rate": 1_000_000, "features.num_mel_bins": 2000, "lang.vocab_size": 1_000_000, "decode.beam": 10_000,
+    "decode.tail_frames": 100_000, "decode.max_sym_per_frame": 1000, "decode.max_contexts": 100_000,
+    "decode.max_states": 1_000_000, "augment.num_feature_masks": 1000, "augment.num_frame_masks": 1000,
+}  # fmt: skip
 AT_MOST_1 = (
     "model.encoder.dropout", "model.encoder.layer_dropout", "model.encoder.balance_prob", "loss.am_scale",
     "loss.lm_scale", "augment.musan_prob", "augment.max_frames_mask_fraction", "lang.character_coverage",
-    "lm.dropout",
+    "lm.dropout", "optim.momentum",
 )  # fmt: skip
 
 
@@ -79,7 +91,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         layer = _read_yaml(file)
         layer.pop("include", None)
         cfg = _merge(cfg, layer, str(file), written_in)
-    cfg = _override(cfg, overrides, written_in)
+    cfg = _resolve(_override(cfg, overrides, written_in), written_in)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{CONF_DIR / 'base.yaml'}: no value for {', '.join(missing)}")
@@ -92,7 +104,7 @@ def config_from_dict(values: dict[str, Any], overrides: Sequence[str] = (), wher
     written_in: dict[str, str] = {}
     cfg = _merge(OmegaConf.structured(Config), _read_yaml(CONF_DIR / "base.yaml"), "conf/base.yaml", written_in)
     cfg = _merge(cfg, OmegaConf.create(values), where, written_in)
-    cfg = _override(cfg, overrides, written_in)
+    cfg = _resolve(_override(cfg, overrides, written_in), written_in)
     _check(cfg, written_in)
     return OmegaConf.to_object(cfg)  # type: ignore[return-value]
 
@@ -118,7 +130,11 @@ def _with_includes(path: Path, seen: tuple[Path, ...]) -> list[Path]:
     if path in seen:
         raise UserError(f"{path}: includes itself")
     files: list[Path] = []
-    for name in _read_yaml(path).get("include") or []:
+    layer: Any = OmegaConf.to_container(_read_yaml(path))
+    included = layer.get("include") or []
+    if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
+        raise UserError(f"{path}: key 'include': a list of files is meant")
+    for name in included:
         candidates = [CONF_DIR / name, path.parent / name]
         found = next((c for c in candidates if c.is_file()), None)
         if found is None:
@@ -166,6 +182,16 @@ def _override(cfg: DictConfig, overrides: Sequence[str], written_in: dict[str, s
     return cfg
 
 
+def _resolve(cfg: DictConfig, written_in: dict[str, str]) -> DictConfig:
+    """With the values that `${key}` stands for."""
+    try:
+        OmegaConf.resolve(cfg)
+    except (OmegaConfBaseException, RecursionError) as e:
+        key = getattr(e, "full_key", None) or "?"
+        raise UserError(f"{written_in.get(key, 'the configuration')}: key '{key}': {_first_line(e)}") from None
+    return cfg
+
+
 def _leaves(layer: DictConfig, prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name in layer:
@@ -181,21 +207,17 @@ def _check(cfg: DictConfig, written_in: dict[str, str]) -> None:
     def fail(key: str, why: str) -> None:
         raise UserError(f"{written_in.get(key, 'conf/base.yaml')}: key '{key}' is {OmegaConf.select(cfg, key)}: {why}")
 
-    for key, allowed in CHOICES.items():
-        if OmegaConf.select(cfg, key) not in allowed:
-            fail(key, f"one of {', '.join(allowed)} is meant")
-    for key, least in AT_LEAST.items():
-        if not OmegaConf.select(cfg, key) >= least:
-            fail(key, f"at least {least} is needed")
-    for key in MORE_THAN_0:
-        if not OmegaConf.select(cfg, key) > 0:
-            fail(key, "more than 0 is needed")
-    for key in AT_MOST_1:
-        if not 0 <= OmegaConf.select(cfg, key) <= 1:
-            fail(key, "0 to 1 is meant")
+    _check_values(cfg, fail)
     for method in cfg.decode.methods:
         if method not in METHODS:
             fail("decode.methods", f"'{method}' is none of {', '.join(METHODS)}")
+    if cfg.ablation.method not in METHODS:
+        fail("ablation.method", f"one of {', '.join(METHODS)} is meant")
+    if not set(cfg.ablation.controls) <= set(CHOICES["gradient.control"]):
+        fail("ablation.controls", f"some of {', '.join(CHOICES['gradient.control'])} are meant")
+    for key in ("controls", "seeds"):
+        if not cfg.ablation[key] or len(set(cfg.ablation[key])) < len(cfg.ablation[key]):
+            fail(f"ablation.{key}", "a list without repetitions is meant")
     for name, target in TUNED.items():
         if any(value < AT_LEAST.get(target, value) for value in cfg.tune[name]):
             fail(f"tune.{name}", f"at least {AT_LEAST[target]} is needed")
@@ -211,6 +233,32 @@ def _check(cfg: DictConfig, written_in: dict[str, str]) -> None:
         fail("loss.delay_penalty", "the torchaudio backend has no delay penalty")
     if len(cfg.augment.musan_snr) != 2:
         fail("augment.musan_snr", "two numbers are meant: lowest and highest dB")
+
+
+def _check_values(cfg: DictConfig, fail: Callable[[str, str], None]) -> None:
+    """Each value on its own, by the tables above."""
+    for key in _leaves(cfg):
+        value = OmegaConf.select(cfg, key)
+        for item in value if isinstance(value, ListConfig) else [value]:
+            if isinstance(item, Container) and not (key == "decode.by_method" and not item):
+                fail(key, "plain values are meant")
+            if isinstance(item, float) and not math.isfinite(item) and not (key.endswith("max_duration") and item > 0):
+                fail(key, "a finite number is meant")
+    for key, allowed in CHOICES.items():
+        if OmegaConf.select(cfg, key) not in allowed:
+            fail(key, f"one of {', '.join(allowed)} is meant")
+    for key, least in AT_LEAST.items():
+        if not OmegaConf.select(cfg, key) >= least:
+            fail(key, f"at least {least} is needed")
+    for key in MORE_THAN_0:
+        if not OmegaConf.select(cfg, key) > 0:
+            fail(key, "more than 0 is needed")
+    for key in AT_MOST_1:
+        if not 0 <= OmegaConf.select(cfg, key) <= 1:
+            fail(key, "0 to 1 is meant")
+    for key, most in AT_MOST.items():
+        if not OmegaConf.select(cfg, key) <= most:
+            fail(key, f"at most {most} is meant")
 
 
 def _check_methods(cfg: DictConfig, written_in: dict[str, str]) -> None:

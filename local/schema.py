@@ -71,6 +71,7 @@ class OptimConfig:
 class TrainConfig:
     num_epochs: int
     max_steps: int
+    batch_seconds: float
     max_duration: float
     warm_step: int
     average_period: int
@@ -190,6 +191,15 @@ class TuneConfig:
 
 
 @dataclass
+class AblationConfig:
+    controls: list[str]
+    seeds: list[int]
+    num_epochs: int
+    jobs: int
+    method: str
+
+
+@dataclass
 class Config:
     model: ModelConfig
     gradient: GradientConfig
@@ -204,3 +214,4 @@ class Config:
     average: AverageConfig
     decode: DecodeConfig
     tune: TuneConfig
+    ablation: AblationConfig

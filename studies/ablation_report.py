@@ -1,0 +1,292 @@
+"""The ablation's report, from its runs' files: ablation.md, ablation.csv, ablation.html and plots (PNG).
+
+WER by control and seed with a bootstrap interval, the pairs of controls compared, curves of the losses, of the gradient's
+norm by part of the model and of the filter's masks, wherever train.csv has such columns; and how many of the utterances
+that studies/stress_data.py spoilt the filter found.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from local.atomic import atomic_write
+from local.page import Page, new_figure
+from local.score import Utterance, compare, score
+from local.wer import read_hypotheses
+from local.wer_table import percent
+
+Columns = dict[str, np.ndarray]
+Table = tuple[list[str], list[list[str]]]  # head, rows
+COLOURS = {"filter": "tab:blue", "clip": "tab:orange", "none": "tab:red"}
+WER_NOTE = (
+    "Interval: 95 %, bootstrap over utterances, the decodings of all seeds pooled. Dev loss: pruned loss of the last epoch, "
+    "nats per frame, mean over seeds. Skipped: batches whose loss or gradient was not finite, all seeds. A seed whose "
+    "training was given up for them is shown as diverged and is in no mean."
+)
+PAIR_NOTE = (
+    "P, the probability of a lower WER: paired bootstrap over utterances (Bisani and Ney, 2004), each seed's decodings against "
+    "the same seed's, all seeds pooled; from 0.975 on a difference at the 5 % level, two-sided. It covers the choice of "
+    "utterances; it takes the seeds' decodings of one utterance as independent, so it is somewhat too sure, and of the luck "
+    "of a training it knows only these seeds: their standard deviation and the counts of seeds say more."
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run left: decoded utterances by set (none where it diverged), train.csv and valid.csv by column, batches
+    skipped, and the ids of outliers.tsv with how often each was damped (None: no such file)."""
+
+    control: str
+    seed: int
+    diverged: bool
+    sets: dict[str, list[Utterance]]
+    train: Columns
+    valid: Columns
+    skipped: int
+    damped: dict[str, int] | None
+
+    @property
+    def dev_loss(self) -> float:
+        """The last epoch's pruned loss of the dev parts, nats per frame; NaN where there was none."""
+        values = self.valid.get("pruned_loss", np.empty(0))
+        return float(values[-1]) if len(values) else math.nan
+
+
+def read_outcome(folder: Path, control: str, seed: int, method: str, diverged: bool) -> Outcome:
+    """Read a finished run's folder."""
+    files = [] if diverged else sorted((folder / "decode" / method).glob("*.jsonl"))
+    sets = {file.stem: read_hypotheses(file) for file in files}
+    skipped = len(list((folder / "bad").glob("step-*.pt")))
+    damped, path = None, folder / "outliers.tsv"
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as f:
+            damped = {row["utterance"]: int(row["steps_damped"]) for row in csv.DictReader(f, delimiter="\t")}
+    train, valid = (read_columns(folder / f"{name}.csv") for name in ("train", "valid"))
+    return Outcome(control, seed, diverged, sets, train, valid, skipped, damped)
+
+
+def read_columns(path: Path) -> Columns:
+    """A CSV file of numbers by column; an empty cell is NaN. Nothing where there is no file."""
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as f:
+        rows = list(csv.DictReader(f))
+    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in (rows[0] if rows else ())}
+
+
+def wer_table(outcomes: Sequence[Outcome], name: str) -> Table:
+    """A row per control: WER in percent by seed, over seeds with interval, dev loss."""
+    seeds = list(dict.fromkeys(o.seed for o in outcomes))
+    head = ["control", *(f"seed {s}" for s in seeds), "mean WER %", "95 % interval", "sd of seeds", "dev loss", "skipped"]
+    rows = []
+    for control in dict.fromkeys(o.control for o in outcomes):
+        own = {o.seed: o for o in outcomes if o.control == control}
+        scored = {seed: score(o.sets[name]) for seed, o in own.items() if name in o.sets}
+        wers = [s.wer for s in scored.values() if s.wer is not None]
+        pooled = score([u for seed in scored for u in own[seed].sets[name]])
+        losses = [o.dev_loss for o in own.values() if not o.diverged]
+        rows.append([
+            control,
+            *(percent(scored[s].wer) if s in scored else "diverged" if s in own and own[s].diverged else "-" for s in seeds),
+            percent(statistics.mean(wers)) if wers else "-",
+            "{:.2f} - {:.2f}".format(*pooled.ci95) if pooled.ci95 else "-",
+            percent(statistics.stdev(wers)) if len(wers) > 1 else "-",
+            f"{statistics.mean(losses):.4f}" if losses else "-",
+            str(sum(o.skipped for o in own.values())),
+        ])  # fmt: skip
+    return head, rows
+
+
+def pair_table(outcomes: Sequence[Outcome], name: str) -> Table:
+    """A row per pair of controls, over the seeds that both finished."""
+    head = ["pair", "mean WER %", "first better in", "second better in", "P(first better)", "P(second better)"]
+    rows = []
+    by_control: dict[str, dict[int, list[Utterance]]] = {}
+    for o in outcomes:
+        by_control.setdefault(o.control, {}).update({o.seed: o.sets[name]} if name in o.sets else {})
+    for first, second in combinations(by_control, 2):
+        seeds = [s for s in by_control[first] if s in by_control[second]]
+        if not seeds:
+            rows.append([f"{first}, {second}", *["-"] * 5])
+            continue
+        a, b = ([u for s in seeds for u in by_control[c][s]] for c in (first, second))
+        errors = [[score(by_control[c][s]).errors for s in seeds] for c in (first, second)]
+        wins = [sum(x < y for x, y in zip(*pair, strict=True)) for pair in (errors, errors[::-1])]
+        texts = [u.ref for u in a], [u.hyp for u in a], [u.hyp for u in b]
+        better = compare(texts[0], texts[2], texts[1]), compare(*texts)
+        wers = f"{percent(score(a).wer)}, {percent(score(b).wer)}"
+        counts = [f"{n} of {len(seeds)} seeds" for n in wins]
+        rows.append([f"{first}, {second}", wers, *counts, *(f"{p:.3f}" for p in better)])
+    return head, rows
+
+
+def damped_table(outcomes: Sequence[Outcome], planted: Sequence[str]) -> Table:
+    """A row per run with a filter: utterances damped to less than half at least once, planted ones and others."""
+    head = ["run", "planted", "of them damped", "times each, median", "others damped", "times each, median"]
+    rows = []
+    for o in outcomes:
+        if o.damped is None:
+            continue
+        found = [o.damped[i] for i in planted if i in o.damped]
+        others = [times for i, times in o.damped.items() if i not in set(planted)]
+        times = [f"{statistics.median(x):g}" if x else "-" for x in (found, others)]
+        rows.append([f"{o.control}-{o.seed}", str(len(planted)), str(len(found)), times[0], str(len(others)), times[1]])
+    return head, rows
+
+
+def numbers(outcomes: Sequence[Outcome]) -> Table:
+    """One row per run and set, for ablation.csv."""
+    head = "control seed set diverged wer low high errors words dev_simple_loss dev_pruned_loss skipped steps".split()
+    rows = []
+    for o in outcomes:
+        steps = int(o.train["step"][-1]) if len(o.train.get("step", ())) else 0
+        simple = o.valid.get("simple_loss", np.array([math.nan]))[-1]
+        after = [f"{simple:.6g}", f"{o.dev_loss:.6g}", str(o.skipped), str(steps)]
+        before = [o.control, str(o.seed)]
+        for name, utterances in o.sets.items():
+            s = score(utterances)
+            rates = ["" if x is None else f"{x:.4f}" for x in (s.wer, *(s.ci95 or (None, None)))]
+            rows.append([*before, name, "false", *rates, str(s.errors), str(s.words), *after])
+        if not o.sets:
+            rows.append([*before, "", str(o.diverged).lower(), *[""] * 5, *after])
+    return head, rows
+
+
+def curves(
+    outcomes: Sequence[Outcome], part: str, column: str, x: str, positive: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (S,) and the runs' values at them (runs, S), between a run's rows on a line, NaN outside of them.
+
+    Values that are not finite (and with `positive`, for a logarithmic axis, those that are 0) are left out. Without any
+    the arrays are empty.
+    """
+    found = []
+    for o in outcomes:
+        table = getattr(o, part)
+        if column in table:
+            keep = np.isfinite(table[column]) & (table[column] > 0 if positive else True)
+            found.append((table[x][keep], table[column][keep]))
+    found = [(steps, values) for steps, values in found if len(steps)]
+    if not found:
+        return np.empty(0), np.empty((0, 0))
+    grid = np.unique(np.concatenate([steps for steps, _ in found]))
+    return grid, np.stack([np.interp(grid, *pair, left=np.nan, right=np.nan) for pair in found])
+
+
+def draw(axes, outcomes: Sequence[Outcome], part: str, column: str, x: str) -> None:  # type: ignore[no-untyped-def]
+    """Median over seeds by control as a line, their range as a band."""
+    for control in dict.fromkeys(o.control for o in outcomes):
+        steps, values = curves([o for o in outcomes if o.control == control], part, column, x, positive=True)
+        if len(steps):
+            axes.set_yscale("log")
+            colour = COLOURS.get(control)
+            axes.plot(steps, np.nanmedian(values, axis=0), color=colour, label=control, marker="o" if len(steps) < 12 else None)
+            axes.fill_between(steps, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=colour, alpha=0.2)
+    axes.grid(alpha=0.3)
+
+
+def plot_losses(page: Page, outcomes: Sequence[Outcome]) -> None:
+    """Training and dev loss."""
+    figure = new_figure(5.0)
+    left, right = figure.subplots(1, 2)
+    draw(left, outcomes, "train", "loss", "step")
+    left.set(title="training loss, with warm-up's weights", xlabel="batches", ylabel="nats per frame")
+    draw(right, outcomes, "valid", "pruned_loss", "epoch")
+    right.set(title="dev, pruned loss", xlabel="epochs", ylabel="nats per frame")
+    left.legend(title="gradient.control")
+    page.figure(figure, "losses", "Loss by control: median and range over seeds.")
+
+
+def plot_norms(page: Page, outcomes: Sequence[Outcome]) -> None:
+    """The gradient's norm, of the whole model and of each part, a panel each."""
+    columns = dict.fromkeys(c for o in outcomes for c in o.train if re.match(r"gradient_norm(_|$)", c))
+    if not columns:
+        return
+    height = math.ceil(len(columns) / 3)
+    figure = new_figure(2.8 * height + 0.4)
+    panels = figure.subplots(height, 3, squeeze=False, sharex=True).flatten()
+    for axes, column in zip(panels, columns, strict=False):
+        draw(axes, outcomes, "train", column, "step")
+        axes.set_title(column.removeprefix("gradient_norm").strip("_") or "whole model")
+        axes.tick_params(labelbottom=True)
+    for axes in panels[len(columns) :]:
+        axes.set_visible(False)
+    panels[0].legend(title="gradient.control")
+    figure.supxlabel("batches")
+    figure.supylabel("norm of the gradient")
+    page.figure(
+        figure, "gradient_norms", "Norm of the gradient by part of the model, after the filter, before clipping: mean of the "
+        "batches between two rows of train.csv; median and range over seeds.",
+    )  # fmt: skip
+
+
+def plot_masks(page: Page, outcomes: Sequence[Outcome]) -> None:
+    """The filter's masks by layer, a panel for each statistic; nothing without a filter."""
+    found = {m[0]: (m[1], int(m[2])) for o in outcomes for c in o.train if (m := re.fullmatch(r"filter_(.+)_(\d+)", c))}
+    if not found:
+        return
+    kinds = list(dict.fromkeys(kind for kind, _ in found.values()))
+    figure = new_figure(4.5)
+    from matplotlib import colormaps
+
+    last = max(layer for _, layer in found.values())
+    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        for column, (_, layer) in found.items():
+            if found[column][0] == kind:
+                steps, values = curves(outcomes, "train", column, "step")
+                if not len(steps):
+                    continue
+                axes.plot(steps, np.nanmedian(values, axis=0), color=colormaps["viridis"](layer / (last + 1)), label=str(layer))
+        axes.set(title=kind.replace("_", " "), xlabel="batches", ylim=(0, 1.05 if "mask" in kind else None))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("mask (1: untouched) or share of sequences")
+    figure.axes[0].legend(title="layer")
+    page.figure(figure, "filter_masks", "The filter's masks by layer of the encoder: median over seeds.")
+
+
+def write_report(outcomes: Sequence[Outcome], about: str, folder: Path, planted: Sequence[str] = ()) -> str:
+    """Write FOLDER/ablation.{md,csv,html} and the plots. about: one line on the setting; planted: ids of spoilt training
+    utterances. Returns the Markdown."""
+    page = Page("Gradient control: filter, clipping, nothing", folder)
+    lines = [f"# {page.title}\n", f"{about}.\n"]
+    page.text(f"{about}.")
+
+    def add(heading: str, table: Table, note: str) -> None:
+        lines.extend([f"## {heading}\n", markdown(*table), f"{note}\n"])
+        page.heading(heading)
+        page.table(*table)
+        page.text(note)
+
+    for name in dict.fromkeys(name for o in outcomes for name in o.sets) or [""]:
+        add(f"WER of {name}" if name else "No run came to its end", wer_table(outcomes, name), WER_NOTE)
+        add(f"Pairs on {name}" if name else "Pairs", pair_table(outcomes, name), PAIR_NOTE)
+    if planted:
+        note = "Damped: by the filter to less than half in some layer, at least once in the training (outliers.tsv)."
+        add("Planted outliers", damped_table(outcomes, planted), note)
+    page.heading("Curves")
+    plot_losses(page, outcomes)
+    plot_norms(page, outcomes)
+    plot_masks(page, outcomes)
+    page.write("ablation")
+    with atomic_write(folder / "ablation.csv") as tmp, tmp.open("w", encoding="utf-8", newline="") as f:
+        head, rows = numbers(outcomes)
+        csv.writer(f, lineterminator="\n").writerows([head, *rows])
+    lines.append("Plots: ablation.html, losses.png, gradient_norms.png, filter_masks.png.\n")
+    with atomic_write(folder / "ablation.md") as tmp:
+        tmp.write_text("\n".join(lines), encoding="utf-8")
+    return "\n".join(lines)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, the first column set left."""
+    rule = ["---", *["--:"] * (len(head) - 1)]
+    return "".join("| " + " | ".join(row) + " |\n" for row in (head, rule, *rows))

@@ -1,0 +1,238 @@
+"""What the studies of norms and optimisers share: small models, the same few batches for every run, curves, plots.
+
+Runs are independent jobs of one thread each and go side by side, so that their numbers do not depend on the cores.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from local.atomic import atomic_write
+from local.config import config_from_dict, to_dict
+from local.corpus import load_corpus
+from local.datamodule import AsrDataset, Batch
+from local.errors import UserError
+from local.progress import Progress
+from local.sampling import ShuffledCuts
+from local.schema import Config
+from local.tokens import Tokenizer
+from model.encoder.subsampling import subsampled
+from model.transducer import Transducer, pruned_scale
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SMALL = (
+    "model.encoder.rnn=lstm", "model.encoder.num_layers=3", "model.encoder.d_model=64", "model.encoder.rnn_hidden_size=128",
+    "model.encoder.dim_feedforward=128", "model.decoder.dim=64", "model.joiner.dim=64", "lm.dim=128", "lm.hidden=128",
+    "lm.num_layers=1", "lm.batch_tokens=500", "train.warm_step=10",
+)  # fmt: skip
+LARGEST = 32  # utterances that are alike in length; every batch is made of the first ones of such a group
+WINDOW = 16  # groups that are sorted by length together
+POOL = 20_000  # training utterances that are drawn from, and sentences
+HELD_OUT = 32  # dev utterances in the one batch that losses are compared on
+MARKERS = "osv^DX"
+Row = dict[str, Any]
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def small_config(cfg: Config, *overrides: str) -> Config:
+    """The experiment's settings with a model of 0.5 M parameters, ten batches of warm-up, and `overrides` on top."""
+    return config_from_dict(to_dict(cfg), [*SMALL, *overrides], where="the study")
+
+
+class Speech:
+    """Training batches of a prepared corpus, and one held-out batch; never augmented, so that all runs see the same.
+
+    Batches depend on train.seed alone. Those of fewer utterances hold the first ones of the larger ones.
+    """
+
+    def __init__(self, cfg: Config, data_dir: Path) -> None:
+        """Raises `UserError` where data_dir is not prepared or a part has no utterance."""
+        self.seed = cfg.train.seed
+        self.tokenizer = Tokenizer.from_file(data_dir / "lang" / "bpe.model")
+        self.dataset = AsrDataset(cfg, self.tokenizer, None, augment=False, epoch=0)
+        corpus = load_corpus(data_dir / "corpus.yaml", cfg.data)
+        precomputed = cfg.features.type == "precomputed"
+        folder = data_dir / ("features" if precomputed else "cuts")
+
+        def draw(parts: Sequence[str], most: int) -> list[Cut]:
+            cuts = ShuffledCuts([folder / f"{part}.jsonl.gz" for part in parts], self.seed, False, precomputed)
+            drawn = list(itertools.islice(cuts, most))
+            if not drawn:
+                raise UserError(f"{folder}: no utterance in {', '.join(parts)}")
+            return sorted(drawn, key=lambda cut: (cut.duration, cut.id))
+
+        self.train, self.dev = draw(corpus.train, POOL), draw(corpus.dev, HELD_OUT)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Endless training batches of `size` utterances (at most `LARGEST`) alike in length."""
+        lengths = np.array([cut.duration for cut in self.train])
+        for epoch in itertools.count():
+            rng = np.random.default_rng([self.seed, epoch])
+            order = rng.permutation(len(lengths))
+            windows = np.split(order, range(WINDOW * LARGEST, len(order), WINDOW * LARGEST))
+            order = np.concatenate([window[np.argsort(lengths[window])] for window in windows])
+            whole = max(len(order) // LARGEST, 1)
+            for first in rng.permutation(whole) * LARGEST:
+                group = rng.permutation(order[first : first + LARGEST])
+                yield self._load([self.train[i] for i in group[:size]])
+
+    def held_out(self, size: int = HELD_OUT) -> list[Batch]:
+        """The held-out utterances, shortest first, in batches of `size`."""
+        return [self._load(self.dev[first : first + size]) for first in range(0, len(self.dev), size)]
+
+    def _load(self, cuts: list[Cut]) -> Batch:
+        batch = self.dataset[CutSet.from_cuts(cuts)]
+        if not batch["ids"]:
+            raise UserError(f"none of the utterances {', '.join(batch['skipped'][:5])} could be loaded")
+        return batch
+
+
+def utterance_losses(model: Transducer, batch: Batch, simple_scale: float, warmup: float) -> dict[str, Tensor]:
+    """Losses (N,) of a batch in nats: `simple`, `pruned`, and `loss`, in which training combines them at that warm-up."""
+    losses = model(batch["inputs"], batch["input_lens"], batch["tokens"], batch["token_lens"], warmup=warmup)
+    loss = simple_scale * losses["simple"]
+    if pruned_scale(warmup) > 0:
+        loss = loss + pruned_scale(warmup) * losses["pruned"]
+    return {**losses, "loss": loss}
+
+
+@torch.no_grad()
+def held_out_losses(model: Transducer, batches: list[Batch], simple_scale: float) -> dict[str, float]:
+    """Losses in evaluation and after the warm-up, in nats per output frame; the model goes back to training mode."""
+    model.eval()
+    parts = [utterance_losses(model, batch, simple_scale, warmup=2.0) for batch in batches]
+    model.train()
+    frames = sum(int(subsampled(batch["input_lens"]).sum()) for batch in batches)
+    return {name: float(sum(part[name].double().sum() for part in parts)) / frames for name in parts[0]}
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss_at: Callable[[int], Tensor],
+    measure: Callable[[int], Row],
+    *,
+    steps: int,
+    every: int,
+    clip_norm: float | None = None,
+) -> list[Row]:
+    """Train for `steps` batches and measure before the first, after each `every`, and after the last.
+
+    loss_at: step -> the scalar to minimise; measure: batches done -> numbers, `loss` among them; clip_norm: largest norm
+    of the whole gradient. Returns the measured rows. A held-out loss that is not finite ends the run: it is the last row.
+    """
+    rows: list[Row] = []
+    model.train()
+    for step in range(steps + 1):
+        if step % every == 0 or step == steps:
+            rows.append({"step": step, **measure(step)})
+            if step == steps or not math.isfinite(rows[-1]["loss"]):
+                break
+        optimizer.zero_grad(set_to_none=True)
+        loss_at(step).backward()
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        optimizer.step()
+    return rows
+
+
+def train_recogniser(
+    model: Transducer, optimizer: Optimizer, speech: Speech, cfg: Config, size: int, measure: Callable[[int], Row], *,
+    steps: int, every: int,
+) -> list[Row]:  # fmt: skip
+    """`train` on batches of `size` utterances with the recipe's loss (summed over the batch) and gradient.control."""
+    batches = speech.batches(size)
+
+    def loss_at(step: int) -> Tensor:
+        warmup = step / cfg.train.warm_step
+        return utterance_losses(model, next(batches), cfg.loss.simple_scale, warmup)["loss"].sum()
+
+    clip_norm = cfg.gradient.clip_norm if cfg.gradient.control == "clip" else None
+    return train(model, optimizer, loss_at, measure, steps=steps, every=every, clip_norm=clip_norm)
+
+
+def run_all(function: Callable[[Job], Result], jobs: Sequence[Job], desc: str) -> list[Result]:
+    """function(job) of every job, in the jobs' order, in as many processes as torch has threads, each of one thread.
+
+    function and jobs must be picklable; what a job raises is raised here, and jobs that have not begun are dropped.
+    """
+    workers = min(torch.get_num_threads(), len(jobs))
+    with Progress(len(jobs), desc, "runs") as progress:
+        if workers == 1:
+            results = []
+            for job in jobs:
+                results.append(function(job))
+                progress.update()
+            return results
+        spawn = multiprocessing.get_context("spawn")  # a fork would share torch's threads, which then hang
+        with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            futures = [pool.submit(function, job) for job in jobs]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    progress.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            return [future.result() for future in futures]
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Rows of the same keys as CSV; numbers with six digits, `nan` and `inf` as such."""
+    with atomic_write(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def number(value: float) -> str:
+    """A number for a table: three digits, or `not finite`."""
+    return f"{value:.3g}" if math.isfinite(value) else "not finite"
+
+
+def extremes(values: dict[str, float]) -> str:
+    """`lowest for a (1.2), highest for b (3.4); not finite for c`."""
+    finite = {name: value for name, value in values.items() if math.isfinite(value)}
+    parts = []
+    if finite:
+        low, high = min(finite, key=lambda name: finite[name]), max(finite, key=lambda name: finite[name])
+        parts.append(f"lowest for {low} ({number(finite[low])}), highest for {high} ({number(finite[high])})")
+    if lost := [name for name in values if name not in finite]:
+        parts.append(f"not finite for {', '.join(lost)}")
+    return "; ".join(parts)
+
+
+def draw_curves(axes: Axes, curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Points (x, y) as one line for each name, in colours and markers that follow the names' order; y logarithmic."""
+    from matplotlib.ticker import LogFormatter  # takes half a second
+
+    class Plain(LogFormatter):
+        """Numbers written out where LogFormatter has powers of ten; it still chooses which ticks have one."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    for i, (name, points) in enumerate(curves.items()):
+        x, y = [x for x, _ in points], [y for _, y in points]
+        axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.5, label=name)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(Plain())
+    axes.yaxis.set_minor_formatter(Plain(minor_thresholds=(2.0, 0.7)))
+    axes.grid(alpha=0.3, which="both")

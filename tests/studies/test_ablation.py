@@ -1,0 +1,312 @@
+"""The ablation: its report on made-up runs with known errors, the program on a toy corpus, the stress data."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from lhotse import CutSet, Features, SupervisionSegment
+from lhotse.cut import MonoCut
+
+from local.config import load_config, to_dict
+from local.datamodule import AsrDataModule
+from local.errors import UserError
+from local.feature_store import Float16ArchiveWriter
+from local.score import REPLICATIONS
+from studies.ablation import Marker, Run, Runner, read_marker
+from studies.ablation_report import curves, pair_table, read_outcome, wer_table, write_report
+from studies.stress_data import noise_like, stress_data
+from tests.toy_experiment import SMALL, make_experiment, toy_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+REFS = {f"u-{i:02}": "ONE TWO THREE FOUR" for i in range(20)}
+# Words wrong by control and seed, each in another utterance, of 80.
+WRONG = {"filter": {1: 2, 2: 4, 3: 3}, "clip": {1: 12, 2: 16, 3: 14}, "none": {1: 12, 2: 16, 3: 14}}
+
+
+def write_csv(path: Path, columns: dict[str, list[float]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([list(columns), *zip(*columns.values(), strict=True)])
+
+
+def made_up_run(folder: Path, wrong: int, level: float, last: bool = False) -> None:
+    """A finished run: decoded utterances, the first (or last) `wrong` of which have one word substituted, and curves."""
+    ids = sorted(REFS, reverse=last)
+    hyps = {i: REFS[i].replace("TWO", "TEN") if i in ids[:wrong] else REFS[i] for i in REFS}
+    decoded = folder / "decode" / "greedy_search"
+    decoded.mkdir(parents=True)
+    lines = [json.dumps({"id": i, "ref": REFS[i], "hyp": hyps[i]}) + "\n" for i in REFS]
+    (decoded / "test.jsonl").write_text("".join(lines), encoding="utf-8")
+    norms = {f"gradient_norm{part}": [level, 3 * level] for part in ("", "_encoder_embed", "_layer_0", "_joiner")}
+    write_csv(folder / "train.csv", {"epoch": [1, 1], "step": [10, 20], "loss": [2 * level, level], **norms})
+    write_csv(folder / "valid.csv", {"epoch": [1, 2], "step": [10, 20], "simple_loss": [1, 1], "pruned_loss": [1, level / 10]})
+
+
+@pytest.fixture
+def outcomes(tmp_path: Path) -> list:  # type: ignore[type-arg]
+    found = []
+    for control, seeds in WRONG.items():
+        for seed, wrong in seeds.items():
+            folder = tmp_path / f"{control}-{seed}"
+            made_up_run(folder, wrong, level=seed, last=control == "none")
+            found.append(read_outcome(folder, control, seed, "greedy_search", diverged=False))
+    return found
+
+
+def test_wer_by_control_and_seed(outcomes: list) -> None:  # type: ignore[type-arg]
+    head, rows = wer_table(outcomes, "test")
+    assert head[1:4] == ["seed 1", "seed 2", "seed 3"]
+    for row in rows:
+        wers = [100 * wrong / 80 for wrong in WRONG[row[0]].values()]
+        assert row[1:4] == [f"{wer:.2f}" for wer in wers]
+        assert row[4] == f"{statistics.mean(wers):.2f}" and row[6] == f"{statistics.stdev(wers):.2f}"
+        assert row[7] == "0.2000"  # mean of the last dev losses, 0.1, 0.2 and 0.3
+        low, high = map(float, row[5].split(" - "))
+        # every utterance has four words and one or no error: the pooled WER's standard error is the binomial one
+        p, n = sum(WRONG[row[0]].values()) / 60, 60
+        half = 100 / 4 * 1.96 * math.sqrt(p * (1 - p) / n)
+        assert (high - low) / 2 == pytest.approx(half, rel=0.05)
+
+
+def test_pairs_of_controls(outcomes: list) -> None:  # type: ignore[type-arg]
+    """A control that is better in every utterance is certain; two with as many errors elsewhere are even."""
+    rows = {row[0]: row[1:] for row in pair_table(outcomes, "test")[1]}
+    assert rows["filter, clip"] == ["3.75, 17.50", "3 of 3 seeds", "0 of 3 seeds", "1.000", "0.000"]
+    wers, first, second, *better = rows["clip, none"]
+    assert wers == "17.50, 17.50" and first == second == "0 of 3 seeds"
+    # of 60 pairs of decodings x have an error in the first alone, as many in the second alone: half without the ties
+    rng = np.random.default_rng(0)
+    alone = [sum(min(WRONG["clip"][s], 20 - WRONG["none"][s]) for s in (1, 2, 3))] * 2
+    drawn = rng.multinomial(60, [alone[0] / 60, alone[1] / 60, 1 - sum(alone) / 60], size=REPLICATIONS)
+    assert float(better[0]) == pytest.approx((drawn[:, 1] > drawn[:, 0]).mean(), abs=0.02)
+    assert float(better[1]) == pytest.approx((drawn[:, 0] > drawn[:, 1]).mean(), abs=0.02)
+
+
+def test_pairs_take_the_seeds_that_both_finished(outcomes: list, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    diverged = read_outcome(tmp_path / "clip-2", "clip", 2, "greedy_search", diverged=True)
+    found = [o for o in outcomes if (o.control, o.seed) != ("clip", 2)] + [diverged]
+    rows = {row[0]: row for row in pair_table(found, "test")[1]}
+    assert rows["filter, clip"][1:4] == ["3.12, 16.25", "2 of 2 seeds", "0 of 2 seeds"]
+    row = next(row for row in wer_table(found, "test")[1] if row[0] == "clip")
+    assert row[1:5] == ["15.00", "diverged", "17.50", "16.25"]
+
+
+def test_report_files(outcomes: list, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    (tmp_path / "filter-1" / "outliers.tsv").write_text("utterance\tsteps_damped\nplanted\t7\nother\t1\n", encoding="utf-8")
+    outcomes[0] = read_outcome(tmp_path / "filter-1", "filter", 1, "greedy_search", diverged=False)
+    shown = write_report(outcomes, "a setting", tmp_path / "out", ["planted", "missed"])
+    assert (tmp_path / "out" / "ablation.md").read_text(encoding="utf-8") == shown
+    assert "| filter-1 | 2 | 1 | 7 | 1 | 1 |" in shown
+    page = (tmp_path / "out" / "ablation.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 2 and not (tmp_path / "out" / "filter_masks.png").exists()  # no columns of masks
+    with (tmp_path / "out" / "ablation.csv").open(encoding="utf-8") as f:
+        rows = {(row["control"], row["seed"]): row for row in csv.DictReader(f)}
+    assert len(rows) == 9 and float(rows["clip", "2"]["wer"]) == 20.0 and rows["clip", "2"]["steps"] == "20"
+
+
+def test_report_where_all_diverged(tmp_path: Path) -> None:
+    made_up_run(tmp_path / "none-1", 0, 1.0)
+    shown = write_report([read_outcome(tmp_path / "none-1", "none", 1, "greedy_search", True)], "x", tmp_path / "out")
+    assert "| none | diverged | - | - | - | - | 0 |" in shown
+
+
+def test_curves_of_different_steps(tmp_path: Path) -> None:
+    """Runs are put on the steps of all of them; nothing is made up after a run's end."""
+    found = []
+    for seed, steps, values in ((1, [10, 20, 30], [1.0, 2.0, math.inf]), (2, [15, 40], [5.0, 10.0])):
+        write_csv(tmp_path / "train.csv", {"step": steps, "loss": values})
+        found.append(read_outcome(tmp_path, "filter", seed, "greedy_search", True))
+    steps, values = curves(found, "train", "loss", "step")
+    assert steps.tolist() == [10, 15, 20, 40]
+    np.testing.assert_allclose(values, [[1, 1.5, 2, math.nan], [math.nan, 5, 6, 10]])
+
+
+def toy_corpus(root: Path) -> Path:
+    """root/data with a training part: the test part's two longest utterances."""
+    make_experiment(root)
+    data = root / "data"
+    for part in ("train", "test"):
+        cuts = [cut for cut in CutSet.from_file(data / "cuts" / "test.jsonl.gz") if cut.duration > 0.6]
+        CutSet(cuts).to_file(data / "cuts" / f"{part}.jsonl.gz")
+    (data / "lang").mkdir()
+    (data / "lang" / "bpe.model").write_bytes(toy_tokenizer().model)
+    return data
+
+
+@pytest.mark.slow
+def test_runs_are_made_once(tmp_path: Path) -> None:
+    """From toy data to the table; called again nothing is trained; a training that gets worse than numbers is a row."""
+    data, exp = toy_corpus(tmp_path), tmp_path / "exp"
+    quick = [
+        *SMALL, "train.max_duration=2", "train.log_every=1", "train.average_period=1", "data.num_buckets=1",
+        "augment.speed_perturb=false", "augment.spec_augment=false", "average.num=1", "train.max_bad_steps=0",
+        "ablation.seeds=[3]", "ablation.num_epochs=2",
+    ]  # fmt: skip
+
+    def ablation(*overrides: str) -> list[str]:
+        command = [sys.executable, "studies/ablation.py", "--data-dir", str(data), "--exp-dir", str(exp), *quick, *overrides]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [line for line in done.stdout.splitlines() if line.startswith(("filter", "clip", "none", "| "))]
+
+    lines = ablation("ablation.controls=[filter,clip]")
+    assert sum(": done, " in line for line in lines) == 2
+    table = [line for line in lines if line.startswith("| ")]
+    run = exp / "ablation" / "clip-3"
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"epoch-1.pt", "epoch-2.pt"}
+    assert read_marker(run).status == "done" and (run / "decode" / "greedy_search" / "test.jsonl").is_file()  # type: ignore[union-attr]
+    again = ablation("ablation.controls=[filter,clip]")
+    assert sorted(again[:2]) == ["clip-3: done already", "filter-3: done already"] and again[2:] == table
+    lines = ablation("ablation.controls=[none]", "optim.lr=1e30", "optim.name=sgd")
+    assert any(line.startswith("none-3: diverged, ") for line in lines)
+    assert any(line.startswith("| none | diverged |") for line in lines)
+
+
+def test_folders_of_other_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of something else or of another configuration is left alone; a stopped run goes on."""
+    data = toy_corpus(tmp_path)
+    foreign = Run("none", 1, tmp_path / "foreign", ())
+    foreign.folder.mkdir()
+    (foreign.folder / "thesis.tex").write_text("years", encoding="utf-8")
+    with pytest.raises(UserError, match="foreign holds something else"):
+        Runner(None, data).make(foreign)
+    called: list[str] = []
+
+    def program(self: Runner, name: str, arguments: list[str], log: Path) -> bool:
+        called.append(name)
+        (log.parent / f"made-by-{name}").touch()
+        return name != "decode.py" or "decode.beam=5" in arguments
+
+    monkeypatch.setattr(Runner, "_program", program)
+    monkeypatch.setattr("studies.ablation.last_line", lambda log: "error: what it said")
+    runner, folder = Runner(None, data), tmp_path / "run"
+    with pytest.raises(UserError, match="run: local/decode.py failed: error: what it said"):
+        runner.make(Run("none", 1, folder, ("optim.lr=0.1",)))
+    assert read_marker(folder).status == "started"  # type: ignore[union-attr]
+    (folder / "checkpoint").touch()
+    assert runner.make(Run("none", 1, folder, ("optim.lr=0.1", "decode.beam=5"))) == "done"
+    assert (folder / "checkpoint").exists()  # it went on
+    called.clear()
+    assert runner.make(Run("none", 1, folder, ("optim.lr=0.1", "decode.beam=5"))) == "done" and not called
+    with pytest.raises(UserError, match="run: section optim changed since"):
+        runner.make(Run("none", 1, folder, ("optim.lr=0.2", "decode.beam=5")))
+    (data / "lang" / "bpe.model").write_bytes(b"other tokens")
+    with pytest.raises(UserError, match="run: the prepared data changed since"):
+        runner.make(Run("none", 1, folder, ("optim.lr=0.1", "decode.beam=5")))
+    assert not called and (folder / "checkpoint").exists()
+
+
+def test_new_keys_do_not_undo_finished_runs(tmp_path: Path) -> None:
+    """A run of an older version, without some key, counts as made with that key's default."""
+    now = Marker("done", "", to_dict(load_config()))
+    old = Marker("done", "", to_dict(load_config()))
+    del old.config["train"]["max_bad_steps"], old.config["ablation"]
+    assert old.changed(now, ("train", "optim"), Path("x")) == []
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**old.config, "run": {"vocab_size": 20}}), encoding="utf-8")
+    assert read_marker(tmp_path) == Marker("started", "", old.config)  # by local/train.py alone
+    now.config["train"]["max_bad_steps"] += 1
+    assert old.changed(now, ("train", "optim"), Path("x")) == ["train"]
+
+
+def prepared(root: Path, number: int = 40) -> dict[str, np.ndarray]:
+    """root/data with stored features; returns those of the training part by text (each utterance has its own words)."""
+    rng = np.random.default_rng(3)
+    known: dict[str, np.ndarray] = {}
+    for folder in ("features", "cuts", "lang"):
+        (root / "data" / folder).mkdir(parents=True)
+    (root / "data" / "lang" / "bpe.model").write_bytes(b"tokens")
+    (root / "data" / "corpus.yaml").write_text(
+        "name: x\nsource: custom\ntrain: [train]\ndev: [dev]\ntest: [test]\n", encoding="utf-8"
+    )
+    for part in ("train", "dev", "test"):
+        cuts = []
+        with Float16ArchiveWriter(root / "data" / "features" / f"{part}.f16") as writer:
+            for i in range(number):
+                matrix = rng.normal(-8, 4, (int(rng.integers(30, 60)), 10)).astype(np.float16).astype(np.float32)
+                name, text = f"{part}-{i}", f"W{i} V{i}"
+                seconds = round(len(matrix) / 100, 3)
+                features = Features(
+                    "fbank", len(matrix), 10, 0.01, 16000, 0.0, seconds, "float16_archive", writer.storage_path,
+                    writer.write(name, matrix), name, 0,
+                )  # fmt: skip
+                said = SupervisionSegment(name, name, 0.0, seconds, text=text)
+                cuts.append(MonoCut(name, 0.0, seconds, 0, [said], features, custom={"num_tokens": 2}))
+                known |= {text: matrix} if part == "train" else {}
+        for kind in ("features", "cuts"):
+            CutSet(cuts).to_file(root / "data" / kind / f"{part}.jsonl.gz")
+    return known
+
+
+def test_stress_data(tmp_path: Path) -> None:
+    """Every training utterance once, texts and features joined in the same order; the spoilt are listed; the rest as it was."""
+    known = prepared(tmp_path)
+    data, out = tmp_path / "data", tmp_path / "out"
+    spoilt = stress_data(data, out, longest=4, share=0.2, gain=30.0, seed=1)
+    cuts = list(CutSet.from_file(out / "features" / "train.jsonl.gz"))
+    words = Counter(word for cut in cuts for word in cut.supervisions[0].text.split())
+    assert words == Counter(word for text in known for word in text.split())
+    assert max(len(cut.supervisions[0].text.split()) for cut in cuts) == 8
+    assert len(spoilt) == round(0.2 * len(cuts)) > 0
+    assert (out / "outliers.txt").read_text(encoding="utf-8").split() == spoilt
+    assert [cut.id for cut in cuts if cut.id.startswith("outlier-")] == spoilt
+    for cut in cuts:
+        text = cut.supervisions[0].text.split()
+        whole = np.concatenate([known[" ".join(text[i : i + 2])] for i in range(0, len(text), 2)])
+        assert cut.num_frames == len(whole) and cut.custom["num_tokens"] == len(text)
+        got = cut.load_features()
+        assert got.shape == whole.shape
+        assert np.array_equal(got, whole) == (cut.id not in spoilt)
+        if cut.id in spoilt:
+            assert got.std() == pytest.approx(30 * whole.std(), rel=0.2)
+    for part in ("dev", "test"):
+        for kind in ("features", "cuts"):
+            name = f"{kind}/{part}.jsonl.gz"
+            assert (data / name).read_bytes() == (out / name).read_bytes()
+    assert (out / "lang" / "bpe.model").read_bytes() == b"tokens"
+    with pytest.raises(UserError, match="is there already"):
+        stress_data(data, out, 4, 0.2, 30.0, 1)
+
+
+def test_stress_data_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    prepared(tmp_path, number=12)
+    found = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        stress_data(tmp_path / "data", tmp_path / name, 3, 0.3, 30.0, seed)
+        cuts = CutSet.from_file(tmp_path / name / "features" / "train.jsonl.gz")
+        found[name] = [(cut.id, cut.supervisions[0].text, cut.load_features().tobytes()) for cut in cuts]
+    assert found["a"] == found["b"] != found["c"]
+
+
+def test_stress_data_can_be_trained_on(tmp_path: Path) -> None:
+    """The training's loader gives every joined utterance with its own features and text."""
+    prepared(tmp_path, number=12)
+    stress_data(tmp_path / "data", tmp_path / "out", 3, 0.3, 5.0, 1)
+    overrides = ["features.type=precomputed", "features.num_mel_bins=10", "data.num_workers=0", "train.max_duration=5"]
+    cfg = load_config(None, [*overrides, "augment.spec_augment=false"])
+    loader = AsrDataModule(cfg, tmp_path / "out", toy_tokenizer()).train_dataloader(1)
+    cuts = {cut.id: cut for cut in CutSet.from_file(tmp_path / "out" / "features" / "train.jsonl.gz")}
+    seen = []
+    for batch in loader:
+        for row, name in enumerate(batch["ids"]):
+            features = batch["inputs"][row, : batch["input_lens"][row]].numpy()
+            np.testing.assert_array_equal(features, cuts[name].load_features())
+            assert batch["texts"][row] == cuts[name].supervisions[0].text
+            seen.append(name)
+    assert sorted(seen) == sorted(cuts)
+
+
+def test_noise_like() -> None:
+    matrix = np.random.default_rng(1).normal(-8, 4, (500, 80)).astype(np.float32)
+    noise = noise_like(matrix, 30.0, np.random.default_rng(2))
+    assert noise.shape == matrix.shape and noise.dtype == np.float32
+    assert noise.mean() == pytest.approx(-8, abs=3 * 120 / 200) and noise.std() == pytest.approx(120, rel=0.02)
+    assert abs(np.corrcoef(noise[:-1].ravel(), noise[1:].ravel())[0, 1]) < 0.02
