@@ -12,9 +12,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import soundfile
 
+from local.reading import is_file
+
 A = TypeVar("A")
 B = TypeVar("B")
 BLOCK = 1 << 18  # frames decoded at a time
+LEAST_RATE = 1000  # Hz; below it there is no speech
+LOUDEST = 1e4  # times full scale, which floating-point files may exceed
 STREAMED = (0, 0xFFFFFFFF)  # sizes a WAV written to a pipe carries
 
 
@@ -33,15 +37,20 @@ class BadAudio(Exception):
 def check_audio(path: str | Path) -> AudioInfo:
     """Decode the whole file. Raises `BadAudio` when it is missing, unreadable, empty or shorter than it says."""
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise BadAudio("missing audio file")
     try:
         with soundfile.SoundFile(str(path)) as f:
             rate, channels, stated = f.samplerate, f.channels, f.frames
-            buffer = np.empty((BLOCK, channels), dtype=np.int16)
+            if rate < LEAST_RATE:
+                raise BadAudio(f"audio file of {rate} Hz")
+            exact = f.subtype not in ("FLOAT", "DOUBLE")  # else a sample may be no number
+            buffer = np.empty((BLOCK, channels), dtype=np.int16 if exact else np.float32)
             decoded = 0
             while (n := len(f.read(out=buffer))) > 0:
                 decoded += n
+                if not exact and not np.abs(buffer[:n]).max() <= LOUDEST:
+                    raise BadAudio("audio file with samples that are no numbers, or far too loud")
     except soundfile.LibsndfileError as e:
         raise BadAudio(f"unreadable or truncated audio file ({e.error_string.strip().rstrip('.')})") from None
     missing = wav_bytes_missing(path)

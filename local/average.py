@@ -13,13 +13,46 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local.checkpoint import checkpoints, load_file, save_file
+from local.checkpoint import check_finite, checkpoints, load_file, save_file, tokenizer_of
 from local.config import config_from_dict, load_config
 from local.errors import UserError, cli
 from local.schema import AverageConfig
 from model.average import State, average_between, average_plain
+
+KEPT = ("config", "tokens", "tokens_hash", "vocab_size", "bpe_model", "git_commit", "versions")
+
+
+def opened(path: Path, running: bool) -> dict[str, Any]:
+    """A checkpoint. `UserError` where it lacks what an average, a running one too, is made of."""
+    content = load_file(path)
+    missing = [key for key in KEPT if key not in content]
+    if missing:
+        raise UserError(f"{path}: damaged, or not a checkpoint of training: it has no '{missing[0]}'")
+    if running:
+        average: Any = content.get("average")
+        try:
+            whole = type(average["batches"]) is int and type(average["period"]) is int and isinstance(average["state"], dict)
+        except (TypeError, LookupError):
+            whole = False
+        if not whole:
+            raise UserError(f"{path}: damaged, or not a checkpoint of training: it has no usable 'average'")
+        check_alike(average["state"], content["model"], path)
+    return content
+
+
+def check_alike(state: State, model: State, where: Path) -> None:
+    """`UserError` unless two sets of weights have the same names, shapes and kinds of numbers."""
+    if odd := sorted(map(str, state.keys() ^ model.keys())):
+        raise UserError(f"{where}: its model is another one than its average's or the other checkpoints': '{odd[0]}'")
+    for key, value in state.items():
+        pair = (value, model[key])
+        alike = all(isinstance(v, torch.Tensor) for v in pair) and value.shape == model[key].shape
+        if not alike or value.is_floating_point() != model[key].is_floating_point():
+            raise UserError(f"{where}: '{key}' is not the same kind of weights as in its average or the other checkpoints")
 
 
 def select_range(folder: Path, options: AverageConfig) -> list[tuple[int, Path]]:
@@ -42,7 +75,7 @@ def running(folder: Path, options: AverageConfig) -> tuple[State, dict[str, Any]
     """The mean over a range from its two end checkpoints: weights, the end's content, and the range in words."""
     candidates = select_range(folder, options)
     last, end_path = candidates[0]
-    end = load_file(end_path)
+    end = opened(end_path, running=True)
     average = end["average"]
     if average["batches"] == 0:
         raise UserError(
@@ -62,7 +95,8 @@ def running(folder: Path, options: AverageConfig) -> tuple[State, dict[str, Any]
         first = candidates[options.num][0] if start_path else 0
     if start_path is None:
         return average["state"], end, f"{options.unit}s 1 to {last}"
-    start = load_file(start_path)["average"]
+    start = opened(start_path, running=True)["average"]
+    check_alike(start["state"], average["state"], start_path)
     try:
         state = average_between(start["state"], start["batches"], average["state"], average["batches"])
     except ValueError as e:
@@ -76,10 +110,9 @@ def plain(folder: Path, options: AverageConfig) -> tuple[State, dict[str, Any], 
         paths = [Path(p) for p in options.checkpoints]
     else:
         paths = [p for _, p in select_range(folder, options)[: options.num]][::-1]
-    contents = [load_file(p) for p in paths]
+    contents = [opened(p, running=False) for p in paths]
     for path, content in zip(paths, contents, strict=True):
-        if content["model"].keys() != contents[-1]["model"].keys():
-            raise UserError(f"{path}: its model is another one than that of {paths[-1]}")
+        check_alike(content["model"], contents[-1]["model"], path)
     return average_plain([c["model"] for c in contents]), contents[-1], ", ".join(p.name for p in paths)
 
 
@@ -99,12 +132,14 @@ def main() -> None:
     if args.conf:
         options = load_config(args.conf, args.overrides).average
     else:
-        options = config_from_dict(load_file(path)["config"], args.overrides, where=str(path)).average
+        options = config_from_dict(opened(path, running=False)["config"], args.overrides, where=str(path)).average
     state, end, what = (plain if options.mode == "plain" else running)(folder, options)
     weights = {k: v.to(end["model"][k].dtype) for k, v in state.items()}  # float64 ends here: the model's own type
-    kept = ("config", "tokens", "tokens_hash", "vocab_size", "bpe_model", "git_commit", "versions")
     output = args.output or args.exp_dir / "averaged.pt"
-    save_file({"model": weights, "averaged": f"{options.mode}: {what}", **{k: end[k] for k in kept}}, output)
+    check_finite(weights, folder)
+    tokenizer_of(end, folder)
+    config_from_dict(end["config"], where=str(folder))
+    save_file({"model": weights, "averaged": f"{options.mode}: {what}", **{k: end[k] for k in KEPT}}, output)
     print(f"{output}: {options.mode} average of {what}")
 
 

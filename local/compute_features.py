@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from lhotse import CutSet
+from lhotse import CutSet, MonoCut
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
@@ -28,10 +28,12 @@ from local.atomic import atomic_write
 from local.config import load_config
 from local.corpus import load_corpus
 from local.errors import UserError, cli
-from local.feature_store import Float16ArchiveWriter
+from local.feature_store import Float16ArchiveWriter, holds
 from local.features import make_extractor
-from local.lengths import SPEEDS, at_speed, fits
+from local.lengths import SPEEDS, at_speed, fits, num_frames
+from local.manifests import read_manifest
 from local.progress import Progress
+from local.reading import is_file
 from local.schema import FeaturesConfig
 
 CHUNK = 50  # cuts handed to a process at a time
@@ -73,10 +75,13 @@ def stored_features(manifest: Path, features: FeaturesConfig) -> dict[str, Cut]:
     """The cuts of an earlier run by id, where its features are the ones that `features` asks for."""
     if not manifest.is_file():
         return {}
-    cuts = {cut.id: cut for cut in CutSet.from_jsonl_lazy(manifest)}
-    first = next(iter(cuts.values())).features
-    same = (first.num_features, first.sampling_rate) == (features.num_mel_bins, features.sampling_rate)
-    return cuts if same else {}
+    try:
+        cuts = {cut.id: cut for cut in read_manifest(manifest, MonoCut, "stage 4 of prepare.sh") if cut.features is not None}
+    except UserError as e:
+        print(f"warning: {e}; its features are computed anew", file=sys.stderr)
+        return {}
+    asked = (features.num_mel_bins, features.sampling_rate)
+    return {name: cut for name, cut in cuts.items() if (cut.features.num_features, cut.features.sampling_rate) == asked}
 
 
 def still_good(old: Cut | None, cut: Cut) -> bool:
@@ -85,9 +90,14 @@ def still_good(old: Cut | None, cut: Cut) -> bool:
         return False
     if old.recording.to_dict() != cut.recording.to_dict():
         return False
-    archive = Path(old.features.storage_path)
+    f, archive = old.features, Path(old.features.storage_path)
+    expected = (Float16ArchiveWriter.name, cut.start, cut.duration, num_frames(cut.duration))
+    if (f.storage_type, f.start, f.duration, f.num_frames) != expected:
+        return False
+    if not is_file(archive) or not holds(archive, f.storage_key, (f.num_frames, f.num_features)):
+        return False
     files = [Path(source.source) for source in cut.recording.sources if source.type == "file"]
-    return archive.is_file() and all(f.is_file() and f.stat().st_mtime < archive.stat().st_mtime for f in files)
+    return all(f.is_file() and f.stat().st_mtime < archive.stat().st_mtime for f in files)
 
 
 def compute_part(
@@ -112,6 +122,8 @@ def compute_part(
             done |= {cut.id: cut.features for cut in extracted}
             failed += bad
             shown.update(len(extracted) + len(bad))
+    if not done:
+        raise UserError(f"part '{part}': no features of any of its {len(cuts)} cuts; {failed[-1][0]}: {failed[-1][1]}")
     with atomic_write(manifest) as tmp:
         CutSet(fastcopy(cut, features=done[cut.id]) for cut in cuts if cut.id in done).to_file(tmp)
     used = {Path(f.storage_path).name for f in done.values()}
@@ -134,11 +146,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = corpus.parts() + ([] if cfg.augment.musan is None else ["musan"])
     for part in parts:
         manifest = args.data_dir / "cuts" / f"{part}.jsonl.gz"
-        if not manifest.is_file():
-            raise UserError(f"{manifest} is missing; stage 3 of prepare.sh makes it")
-        cuts = list(CutSet.from_jsonl_lazy(manifest))
+        cuts: list[Cut] = list(read_manifest(manifest, Cut, "stage 3 of prepare.sh"))
         if part in corpus.train and cfg.augment.speed_perturb:
             cuts += [at_speed(cut, speed) for speed in SPEEDS for cut in cuts if fits(cut, speed)]
+        if not cuts:
+            raise UserError(f"{manifest}: no utterance in it; let stage 3 of prepare.sh make it again (--force)")
         failed = compute_part(cuts, part, args.data_dir / "features", cfg.features, args.nproc)
         for name, why in failed:
             print(f"warning: {part}: no features for {name}: {why}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -12,6 +13,7 @@ import yaml
 
 from local.atomic import atomic_write
 from local.errors import UserError
+from local.reading import read_lines, read_yaml
 from local.schema import DataConfig
 
 SOURCES = ("librispeech", "mini_librispeech", "tiny", "custom")
@@ -41,26 +43,35 @@ def load_corpus(path: str | Path, data: DataConfig | None = None) -> Corpus:
     Raises `UserError` naming file and key for a missing file, an unknown or a missing key, an unknown source.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is missing; stage 1 of prepare.sh makes it")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = read_yaml(path, "stage 1 of prepare.sh")
     known = {f.name for f in fields(Corpus)}
     if not isinstance(values, dict) or not set(values) <= known:
-        raise UserError(f"{path}: keys are {', '.join(sorted(known))}; not {sorted(set(values) - known)}")
+        found = ", ".join(str(key) for key in values if key not in known) if isinstance(values, dict) else repr(values)
+        raise UserError(f"{path}: keys are {', '.join(sorted(known))}; not {found[:200]}")
     for key in ("name", "source", "train", "dev", "test"):
         if key not in values:
             raise UserError(f"{path}: key '{key}' is missing")
     if values["source"] not in SOURCES:
-        raise UserError(f"{path}: key 'source' is {values['source']}: one of {', '.join(SOURCES)} is meant")
+        raise UserError(f"{path}: key 'source' is {str(values['source'])[:100]!r}: one of {', '.join(SOURCES)} is meant")
+    for key, kind in (("name", str), ("corpus_dir", str | None), ("options", dict)):
+        if not isinstance(values.get(key, kind() if isinstance(kind, type) else None), kind):
+            raise UserError(f"{path}: key '{key}' is {str(values[key])[:100]!r}, which it cannot be")
     for key in ("train", "dev", "test"):
-        if not isinstance(values[key], list) or not all(isinstance(p, str) and p for p in values[key]):
-            raise UserError(f"{path}: key '{key}': a list of part names is meant")
+        if not isinstance(values[key], list) or not all(map(is_part, values[key])):
+            raise UserError(f"{path}: key '{key}': a list of part names is meant, which name folders or files")
     corpus = Corpus(**values)
     for key in ("train", "dev", "test"):
         replaced = getattr(data, f"{key}_parts", None)
         if replaced is not None:
             setattr(corpus, key, list(replaced))
+    if not corpus.train:
+        raise UserError(f"{path}: key 'train': at least one part is needed")
     return corpus
+
+
+def is_part(name: object) -> bool:
+    """Whether a part may be called so: its name becomes that of files."""
+    return isinstance(name, str) and re.fullmatch(r"[^/\x00-\x1f]{1,100}", name) is not None and name.strip(" .") != ""
 
 
 def save_corpus(corpus: Corpus, path: str | Path) -> None:
@@ -87,6 +98,15 @@ def write_dropped(path: str | Path, dropped: Sequence[Dropped]) -> None:
     """Write rows `id <TAB> part <TAB> reason`; an empty file where nothing was dropped."""
     with atomic_write(path) as tmp:
         tmp.write_text("".join(d.line() + "\n" for d in dropped), encoding="utf-8")
+
+
+def read_dropped(path: Path, made_by: str) -> list[Dropped]:
+    """What `write_dropped` wrote. Raises `UserError` naming a line that is none of its."""
+    rows = [line.split("\t") for line in read_lines(path, made_by)]
+    for number, row in enumerate(rows, 1):
+        if len(row) != 3:
+            raise UserError(f"{path}:{number}: not 'id, part, reason'; let {made_by} make it again (--force)")
+    return [Dropped(*row) for row in rows]
 
 
 def report_dropped(dropped: Sequence[Dropped], listing: str | Path) -> None:

@@ -14,8 +14,9 @@ from lhotse.audio import AudioSource
 from lhotse.utils import fastcopy
 
 from local.corpus import Dropped
-from local.custom_tables import Pair, read_lines
+from local.custom_tables import Pair
 from local.errors import UserError
+from local.reading import is_file, read_lines
 
 
 class KaldiFiles:
@@ -76,7 +77,7 @@ class KaldiFiles:
                 continue
             if recording not in recordings:
                 self.drop(where, f"recording {recording} of {key} is not in wav.scp")
-            elif start < 0 or (end != -1 and end <= start):  # -1 is Kaldi's way to say the recording's end
+            elif start < 0 or not (end == -1 or end > start):  # -1 is Kaldi's way to say the recording's end
                 self.drop(where, f"{key} ends at {end} s but starts at {start} s")
             else:
                 duration = 0.0 if end == -1 else end - start
@@ -116,17 +117,20 @@ def locate(written: str, folder: Path) -> Path:
     if path.is_absolute():
         return path
     roots = (Path.cwd(), folder.absolute(), *folder.absolute().parents)
-    return next((root / path for root in roots if (root / path).is_file()), folder.absolute() / path)
+    return next((root / path for root in roots if is_file(root / path)), folder.absolute() / path)
 
 
 def piped(key: str, command: str) -> Recording:
     """A recording that `command` writes; its lengths stay 0 where the command fails or writes no audio."""
     source = AudioSource(type="command", channels=[0], source=command)
     unread = Recording(id=key, sources=[source], sampling_rate=0, num_samples=0, duration=0.0)
-    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    none = subprocess.DEVNULL
     try:
+        done = subprocess.run(command, shell=True, stdin=none, stdout=subprocess.PIPE, stderr=none, check=False)
         sound, rate = soundfile.read(io.BytesIO(done.stdout), dtype="int16", always_2d=True)
-    except soundfile.LibsndfileError:
+    except (soundfile.LibsndfileError, OSError, ValueError):  # the latter two: no shell can be given such a command
+        return unread
+    if not len(sound):
         return unread
     samples, channels = sound.shape
     source = AudioSource(type="command", channels=list(range(channels)), source=command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from local.corpus import Dropped
 from local.custom_kaldi import locate
 from local.custom_tables import Pair
 from local.errors import UserError
+from local.manifests import flaw
 
 T = TypeVar("T")
 TOLERANCE = 0.1  # seconds by which a supervision may reach out of its cut, which then cuts it off
@@ -87,6 +89,11 @@ def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> I
                 where = f"{manifest}:{number}"
                 try:
                     item = deserialize_item(json.loads(line))
+                    for segment in getattr(item, "supervisions", [item]):
+                        if isinstance(segment, SupervisionSegment):
+                            segment.text = " ".join((segment.text or "").split())
+                    if wrong := flaw(item):
+                        raise ValueError(wrong)
                 except Exception as e:  # lhotse raises what it happens upon: KeyError, TypeError, AssertionError...
                     reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
                     dropped.append(Dropped(where, part, "malformed line", reason))
@@ -96,7 +103,7 @@ def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> I
                 else:
                     detail = f"a {type(item).__name__}, not a {kind.__name__}"
                     dropped.append(Dropped(where, part, "malformed line", detail))
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as e:
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as e:
         raise UserError(f"{manifest}:{number + 1}: truncated or not a gzipped JSONL: {e}") from e
 
 

@@ -14,6 +14,7 @@ from lhotse.audio import AudioSource
 
 from local.corpus import Dropped
 from local.errors import UserError
+from local.reading import read_lines
 
 Pair = tuple[Recording, SupervisionSegment]
 DELIMITERS = {".tsv": "\t", ".csv": ",;\t"}  # a .csv's is the one that its first line has most of
@@ -61,18 +62,6 @@ def whole_file(utterance_id: str, audio: Path, text: str, speaker: str | None) -
             id=utterance_id, recording_id=utterance_id, start=0.0, duration=0.0, text=text, speaker=speaker
         ),
     )
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 file without their ends; `UserError` names the line that is not UTF-8."""
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").split(b"\n")
-    out = []
-    for number, line in enumerate(lines, 1):
-        try:
-            out.append(line.decode("utf-8"))
-        except UnicodeDecodeError as e:
-            raise UserError(f"{path}:{number}: not UTF-8 text ({e.reason} at byte {e.start + 1})") from e
-    return out[:-1] if out[-1] == "" else out
 
 
 def table_rows(table: Path, part: str, dropped: list[Dropped]) -> Iterator[Row]:

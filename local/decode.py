@@ -127,6 +127,8 @@ def main() -> None:
     resources = Resources(model.to(device), tokenizer, device, args.exp_dir, args.data_dir)
     recognisers = {method: Recogniser(method, resources, cfg.decode) for method in cfg.decode.methods}
     decoder = Decoder(model, recognisers, cfg.decode.tail_frames, device)
+    if not sets and not data.corpus.test:
+        raise UserError(f"{args.data_dir / 'corpus.yaml'}: key 'test' names no part; --sets names others to decode")
     for name in sets or data.corpus.test:
         decode_set(decoder, data, name, args.exp_dir, args.checkpoint)
 

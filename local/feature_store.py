@@ -63,6 +63,15 @@ class Float16ArchiveReader(FeaturesReader):
         return matrix[left_offset_frames:right_offset_frames].astype(np.float32)
 
 
+def holds(archive: Path, key: str, shape: tuple[int, int]) -> bool:
+    """Whether `key` is of a matrix (T, F) of that shape and the file is long enough for it."""
+    try:
+        first, frames, bins = map(int, key.split(":"))
+    except (ValueError, AttributeError):
+        return False
+    return first >= 0 and (frames, bins) == shape and BYTES * (first + frames * bins) <= archive.stat().st_size
+
+
 @lru_cache(maxsize=256)
 def _memory_map(path: str) -> np.ndarray:
     return np.memmap(path, dtype="<f2", mode="r")

@@ -8,6 +8,7 @@ from lhotse import Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 
 from local.errors import UserError
+from local.reading import is_file, read_lines
 
 AUDIO_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")
 
@@ -35,7 +36,7 @@ def read_part(tree: Path, part: str, hint: str = "") -> list[tuple[Recording, Su
         raise UserError(f"part '{part}' is not in {tree}, which has {there}{hint}")
     pairs = []
     for transcript in transcripts:
-        for line in transcript.read_text(encoding="utf-8").splitlines():
+        for line in read_lines(transcript):
             if line.strip():
                 utterance_id, *text = line.split(maxsplit=1)
                 pairs.append(_pair(transcript.parent, utterance_id, text[0].strip() if text else ""))
@@ -44,8 +45,8 @@ def read_part(tree: Path, part: str, hint: str = "") -> list[tuple[Recording, Su
 
 def _pair(folder: Path, utterance_id: str, text: str) -> tuple[Recording, SupervisionSegment]:
     candidates = (folder / (utterance_id + ending) for ending in AUDIO_ENDINGS)
-    path = next((c for c in candidates if c.is_file()), folder / f"{utterance_id}.flac")
-    source = AudioSource(type="file", channels=[0], source=str(path.resolve()))
+    path = next((c for c in candidates if is_file(c)), folder / f"{utterance_id}.flac")
+    source = AudioSource(type="file", channels=[0], source=str(path.absolute()))
     recording = Recording(id=utterance_id, sources=[source], sampling_rate=0, num_samples=0, duration=0.0)
     speaker = utterance_id.partition("-")[0]
     return recording, SupervisionSegment(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from local.checkpoint import load_file, load_weights, provenance, save_file
+import torch
+
+from local.checkpoint import check_finite, load_file, load_weights, provenance, save_file, tokenizer_of
 from local.config import config_hash
 from local.errors import UserError
 from local.schema import Config
@@ -33,14 +35,19 @@ def load_lm(path: Path, tokenizer: Tokenizer | None = None) -> tuple[LstmLm, Tok
     where the file is missing, damaged or no language model.
     """
     content = load_file(path)
-    for key in ("lm", "bpe_model", "tokens_hash"):
-        if key not in content:
+    for key, kind in (("lm", dict), ("bpe_model", torch.Tensor), ("tokens_hash", str)):
+        if not isinstance(content.get(key), kind):
             raise UserError(f"{path}: not a language model; stage 3 (lm) of run.sh makes one")
     if tokenizer is not None and content["tokens_hash"] != config_hash("\n".join(tokenizer.tokens)):
         raise UserError(
-            f"{path}: its {content['vocab_size']} tokens are not the recogniser's {tokenizer.vocab_size}; "
+            f"{path}: its {content.get('vocab_size')} tokens are not the recogniser's {tokenizer.vocab_size}; "
             "both must be trained with the same lang/bpe.model"
         )
-    model = LstmLm(**content["lm"])
+    own = tokenizer_of(content, path)
+    try:
+        model = LstmLm(**{**content["lm"], "vocab_size": own.vocab_size})
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise UserError(f"{path}: its sizes ('lm') are none of a language model's: {str(e).splitlines()[0][:200]}") from None
     load_weights(model, content["model"], path)
-    return model.eval(), Tokenizer.from_bytes(bytes(content["bpe_model"].tolist()))
+    check_finite(content["model"], path)
+    return model.eval(), own

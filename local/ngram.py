@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from local.atomic import atomic_write
 from local.errors import UserError, cli
+from local.reading import read_lines
 from local.tokens import SPECIAL, Tokenizer
 
 BOS, EOS = "<s>", "</s>"
@@ -141,10 +142,7 @@ def write_arpa(model: Ngram, path: Path) -> None:
 
 def read_sentences(path: Path) -> list[str]:
     """The lines of a text file that are not blank. Raises `UserError` where there are none or they are not UTF-8."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({e})") from None
+    lines = [line.strip() for line in read_lines(path)]
     if not any(lines):
         raise UserError(f"{path}: no text in it")
     return [line for line in lines if line]

@@ -14,24 +14,30 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lhotse import CutSet, MonoCut, RecordingSet, SupervisionSet
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.utils import fastcopy
 
 from local.atomic import atomic_write
 from local.config import load_config
-from local.corpus import SHOWN, Dropped, load_corpus, report_dropped, write_dropped
+from local.corpus import SHOWN, Dropped, load_corpus, read_dropped, report_dropped, write_dropped
 from local.errors import UserError, cli
 from local.lengths import NUM_TOKENS, SPEEDS, fits, num_frames
+from local.manifests import flaw, read_manifest
 from local.schema import Config
 from local.tokens import UNK_ID, Tokenizer
 from model.encoder.subsampling import subsampled
+
+STAGE = "stage 1 of prepare.sh"
 
 
 def make_cuts(data_dir: Path, part: str, sampling_rate: int) -> Iterator[MonoCut]:
     """A cut per supervision, with the supervision's id, its recording resampled (lazily) to `sampling_rate` Hz."""
     folder = data_dir / "manifests"
-    recordings = {r.id: r for r in RecordingSet.from_jsonl_lazy(folder / f"recordings_{part}.jsonl.gz")}
-    for segment in SupervisionSet.from_jsonl_lazy(folder / f"supervisions_{part}.jsonl.gz"):
+    path = folder / f"recordings_{part}.jsonl.gz"
+    recordings = {r.id: r for r in read_manifest(path, Recording, STAGE)}
+    for segment in read_manifest(folder / f"supervisions_{part}.jsonl.gz", SupervisionSegment, STAGE):
+        if segment.recording_id not in recordings:
+            raise UserError(f"{path}: recording {segment.recording_id[:80]} of {segment.id[:80]} is not in it")
         channel = segment.channel[0] if isinstance(segment.channel, list) else segment.channel
         cut = MonoCut(
             id=segment.id,
@@ -41,6 +47,8 @@ def make_cuts(data_dir: Path, part: str, sampling_rate: int) -> Iterator[MonoCut
             supervisions=[fastcopy(segment.with_offset(-segment.start), channel=channel)],
             recording=recordings[segment.recording_id],
         )
+        if wrong := flaw(cut):
+            raise UserError(f"{folder}: supervisions and recordings of {part} do not go together: {wrong}")
         yield cut if cut.sampling_rate == sampling_rate else cut.resample(sampling_rate)
 
 
@@ -102,18 +110,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(args.conf, args.overrides)
     corpus = load_corpus(args.data_dir / "corpus.yaml")
     tokenizer = Tokenizer.from_file(args.data_dir / "lang" / "bpe.model")
+    earlier = read_dropped(args.data_dir / "manifests" / "dropped.tsv", STAGE)
     dropped: list[Dropped] = []
     for part in corpus.parts():
         cuts = make_cuts(args.data_dir, part, cfg.features.sampling_rate)
         kept = select(cuts, part, part in corpus.train, tokenizer, cfg, dropped)
         if not kept:
-            raise UserError(f"part '{part}': no utterance is left; {dropped[-1].line()}")
+            last = f"the last left out: {dropped[-1].line()}" if dropped else "its manifest is empty"
+            raise UserError(f"part '{part}': no utterance is left; {last}")
         with atomic_write(args.data_dir / "cuts" / f"{part}.jsonl.gz") as tmp:
             CutSet.from_cuts(kept).to_file(tmp)
         print(f"{part}: {len(kept)} cuts, {sum(c.duration for c in kept) / 3600:.2f} h")
-    earlier = (args.data_dir / "manifests" / "dropped.tsv").read_text(encoding="utf-8")
     listing = args.data_dir / "dropped.tsv"
-    write_dropped(listing, [Dropped(*line.split("\t")) for line in earlier.splitlines()] + dropped)
+    write_dropped(listing, earlier + dropped)
     report_dropped(dropped, listing)
 
 

@@ -192,8 +192,9 @@ def prepare(data_dir: Path, arpa: Path | None, order: int, lexicon_file: Path | 
     """The program's work; tells what was made. Arguments are the program's."""
     out, tokenizer = data_dir / "graph", Tokenizer.from_file(data_dir / "lang" / "bpe.model")
     lexicon = read_lexicon(lexicon_file, tokenizer) if lexicon_file else []
+    source = arpa or data_dir / "lang" / "transcript.txt"
     if arpa is None:
-        texts = read_sentences(data_dir / "lang" / "transcript.txt")
+        texts = read_sentences(source)
         arpa = out / "G.arpa"
         write_arpa(estimate((text.split() for text in texts), order, (word for word, _ in lexicon)), arpa)
     with tempfile.TemporaryDirectory() as folder:
@@ -201,7 +202,7 @@ def prepare(data_dir: Path, arpa: Path | None, order: int, lexicon_file: Path | 
         words = arpa_words(plain, str(arpa))
         lexicon = lexicon or spell(words, tokenizer)
         ids = {word: i for i, word in enumerate(dict.fromkeys(word for word, _ in lexicon), 1)}
-        check_words(arpa, words, list(ids))
+        check_words(source, words, list(ids))
         lm = grammar(plain, str(arpa), list(ids), Path(folder))
     with atomic_write(out / "lexicon.txt") as tmp:
         lines = (f"{word} {' '.join(tokenizer.tokens[i] for i in tokens)}\n" for word, tokens in lexicon)
@@ -211,12 +212,12 @@ def prepare(data_dir: Path, arpa: Path | None, order: int, lexicon_file: Path | 
     return f"{out / 'LG.npz'}: {len(graph.finals)} states and {len(graph.labels)} arcs of {len(ids)} words"
 
 
-def check_words(arpa: Path, words: Sequence[str], spelt: Sequence[str]) -> None:
+def check_words(source: Path, words: Sequence[str], spelt: Sequence[str]) -> None:
     """Tell of words that will never be recognised. Raises `UserError` where these are all of the n-gram model's."""
     known, both = set(words), set(words) & set(spelt)
     if not both:
-        raise UserError(f"{arpa}: none of its {len(words)} words has a spelling, {words[0]!r} for one")
-    for missing, where in ((known - both, "spelling"), (set(spelt) - both, f"probability in {arpa}")):
+        raise UserError(f"{source}: none of its {len(words)} words has a spelling, {words[0]!r} for one")
+    for missing, where in ((known - both, "spelling"), (set(spelt) - both, f"probability in {source}")):
         if missing:
             print(f"warning: {len(missing)} words have no {where}, {min(missing)!r} for one", file=sys.stderr)
 

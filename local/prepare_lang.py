@@ -12,12 +12,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lhotse import SupervisionSet
+from lhotse import SupervisionSegment
 
 from local.atomic import atomic_write
 from local.config import load_config
 from local.corpus import load_corpus
 from local.errors import cli
+from local.manifests import read_manifest
 from local.tokens import Tokenizer, train_tokenizer
 
 
@@ -25,8 +26,8 @@ def read_texts(data_dir: Path, parts: Sequence[str]) -> list[str]:
     """Transcripts of the parts, in their order."""
     texts = []
     for part in parts:
-        segments = SupervisionSet.from_jsonl_lazy(data_dir / "manifests" / f"supervisions_{part}.jsonl.gz")
-        texts += [segment.text or "" for segment in segments]
+        path = data_dir / "manifests" / f"supervisions_{part}.jsonl.gz"
+        texts += [segment.text or "" for segment in read_manifest(path, SupervisionSegment, "stage 1 of prepare.sh")]
     return texts
 
 

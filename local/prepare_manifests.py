@@ -26,6 +26,7 @@ from local.errors import UserError, cli
 from local.import_custom import custom_parts
 from local.librispeech import find_tree, read_part
 from local.progress import progress
+from local.reading import read_lines
 
 Pair = tuple[Recording, SupervisionSegment]
 PARTS_HINT = "; name the parts with data.train_parts=[...] data.dev_parts=[...] data.test_parts=[...]"
@@ -107,7 +108,7 @@ def check_pairs(pairs: Sequence[Pair], part: str, num_jobs: int, dropped: list[D
             dropped.append(Dropped(segment.id, part, kind, detail if kind == "missing audio file" else str(result)))
             continue
         duration = segment.duration or result.duration - segment.start
-        if duration <= 0 or segment.start < 0 or segment.start + duration > result.duration + TOLERANCE:
+        if not (0 < duration and 0 <= segment.start and segment.start + duration <= result.duration + TOLERANCE):  # or NaN
             span = f"{segment.start:.2f} to {segment.start + duration:.2f} s of {result.duration:.2f} s"
             dropped.append(Dropped(segment.id, part, "segment outside its recording", span))
             continue
@@ -152,7 +153,7 @@ def with_alignments(pairs: Sequence[Pair], folder: Path) -> list[Pair]:
     """
     words: dict[str, list[AlignmentItem]] = {}
     for path in sorted(folder.glob("*/*/*.ctm")):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_lines(path), 1):
             if not line.strip() or line.startswith(";;"):  # a comment
                 continue
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from local.errors import UserError
 from local.graph import load_graph
 from local.lm import load_lm
 from local.methods import METHODS, Method, Part
+from local.reading import read_lines
 from local.schema import DecodeConfig
 from local.tokens import UNK_ID, Tokenizer
 from model.search import Hypothesis, Stream, get_search, get_stream, rescore
@@ -87,12 +89,8 @@ def read_hotwords(path: Path, boost: float, tokenizer: Tokenizer) -> list[tuple[
 
     Raises `UserError` naming the file and line of a boost that is no number and of characters without a token.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: cannot be read (key 'decode.hotwords'): {e}") from None
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         phrase, _, own = line.partition("\t")
         phrase = " ".join(phrase.split())
         if not phrase:
@@ -102,9 +100,12 @@ def read_hotwords(path: Path, boost: float, tokenizer: Tokenizer) -> list[tuple[
             characters = " ".join(tokenizer.unknown_characters(phrase))
             raise UserError(f"{path}:{number}: '{phrase}' has characters without a token: {characters}")
         try:
-            found.append((tokens, float(own) if own.strip() else boost))
+            value = float(own) if own.strip() else boost
         except ValueError:
-            raise UserError(f"{path}:{number}: the boost '{own}' is no number") from None
+            raise UserError(f"{path}:{number}: the boost '{own[:50]}' is no number") from None
+        if not math.isfinite(value):
+            raise UserError(f"{path}:{number}: the boost of phrase '{phrase[:80]}' is {value}")
+        found.append((tokens, value))
     return found
 
 

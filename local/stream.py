@@ -57,10 +57,13 @@ def read_audio(path: Path, sampling_rate: int) -> torch.Tensor:
         raise UserError(f"{path}: {e}") from None
     if info.num_channels != 1:
         raise UserError(f"{path}: {info.num_channels} channels; one is meant")
-    recording = Recording.from_file(path)
-    if recording.sampling_rate != sampling_rate:
-        recording = recording.resample(sampling_rate)
-    return torch.from_numpy(recording.load_audio()[0])
+    try:
+        recording = Recording.from_file(path)
+        if recording.sampling_rate != sampling_rate:
+            recording = recording.resample(sampling_rate)
+        return torch.from_numpy(recording.load_audio()[0])
+    except Exception as e:  # lhotse's readers raise whatever they happen upon
+        raise UserError(f"{path}: unreadable: {str(e).strip()[:200] or type(e).__name__}") from None
 
 
 def arriving(audio: torch.Tensor, sampling_rate: int, real_time: bool) -> Iterator[torch.Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import sentencepiece as spm
 
 from local.errors import UserError
+from local.reading import read_bytes
 
 SPECIAL = ("<blk>", "<sos/eos>")  # ids 0 and 1; <unk> follows
 BLANK_ID, SOS_EOS_ID, UNK_ID = 0, 1, 2
@@ -24,10 +25,10 @@ class Tokenizer:
         self._sp = spm.SentencePieceProcessor()
         try:
             self._sp.LoadFromSerializedProto(model)
-        except (RuntimeError, OSError):
+            self.vocab_size: int = self._sp.GetPieceSize()
+            self.tokens: list[str] = [self._sp.IdToPiece(i) for i in range(self.vocab_size)]
+        except (RuntimeError, OSError, UnicodeDecodeError):
             raise UserError(f"{where}: not a sentencepiece model") from None
-        self.vocab_size: int = self._sp.GetPieceSize()
-        self.tokens: list[str] = [self._sp.IdToPiece(i) for i in range(self.vocab_size)]
         if tuple(self.tokens[: len(SPECIAL)]) != SPECIAL or self._sp.unk_id() != UNK_ID:
             raise UserError(f"{where}: the first tokens are {self.tokens[:3]}, not <blk>, <sos/eos>, <unk>")
 
@@ -35,9 +36,7 @@ class Tokenizer:
     def from_file(cls, path: str | Path) -> Tokenizer:
         """Read `bpe.model`; raises `UserError` when it is missing."""
         path = Path(path)
-        if not path.is_file():
-            raise UserError(f"{path} is missing; stage 2 of prepare.sh makes it")
-        return cls(path.read_bytes(), str(path))
+        return cls(read_bytes(path, "stage 2 of prepare.sh"), str(path))
 
     @classmethod
     def from_bytes(cls, model: bytes) -> Tokenizer:

@@ -19,6 +19,7 @@ import json
 import math
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from local.atomic import atomic_write
-from local.checkpoint import load_file, load_weights, save_file
+from local.checkpoint import check_finite, load_file, load_weights, save_file
 from local.config import config_hash, load_config, to_dict
 from local.corpus import load_corpus
 from local.errors import UserError, cli
@@ -45,6 +46,7 @@ from model.lm import LstmLm
 
 CLIP_NORM = 1.0  # largest norm of the gradient of the mean over tokens
 CHUNK = 10000  # sentences turned into tokens at once
+COLUMNS = 6  # of log.csv
 LONGEST = 5000  # tokens; a longer line is a text without line ends, not a sentence
 
 
@@ -87,10 +89,10 @@ def read_lines(path: Path) -> Iterator[str]:
     """The lines of a text file in UTF-8, compressed where it ends in `.gz`. `UserError` where it cannot be read so."""
     if not path.is_file():
         raise UserError(f"{path}: no such text file (key 'lm.text')")
-    try:
+    try:  # line by line: a book may be larger than the memory
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             yield from file
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as e:
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise UserError(f"{path}: not a text in UTF-8: {str(e).splitlines()[0]}") from None
 
 
@@ -121,16 +123,13 @@ def tokenize(lines: Iterable[str], tokenizer: Tokenizer, where: str) -> TokenTex
         raise UserError(f"{where}: no text")
     if 2 * lacking > len(text.lens):
         characters = "".join(tokenizer.unknown_characters(example)[:10])
-        raise UserError(f"{where}: most lines have characters without a token, such as '{characters}' in '{example[:40]}'")
+        such = f"such as '{characters}' in '{example[:40]}'"
+        raise UserError(f"{where}: most lines have characters without a token in lang/bpe.model, {such}")
     return text
 
 
 def dev_texts(data_dir: Path, parts: Sequence[str]) -> list[str]:
     """The transcripts of the dev parts. `UserError` naming the manifest that is missing."""
-    for part in parts:
-        manifest = data_dir / "manifests" / f"supervisions_{part}.jsonl.gz"
-        if not manifest.is_file():
-            raise UserError(f"{manifest} is missing; stage 1 of prepare.sh makes it")
     return read_texts(data_dir, parts)
 
 
@@ -232,13 +231,22 @@ class LmTrainer:
             path.unlink()  # else, after a stop in the first epoch, it would go with a lm.pt that is not its own
             print(f"{path} was made with another text or other settings: training anew")
             return
+        try:
+            self._restore(path, saved)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:  # whatever the values are
+            raise UserError(f"{path}: damaged ({type(e).__name__}: {str(e)[:200]}); remove it to train anew") from None
+        print(f"going on from {path}: {len(self.rows)} epochs done")
+
+    def _restore(self, path: Path, saved: dict[str, Any]) -> None:
         load_weights(self.model, saved["model"], path)
+        check_finite(saved["model"], path)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.rows = saved["rows"]
+        if not all(math.isfinite(row["dev_nll"] + row["epoch"]) and len(row) == COLUMNS for row in self.rows):
+            raise ValueError("its 'rows' are no epochs")
         torch.set_rng_state(saved["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in saved["rng"]:
             torch.cuda.set_rng_state(saved["rng"]["cuda"].cpu(), self.device)
-        print(f"going on from {path}: {len(self.rows)} epochs done")
 
     def _report(self) -> None:
         """Write perplexity.json: the best epoch, and the dev text measured with its model."""

@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from local.atomic import atomic_write
+from local.config import config_from_dict
 from local.errors import UserError
+from local.reading import read_yaml
 from local.schema import DecodeConfig
 
 
@@ -36,13 +38,15 @@ def with_tuned(options: DecodeConfig, path: Path, overrides: Sequence[str] = ())
         raise UserError(f"{path} is missing; stage 4 (tune) of run.sh makes it where section 'tune' has a list")
     given = keys_of(overrides)
     try:
-        chosen = yaml.safe_load(path.read_text(encoding="utf-8"))["decode"]
+        chosen = read_yaml(path)["decode"]
         by_method = chosen.pop("by_method", {})
         kept = {key: value for key, value in chosen.items() if f"decode.{key}" not in given}
         kept["by_method"] = {
             method: {k: v for k, v in own.items() if not {f"decode.{k}", f"decode.by_method.{method}.{k}"} & given}
             for method, own in by_method.items()
         }
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options), kept))  # type: ignore[return-value]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, OmegaConfBaseException) as e:
-        raise UserError(f"{path}: not by local/tune.py: {str(e).splitlines()[0]}") from None
+        merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(options), kept))
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, OmegaConfBaseException) as e:
+        why = (str(e) or type(e).__name__).removeprefix(f"{path}: ").splitlines()[0]
+        raise UserError(f"{path}: not by local/tune.py: {why}") from None
+    return config_from_dict({"decode": merged}, where=str(path)).decode  # which looks at the values

@@ -9,7 +9,6 @@ there is one, and writes EXP/wer.json, EXP/wer.md (printed too), EXP/wer.png and
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import sys
@@ -23,10 +22,13 @@ from local.atomic import atomic_write
 from local.error_report import error_report
 from local.errors import UserError, cli
 from local.methods import METHODS
+from local.reading import read_lines
 from local.score import Score, Utterance, compare, score, symbol_delay
 from local.wer_table import Results, percent, plot, table
 
 NAMED = 3  # ids named in a message before "and N more"
+
+STAGE = "stage 3 of prepare.sh"
 
 
 def read_hypotheses(path: Path) -> list[Utterance]:
@@ -56,9 +58,10 @@ def read_hypotheses(path: Path) -> list[Utterance]:
 def word_ends(row: dict[str, Any]) -> tuple[float, ...]:
     """The times at which the words of a line ended, where it has them."""
     try:
-        return tuple(float(word["end"]) for word in row.get("words", ()))
-    except (KeyError, TypeError, ValueError):
+        ends = tuple(float(word["end"]) for word in row.get("words", ()))
+    except (KeyError, TypeError, ValueError, OverflowError):
         return ()
+    return ends if all(map(math.isfinite, ends)) else ()
 
 
 def lines_of(path: Path) -> Iterator[str]:
@@ -81,7 +84,7 @@ def cost(path: Path) -> tuple[float | None, float | None]:
         seconds, audio = float(stats["seconds"]), float(stats["audio_seconds"])
         memory = stats.get("peak_memory_mib")
         memory = None if memory is None else float(memory)
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
         raise UserError(f"{path}: needs the numbers seconds and audio_seconds ({e})") from None
     if not (math.isfinite(seconds) and math.isfinite(audio) and math.isfinite(memory or 0)):
         raise UserError(f"{path}: seconds, audio_seconds and peak_memory_mib must be finite numbers")
@@ -137,17 +140,14 @@ def listed(ids: Sequence[str]) -> str:
 
 def check_complete(data_dir: Path, name: str, utterances: Sequence[Utterance]) -> None:
     """Warn on stderr of utterances of a prepared part that were not decoded; UserError where there is no such part."""
-    path = data_dir / "cuts" / f"{name}.jsonl.gz"
-    if not path.exists():
+    if not (data_dir / "cuts" / f"{name}.jsonl.gz").exists():
         parts = sorted(p.name.removesuffix(".jsonl.gz") for p in (data_dir / "cuts").glob("*.jsonl.gz"))
         raise UserError(f"set '{name}' is not a part of {data_dir}; it has {', '.join(parts) or 'no cuts'}")
     have = {u.id for u in utterances}
     missing = []
-    with gzip.open(path, "rt", encoding="utf-8") as f:
-        for line in f:
-            cut = json.loads(line)
-            if not have.intersection([cut["id"], *(s["id"] for s in cut.get("supervisions", ()))]):
-                missing.append(cut["id"])
+    for cut, _ in prepared(data_dir, name):
+        if not have.intersection([cut["id"], *(s["id"] for s in cut.get("supervisions", ()))]):
+            missing.append(cut["id"])
     if missing:
         print(f"warning: set {name}: {len(missing)} utterances were not decoded: {listed(missing)}", file=sys.stderr)
 
@@ -155,13 +155,29 @@ def check_complete(data_dir: Path, name: str, utterances: Sequence[Utterance]) -
 def spoken_words(data_dir: Path, name: str) -> dict[str, list[tuple[str, float]]]:
     """By utterance the words of a prepared part with their ends in seconds, from its cuts' alignments ("word")."""
     found = {}
-    with gzip.open(data_dir / "cuts" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as f:
-        for line in f:
-            cut = json.loads(line)
-            for supervision in cut.get("supervisions", ())[:1]:
+    for cut, where in prepared(data_dir, name):
+        for supervision in cut.get("supervisions", ())[:1]:
+            try:
                 items = (supervision.get("alignment") or {}).get("word", ())
-                found[cut["id"]] = [(str(word), start + duration) for word, start, duration, *_ in items]
+                found[cut["id"]] = [(str(word), float(start + duration)) for word, start, duration, *_ in items]
+            except (TypeError, ValueError, AttributeError):
+                raise UserError(f"{where}: damaged: its alignment; let {STAGE} make it again (--force)") from None
     return found
+
+
+def prepared(data_dir: Path, name: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """The cuts of a prepared part as plain values, each with its `file:line`. `UserError` names what is damaged."""
+    path = data_dir / "cuts" / f"{name}.jsonl.gz"
+    for number, line in enumerate(read_lines(path, STAGE), 1):
+        where = f"{path}:{number}"
+        try:
+            cut = json.loads(line)
+            whole = isinstance(cut["id"], str) and all(isinstance(s["id"], str) for s in cut.get("supervisions", ()))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            whole = False
+        if not whole:
+            raise UserError(f"{where}: damaged: no cut; let {STAGE} make it again (--force)")
+        yield cut, where
 
 
 def as_row(result: Score, rtf: float | None, memory: float | None, delay: float | None, oracle: bool) -> dict[str, Any]:
@@ -192,7 +208,7 @@ def perplexity_line(path: Path) -> str:
     if not path.is_file():
         return ""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["dev"]["perplexity"]
+        found = json.loads("".join(lines_of(path)))["dev"]["perplexity"]
         return f"\nLanguage model: perplexity of dev {found['per_token']:.2f} per token, {found['per_word']:.2f} per word.\n"
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path}: not by local/train_lm.py ({e})") from None

@@ -1,0 +1,228 @@
+"""A small prepared corpus and experiment, the programs over it, and whether what they wrote can be read."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from lhotse import CutSet, RecordingSet, SupervisionSet
+
+from local.checkpoint import load_averaged, load_file
+from local.config import load_config, to_yaml
+from local.corpus import load_corpus
+from local.feature_store import _memory_map
+from local.graph import load_graph
+from local.tokens import Tokenizer
+from model.search.scorers import read_arpa
+from tests.fault_server import Run, Server
+from tests.speech_tree import make_part, set_text, write_noise
+from tests.toy_experiment import SMALL
+
+CORPUS = "name: toy\nsource: librispeech\ntrain: [tr]\ndev: [dv]\ntest: [te]\n"
+OWN = "name: own\nsource: custom\ntrain: [tab, kal]\ndev: [man]\ntest: [cut]\noptions: {normalise: upper, split: 0.1}\n"
+METHODS = "greedy_search,modified_beam_search_LODR,modified_beam_search_ngram,fast_beam_search_LG"
+SETTINGS = [
+    *SMALL, "train.num_epochs=2", "train.max_duration=6", "train.log_every=2", "train.warm_step=2", "train.save_every=3",
+    "train.average_period=1", "average.num=1", "augment.speed_perturb=false", "data.num_buckets=2", "lm.max_epochs=1",
+    "lang.vocab_size=30", "train.num_threads=1", "decode.num_threads=1", "tune.blank_penalty=[0.0,1.0]",
+]  # fmt: skip
+
+
+class World:
+    """root/now is what programs read and write, root/pristine how it was; `renew` makes them equal."""
+
+    def __init__(self, root: Path, server: Server) -> None:
+        self.now, self.pristine, self.server = root / "now", root / "pristine", server
+        tree = self.now / "LibriSpeech"
+        for part, speakers, utterances in (("tr", 2, 4), ("dv", 1, 3), ("te", 1, 3)):
+            make_part(tree, part, speakers, utterances)
+        set_text(tree, "tr", "100-1-0003", "")  # so that dropped.tsv has a line
+        (tree / "tr" / "100" / "1" / "100-1.ctm").write_text("100-1-0000 1 0.1 0.2 ONE\n")
+        (self.now / "corpus.yaml").write_text(CORPUS)
+        (self.now / "own.yaml").write_text(OWN)
+        (self.now / "conf.yaml").write_text(to_yaml(load_config(None, SETTINGS)))
+        (self.now / "tuned.yaml").write_text("decode:\n  blank_penalty: 0.5\n  by_method: {}\naverage: {}\n")
+        (self.now / "hotwords.txt").write_text("ONE TWO\nTHREE\t3\n")
+        (self.now / "text.txt").write_text("ONE TWO THREE\nTWO ONE\n" * 5)
+        write_noise(self.now / "noise" / "a.wav", 6.0)
+        write_noise(self.now / "noise" / "b.wav", 5.5)
+        for program in ("manifests", "lang", "cuts", "features", "train", "average", "lm", "graph", "decode", "wer"):
+            run = self.run(program)
+            assert run.code == 0, run.err
+        self._write_own_corpus()
+        shutil.copytree(self.now, self.pristine)
+
+    def _write_own_corpus(self) -> None:
+        """The same audio in the forms that a user's own corpus may have."""
+        own, audio = self.now / "own", self.now / "LibriSpeech" / "tr" / "100" / "1"
+        files = sorted(audio.glob("*.flac"))
+        (own / "kal").mkdir(parents=True)
+        (own / "tab.tsv").write_text("".join(f"{p}\tONE TWO\t{i}\n" for i, p in enumerate(files)))
+        (own / "kal" / "wav.scp").write_text("".join(f"{p.stem} {p}\n" for p in files))
+        (own / "kal" / "segments").write_text("".join(f"{p.stem}-a {p.stem} 0.1 0.8\n" for p in files))
+        (own / "kal" / "text").write_text("".join(f"{p.stem}-a one two\n" for p in files))
+        (own / "kal" / "utt2spk").write_text("".join(f"{p.stem}-a s{i}\n" for i, p in enumerate(files)))
+        data = self.now / "data"
+        for name in ("recordings", "supervisions"):
+            shutil.copyfile(data / "manifests" / f"{name}_dv.jsonl.gz", own / f"{name}_man.jsonl.gz")
+        (own / "cuts_cut.jsonl").write_bytes(gzip.decompress((data / "cuts" / "te.jsonl.gz").read_bytes()))
+
+    def renew(self) -> None:
+        """Undo whatever happened."""
+        shutil.rmtree(self.now)
+        shutil.copytree(self.pristine, self.now)
+
+    def run(self, program: str, *more: str) -> Run:
+        """A program over this world, `more` behind its usual arguments. `own` is stage 1 over the user's own corpus."""
+        now, data, exp = self.now, self.now / "data", self.now / "exp"
+        conf, both = ["--conf", now / "conf.yaml"], ["--data-dir", data, "--exp-dir", exp]
+        decoding = ["--checkpoint", exp / "averaged.pt", *both]
+        methods = [f"decode.methods=[{METHODS}]", f"decode.hotwords={now / 'hotwords.txt'}"]
+        argv: dict[str, list[object]] = {
+            "manifests": ["--corpus-yaml", now / "corpus.yaml", "--corpus-dir", now, "--data-dir", data, *conf],
+            "own": ["--corpus-yaml", now / "own.yaml", "--corpus-dir", now / "own", "--data-dir", data, *conf],
+            "lang": ["--data-dir", data, *conf],
+            "cuts": ["--data-dir", data, *conf],
+            "noise": ["--data-dir", data, *conf, f"augment.musan={now / 'noise'}"],
+            "features": ["--data-dir", data, *conf],
+            "train": [*both, *conf],
+            "stored": [*both, *conf, "features.type=precomputed"],
+            "average": ["--exp-dir", exp, *conf],
+            "decode": [*decoding, "--conf", now / "conf.yaml", *methods],
+            "tuned": [*decoding, "--tuned", now / "tuned.yaml", "decode.methods=[greedy_search]"],
+            "wer": ["--exp-dir", exp, "--data-dir", data],
+            "lm": [*both, *conf, f"lm.text={now / 'text.txt'}"],
+            "tune": [*decoding, *conf, "decode.methods=[greedy_search]"],
+            "stream": [now / "LibriSpeech" / "te" / "100" / "1" / "100-1-0000.flac", "--checkpoint", exp / "averaged.pt"],
+            "ngram": ["--text", data / "lang" / "transcript.txt", "--out", now / "n.arpa"],
+            "graph": ["--data-dir", data],
+            "sample": ["--lm", exp / "lm" / "lm.pt", "--num", "2"],
+        }
+        aliases = {"own": "manifests", "stored": "train", "tuned": "decode"}
+        return self.server.run(aliases.get(program, program), [*argv[program], *more])
+
+    def changed(self) -> list[Path]:
+        """The files that are not as they were, those that are gone left out."""
+        found = []
+        for path in sorted(p for p in self.now.rglob("*") if p.is_file()):
+            before = self.pristine / path.relative_to(self.now)
+            if not before.is_file() or before.read_bytes() != path.read_bytes():
+                found.append(path)
+        return found
+
+
+# Whether a file is whole: raises where it is not.
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    data = path.read_bytes()
+    lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").split("\n")
+    assert lines.pop() == "", "the last line has no end"
+    return [json.loads(line) for line in lines]
+
+
+def read_csv(path: Path) -> None:
+    with path.open(newline="") as f:
+        rows = list(csv.reader(f))
+    assert all(len(row) == len(rows[0]) for row in rows)
+
+
+def read_numbers(path: Path) -> None:
+    """A checkpoint, with finite weights."""
+    content = load_file(path)
+    for name, value in content["model"].items():
+        assert not value.is_floating_point() or bool(torch.isfinite(value).all()), name
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    ".gz": read_jsonl, ".jsonl": read_jsonl, ".csv": read_csv, ".pt": read_numbers, ".npz": np.load,
+    ".json": lambda path: json.loads(path.read_text()), ".yaml": lambda path: yaml.safe_load(path.read_text()),
+    ".arpa": lambda path: read_arpa(path.read_text().splitlines()), ".model": Tokenizer.from_file,
+}  # fmt: skip
+
+
+def check_whole(path: Path) -> None:
+    """AssertionError or another where the file was written in part."""
+    READERS.get(path.suffix, Path.read_bytes)(path)
+
+
+# Whether a program that said it succeeded has done its work.
+
+
+def check_manifests(world: World, run: Run, parts: str = "tr dv te") -> None:
+    folder = world.now / "data" / "manifests"
+    listed = (folder / "dropped.tsv").read_text().splitlines()
+    assert all(len(line.split("\t")) == 3 for line in listed)
+    for part in parts.split():
+        recordings = RecordingSet.from_file(folder / f"recordings_{part}.jsonl.gz")
+        known = {r.id: r for r in recordings}
+        for s in SupervisionSet.from_file(folder / f"supervisions_{part}.jsonl.gz"):
+            assert 0 <= s.start and 0 < s.duration < 1e6 and s.text.strip() and "\n" not in s.text
+            assert s.end <= known[s.recording_id].duration + 0.1
+    counted = sum(int(line.split(": ")[1].split()[0]) for line in run.out.splitlines() if " dropped (" in line)
+    assert counted == len(listed), "what was left out is not counted"
+
+
+def check_cuts(world: World, run: Run) -> None:
+    for part in ("tr", "dv", "te"):
+        cuts = list(CutSet.from_file(world.now / "data" / "cuts" / f"{part}.jsonl.gz"))
+        assert cuts and all(c.duration > 0 and math.isfinite(c.end) and len(c.supervisions) == 1 for c in cuts)
+
+
+def check_features(world: World, run: Run) -> None:
+    _memory_map.cache_clear()  # other files had the same names
+    for part in load_corpus(world.now / "data" / "corpus.yaml").parts():
+        cuts = read_jsonl(world.now / "data" / "cuts" / f"{part}.jsonl.gz")
+        stored = list(CutSet.from_file(world.now / "data" / "features" / f"{part}.jsonl.gz"))
+        assert all(cut.load_features().shape == (cut.features.num_frames, 80) for cut in stored)
+        warned = run.err.count(f"warning: {part}: no features for")
+        assert len(stored) + warned >= len(cuts)
+
+
+def check_train(world: World, run: Run) -> None:
+    epochs = list((world.now / "exp" / "checkpoints").glob("*.pt"))
+    assert epochs
+
+
+def check_average(world: World, run: Run) -> None:
+    model, _, _ = load_averaged(world.now / "exp" / "averaged.pt")
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def check_decode(world: World, run: Run) -> None:
+    files = list((world.now / "exp" / "decode").glob("*/*.jsonl"))
+    assert files
+    for path in files:
+        stats = json.loads(path.with_name(f"{path.stem}.stats.json").read_text())
+        assert len(read_jsonl(path)) == stats["utterances"] and math.isfinite(stats["seconds"])
+        assert not stats["skipped"] or "utterances left out" in run.err
+
+
+def check_wer(world: World, run: Run) -> None:
+    table = json.loads((world.now / "exp" / "wer.json").read_text())
+    assert all(math.isfinite(row["wer"]) for methods in table.values() for row in methods.values())
+    assert run.out.startswith("| set")
+
+
+def check_lm(world: World, run: Run) -> None:
+    found = json.loads((world.now / "exp" / "lm" / "perplexity.json").read_text())
+    assert math.isfinite(found["dev"]["perplexity"]["per_token"])
+
+
+def check_graph(world: World, run: Run) -> None:
+    load_graph(world.now / "data" / "graph" / "LG.npz", Tokenizer.from_file(world.now / "data" / "lang" / "bpe.model"))
+
+
+CHECKS: dict[str, Callable[[World, Run], None]] = {
+    "manifests": check_manifests, "own": lambda world, run: check_manifests(world, run, "tab kal man cut"), "cuts": check_cuts,
+    "features": check_features, "train": check_train, "stored": check_train, "average": check_average, "decode": check_decode,
+    "tuned": check_decode, "wer": check_wer, "lm": check_lm, "graph": check_graph,
+}  # fmt: skip
