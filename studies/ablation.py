@@ -238,9 +238,12 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     runs = runs_of(cfg, args.overrides, folder)
     jobs = min(cfg.ablation.jobs or cores, len(runs))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended too
     print(f"{len(runs)} runs of {cfg.ablation.num_epochs} epochs, {jobs} at once", flush=True)
-    outcomes = make_all(runs, Runner(args.conf, args.data_dir), jobs, cfg.ablation.method)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended too
+    try:
+        outcomes = make_all(runs, Runner(args.conf, args.data_dir), jobs, cfg.ablation.method)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     about = (
         f"{cfg.ablation.num_epochs} epochs of {args.data_dir}, seeds {', '.join(map(str, cfg.ablation.seeds))}, "
         f"{cfg.ablation.method}, optim {cfg.optim.name} with lr {cfg.optim.lr:g}, filter threshold "
