@@ -137,10 +137,10 @@ def launch(program: Path, args: Sequence[str], nproc: int, nnodes: int = 1, rdzv
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is told in one line below
     if nnodes > 1 and not re.fullmatch(r"[^\s:]+:[0-9]+", rdzv):
         raise UserError("--nnodes needs --rdzv HOST:PORT, the same on every machine")
-    threads = max(1, cores() // nproc)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
     where = ["--rdzv_backend=c10d", f"--rdzv_endpoint={rdzv}", "--rdzv_id=train"] if rdzv else ["--standalone"]
     options = [f"--nnodes={nnodes}", f"--nproc_per_node={nproc}", "--max_restarts=0", *where]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     try:
         run(parse_args([*options, str(program), *args]))
     except ChildFailedError as e:
@@ -151,6 +151,9 @@ def launch(program: Path, args: Sequence[str], nproc: int, nnodes: int = 1, rdzv
         raise UserError(f"stopped by {signal.Signals(e.sigval).name}") from None
     except RendezvousError as e:
         raise UserError(f"--rdzv {rdzv}: the {nnodes} machines did not find each other: {e}") from None
+    finally:
+        for number, handler in handlers.items():  # torchrun's own would keep forked processes from being ended
+            signal.signal(number, handler)
 
 
 def cores() -> int:

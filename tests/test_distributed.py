@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import signal
 import multiprocessing
 import os
 import pickle
@@ -354,11 +355,14 @@ def test_an_utterance_that_alone_is_too_long_is_named(data: Path, tmp_path: Path
 
 
 @needs_launcher
-def test_a_process_that_dies_ends_all(tmp_path: Path) -> None:
+def test_a_process_that_dies_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else `launch` sets it for what follows
+    before = signal.getsignal(signal.SIGTERM)
     program = tmp_path / "program.py"
     program.write_text("import os, sys, time\nif os.environ['RANK'] == '1':\n    sys.exit(3)\ntime.sleep(60)\n")
     with pytest.raises(UserError, match="process 1 of the training ended with status 3; the others were stopped"):
         launch(program, [], 2)
+    assert signal.getsignal(signal.SIGTERM) == before
     with pytest.raises(UserError, match="--nnodes needs --rdzv"):
         launch(program, [], 1, nnodes=2)
 
