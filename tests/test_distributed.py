@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import signal
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
