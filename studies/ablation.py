@@ -110,6 +110,7 @@ class Runner:
         self.lock = threading.Lock()
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        self.env["PYTHONUNBUFFERED"] = "1"  # so that the log's last line is what a program said last
 
     def stop(self) -> None:
         """End what runs; nothing more is started."""
