@@ -100,6 +100,12 @@ def data_hash(data_dir: Path, cfg: Config) -> str:
     return config_hash(*(file.read_bytes().hex() for file in files))
 
 
+def say(line: str) -> None:
+    """Print a line whole: `print` writes the line's end by itself, and another thread's text comes between."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 class Runner:
     """Makes runs; `stop` ends the programs that are running."""
 
@@ -131,14 +137,14 @@ class Runner:
                 raise UserError(f"{run.folder}: {', '.join(changed)} changed since; remove it or use another --exp-dir")
             same = not before.changed(now, DECODING, run.folder)
             if before.status == DIVERGED or before.status == DONE and same:
-                print(f"{run.name}: {before.status} already", flush=True)
+                say(f"{run.name}: {before.status} already")
                 return before.status
         write_marker(run.folder, now)
         started = time.perf_counter()
-        print(f"{run.name}: runs, see {run.folder}/log.txt", flush=True)
+        say(f"{run.name}: runs, see {run.folder}/log.txt")
         status = self._execute(run)
         write_marker(run.folder, replace(now, status=status))
-        print(f"{run.name}: {status}, {(time.perf_counter() - started) / 60:.1f} min", flush=True)
+        say(f"{run.name}: {status}, {(time.perf_counter() - started) / 60:.1f} min")
         return status
 
     def _execute(self, run: Run) -> str:
