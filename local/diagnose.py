@@ -32,7 +32,7 @@ from local.schema import Config
 from local.tokens import Tokenizer
 from local.verdict import Verdict, number, verdict
 from model.build import build_model
-from model.transducer import Transducer, pruned_scale
+from model.transducer import Transducer, pruned_scale, training_loss
 
 CORRUPTIONS = ("loud", "noise", "transcript")
 TRAINED = 2.0  # warm-ups done, for weights that do not say how long they were trained
@@ -119,9 +119,7 @@ def measure(model: Transducer, cfg: Config, batches: Sequence[Batch], warmup: fl
             rest = (batch[k].to(device) for k in ("input_lens", "tokens", "token_lens"))
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=cfg.train.precision == "bf16"):
                 found = model(x, *rest, warmup=warmup)
-            loss = cfg.loss.simple_scale * found["simple"]
-            if pruned_scale(warmup) > 0:
-                loss = loss + pruned_scale(warmup) * found["pruned"]
+            loss = training_loss(found["simple"], found["pruned"], cfg.loss.simple_scale, pruned_scale(warmup))
             model.zero_grad(set_to_none=True)
             loss.sum().backward()
             losses.append(loss.detach().cpu() / probe.encoder_lens)

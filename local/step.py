@@ -18,7 +18,7 @@ from local.errors import is_out_of_memory
 from local.usage import fitting
 from model.encoder.subsampling import subsampled
 from model.layers.gradient_filter import Exchange, GradientFilter
-from model.transducer import Transducer
+from model.transducer import Transducer, training_loss
 
 Losses = dict[str, Tensor]
 
@@ -80,9 +80,7 @@ class StepGradient:
             with self._sharing(exchange):
                 losses = losses_of(batch)
                 simple, pruned = losses["simple"].sum(), losses["pruned"].sum()
-                loss = scales[0] * simple
-                if scales[1] > 0:
-                    loss = loss + scales[1] * pruned
+                loss = training_loss(simple, pruned, *scales)
                 self.scaler.scale(loss).backward()
         except (RuntimeError, MemoryError) as e:
             for p, grad in zip(self.params, before, strict=True):

@@ -158,6 +158,7 @@ class Outliers:
         self.path = path
         self.pending: list[tuple[int, list[str], Tensor]] = []
         self.found: dict[str, list[Any]] = {}  # utterance: the other columns
+        self.changed = True  # since the file was written
 
     def add(self, step: int, ids: list[str], masks: Tensor) -> None:
         """One batch's masks (layers, N); read later, so that nothing waits for a GPU here."""
@@ -175,11 +176,15 @@ class Outliers:
             mask = float(lowest[i])
             least, layer = (mask, int(layers[i])) if mask < least else (least, layer)
             self.found[name] = [times + 1, least, layer, step]
+            self.changed = True
         self.pending = []
 
     def write(self) -> None:
-        """Write the file, the most often damped first."""
+        """Write the file, the most often damped first, where there is something new."""
         self._absorb()
+        if not self.changed:
+            return
+        self.changed = False
         rows = sorted(self.found.items(), key=lambda item: (-item[1][0], item[1][1], item[0]))
         with atomic_write(self.path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
             writer = csv.writer(f, delimiter="\t", lineterminator="\n")

@@ -19,6 +19,13 @@ def pruned_scale(warmup: float) -> float:
     return 0.0 if warmup < 1 else 0.1 if warmup < 2 else 1.0
 
 
+def training_loss(simple: Tensor, pruned: Tensor, simple_scale: float, pruned_weight: float) -> Tensor:
+    """What training minimises, from the two losses of utterances or their sums. pruned_weight: `pruned_scale(warmup)`;
+    at 0 the pruned loss, which then has no gradient and may be anything, is left out."""
+    loss = simple_scale * simple
+    return loss + pruned_weight * pruned if pruned_weight > 0 else loss
+
+
 class Transducer(nn.Module):
     """Graves, "Sequence transduction with recurrent neural networks" (2012), trained with the pruned loss of
     Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training" (2022, arXiv 2206.13236)."""

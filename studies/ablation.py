@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from local.atomic import atomic_write
 from local.config import config_from_dict, config_hash, load_config, to_dict
 from local.corpus import load_corpus
+from local.distributed import cores
 from local.errors import UserError, cli
 from local.schema import Config
 from studies.ablation_report import Outcome, read_outcome, write_report
@@ -242,9 +243,8 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_config(args.conf, args.overrides)
     folder = args.exp_dir / "ablation"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     runs = runs_of(cfg, args.overrides, folder)
-    jobs = min(cfg.ablation.jobs or cores, len(runs))
+    jobs = min(cfg.ablation.jobs or cores(), len(runs))
     print(f"{len(runs)} runs of {cfg.ablation.num_epochs} epochs, {jobs} at once", flush=True)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended too
     try:

@@ -31,7 +31,7 @@ from local.sampling import ShuffledCuts
 from local.schema import Config
 from local.tokens import Tokenizer
 from model.encoder.subsampling import subsampled
-from model.transducer import Transducer, pruned_scale
+from model.transducer import Transducer, pruned_scale, training_loss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,10 +107,7 @@ class Speech:
 def utterance_losses(model: Transducer, batch: Batch, simple_scale: float, warmup: float) -> dict[str, Tensor]:
     """Losses (N,) of a batch in nats: `simple`, `pruned`, and `loss`, in which training combines them at that warm-up."""
     losses = model(batch["inputs"], batch["input_lens"], batch["tokens"], batch["token_lens"], warmup=warmup)
-    loss = simple_scale * losses["simple"]
-    if pruned_scale(warmup) > 0:
-        loss = loss + pruned_scale(warmup) * losses["pruned"]
-    return {**losses, "loss": loss}
+    return {**losses, "loss": training_loss(losses["simple"], losses["pruned"], simple_scale, pruned_scale(warmup))}
 
 
 @torch.no_grad()
