@@ -8,7 +8,6 @@ number, diagnose.html the plots.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from local.diagnosis import Probe
 from local.errors import UserError, cli
 from local.page import Page
 from local.schema import Config
+from local.table import write_table
 from local.tokens import Tokenizer
 from local.verdict import Verdict, number, verdict
 from model.build import build_model
@@ -156,14 +156,6 @@ def sequence_rows(probe: Probe, losses: Tensor) -> tuple[list[str], list[dict[st
     return list(rows[0]), rows
 
 
-def write_table(path: Path, head: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    """Tab-separated, floats to six digits."""
-    with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as f:
-        writer = csv.DictWriter(f, head, delimiter="\t", lineterminator="\n", restval="")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-
-
 def report_tables(probe: Probe, found: Verdict, rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
     """The tables of report.txt and of the page: title, head, rows of texts."""
     keys = ("amplification_max", "amplification_median", "rms", "positive", "sequence_p50", "sequence_p100", "channel_p5",
@@ -185,8 +177,8 @@ def write_report(folder: Path, probe: Probe, losses: Tensor, found: Verdict, not
     """report.txt, report.tsv, sequences.tsv, diagnose.html and its pictures."""
     head, rows = module_rows(probe)
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(folder / "report.tsv", head, rows)
-    write_table(folder / "sequences.tsv", *sequence_rows(probe, losses))
+    write_table(folder / "report.tsv", head, rows, "\t")
+    write_table(folder / "sequences.tsv", *sequence_rows(probe, losses), "\t")
     tables = report_tables(probe, found, rows)
     lines = [found.line, "", *notes]
     page = Page("Diagnosis of the gradients", folder)

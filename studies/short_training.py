@@ -5,7 +5,6 @@ Runs are independent jobs of one thread each and go side by side, so that their 
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 import multiprocessing
@@ -21,7 +20,6 @@ from lhotse.cut import Cut
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from local.atomic import atomic_write
 from local.config import config_from_dict, to_dict
 from local.corpus import load_corpus
 from local.datamodule import AsrDataset, Batch
@@ -29,6 +27,7 @@ from local.errors import UserError
 from local.progress import Progress
 from local.sampling import ShuffledCuts
 from local.schema import Config
+from local.table import write_table
 from local.tokens import Tokenizer
 from model.encoder.subsampling import subsampled
 from model.transducer import Transducer, pruned_scale, training_loss
@@ -192,11 +191,8 @@ def run_all(function: Callable[[Job], Result], jobs: Sequence[Job], desc: str) -
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Rows of the same keys as CSV; numbers with six digits, `nan` and `inf` as such."""
-    with atomic_write(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    """Rows of the same keys as CSV."""
+    write_table(path, list(rows[0]), rows)
 
 
 def number(value: float) -> str:
