@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.step_worker import PARTS, SIZES
+from benchmarks.step_worker import PARTS, PRODUCTS, SIZES
 from benchmarks.worker import ROOT, Worker, hardware
 from local.atomic import atomic_write
 from local.errors import UserError, cli
@@ -35,6 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--precisions", default="float32,bf16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=9, help="timed steps of each case; the median counts")
+    parser.add_argument("--products", choices=list(PRODUCTS), default="auto", help="who makes float32's (as training does)")
     parser.add_argument("--data-dir", type=Path, help="a prepared corpus whose training batches are taken instead")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args()
@@ -133,6 +134,7 @@ def main() -> None:
     for size in args.sizes.split(","):
         for precision in args.precisions.split(","):
             options = ["--size", size, "--precision", precision, "--threads", str(args.threads)]
+            options += ["--products", args.products]
             options += ["--data-dir", str(args.data_dir)] if args.data_dir else []
             worker = Worker("native", "step_worker.py", options, Path(sys.executable))
             records.append(measure(worker, size, precision, args.repeats, args.data_dir is not None))

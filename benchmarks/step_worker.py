@@ -22,6 +22,7 @@ from local.config import load_config
 from local.schema import Config
 from model.average import RunningAverage
 from model.build import build_model
+from model.layers import product_cpu
 from model.optim import make_optimizer
 
 # name -> configuration, classes, N, frames, tokens of each utterance
@@ -30,6 +31,7 @@ SIZES: dict[str, tuple[str | None, int, int, int, int]] = {
     "published": (None, 500, 4, 1200, 60),
 }
 PRODUCT = (4096, 512, 500)
+PRODUCTS = {"auto": product_cpu.by_onednn, "mkl": False, "onednn": True}
 PARTS = ("data", "encoder forward", "head forward", "head backward", "encoder backward", "optimiser", "average")
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -126,9 +128,11 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SIZES), required=True)
     parser.add_argument("--precision", choices=["float32", "bf16"], required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--products", choices=list(PRODUCTS), default="auto")
     parser.add_argument("--data-dir", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    product_cpu.by_onednn = PRODUCTS[args.products]
     step = Step(args.size, args.precision, args.data_dir)
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from model.layers.activation import make_activation
 from model.layers.balancer import ActivationBalancer, Bounds
 from model.layers.norm import make_norm
+from model.layers.product_cpu import linear
 from model.layers.scaled import ScaledConv2d, ScaledLinear
 
 MIN_FRAMES = 9  # the fewest frames that give one output frame
@@ -64,5 +65,5 @@ class Conv2dSubsampling(nn.Module):
         n, c, t, f = x.shape
         # the linear layer's inputs are channels x mel bins, in memory they lie the other way round
         weight = self.out.get_weight().view(-1, c, f).transpose(1, 2).reshape(-1, f * c)
-        x = F.linear(x.permute(0, 2, 3, 1).reshape(n, t, f * c), weight, self.out.get_bias())
+        x = linear(x.permute(0, 2, 3, 1).reshape(n, t, f * c), weight, self.out.get_bias())
         return self.out_balancer(self.out_norm(x))

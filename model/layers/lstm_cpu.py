@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.layers.product_cpu import mm
+
 try:
     from model.layers import kernels, lstm_numba
 except ImportError:  # numba is optional: the torch operations give the same numbers
@@ -82,7 +84,7 @@ def lstm_frames(
     """
     t_max, n, _ = x.shape
     w_ih, w_hh = weights[:2]
-    by_x = torch.mm(x.flatten(0, 1), w_ih.t()).view(t_max, n, -1)
+    by_x = mm(x.flatten(0, 1), w_ih.t()).view(t_max, n, -1)
     gates = torch.empty_like(by_x, dtype=bias.dtype)
     c, h = bias.new_empty(t_max + 1, n, c0.size(1)), bias.new_empty(t_max + 1, n, h0.size(1))
     c[0], h[0] = c0, h0
@@ -117,10 +119,10 @@ class _LstmCpu(torch.autograd.Function):
             wide = None if w_hr is None else w_hr.to(exact)
             d_gates, d_h0, d_bias = backward(gates, c, d_h, d_c, w_hh.to(exact), wide)
         rows = d_gates.flatten(0, 1).to(dtype)
-        by_params = [torch.mm(rows.t(), x.flatten(0, 1)), torch.mm(rows.t(), h.flatten(0, 1)), d_bias, d_bias]
+        by_params = [mm(rows.t(), x.flatten(0, 1)), mm(rows.t(), h.flatten(0, 1)), d_bias, d_bias]
         if w_hr is not None:
-            by_params.append(torch.mm(d_h.flatten(0, 1).to(dtype).t(), m.flatten(0, 1)))
-        d_x = torch.mm(rows, w_ih).view_as(x).to(exact) if ctx.needs_input_grad[0] else None
+            by_params.append(mm(d_h.flatten(0, 1).to(dtype).t(), m.flatten(0, 1)))
+        d_x = mm(rows, w_ih).view_as(x).to(exact) if ctx.needs_input_grad[0] else None
         return (d_x, d_h0, d_c, None, *(g.to(exact) for g in by_params))
 
 

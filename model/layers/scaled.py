@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers.lstm_cpu import lstm_cpu
+from model.layers.product_cpu import conv2d, linear
 from model.precision import exact_dtype, product_dtype
 
 INITIAL_STD = 0.1
@@ -94,7 +95,7 @@ class ScaledLinear(nn.Linear, _Scaled):
         self._add_scales(initial_scale, initial_speed)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.get_weight(), self.get_bias())
+        return linear(x, self.get_weight(), self.get_bias())
 
 
 class ScaledConv1d(nn.Conv1d, _Scaled):
@@ -116,7 +117,7 @@ class ScaledConv2d(nn.Conv2d, _Scaled):
         self._add_scales(1.0, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.get_weight(), self.get_bias(), self.stride, self.padding, self.dilation, self.groups)
+        return conv2d(x, self.get_weight(), self.get_bias(), self.stride)
 
 
 class ScaledEmbedding(nn.Module):
