@@ -24,7 +24,7 @@ from local.atomic import atomic_write
 from local.checkpoint import load_file, load_weights, newest_readable
 from local.config import load_config
 from local.datamodule import AsrDataModule, Batch
-from local.diagnosis import Probe
+from local.diagnosis import Probe, recurrent_rms
 from local.errors import UserError, cli
 from local.page import Page
 from local.schema import Config
@@ -115,7 +115,7 @@ def measure(model: Transducer, cfg: Config, batches: Sequence[Batch], warmup: fl
     with Probe(model) as probe:
         for batch in batches:
             probe.batch(batch["ids"], batch["inputs"].size(1), batch["input_lens"], batch["token_lens"])
-            x = batch["inputs"].to(device).requires_grad_()  # so that the first layer's amplification is seen too
+            x = batch["inputs"].to(device).detach().requires_grad_()  # so that the first layer's amplification is seen too
             rest = (batch[k].to(device) for k in ("input_lens", "tokens", "token_lens"))
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=cfg.train.precision == "bf16"):
                 found = model(x, *rest, warmup=warmup)
@@ -162,7 +162,8 @@ def report_tables(probe: Probe, found: Verdict, rows: Sequence[dict[str, Any]]) 
             "channel_p95", "time_p5", "time_p95", "top_direction", "effective_rank")  # fmt: skip
     tables = []
     findings = [("gradient explodes", found.explosions), ("gradient out of proportion", found.gradients),
-                ("activations out of proportion", found.activations)]  # fmt: skip
+                ("activations out of proportion", found.activations),
+                ("a channel out of proportion", found.channels)]  # fmt: skip
     marked = [[what, f.module, number(f.largest), number(f.median), f.names()] for what, fs in findings for f in fs[:SHOWN]]
     if marked:
         tables.append(("What stands out", ["what", "module", "largest ratio", "median ratio", "where"], marked))
@@ -184,7 +185,8 @@ def write_report(folder: Path, probe: Probe, losses: Tensor, found: Verdict, not
     page = Page("Diagnosis of the gradients", folder)
     for text in (found.line, *notes):
         page.text(text)
-    marked = [f.utterances[0] for fs in (found.explosions, found.gradients, found.activations) for f in fs[:3]]
+    judged = (found.explosions, found.gradients, found.activations, found.channels)
+    marked = [f.utterances[0] for fs in judged for f in fs[:3]]
     marked = list(dict.fromkeys(marked + [u for f in found.explosions[:1] for u in f.utterances]))
     for name, figure, caption in (
         ("filter", plots.filter_heat_map(probe.modules, probe.ids, marked), "Gradient norm by layer and sequence"),
@@ -235,7 +237,10 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = Tokenizer.from_file(args.data_dir / "lang" / "bpe.model")
     model, progress, weights = load_model(cfg, tokenizer, args.exp_dir, args.checkpoint)
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    batches = take_batches(AsrDataModule(cfg, args.data_dir, tokenizer), progress, args.batches)
+    data = AsrDataModule(cfg, args.data_dir, tokenizer)
+    if data.max_duration is None and progress:
+        data.max_duration = progress.get("max_duration")  # what "auto" was in the training
+    batches = take_batches(data, progress, args.batches)
     warmup = progress["step"] / cfg.train.warm_step if progress else TRAINED
     notes = [
         f"weights: {weights}",
@@ -249,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
         notes.append(f"planted: {corrupt(batches, args.corrupt, args.corruption)}, corrupted ({args.corruption})")
     torch.manual_seed(cfg.train.seed)  # of dropout, the same whatever was drawn before
     probe, losses = measure(model, cfg, batches, warmup)
-    found = verdict(probe.modules, probe.ids)
+    found = verdict(probe.modules, probe.ids, recurrent_rms(model))
     write_report(args.exp_dir / "diagnose", probe, losses, found, notes)
     print(found.line)
     print(f"the whole report: {args.exp_dir / 'diagnose'}/report.txt, diagnose.html")

@@ -1,7 +1,7 @@
 """What passes through every module of a model in a few batches, forwards and backwards, and where it goes wrong.
 
-`Probe` hooks a model; `Spread` sums one kind of numbers (activations or gradients) of one module; `verdict` names the
-module in which backpropagation explodes and the utterances behind it.
+`Probe` hooks a model; `Spread` sums one kind of numbers (activations or gradients) of one module. `local.verdict` names
+the module in which backpropagation explodes and the utterances behind it.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Spread:
         self.norms: list[Tensor] = []  # (N,) of each batch, root of the sum of squares
         self.rms: list[Tensor] = []  # (N,)
         self.bad: list[Tensor] = []  # (N,) counts of values that are not finite
+        self.by_channel: list[Tensor] = []  # (N, C) rms of every channel
         self.channels = self.times = torch.zeros(0, dtype=torch.float64)  # sums of squares
         self.times_count = torch.zeros(0, dtype=torch.float64)
         self.positive = self.count = self.rows = 0.0
@@ -68,11 +69,13 @@ class Spread:
         x = x / scale.to(x)
         by_time_and_channel = x.square().sum(2).double()  # (N, T, C)
         by_time = by_time_and_channel.sum(2)
-        squares = by_time.sum(1).cpu() * scale.square()
+        of_channels = by_time_and_channel.sum(1).cpu() * scale.square()  # (N, C)
+        squares, count = of_channels.sum(1), (lens.cpu() * f).clamp(min=1)
         self.bad.append(bad.cpu())
         self.norms.append(squares.sqrt())
-        self.rms.append((squares / (lens.cpu() * f * c).clamp(min=1)).sqrt())
-        self.channels = _plus(self.channels, by_time_and_channel.sum((0, 1)).cpu() * scale.square())
+        self.rms.append((squares / (count * c)).sqrt())
+        self.by_channel.append((of_channels / count[:, None]).sqrt())
+        self.channels = _plus(self.channels, of_channels.sum(0))
         self.times = _plus(self.times, by_time.sum(0).cpu() * scale.square())
         self.times_count = _plus(self.times_count, valid.sum(0).double().cpu() * f * c)
         self.positive += float((x > 0).sum())
@@ -236,6 +239,15 @@ class Probe:
                 x.register_hook(measure)
 
         return hook
+
+
+def recurrent_rms(model: Transducer) -> dict[str, float]:
+    """The rms of each encoder layer's recurrent matrix, with its scale, by the name of the layer's recurrent module."""
+    found = {}
+    for name, module in model.named_modules():
+        if name.startswith("encoder.encoder.") and hasattr(module, "weight_hh_l0"):
+            found[name] = float((module.weight_hh_l0 * module.weight_hh_l0_scale.exp()).detach().square().mean().sqrt())
+    return found
 
 
 def _norms(x: Tensor) -> Tensor:

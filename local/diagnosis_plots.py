@@ -54,6 +54,7 @@ def filter_heat_map(modules: dict[str, Probed], ids: Sequence[str], marked: Sequ
         image = ax.imshow(values, aspect="auto", origin="lower", vmin=low, vmax=high, interpolation="nearest")
         ax.set_title(f"Gradient at each recurrent layer's input, {title}")
         ax.set_yticks(range(len(names)), [short(n) for n in names])
+        ax.set_ylabel("recurrent layer")
     _name_sequences(axes[-1], ids, marked)
     figure.colorbar(image, ax=list(axes), label="log10 of the gradient's norm")
     return figure
@@ -91,7 +92,7 @@ def depth_curves(modules: dict[str, Probed], ids: Sequence[str], marked: Sequenc
         ax.plot(np.nanmedian(values, axis=1), color="black", linewidth=2, label="median of the sequences")
         for name, colour in zip(marked, COLOURS, strict=False):
             ax.plot(values[:, list(ids).index(name)], color=colour, marker="o", label=name)
-        ax.set_yscale("log")
+        _log_axis(ax)
         ax.set_xticks(range(len(names)), [short(n) for n in names])
         ax.set_xlabel("recurrent layer (the loss is on the right)")
         ax.set_title(title)
@@ -110,13 +111,21 @@ def time_curves(modules: dict[str, Probed]) -> Figure:
         p = modules[name].gradient
         rms = (p.times / p.times_count.clamp(min=1)).sqrt().numpy()
         ax.plot(np.where(rms > 0, rms, np.nan), label=short(name), color=_shade(i, len(names)))
-    ax.set_yscale("log")
+    _log_axis(ax)
     ax.set_xlabel("encoder frame (40 ms)")
     ax.set_ylabel("rms of the gradient at the output")
     ax.set_title("Gradient at each recurrent layer's output against time")
     ax.grid(alpha=0.3)
     ax.legend(fontsize=9, ncols=max(1, len(names) // 4))
     return figure
+
+
+def _log_axis(ax: Any) -> None:
+    """A logarithmic y axis that has numbers where it spans less than two decades too."""
+    from matplotlib.ticker import LogFormatterSciNotation
+
+    ax.set_yscale("log")
+    ax.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 1)))
 
 
 def _shade(i: int, n: int) -> Any:

@@ -8,7 +8,7 @@ is judged against the others in the same module. Both by ratios, since a gradien
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,14 +16,19 @@ from torch import Tensor
 
 from local.diagnosis import Probed
 
-# Chosen on `tiny`, between what its healthy models show, trained or not (at most 4, 10 and 2), and what faults do: a recurrent
-# matrix times 8 (from 4000 on), an utterance of noise (from 26 on), features times 100 (100). Random tokens fall on both
-# sides of the second limit; an untrained model gives noise and wrong tokens the same gradient as speech.
+# Chosen on `tiny`, between what its healthy models show, trained or not (at most 4, 10, 2 and 3.2), and what faults do: a
+# recurrent matrix times 8 (from 1900 on, where it explodes), an utterance of noise (from 26 on, of 7 epochs; a channel of it
+# from 4.3 on, but for two untrained models of nine, 3.5 and 3.8), features times 100 (100). Random tokens fall on both sides
+# of the second limit; an untrained model gives noise and wrong tokens the same gradient as speech.
 EXPLODES = 10.0  # a module's amplification of a sequence's gradient
 GRADIENT = 20.0  # a sequence's gradient / the upper quartile's
 ACTIVATION = 8.0  # the rms of a sequence's activations / the upper quartile's
-FEWEST = 4  # sequences of a batch that have a quartile of their own
+CHANNEL = 4.0  # the rms of one channel of a sequence's activations / the upper quartile's
+FLOOR = 0.03  # of the channels' mean: the least upper quartile, or channels that are all but dead would have any ratio
+RECURRENT = 4.0  # the rms of a layer's recurrent matrix / the median layer's; of a trained layer times 8 need not explode
+FEWEST = 4  # sequences that have a quartile of their own
 NAMED = 5  # utterances named in a line
+FRONT_END = "encoder.encoder_embed."  # sees the features first, and without dropout
 BELOW = "encoder"  # the loss's own projections get next to no gradient from what is recognised well: no outliers there
 
 
@@ -55,11 +60,12 @@ class Verdict:
     explosions: list[Finding]
     gradients: list[Finding]
     activations: list[Finding]
+    channels: list[Finding]
 
 
-def verdict(modules: dict[str, Probed], ids: Sequence[str]) -> Verdict:
+def verdict(modules: dict[str, Probed], ids: Sequence[str], recurrent: Mapping[str, float] | None = None) -> Verdict:
     """Judge what a probe measured over utterances `ids`. Values that are not finite come first, then exploding modules,
-    then utterances that stand out."""
+    then layers whose recurrent matrix stands out, then utterances that do. recurrent: the rms of these, by layer."""
     exploding = _innermost(
         [_finding(p.name, p.amplification(), ids, EXPLODES) for p in modules.values() if p.amplification().numel()]
     )
@@ -67,8 +73,9 @@ def verdict(modules: dict[str, Probed], ids: Sequence[str]) -> Verdict:
     judged = [name for name in modules if (name == BELOW if exploding else name.startswith(BELOW))]
     gradients = [_outliers(name, modules[name].gradient.norms, ids, GRADIENT) for name in judged]
     activations = [_outliers(p.name, p.output.rms, ids, ACTIVATION) for p in modules.values()]
-    found = Verdict("", exploding, _worst_first(gradients), _worst_first(activations))
-    found.line = _not_finite(modules, ids) or _line(found, modules, ids)
+    channels = [_finding(p.name, worst_channel(p), ids, CHANNEL) for p in modules.values() if p.name.startswith(FRONT_END)]
+    found = Verdict("", exploding, *(_worst_first(f) for f in (gradients, activations, channels)))
+    found.line = _not_finite(modules, ids) or _line(found, modules, ids, recurrent or {})
     return found
 
 
@@ -89,6 +96,19 @@ def _outliers(name: str, values: list[Tensor], ids: Sequence[str], limit: float)
     overall = _upper_quartile(torch.cat(values))
     ratios = [v / (overall if len(v) < FEWEST else max(overall, _upper_quartile(v))) for v in values]
     return _finding(name, torch.cat(ratios), ids, limit)
+
+
+def worst_channel(p: Probed) -> Tensor:
+    """By how much the channel of a sequence that is most out of proportion exceeds the upper quartile of all sequences (N,).
+
+    Noise, overdriven and clipped speech have the rms of speech over all channels, but excite others. 1 where there are too
+    few sequences to tell.
+    """
+    rms = torch.cat(p.output.by_channel)  # (N, C)
+    if len(rms) < FEWEST:
+        return torch.ones(len(rms), dtype=torch.float64)
+    usual = rms.sort(dim=0).values[3 * (len(rms) - 1) // 4]
+    return (rms / usual.clamp(min=max(FLOOR * float(usual.mean()), 1e-30))).amax(dim=1)
 
 
 def _upper_quartile(values: Tensor) -> float:
@@ -130,14 +150,25 @@ def _has_bad_parts(name: str, modules: dict[str, Probed]) -> bool:
     return any(n.startswith(name + ".") and any(bool(c.any()) for c in p.passed_bad) for n, p in modules.items())
 
 
-def _line(found: Verdict, modules: dict[str, Probed], ids: Sequence[str]) -> str:
+def _large_matrix(recurrent: Mapping[str, float]) -> tuple[str, float]:
+    """The layer of the largest recurrent matrix, and its rms over the median layer's; a saturated layer passes little
+    gradient back, so that a matrix that is far too large need not show in the gradient."""
+    layer = max(recurrent, key=lambda name: recurrent[name], default="")
+    usual = sorted(recurrent.values())[(len(recurrent) - 1) // 2] if recurrent else 0.0
+    return layer, recurrent.get(layer, 0.0) / max(usual, 1e-30)
+
+
+def _line(found: Verdict, modules: dict[str, Probed], ids: Sequence[str], recurrent: Mapping[str, float]) -> str:
     said = []
+    layer, ratio = _large_matrix(recurrent)
     if found.explosions:
         f = found.explosions[0]
         said.append(
             f"gradient explodes in {f.module}: x {number(f.largest)} from its output to its input, {f.names()}; "
             f"median sequence x {number(f.median)}"
         )
+    if ratio > RECURRENT and layer not in {f.module for f in found.explosions}:
+        said.append(f"the recurrent matrix of {layer} is out of proportion: x {number(ratio)} the median layer's rms")
     if found.gradients:
         f = found.gradients[0]
         loss = next((p for p in reversed(modules.values()) if p.name == BELOW and p.gradient.norms), None)
@@ -149,6 +180,9 @@ def _line(found: Verdict, modules: dict[str, Probed], ids: Sequence[str]) -> str
     if found.activations:
         f = found.activations[0]
         said.append(f"activations of {f.names()} are out of proportion in {f.module}: x {number(f.largest)} the upper quartile")
+    named = {u for f in found.activations for u in f.utterances}
+    for f in [f for f in found.channels if not named.issuperset(f.utterances)][:1]:
+        said.append(f"a channel of {f.names()} is out of proportion in {f.module}: x {number(f.largest)} the upper quartile")
     if not said:
         said.append("nothing explodes")
     if not found.explosions:

@@ -202,6 +202,7 @@ def plot_losses(page: Page, outcomes: Sequence[Outcome]) -> None:
     left.set(title="training loss, with warm-up's weights", xlabel="batches", ylabel="nats per frame")
     draw(right, outcomes, "valid", "pruned_loss", "epoch")
     right.set(title="dev, pruned loss", xlabel="epochs", ylabel="nats per frame")
+    right.xaxis.get_major_locator().set_params(integer=True)
     left.legend(title="gradient.control")
     page.figure(figure, "losses", "Loss by control: median and range over seeds.")
 

@@ -13,8 +13,8 @@ import torch
 
 from local.config import load_config
 from local.diagnose import corrupt, main, measure, scale_recurrent
-from local.diagnosis import PERCENTILES, Probed, Spread, in_order
-from local.verdict import verdict
+from local.diagnosis import PERCENTILES, Probed, Spread, in_order, recurrent_rms
+from local.verdict import FRONT_END, verdict
 from model.build import build_model
 from model.transducer import Transducer
 from tests.toy_experiment import make_experiment, toy_tokenizer
@@ -47,7 +47,7 @@ def batch_of(seed: int, frames: int = 160, utterances: int = 5) -> dict[str, Any
 def line_of(model: Transducer, cfg: Any, batches: list[dict[str, Any]], warmup: float = WARMUP) -> str:
     probe, losses = measure(model, cfg, batches, warmup)
     assert len(losses) == len(probe.ids) == sum(len(b["ids"]) for b in batches)
-    return verdict(probe.modules, probe.ids).line
+    return verdict(probe.modules, probe.ids, recurrent_rms(model)).line
 
 
 def test_spread_equals_numpy() -> None:
@@ -65,6 +65,9 @@ def test_spread_equals_numpy() -> None:
     np.testing.assert_allclose(found["rms"], np.sqrt(np.mean(frames**2)), rtol=1e-5)
     np.testing.assert_allclose(found["positive"], np.mean(frames > 0), rtol=1e-6)
     np.testing.assert_allclose(torch.cat(spread.norms), [np.linalg.norm(s) for s in sequences], rtol=1e-5)
+    np.testing.assert_allclose(
+        torch.cat(spread.by_channel), [np.sqrt(np.mean(s**2, axis=(0, 1))) for s in sequences], rtol=1e-5
+    )
     times = [np.sqrt(np.mean(np.stack([s[t] for s in sequences if len(s) > t]) ** 2)) for t in range(7)]
     for axis, values in (
         ("sequence", [np.sqrt(np.mean(s**2)) for s in sequences]),
@@ -164,6 +167,17 @@ def test_a_scaled_recurrent_matrix_is_named(layer: int, warmup: float) -> None:
     )
 
 
+def test_a_scaled_recurrent_matrix_that_does_not_explode_is_named() -> None:
+    """Gates that are shut pass no gradient on, as those of trained layers may: the matrix itself is what is left to see."""
+    model, cfg = toy(0)
+    for layer in model.encoder.encoder.layers:
+        with torch.no_grad():
+            layer.lstm.bias_ih_l0[: 2 * 32] -= 30.0  # input and forget gates
+    scale_recurrent(model, "2", 8.0)
+    line = line_of(model, cfg, [batch_of(1)])
+    assert line.startswith("the recurrent matrix of encoder.encoder.layers.2.lstm is out of proportion: x 8")
+
+
 @pytest.mark.parametrize("warmup", [0.0, WARMUP])
 def test_a_corrupt_utterance_is_named(warmup: float) -> None:
     model, cfg = toy(0)
@@ -172,6 +186,22 @@ def test_a_corrupt_utterance_is_named(warmup: float) -> None:
     line = line_of(model, cfg, batches, warmup)
     assert line.startswith("activations of utterance 2-3 are out of proportion in encoder.encoder_embed.")
     assert "explodes" not in line
+
+
+def smooth(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with features that go smoothly over time and frequency as those of speech do."""
+    pooled = torch.nn.functional.avg_pool2d(batch["inputs"].unsqueeze(1), 7, stride=1, padding=3, count_include_pad=False)
+    return {**batch, "inputs": pooled.squeeze(1)}
+
+
+@pytest.mark.parametrize("warmup", [0.0, WARMUP])
+def test_noise_of_the_same_mean_and_deviation_is_named_by_its_channels(warmup: float) -> None:
+    model, cfg = toy(0)
+    batches = [smooth(batch_of(1)), smooth(batch_of(2))]
+    assert line_of(model, cfg, batches, warmup).startswith("nothing explodes; ")
+    row = batches[1]["inputs"][3, : int(batches[1]["input_lens"][3])]
+    row[:] = (torch.randn(row.shape, generator=torch.Generator().manual_seed(1)) * 3) - 8
+    assert line_of(model, cfg, batches, warmup).startswith("a channel of utterance 2-3 is out of proportion in " + FRONT_END)
 
 
 def test_both_faults_are_named_together() -> None:
