@@ -23,6 +23,7 @@ Options
   --stage N          first stage (0)
   --stop-stage N     last stage (4)
   --nj N             processes (the number of cores)
+  --dask HOST:PORT   let a Dask cluster that sees the same folders extract the features; its scheduler
   --python PROGRAM   Python to use as it is, instead of making .venv
   --force            run finished stages again
   --help
@@ -31,10 +32,12 @@ Any configuration key can follow: data.train_parts=[train-clean-100] lang.vocab_
 HELP
 }
 
+extract_features() { in_parallel local/compute_features.py --data-dir "$data_dir" --dask "$dask"; }
+
 # All of it is read before any of it runs, so that the file may be edited meanwhile.
 main() {
-  options="corpus corpus_dir data_dir conf stage stop_stage nj python"
-  corpus=tiny corpus_dir='' data_dir='' conf='' stage=0 stop_stage=4 nj='' python=''
+  options="corpus corpus_dir data_dir conf stage stop_stage nj dask python"
+  corpus=tiny corpus_dir='' data_dir='' conf='' stage=0 stop_stage=4 nj='' dask='' python=''
   parse_options "$@"
   resolve_options
   ensure_python
@@ -77,7 +80,7 @@ main() {
     [[ $force == false || $stage -gt 4 || $stop_stage -lt 4 ]] || rm -rf "$data_dir/features"  # else they are used again
     run_stage 4 "features" "$done_dir/features" --config "features augment.speed_perturb augment.musan" \
       --input "$data_dir/cuts" --made-by "stage 3 of prepare.sh" --output "$data_dir/features" -- \
-      in_parallel local/compute_features.py --data-dir "$data_dir"
+      extract_features
   elif [[ $stage -le 4 && $stop_stage -ge 4 ]]; then
     echo "stage 4: features: computed on the fly (features.type), nothing to do"
   fi

@@ -33,6 +33,7 @@ Options
   --stage N          first stage (0), or a name from above
   --stop-stage N     last stage (6)
   --nj N             processes that prepare the data (the number of cores)
+  --dask HOST:PORT   see ./prepare.sh --help
   --nproc N          processes that train together on this machine (one per GPU; 1 without GPUs)
   --nnodes N         machines that train together: the same command on each, over the same folders; then only stage 1 is
                      run, the others before and after it on one machine (1)
@@ -126,9 +127,9 @@ recognition_inputs() {  # given=(what methods need besides the checkpoint)
 
 # All of it is read before any of it runs, so that the file may be edited meanwhile.
 main() {
-  options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nj nproc nnodes rdzv python"
+  options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nj dask nproc nnodes rdzv python"
   named_stages="diagnose ablation study"
-  corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=6 nj='' nproc=0 nnodes=1 rdzv='' python=''
+  corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=6 nj='' dask='' nproc=0 nnodes=1 rdzv='' python=''
   parse_options "$@"
   exp_dir=${exp_dir:-exp/$corpus}
   [[ $nproc =~ ^[0-9]+$ ]] || fail "option --nproc needs a whole number, not '$nproc'"
@@ -143,7 +144,7 @@ main() {
 
   export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
   done_dir=$exp_dir/.done
-  common=(--corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nj "$nj" --python "$python")
+  common=(--corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nj "$nj" --dask "$dask" --python "$python")
   [[ -z $corpus_dir ]] || common+=(--corpus-dir "$corpus_dir")
   [[ $force == false ]] || common+=(--force)
   echo "corpus $corpus, experiment $exp_dir, configuration $conf${overrides[*]:+ ${overrides[*]}}"

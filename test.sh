@@ -124,7 +124,7 @@ ensure_k2() {
   echo "making .venv-k2 with $base_python ($("$base_python" --version)); 4 GB, a few minutes (log: $log)"
   rm -rf .venv-k2
   "$base_python" -m venv .venv-k2 || return 1
-  grep -hvE '^(torch|torchaudio|numpy|matplotlib|ruff|mypy|types-.*)[=>]' requirements.txt requirements-dev.txt \
+  grep -hvE '^(torch|torchaudio|numpy|matplotlib|ruff|mypy|distributed|types-.*)[=>]' requirements.txt requirements-dev.txt \
     > .venv-k2/requirements.txt
   # scipy resamples for lhotse in torchaudio's place; six is what this torch's TensorBoard writer imports.
   {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -83,10 +83,15 @@ def wav_bytes_missing(path: Path) -> int:
 
 def parallel(function: Callable[[A], B], items: Iterable[A], num_jobs: int) -> Iterator[B]:
     """`map` over threads (decoding releases the interpreter's lock), in order, a bounded number of items ahead."""
-    iterator = iter(items)
     with ThreadPoolExecutor(num_jobs) as pool:
-        waiting = [pool.submit(function, item) for item in islice(iterator, 8 * num_jobs)]
-        while waiting:
-            done, waiting = waiting.pop(0), waiting
-            waiting += [pool.submit(function, item) for item in islice(iterator, 1)]
-            yield done.result()
+        yield from in_order(pool, function, items, 8 * num_jobs)
+
+
+def in_order(pool: Executor, function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
+    """`map` over the workers of `pool`, in order, up to `ahead` items in work or waiting."""
+    iterator = iter(items)
+    waiting = [pool.submit(function, item) for item in islice(iterator, ahead)]
+    while waiting:
+        done = waiting.pop(0)
+        waiting += [pool.submit(function, item) for item in islice(iterator, 1)]
+        yield done.result()

@@ -11,9 +11,14 @@ import argparse
 import errno
 import multiprocessing
 import os
+import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -25,6 +30,7 @@ from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
 from local.atomic import atomic_write
+from local.audio_check import in_order
 from local.config import load_config
 from local.corpus import load_corpus
 from local.errors import UserError, cli
@@ -35,34 +41,66 @@ from local.manifests import read_manifest
 from local.progress import Progress
 from local.reading import is_file
 from local.schema import FeaturesConfig
+from local.shar import ShardStore, shard_store
 
 CHUNK = 50  # cuts handed to a process at a time
 Failure = tuple[str, str]  # cut id, reason
 
-_extractor = None
-_writer: Float16ArchiveWriter | None = None
+_own = threading.local()  # of each thread of a worker, which under Dask may be several
 
 
-def _start(features: FeaturesConfig, folder: Path) -> None:
-    """In each process: one thread, one extractor, one archive."""
-    global _extractor, _writer
-    torch.set_num_threads(1)
-    _extractor = make_extractor(features)
-    _writer = Float16ArchiveWriter(folder / f"{time.time_ns()}-{os.getpid()}.f16")
+@dataclass(frozen=True)
+class Extraction:
+    """What a worker needs besides the cuts: archives go to `folder`."""
+
+    features: FeaturesConfig
+    folder: Path
+    store: ShardStore
+
+    def __call__(self, cuts: list[Cut]) -> tuple[list[Cut], list[Failure]]:
+        """Store the features of some cuts -> the cuts with them, and what failed."""
+        if getattr(_own, "folder", None) != self.folder:  # one extractor and one archive for all that this worker does
+            torch.set_num_threads(1)
+            name = f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.f16"
+            _own.folder, _own.extractor = self.folder, make_extractor(self.features)
+            _own.writer = Float16ArchiveWriter(self.folder / name)
+        done, failed = [], []
+        for cut in cuts:
+            try:
+                done.append(self.store.filled(cut).compute_and_store_features(_own.extractor, _own.writer))
+            except Exception as e:
+                if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise OSError(e.errno, e.strerror, _own.writer.storage_path) from None  # a full disk ends the stage
+                failed.append((cut.id, (str(e).strip() or type(e).__name__).splitlines()[0]))
+        _own.writer.flush()
+        return done, failed
 
 
-def _extract(cuts: list[Cut]) -> tuple[list[Cut], list[Failure]]:
-    assert _writer is not None
-    done, failed = [], []
-    for cut in cuts:
-        try:
-            done.append(cut.compute_and_store_features(_extractor, _writer))
-        except Exception as e:
-            if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(e.errno, e.strerror, _writer.storage_path) from None  # a full disk ends the stage
-            failed.append((cut.id, (str(e).strip() or type(e).__name__).splitlines()[0]))
-    _writer.flush()
-    return done, failed
+@contextmanager
+def workers(num_jobs: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
+    """Whoever extracts, and how many they are: processes of this machine, or those of the Dask cluster at `dask`.
+
+    Raises `UserError` where there is no such cluster.
+    """
+    if not dask:
+        # Forked workers inherit the loaded libraries; macOS does not bear forks.
+        context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
+        with ProcessPoolExecutor(num_jobs, context) as pool:
+            yield pool, num_jobs
+        return
+    try:
+        from distributed import Client
+
+        client = Client(dask, timeout=30)
+    except ImportError:
+        raise UserError("--dask needs the package 'distributed': .venv/bin/pip install distributed") from None
+    except (OSError, ValueError) as e:  # asyncio's TimeoutError among them
+        raise UserError(f"--dask {dask}: no scheduler there: {(str(e).strip() or type(e).__name__).splitlines()[0]}") from None
+    with client:
+        threads = sum(client.nthreads().values())
+        if not threads:
+            raise UserError(f"--dask {dask}: the scheduler has no workers")
+        yield client.get_executor(pure=False), threads
 
 
 def chunks(cuts: Iterator[Cut]) -> Iterator[list[Cut]]:
@@ -101,9 +139,13 @@ def still_good(old: Cut | None, cut: Cut) -> bool:
 
 
 def compute_part(
-    cuts: Sequence[Cut], part: str, folder: Path, features: FeaturesConfig, num_jobs: int
+    cuts: Sequence[Cut], part: str, folder: Path, features: FeaturesConfig, pool: Executor, num_jobs: int, store: ShardStore
 ) -> list[Failure]:
-    """Store the features of `cuts`, extracted in `num_jobs` processes; the part's manifest is replaced at the end."""
+    """Store the features of `cuts`, extracted by the `num_jobs` workers of `pool`; the part's manifest is replaced at the end.
+
+    pool: any executor, as lhotse's `compute_and_store_features` takes it. lhotse would cut the set in as many pieces as there
+    are workers, of which one unreadable file ends a whole one.
+    """
     manifest, archives = folder / f"{part}.jsonl.gz", folder / part
     stored = stored_features(manifest, features)
     done = {cut.id: stored[cut.id].features for cut in cuts if still_good(stored.get(cut.id), cut)}
@@ -112,13 +154,9 @@ def compute_part(
         print(f"{part}: features of {len(done)} cuts are there already")
     archives.mkdir(parents=True, exist_ok=True)
     failed: list[Failure] = []
-    # Forked workers inherit the loaded libraries; macOS does not bear forks.
-    context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
-    with (
-        context.Pool(num_jobs, _start, (features, archives.resolve())) as pool,
-        Progress(len(missing), f"features of {part}", "cuts") as shown,
-    ):
-        for extracted, bad in pool.imap(_extract, chunks(iter(missing))):
+    extract = Extraction(features, archives.resolve(), store)
+    with Progress(len(missing), f"features of {part}", "cuts") as shown:
+        for extracted, bad in in_order(pool, extract, chunks(iter(missing)), 4 * num_jobs):
             done |= {cut.id: cut.features for cut in extracted}
             failed += bad
             shown.update(len(extracted) + len(bad))
@@ -139,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--conf", type=Path)
     parser.add_argument("--nproc", type=int, default=1)
+    parser.add_argument("--dask", default="", metavar="HOST:PORT", help="scheduler of a Dask cluster that sees these folders")
     parser.add_argument("overrides", nargs="*", help="key.sub=value")
     args = parser.parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
@@ -151,7 +190,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             cuts += [at_speed(cut, speed) for speed in SPEEDS for cut in cuts if fits(cut, speed)]
         if not cuts:
             raise UserError(f"{manifest}: no utterance in it; let stage 3 of prepare.sh make it again (--force)")
-        failed = compute_part(cuts, part, args.data_dir / "features", cfg.features, args.nproc)
+        # workers of their own for each part, so that its archives are closed
+        with workers(args.nproc, args.dask) as (pool, num_jobs):
+            store = shard_store(args.data_dir, cfg.data)
+            failed = compute_part(cuts, part, args.data_dir / "features", cfg.features, pool, num_jobs, store)
         for name, why in failed:
             print(f"warning: {part}: no features for {name}: {why}", file=sys.stderr)
         print(f"{part}: features of {len(cuts) - len(failed)} cuts, {sum(c.duration for c in cuts) / 3600:.2f} h")

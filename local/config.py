@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from local.errors import UserError
 from local.methods import METHODS
-from local.schema import Config
+from local.schema import AUTO, Config
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
@@ -51,7 +51,7 @@ AT_LEAST: dict[str, float] = {
     "optim.weight_decay": 0, "train.num_epochs": 1, "train.max_steps": 0, "train.batch_seconds": 0, "train.warm_step": 1,
     "train.average_period": 1, "train.keep_last": 0, "train.save_every": 0, "train.valid_every": 0,
     "train.log_every": 1, "train.max_bad_steps": 0, "train.num_threads": 0, "features.num_mel_bins": 9,
-    "data.num_workers": -1, "data.num_buckets": 1, "data.shuffle_buffer": 1, "data.min_duration": 0,
+    "data.num_workers": -1, "data.num_buckets": 1, "data.shuffle_buffer": 1, "data.shuffle_shards": 1, "data.min_duration": 0,
     "lang.vocab_size": 4, "lm.dim": 1, "lm.hidden": 1, "lm.num_layers": 1, "lm.batch_tokens": 1, "lm.max_epochs": 1,
     "lm.patience": 1, "average.last": 0, "average.num": 1, "decode.tail_frames": 0, "decode.max_utterances": 0,
     "decode.max_sym_per_frame": 1, "decode.beam": 1, "decode.max_contexts": 1, "decode.max_states": 1,
@@ -61,8 +61,8 @@ AT_LEAST: dict[str, float] = {
     "ablation.num_epochs": 1, "ablation.jobs": 0,
 }  # fmt: skip
 MORE_THAN_0 = (
-    "gradient.threshold", "gradient.clip_norm", "optim.lr_batches", "optim.lr_epochs", "train.max_duration",
-    "data.max_duration", "lm.lr", "decode.max_duration", "decode.fast_beam", "decode.temperature",
+    "gradient.threshold", "gradient.clip_norm", "optim.lr_batches", "optim.lr_epochs", "data.max_duration",
+    "data.shard_cache", "lm.lr", "decode.max_duration", "decode.fast_beam", "decode.temperature",
 )  # fmt: skip
 # Largest value that is no slip of the pen: with more, building the model or a search would not end.
 AT_MOST: dict[str, float] = {
@@ -207,6 +207,7 @@ def _check(cfg: DictConfig, written_in: dict[str, str]) -> None:
     def fail(key: str, why: str) -> None:
         raise UserError(f"{written_in.get(key, 'conf/base.yaml')}: key '{key}' is {OmegaConf.select(cfg, key)}: {why}")
 
+    _check_max_duration(cfg, fail)
     _check_values(cfg, fail)
     for method in cfg.decode.methods:
         if method not in METHODS:
@@ -233,6 +234,20 @@ def _check(cfg: DictConfig, written_in: dict[str, str]) -> None:
         fail("loss.delay_penalty", "the torchaudio backend has no delay penalty")
     if len(cfg.augment.musan_snr) != 2:
         fail("augment.musan_snr", "two numbers are meant: lowest and highest dB")
+
+
+def _check_max_duration(cfg: DictConfig, fail: Callable[[str, str], None]) -> None:
+    """train.max_duration is a float from here on, or "auto": no type of OmegaConf's lets both in and all else out."""
+    key = "train.max_duration"
+    value = OmegaConf.select(cfg, key)
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if seconds > 0:
+        cfg.train.max_duration = seconds
+    elif value != AUTO:
+        fail(key, f"a number above 0, or {AUTO}, is meant")
 
 
 def _check_values(cfg: DictConfig, fail: Callable[[str, str], None]) -> None:

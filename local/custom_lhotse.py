@@ -48,26 +48,37 @@ def read_manifests(recordings_file: Path, part: str, dropped: list[Dropped]) -> 
     return nonempty(pairs, supervisions_file)
 
 
-def read_cuts(cuts_file: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
-    """The utterances of a manifest of cuts: every supervision within every cut of one recording."""
+def read_cuts(
+    cuts_file: Path, part: str, dropped: list[Dropped], in_shard: dict[str, Recording] | None = None
+) -> list[Pair]:
+    """The utterances of a manifest of cuts: every supervision within every cut of one recording.
+
+    in_shard: for a shard's cuts, what its tar holds by the cuts' ids; a recording there is no longer than its cut.
+    """
     pairs: list[Pair] = []
     for where, cut in items(cuts_file, object, part, dropped):
         if not isinstance(cut, (MonoCut, MultiCut)) or cut.recording is None:
             kind = "cut without a recording of its own"
             dropped.append(Dropped(str(getattr(cut, "id", where)), part, kind, f"{type(cut).__name__}, {where}"))
             continue
-        recording = relocate(cut.recording, cuts_file.parent)
+        if in_shard is None:
+            recording, begin = relocate(cut.recording, cuts_file.parent), cut.start
+        elif cut.id in in_shard:
+            recording, begin = in_shard[cut.id], 0.0
+        else:
+            dropped.append(Dropped(cut.id, part, "audio is not in the shard", where))
+            continue
         for s in cut.supervisions:
             if s.start < -TOLERANCE or s.end > cut.duration + TOLERANCE:  # its text is more than the cut's audio has
                 span = f"{s.start:.2f} to {s.end:.2f} s of {cut.duration:.2f} s, {where}"
                 dropped.append(Dropped(s.id, part, "supervision reaches out of its cut", span))
                 continue
             start, end = max(s.start, 0.0), min(s.end, cut.duration)
-            moved = fastcopy(s, recording_id=recording.id, start=cut.start + start, duration=end - start)
+            moved = fastcopy(s, recording_id=recording.id, start=begin + start, duration=end - start)
             pairs.append((recording, moved))
         if not cut.supervisions:
             dropped.append(Dropped(cut.id, part, "cut without a supervision", where))
-    return nonempty(pairs, cuts_file)
+    return nonempty(pairs, cuts_file) if in_shard is None else pairs
 
 
 def nonempty(pairs: list[Pair], manifest: Path) -> list[Pair]:

@@ -9,6 +9,7 @@ training batch also has "ends_step", "batch_of" and "rows" (see `local.sampling.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import sys
@@ -27,21 +28,22 @@ from local.distributed import Processes, cores
 from local.errors import UserError
 from local.feature_store import Float16ArchiveReader
 from local.features import PADDING, make_extractor
+from local.lengths import NUM_TOKENS
 from local.manifests import parse_item
 from local.sampling import (
     EveryNth,
     Share,
     Shares,
     ShuffledBatches,
-    ShuffledCuts,
     plain_sampler,
-    read_lines,
     seeded,
     train_sampler,
     utterance_seed,
 )
-from local.schema import AugmentConfig, Config
+from local.schema import AUTO, AugmentConfig, Config
+from local.shar import ShardStore, shard_store
 from local.tokens import BLANK_ID, Tokenizer
+from local.training_cuts import ShuffledCuts, read_lines
 
 Batch = dict[str, Any]
 NOISES = 8  # noises drawn for an utterance: as many as are needed to cover it are used, over and over
@@ -52,14 +54,16 @@ assert Float16ArchiveReader.name  # importing it is what makes stored features r
 class AsrDataset(Dataset):
     """CutSet or Share -> batch; lives in the loader's processes."""
 
-    def __init__(self, cfg: Config, tokenizer: Tokenizer, noise: list[Cut] | None, augment: bool, epoch: int) -> None:
+    def __init__(
+        self, cfg: Config, tokenizer: Tokenizer, noise: list[Cut] | None, augment: bool, epoch: int, store: ShardStore
+    ) -> None:
         self.tokenizer, self.epoch, self.seed = tokenizer, epoch, cfg.train.seed
         self.precomputed = cfg.features.type == "precomputed"
         self.num_bins = cfg.features.num_mel_bins
         self.features = cfg.features
         self.extractor: Fbank | None = None
         self.augment = augment
-        self.noise = noise or []
+        self.noise, self.store = noise or [], store
         self.warned = 0
         self.noise_prob, self.noise_snr = cfg.augment.musan_prob, list(cfg.augment.musan_snr)
         self.spec_augment = make_spec_augment(cfg.augment) if augment and cfg.augment.spec_augment else None
@@ -93,7 +97,8 @@ class AsrDataset(Dataset):
             try:
                 if len(cut.supervisions) != 1:
                     raise ValueError(f"{len(cut.supervisions)} transcripts, where one is meant")
-                matrices.append(self._augmented(cut) if self.augment else self._load(cut))
+                whole = cut if self.precomputed else self.store.filled(cut)
+                matrices.append(self._augmented(whole) if self.augment else self._load(whole))
                 kept.append(cut)
             except Exception as e:
                 skipped.append(cut.id)
@@ -155,37 +160,56 @@ class AsrDataModule:
         """Reads corpus.yaml only. Raises `UserError` when data_dir is not prepared.
 
         processes: those that share the training and dev data; none: this one has it alone.
+        `max_duration`, where the configuration says auto, is None until it is set: see local/memory_plan.py.
         """
         self.processes = processes or Processes()
         self.cfg, self.data_dir, self.tokenizer = cfg, Path(data_dir), tokenizer
+        self.max_duration: float | None = None if cfg.train.max_duration == AUTO else cfg.train.max_duration
         self.corpus = load_corpus(self.data_dir / "corpus.yaml", cfg.data)
+        self._store = shard_store(self.data_dir, cfg.data)
         self._train: ShuffledCuts | None = None
         self._noise: list[Cut] | None = None
 
     def train_dataloader(self, epoch: int, skip_batches: int = 0) -> Batches:
         """Augmented batches of the training parts in the order of (train.seed, epoch), without those of the first steps."""
-        cfg = self.cfg
-        if self._train is None:
-            manifests = [self._manifest(part) for part in self.corpus.train]
-            self._train = ShuffledCuts(manifests, cfg.train.seed, cfg.augment.speed_perturb, self._precomputed)
-            if cfg.augment.musan is not None:
-                self._noise = self._cuts("musan")
-        seconds, limit = cfg.train.batch_seconds or cfg.train.max_duration, cfg.train.max_duration
-        sampler = train_sampler(self._train, cfg.data, seconds, epoch)
+        cfg, cuts, limit = self.cfg, self._train_cuts(), self._limit()
+        seconds = cfg.train.batch_seconds or limit
+        sampler = train_sampler(cuts, cfg.data, seconds, epoch)
         steps = ShuffledBatches(sampler, cfg.train.seed, epoch, skip_batches)
-        shares = Shares(steps, limit if seconds > limit else math.inf, self.processes.rank, self.processes.size)
-        dataset = AsrDataset(cfg, self.tokenizer, self._noise, augment=True, epoch=epoch)
-        return Batches(self._loader(dataset, shares), len(self._train))
+        shares = Shares(steps, cuts, limit if seconds > limit else math.inf, self.processes.rank, self.processes.size)
+        dataset = AsrDataset(cfg, self.tokenizer, self._noise, augment=True, epoch=epoch, store=self._store)
+        return Batches(self._loader(dataset, shares), len(cuts))
+
+    def train_lengths(self, most: int) -> list[tuple[float, int]]:
+        """Seconds and tokens of the training cuts; of `most` of them, drawn at random, where there are more."""
+        cuts = itertools.islice(self._train_cuts(), most)
+        return [(cut.duration, int((cut.custom or {}).get(NUM_TOKENS, 0))) for cut in cuts]
 
     def valid_dataloader(self) -> Batches:
         """This process's share of the dev parts, not augmented, in batches of train.max_duration."""
         cuts = [c for part in self.corpus.dev for c in self._cuts(part)]
-        return self._plain(cuts, self.cfg.train.max_duration, self.processes)
+        return self._plain(cuts, self._limit(), self.processes)
 
     def test_dataloader(self, part: str) -> Batches:
         """One part (or its first decode.max_utterances), not augmented, longest first, batches of decode.max_duration."""
         cuts = sorted(self._cuts(part), key=lambda cut: cut.id)
         return self._plain(cuts[: self.cfg.decode.max_utterances or None], self.cfg.decode.max_duration, Processes())
+
+    def _train_cuts(self) -> ShuffledCuts:
+        """The training cuts; read, and the noise with them, when they are first asked for."""
+        cfg = self.cfg
+        if self._train is None:
+            manifests = [self._manifest(part) for part in self.corpus.train]
+            options = cfg.augment.speed_perturb, self._precomputed, cfg.data.shuffle_shards
+            self._train = ShuffledCuts(manifests, cfg.train.seed, *options)
+            if cfg.augment.musan is not None:
+                self._noise = self._cuts("musan")
+        return self._train
+
+    def _limit(self) -> float:
+        if self.max_duration is None:
+            raise UserError("key 'train.max_duration' is auto, and no training has chosen a number: give one")
+        return self.max_duration
 
     @property
     def _precomputed(self) -> bool:
@@ -202,7 +226,7 @@ class AsrDataModule:
         return [cut for cut in cuts if "speed" not in (cut.custom or {})]
 
     def _plain(self, cuts: list[Cut], max_duration: float, by: Processes) -> Batches:
-        dataset = AsrDataset(self.cfg, self.tokenizer, None, augment=False, epoch=0)
+        dataset = AsrDataset(self.cfg, self.tokenizer, None, augment=False, epoch=0, store=self._store)
         sampler = EveryNth(plain_sampler(cuts, max_duration), by.rank, by.size)
         return Batches(self._loader(dataset, sampler), len(cuts))
 

@@ -1,11 +1,12 @@
-"""A user's own corpus, in whichever of four forms it is:
+"""A user's own corpus, in whichever of five forms it is:
 
     DIR/<part>.tsv or .csv                        path, text and perhaps speaker
     DIR/<part>/ with wav.scp                      a Kaldi data directory
     DIR/[*_]recordings_<part>.jsonl[.gz] and supervisions, or DIR/[*_]cuts_<part>.jsonl[.gz]     lhotse manifests
     DIR/<part>/ with */*/*.trans.txt              LibriSpeech's layout
+    DIR/<part>/ with cuts.*.jsonl.gz, DIR/<part>.shar      lhotse Shar, its shards here or in an object store
 
-    custom_parts(corpus_dir, corpus, dropped) -> {part: [(Recording, SupervisionSegment), ...]}     what stage 1 calls
+    custom_parts(corpus_dir, corpus, dropped, store) -> {part: [(Recording, SupervisionSegment), ...]}     what stage 1 calls
     import_custom(source, part, dropped, normalise="upper") -> (RecordingSet, SupervisionSet)       one source
 
 Audio is not looked at here: `num_samples`, and the duration of a segment that spans its recording, are 0 until the file
@@ -16,6 +17,7 @@ a part which is not there.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -27,21 +29,29 @@ from lhotse.utils import fastcopy
 from local.corpus import Corpus, Dropped
 from local.custom_kaldi import read_kaldi
 from local.custom_lhotse import read_cuts, read_manifests
+from local.custom_shar import read_shar
 from local.custom_tables import DELIMITERS, Pair, read_table
 from local.errors import UserError
 from local.librispeech import read_part
+from local.shar import LIST, ShardStore
 
 NORMALISE: dict[str, Callable[[str], str]] = {"upper": str.upper, "lower": str.lower, "none": str}
 FORMS = (
     "{part}.tsv, {part}.csv, {part}/ with wav.scp or with <speaker>/<chapter>/*.trans.txt, "
-    "recordings_{part}.jsonl.gz with supervisions_{part}.jsonl.gz, or cuts_{part}.jsonl.gz"
+    "recordings_{part}.jsonl.gz with supervisions_{part}.jsonl.gz, cuts_{part}.jsonl.gz, "
+    "{part}/ with shards (cuts.000000.jsonl.gz, recording.000000.tar), or their list {part}.shar"
 )
 MIN_SPEAKERS = 5  # fewer, and a missing part is split off by utterance, for a speaker less would cost train too much
 NAMES_SHOWN = 5
+SHARDS = "cuts.*.jsonl*"  # in a folder of shards
 
 
-def custom_parts(corpus_dir: Path, corpus: Corpus, dropped: list[Dropped]) -> dict[str, list[Pair]]:
+def custom_parts(
+    corpus_dir: Path, corpus: Corpus, dropped: list[Dropped], store: ShardStore | None = None
+) -> dict[str, list[Pair]]:
     """Every part of `corpus` as pairs of recording and segment; malformed lines go to `dropped`.
+
+    store: where shards from an object store are kept.
 
     Dev and test parts that are not there are split off the first training part, said in one line each. Raises
     `UserError` where a training part is not there, a part is there twice, or an option is wrong.
@@ -54,7 +64,7 @@ def custom_parts(corpus_dir: Path, corpus: Corpus, dropped: list[Dropped]) -> di
     pairs: dict[str, list[Pair]] = {}
     for part, source in sources.items():
         if source is not None:
-            pairs[part] = read_source(source, part, dropped, normalise)
+            pairs[part] = read_source(source, part, dropped, normalise, store)
         elif part in corpus.train:
             raise UserError(f"part '{part}' is not in {corpus_dir}; it may be {FORMS.format(part=part)}")
     for part in corpus.parts():
@@ -81,11 +91,11 @@ def find_source(corpus_dir: Path, part: str, folders_only: bool = False) -> Path
     """The file or folder that holds `part`, None where there is none; `UserError` where there are several."""
     found: list[Path] = []
     folder = corpus_dir / part
-    if (folder / "wav.scp").is_file() or next(folder.glob("*/*/*.trans.txt"), None):
+    if (folder / "wav.scp").is_file() or next(folder.glob("*/*/*.trans.txt"), None) or next(folder.glob(SHARDS), None):
         found.append(folder)
     if corpus_dir.is_dir() and not folders_only:
         manifest = re.compile(rf"(.+[_-])?(cuts|recordings)[_-]{re.escape(part)}\.jsonl(\.gz)?")
-        names = {part + ending for ending in DELIMITERS}
+        names = {part + ending for ending in (*DELIMITERS, LIST)}
         found += sorted(p for p in corpus_dir.iterdir() if p.name in names or manifest.fullmatch(p.name))
     if len(found) > 1:
         names_found = ", ".join(p.name for p in found)
@@ -93,9 +103,13 @@ def find_source(corpus_dir: Path, part: str, folders_only: bool = False) -> Path
     return found[0] if found else None
 
 
-def read_source(source: Path, part: str, dropped: list[Dropped], normalise: str) -> list[Pair]:
+def read_source(
+    source: Path, part: str, dropped: list[Dropped], normalise: str, store: ShardStore | None = None
+) -> list[Pair]:
     """What `find_source` found, as pairs; texts normalised."""
-    if source.is_dir():
+    if source.suffix == LIST or (source.is_dir() and next(source.glob(SHARDS), None)):
+        pairs = read_shar(source, part, dropped, store or ShardStore(source.parent / "shards", math.inf))
+    elif source.is_dir():
         kaldi = (source / "wav.scp").is_file()
         pairs = read_kaldi(source, part, dropped) if kaldi else read_part(source.parent, source.name)
     elif source.suffix.lower() in DELIMITERS:

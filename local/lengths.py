@@ -19,8 +19,12 @@ def num_frames(seconds: float) -> int:
 
 def fits(cut: Cut, speed: float = 1.0) -> bool:
     """Whether the cut, played at `speed`, has a frame after subsampling for each of its tokens."""
-    frames = subsampled(num_frames(cut.duration / speed))
-    return frames >= max(1, (cut.custom or {}).get(NUM_TOKENS, 0))
+    return fits_in(cut.duration / speed, (cut.custom or {}).get(NUM_TOKENS, 0))
+
+
+def fits_in(seconds: float, tokens: int) -> bool:
+    """Whether so much audio has a frame after subsampling for each of so many tokens."""
+    return subsampled(num_frames(seconds)) >= max(1, tokens)
 
 
 def at_speed(cut: Cut, speed: float) -> Cut:

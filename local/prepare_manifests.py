@@ -27,6 +27,7 @@ from local.import_custom import custom_parts
 from local.librispeech import find_tree, read_part
 from local.progress import progress
 from local.reading import read_lines
+from local.shar import ShardStore, shard_store
 
 Pair = tuple[Recording, SupervisionSegment]
 PARTS_HINT = "; name the parts with data.train_parts=[...] data.dev_parts=[...] data.test_parts=[...]"
@@ -34,14 +35,14 @@ TOLERANCE = 0.025  # seconds by which a segment may reach beyond its recording
 NAMES_SHOWN = 5
 
 
-def check_recording(recording: Recording) -> Recording:
+def check_recording(recording: Recording, store: ShardStore) -> Recording:
     """Decode the recording's files and fill in what they hold. Raises `BadAudio` naming the file.
 
     A recording that stated a length keeps it to what was decoded; fewer samples than stated is truncation.
     """
     for source in recording.sources:
         if source.type != "file":
-            _load_once(recording)
+            _load_once(recording, store)
             return recording
         try:
             info = check_audio(source.source)
@@ -64,9 +65,9 @@ def check_recording(recording: Recording) -> Recording:
     return recording
 
 
-def _load_once(recording: Recording) -> None:
+def _load_once(recording: Recording, store: ShardStore) -> None:
     try:
-        recording.load_audio()
+        store.with_audio(recording).load_audio()
     except Exception as e:
         raise BadAudio(f"unreadable recording {recording.id}: {str(e).strip().splitlines()[0]}") from None
 
@@ -85,14 +86,16 @@ def screen(pairs: Iterable[Pair], part: str, dropped: list[Dropped]) -> list[Pai
     return list(kept.values())
 
 
-def check_pairs(pairs: Sequence[Pair], part: str, num_jobs: int, dropped: list[Dropped]) -> list[Pair]:
+def check_pairs(
+    pairs: Sequence[Pair], part: str, num_jobs: int, dropped: list[Dropped], store: ShardStore
+) -> list[Pair]:
     """Decode every recording once, in `num_jobs` threads; what is missing, broken or out of range goes to `dropped`."""
     recordings = {recording.id: recording for recording, _ in pairs}
     checked: dict[str, Recording | BadAudio] = {}
 
     def check(recording: Recording) -> Recording | BadAudio:
         try:
-            return check_recording(recording)
+            return check_recording(recording, store)
         except BadAudio as e:
             return e
 
@@ -138,10 +141,12 @@ def warn_shared_speakers(corpus: Corpus, speakers: dict[str, set[str]]) -> None:
             print(f"warning: {len(shared)} speakers are both in {a} and in {b}: {names}", file=sys.stderr)
 
 
-def read_parts(corpus: Corpus, corpus_dir: Path, dropped: list[Dropped]) -> dict[str, list[Pair]]:
+def read_parts(
+    corpus: Corpus, corpus_dir: Path, dropped: list[Dropped], store: ShardStore
+) -> dict[str, list[Pair]]:
     """Every part's utterances from this corpus's source; lines that cannot be read go to `dropped`."""
     if corpus.source == "custom":
-        return custom_parts(corpus_dir, corpus, dropped)
+        return custom_parts(corpus_dir, corpus, dropped, store)
     tree = find_tree(corpus_dir)
     return {part: with_alignments(read_part(tree, part, PARTS_HINT), tree / part) for part in corpus.parts()}
 
@@ -181,11 +186,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     corpus = load_corpus(args.corpus_yaml, cfg.data)
     corpus.corpus_dir = str(args.corpus_dir)
     dropped: list[Dropped] = []
-    found = read_parts(corpus, args.corpus_dir, dropped)  # a missing part stops before any work
+    store = shard_store(args.data_dir, cfg.data)
+    found = read_parts(corpus, args.corpus_dir, dropped, store)  # a missing part stops before any work
     folder = args.data_dir / "manifests"
     speakers: dict[str, set[str]] = {}
     for part, pairs in found.items():
-        kept = check_pairs(screen(pairs, part, dropped), part, args.nproc, dropped)
+        kept = check_pairs(screen(pairs, part, dropped), part, args.nproc, dropped, store)
         if not kept:
             raise UserError(f"part '{part}' of {args.corpus_dir}: none of {len(pairs)} utterances can be used")
         write_manifests(kept, part, folder)

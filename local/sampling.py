@@ -9,9 +9,8 @@ import hashlib
 import itertools
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,10 +20,8 @@ from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
 from lhotse.dataset.sampling.base import CutSampler
 
 from local.errors import UserError
-from local.lengths import SPEED, SPEEDS, at_speed, fits
-from local.manifests import parse_item
-from local.reading import read_bytes
 from local.schema import DataConfig
+from local.training_cuts import Entry, ShuffledCuts
 
 if torch.__version__.startswith("1."):  # k2's environment: its Sampler wants an argument that lhotse no longer gives
     torch.utils.data.Sampler.__init__ = object.__init__  # type: ignore[method-assign]
@@ -33,52 +30,11 @@ BINS_FROM = 10_000  # cuts from whose lengths the buckets' borders are taken
 SHUFFLE_WINDOW = 500  # batches
 
 
-class ShuffledCuts:
-    """The training cuts of some manifests, in an order drawn anew for every epoch, with speed-perturbed copies.
-
-    Only the manifests' lines are held (0.6 kB each), so that the whole set is shuffled and cuts are made as they are
-    needed. `precomputed`: the manifests already hold the copies (`custom.speed`); otherwise they are made here.
-    """
-
-    def __init__(self, manifests: Sequence[Path], seed: int, speed_perturb: bool, precomputed: bool) -> None:
-        found = {manifest: read_lines(manifest) for manifest in manifests}
-        self.lines = [line for lines in found.values() for line in lines]
-        self.sizes = {manifest: len(lines) for manifest, lines in found.items()}
-        self.seed, self.speed_perturb, self.precomputed = seed, speed_perturb, precomputed
-        self.epoch = 0
-        self.bins: dict[int, list[float]] = {}  # borders of the buckets, by their number
-
-    def __len__(self) -> int:
-        """Cuts per epoch (the few copies too short for their tokens counted)."""
-        return len(self.lines) * (1 if self.precomputed or not self.speed_perturb else 1 + len(SPEEDS))
-
-    def __iter__(self) -> Iterator[Cut]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self))
-        for i in order.tolist():
-            copy, line = divmod(i, len(self.lines))
-            cut = parse_item(self.lines[line], Cut, self._place(line))  # type: ignore[type-abstract]
-            if self.precomputed:
-                if self.speed_perturb or SPEED not in (cut.custom or {}):
-                    yield cut
-            elif copy == 0:
-                yield cut
-            elif fits(cut, SPEEDS[copy - 1]):
-                yield at_speed(cut, SPEEDS[copy - 1])
-
-    def _place(self, line: int) -> str:
-        """`manifest:number` of one of `lines`."""
-        for manifest, size in self.sizes.items():
-            if line < size:
-                return f"{manifest}:{line + 1}"
-            line -= size
-        raise IndexError(line)
-
-
 class ShuffledBatches(torch.utils.data.Sampler):
     """The batches of a lhotse sampler, shuffled over `SHUFFLE_WINDOW` of them, from the `skip`-th on.
 
     lhotse draws synchronised buckets in the same order in every epoch, and ends with the small leftovers of all of
-    them. Batches left out by `skip` are drawn but not loaded.
+    them. Batches left out by `skip` are drawn, no more.
     """
 
     def __init__(self, sampler: CutSampler, seed: int, epoch: int, skip: int = 0) -> None:
@@ -107,17 +63,20 @@ class Share:
 
 
 class Shares(torch.utils.data.Sampler):
-    """The passes of process `rank` of `size` over the batches of a sampler, in each as many as in the other processes.
+    """The passes of process `rank` of `size` over batches of `cuts.entries()`, in each as many as in the other processes.
 
     limit: seconds of audio per micro-batch, padding counted.
     """
 
-    def __init__(self, batches: Iterable[CutSet], limit: float, rank: int, size: int) -> None:
-        self.batches, self.limit, self.rank, self.size = batches, limit, rank, size
+    def __init__(
+        self, batches: Iterable[Iterable[Entry]], cuts: ShuffledCuts, limit: float, rank: int, size: int
+    ) -> None:
+        self.batches, self.cuts, self.limit, self.rank, self.size = batches, cuts, limit, rank, size
 
     def __iter__(self) -> Iterator[Share]:
         for batch in self.batches:
-            yield from deal(micro_batches(list(batch), self.limit), self.rank, self.size)
+            cuts = [self.cuts.cut(entry) for entry in batch]
+            yield from deal(micro_batches(cuts, self.limit), self.rank, self.size)
 
 
 def micro_batches(cuts: list[Cut], limit: float) -> list[list[Cut]]:
@@ -163,25 +122,16 @@ class EveryNth(torch.utils.data.Sampler):
         return itertools.islice(iter(self.sampler), self.first, None, self.step)
 
 
-def read_lines(manifest: Path) -> list[bytes]:
-    """Lines of a .jsonl.gz; raises `UserError` when the manifest is missing, broken or empty."""
-    stage = "4 (features.type=precomputed)" if manifest.parent.name == "features" else "3"
-    lines = read_bytes(manifest, f"stage {stage} of prepare.sh").splitlines()
-    if not lines:
-        raise UserError(f"{manifest}: no utterance in it; let stage {stage} of prepare.sh make it again (--force)")
-    return lines
-
-
 def train_sampler(cuts: ShuffledCuts, data: DataConfig, max_duration: float, epoch: int) -> CutSampler:
     """Batches of up to `max_duration` seconds, padding counted, of cuts alike in length (lhotse's dynamic buckets)."""
     if data.num_buckets not in cuts.bins:
         cuts.epoch = 0  # whichever epoch comes first, the same cuts give the borders
-        cuts.bins[data.num_buckets] = duration_bins(cuts, data.num_buckets)
+        cuts.bins[data.num_buckets] = duration_bins(cuts.entries(), data.num_buckets)
     cuts.epoch = epoch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lhotse doubts small buffers; ours is bounded by the corpus
         sampler = DynamicBucketingSampler(
-            cuts,
+            _Entries(cuts),
             max_duration=max_duration,
             duration_bins=cuts.bins[data.num_buckets],
             shuffle=True,
@@ -196,7 +146,17 @@ def train_sampler(cuts: ShuffledCuts, data: DataConfig, max_duration: float, epo
     return sampler
 
 
-def duration_bins(cuts: Iterable[Cut], num_buckets: int) -> list[float]:
+class _Entries:
+    """The entries of `cuts`, again each time they are asked for."""
+
+    def __init__(self, cuts: ShuffledCuts) -> None:
+        self.cuts = cuts
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self.cuts.entries()
+
+
+def duration_bins(cuts: Iterable[Entry], num_buckets: int) -> list[float]:
     """Borders between at most `num_buckets` buckets of about the same total time, from the first cuts' lengths."""
     lengths = np.sort([cut.duration for _, cut in zip(range(BINS_FROM), cuts, strict=False)])
     if not len(lengths):

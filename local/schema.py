@@ -7,6 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+AUTO = "auto"  # of train.max_duration: the trainer chooses
+
 
 @dataclass
 class EncoderConfig:
@@ -72,7 +74,7 @@ class TrainConfig:
     num_epochs: int
     max_steps: int
     batch_seconds: float
-    max_duration: float
+    max_duration: Any  # a float, or AUTO
     warm_step: int
     average_period: int
     keep_last: int
@@ -115,6 +117,8 @@ class DataConfig:
     num_workers: int
     num_buckets: int
     shuffle_buffer: int
+    shuffle_shards: int
+    shard_cache: float
     min_duration: float
     max_duration: float
 

@@ -26,10 +26,14 @@ from local.tokens import Tokenizer
 from local.trainer import Trainer
 
 
-def write_config(cfg: Config, tokenizer: Tokenizer, path: Path) -> None:
-    """exp/<name>/config.yaml: the resolved config, and a `run` section on where it comes from."""
+def write_config(cfg: Config, tokenizer: Tokenizer, max_duration: float, path: Path) -> None:
+    """exp/<name>/config.yaml: the resolved config, and a `run` section on where it comes from.
+
+    max_duration: what train.max_duration stands for; that key itself stays `auto`.
+    """
     origin = provenance(cfg, tokenizer)
     run = {k: origin[k] for k in ("git_commit", "versions", "tokens_hash", "vocab_size")}
+    run["max_duration"] = max_duration
     with atomic_write(path) as tmp:
         tmp.write_text(yaml.safe_dump({**origin["config"], "run": run}, sort_keys=False), encoding="utf-8")
 
@@ -60,7 +64,7 @@ def main() -> None:
     data = AsrDataModule(cfg, args.data_dir, tokenizer, processes)
     trainer = Trainer(cfg, data, args.exp_dir, device, processes)
     if processes.rank == 0:
-        write_config(cfg, tokenizer, args.exp_dir / "config.yaml")
+        write_config(cfg, tokenizer, trainer.max_duration, args.exp_dir / "config.yaml")
     parameters = sum(p.numel() for p in trainer.model.parameters())
     where = f"{device}, {torch.get_num_threads()} threads" + (f", {processes.size} processes" if processes.size > 1 else "")
     print(f"training {parameters:,} parameters on {where}", flush=True)

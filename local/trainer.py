@@ -19,8 +19,9 @@ from local.datamodule import AsrDataModule, Batch
 from local.distributed import Processes
 from local.errors import UserError
 from local.heap import release_free_memory
+from local.memory_plan import settle
 from local.progress import Progress
-from local.schema import Config
+from local.schema import AUTO, Config
 from local.step import StepGradient, make_scaler
 from local.telemetry import Telemetry
 from model.average import RunningAverage
@@ -30,6 +31,7 @@ from model.optim import Eden, make_optimizer
 from model.transducer import pruned_scale
 
 OTHER_STAGES = ("decode.", "average.", "lm.", "tune.", "ablation.")  # sections whose keys do not change this training
+COUNTS = ("epoch", "batch", "step", "bad_steps")
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -65,6 +67,9 @@ class Trainer:
         saved = self._resume()
         if len(set(self.processes.gather(self.step))) > 1:
             raise UserError(f"the processes found different checkpoints in {self.folder}: is it one folder for all machines?")
+        data.max_duration = self.max_duration = settle(
+            cfg, saved, data, self.model, lambda part: self._losses(part, monitor=True, warmup=2.0), self.processes, device
+        )
         self.masks: list[tuple[int, list[str], Tensor]] = []  # step, utterances, the filters' masks: for the log
         self.telemetry = Telemetry(exp_dir, self.model, self.step) if self.first else None
         if self.telemetry is not None:
@@ -245,7 +250,7 @@ class Trainer:
         rngs = self.processes.gather(rng)
         if self.telemetry is None:
             return
-        progress = {"epoch": self.epoch, "batch": self.batch, "step": self.step, "bad_steps": self.bad_steps}
+        progress = {name: getattr(self, name) for name in (*COUNTS, "max_duration")}
         content = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -293,13 +298,16 @@ class Trainer:
         check_finite(_flat(saved), path)
         if saved["average"]["state"].keys() != saved["model"].keys():
             raise ValueError("the average is another model's")
-        progress = [saved["progress"][name] for name in ("epoch", "batch", "step", "bad_steps")]
-        if not all(type(value) is int and value >= 0 for value in progress):
-            raise ValueError(f"progress is {progress}")
+        progress = [saved["progress"][name] for name in COUNTS]
+        seconds = saved["progress"].get("max_duration", saved["config"]["train"]["max_duration"])  # the latter: older files
+        if not all(type(value) is int and value >= 0 for value in progress) or not 0 < seconds:
+            raise ValueError(f"progress is {saved['progress']}")
         self.epoch, self.batch, self.step, self.bad_steps = progress
         self._resume_rng(saved["rng"], path)
         print(f"going on from {path}: {self.step} batches done, now epoch {self.epoch}")
         before, now = _flat(saved["config"]), _flat(self.origin["config"])
+        if now["train.max_duration"] != AUTO:
+            before["train.max_duration"] = seconds
         for key in [k for k in now if k in before and before[k] != now[k] and not k.startswith(OTHER_STAGES)]:
             if self.first:
                 print(f"warning: {key} was {before[key]}, is {now[key]} from here on; --force trains anew", file=sys.stderr)

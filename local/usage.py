@@ -45,18 +45,65 @@ class Usage:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         self.peak_mib[name] = max(self.peak_mib.get(name, 0.0), self._peak())
 
-    def _begin_peak(self) -> None:
+    def tells_peaks(self) -> bool:
+        """Whether `peak_mib` is of what ran inside, not of the process since it started."""
+        return self._begin_peak()
+
+    def _begin_peak(self) -> bool:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak becomes what is in use now
+            return True
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak becomes what is in use now
+        except OSError:
+            return False
+        return True
 
     def _peak(self) -> float:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / MIB
+        with contextlib.suppress(OSError, StopIteration):  # what follows knows no peak below that of who started us
+            return _kib(Path("/proc/self/status"), "VmHWM") / 1024
         unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+
+
+def free_bytes(device: torch.device, root: Path = Path("/")) -> float:
+    """Bytes that this process can still take: of the GPU, what torch holds in reserve included; else of the machine, or of
+    the least limit of its control groups (version 2). `UserError` where the system does not tell.
+
+    root: where /proc and /sys lie.
+    """
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + unused)
+    try:
+        free = 1024 * _kib(root / "proc/meminfo", "MemAvailable")
+    except (OSError, StopIteration):
+        raise UserError(f"{root / 'proc/meminfo'} does not say how much memory is free") from None
+    return float(min([free, *_left_by_limits(root)]))
+
+
+def _kib(path: Path, name: str) -> int:
+    """A line `name:  1234 kB` of a file of /proc. StopIteration where there is none."""
+    return next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(f"{name}:"))
+
+
+def _left_by_limits(root: Path) -> Iterator[int]:
+    """Bytes that each limit on this process's control group, or on one above it, leaves. A file's pages that were not used
+    lately count as free."""
+    top = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    own = next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
+    for folder in [top / own, *(top / own).parents]:
+        if folder.is_relative_to(top):
+            with contextlib.suppress(OSError, ValueError):  # no limit: the file is missing, or says "max"
+                limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+                pages = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                yield limit - used + int(pages.get("inactive_file", 0))
 
 
 def fitting(work: Callable[[slice], Result], names: list[str], device: torch.device, to: str = "decode") -> list[Result]:

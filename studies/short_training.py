@@ -25,10 +25,11 @@ from local.corpus import load_corpus
 from local.datamodule import AsrDataset, Batch
 from local.errors import UserError
 from local.progress import Progress
-from local.sampling import ShuffledCuts
 from local.schema import Config
+from local.shar import shard_store
 from local.table import write_table
 from local.tokens import Tokenizer
+from local.training_cuts import ShuffledCuts
 from model.encoder.subsampling import subsampled
 from model.transducer import Transducer, pruned_scale, training_loss
 
@@ -65,7 +66,7 @@ class Speech:
         """Raises `UserError` where data_dir is not prepared or a part has no utterance."""
         self.seed = cfg.train.seed
         self.tokenizer = Tokenizer.from_file(data_dir / "lang" / "bpe.model")
-        self.dataset = AsrDataset(cfg, self.tokenizer, None, augment=False, epoch=0)
+        self.dataset = AsrDataset(cfg, self.tokenizer, None, augment=False, epoch=0, store=shard_store(data_dir, cfg.data))
         corpus = load_corpus(data_dir / "corpus.yaml", cfg.data)
         precomputed = cfg.features.type == "precomputed"
         folder = data_dir / ("features" if precomputed else "cuts")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lhotse import CutSet
 
+from local import training_cuts
 from local.compute_features import main as compute_features
 from local.config import load_config
 from local.datamodule import AsrDataModule, Batch
@@ -21,6 +23,7 @@ from local.prepare_noise import main as prepare_noise
 from local.sampling import SHUFFLE_WINDOW, ShuffledBatches, duration_bins, seeded
 from local.schema import Config
 from local.tokens import Tokenizer
+from local.training_cuts import ShuffledCuts
 from model.encoder.subsampling import subsampled
 from tests.speech_tree import audio_of, make_part, set_text, write_noise
 
@@ -102,6 +105,28 @@ def test_batches_depend_on_seed_and_epoch_alone(data: Path, kind: list[str]) -> 
 def test_skipped_batches_are_those_at_the_start(data: Path) -> None:
     dm = module(data, *STORED)
     assert same(list(dm.train_dataloader(2))[4:], list(dm.train_dataloader(2, skip_batches=4)))
+
+
+def test_left_out_batches_cost_no_cuts(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way back to a position is made from lengths, which agree with the cuts' own to the last digit."""
+    for kind in (SMALL, STORED):
+        parsed: list[bytes] = []
+        plain = training_cuts.parse_item
+
+        def counted(line: bytes, *args: Any, plain: Any = plain, parsed: list[bytes] = parsed) -> Any:
+            parsed.append(line)
+            return plain(line, *args)
+
+        monkeypatch.setattr(training_cuts, "parse_item", counted)
+        dm = module(data, *kind)
+        batches = len(list(dm.train_dataloader(1)))
+        assert batches > 5 and len(parsed) == 24 * 3
+        parsed.clear()
+        (last,) = dm.train_dataloader(1, skip_batches=batches - 1)
+        assert len(parsed) == len(last["ids"])
+        cuts = ShuffledCuts([data / ("features" if kind is STORED else "cuts") / "tr.jsonl.gz"], 1, True, kind is STORED)
+        assert all(entry.duration == cuts.cut(entry).duration for entry in cuts.entries())
+        monkeypatch.undo()
 
 
 def test_spec_augment_masks_and_leaves_global_generators_alone(data: Path) -> None:

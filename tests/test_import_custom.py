@@ -20,8 +20,10 @@ from local.import_custom import custom_parts, find_source, import_custom, split_
 from local.prepare_cuts import make_cuts
 from local.prepare_manifests import check_pairs, screen
 from local.prepare_manifests import main as prepare_manifests
+from local.shar import ShardStore
 
 ROOT = Path(__file__).resolve().parent.parent
+STORE = ShardStore(Path("unused"), 1.0)
 TEXTS = ["one two", "three four five", "six", "seven eight"]
 
 
@@ -154,7 +156,7 @@ def test_kaldi_directory_of_whole_files_and_pipes(tmp_path: Path, audio: list[st
     assert [row[:3] for row in summary(found)] == [row[:3] for row in EXPECTED]
     piped = found[0]["b"]
     assert (piped.num_samples, piped.sampling_rate, piped.load_audio().shape) == (8000, 16000, (1, 8000))
-    kept = check_pairs([(found[0][s.recording_id], s) for s in found[1]], "train", 1, dropped := [])
+    kept = check_pairs([(found[0][s.recording_id], s) for s in found[1]], "train", 1, dropped := [], STORE)
     assert [s.duration for _, s in kept] == pytest.approx([0.5] * 4, abs=1e-3) and not dropped
 
 
@@ -174,7 +176,7 @@ def test_kaldi_directory_with_segments_and_every_mistake(tmp_path: Path, audio: 
     ]
     names = {d.id.removeprefix(f"{folder}/") for d in dropped}
     assert names == {"wav.scp:2", "wav.scp:3", "wav.scp:4", "segments:3", "segments:4", "segments:5", "u6", "u8"}
-    kept = check_pairs([(recordings[s.recording_id], s) for s in supervisions], "train", 1, dropped)
+    kept = check_pairs([(recordings[s.recording_id], s) for s in supervisions], "train", 1, dropped, STORE)
     assert [(s.id, s.start, s.duration) for _, s in kept] == [
         ("u1", 0.1, pytest.approx(0.2)),
         ("u2", 0.2, pytest.approx(0.3)),

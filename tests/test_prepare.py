@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,22 @@ def test_stored_features_are_those_of_the_audio(tree: Path) -> None:
     for cut in cuts_of(data, "tr", "features"):
         expected = extractor.extract(cut.load_audio(), 16000)
         assert np.abs(cut.load_features() - expected).max() < 0.01
+
+
+def test_a_dask_cluster_extracts_what_this_machine_would(tree: Path, capsys: pytest.CaptureFixture) -> None:
+    from distributed import LocalCluster
+
+    data = prepare(tree)
+    compute_features(["--data-dir", str(data)])
+    expected = {cut.id: cut.load_features() for cut in CutSet.from_file(data / "features" / "tr.jsonl.gz")}
+    shutil.rmtree(data / "features")
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
+        compute_features(["--data-dir", str(data), "--dask", cluster.scheduler_address])
+        found = {cut.id: cut.load_features() for cut in CutSet.from_file(data / "features" / "tr.jsonl.gz")}
+    assert found.keys() == expected.keys() and all(np.array_equal(found[i], expected[i]) for i in found)
+    with pytest.raises(SystemExit):
+        compute_features(["--data-dir", str(data), "--dask", "nowhere"])
+    assert "error: --dask nowhere: " in capsys.readouterr().err
 
 
 def test_audio_that_vanished_gives_no_features_and_stops_nothing(tree: Path, capsys: pytest.CaptureFixture) -> None:
