@@ -198,4 +198,4 @@ main() {
   fi
 }
 
-main "$@"
+main "$@"; exit

@@ -152,4 +152,4 @@ EOF
   return $status
 }
 
-main "$@"
+main "$@"; exit
