@@ -6,7 +6,7 @@ import argparse
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +111,14 @@ def real_batches(cfg: Config, data_dir: Path) -> tuple[int, Iterator[Batch]]:
     return tokenizer.vocab_size, batches()
 
 
-def product_rate(dtype: torch.dtype) -> float:
+def product_rate(dtype: torch.dtype, product: Callable[[Tensor, Tensor], Tensor] = torch.mm) -> float:
     """Floating-point operations per second of one (4096, 512) x (512, 500) product, five in a row."""
     m, k, n = PRODUCT
     a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
-    torch.mm(a, b)
+    product(a, b)
     start = time.perf_counter()
     for _ in range(5):
-        torch.mm(a, b)
+        product(a, b)
     return 5 * 2 * m * k * n / (time.perf_counter() - start)
 
 
@@ -142,6 +142,7 @@ def main() -> None:
                 step.run()
             return {"mib": meter.mib["step"]}
         rates = {"float32": product_rate(torch.float32), "bf16": product_rate(torch.bfloat16)}
+        rates["layers"] = product_rate(torch.bfloat16 if args.precision == "bf16" else torch.float32, product_cpu.mm)
         return {"seconds": step.run(), "rates": rates}
 
     parameters = sum(p.numel() for p in step.model.parameters())

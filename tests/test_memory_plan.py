@@ -219,10 +219,14 @@ def test_free_memory_is_the_least_of_machine_and_limits(tmp_path: Path) -> None:
 
 @linux
 def test_free_memory_falls_by_what_is_taken() -> None:
-    before = free_bytes(CPU)
-    block = torch.ones(150_000_000)  # 600 MB
-    taken = before - free_bytes(CPU)
-    assert 3e8 < taken < 3e9 and block[0] == 1  # other programs run here too
+    found = []
+    for _ in range(10):  # other programs, which run here too, may give as much back meanwhile
+        before = free_bytes(CPU)
+        block = torch.ones(150_000_000)  # 600 MB
+        found.append(before - free_bytes(CPU))
+        assert block[0] == 1
+        del block
+    assert any(3e8 < taken < 3e9 for taken in found)
 
 
 @linux
