@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data/tiny"))
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--window", type=int, default=50, help="steps in a row of the table")
-    parser.add_argument("--warm-up", type=int, default=200, help="steps before growth counts")
+    parser.add_argument("--warm-up", type=int, default=400, help="steps before growth counts: those without the whole loss")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     args = parser.parse_args()
