@@ -33,7 +33,7 @@ from local.atomic import atomic_write
 from local.audio_check import in_order
 from local.config import load_config
 from local.corpus import load_corpus
-from local.errors import UserError, cli
+from local.errors import UserError, cli, reason
 from local.feature_store import Float16ArchiveWriter, holds
 from local.features import make_extractor
 from local.lengths import SPEEDS, at_speed, fits, num_frames
@@ -71,7 +71,7 @@ class Extraction:
             except Exception as e:
                 if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise OSError(e.errno, e.strerror, _own.writer.storage_path) from None  # a full disk ends the stage
-                failed.append((cut.id, (str(e).strip() or type(e).__name__).splitlines()[0]))
+                failed.append((cut.id, reason(e)))
         _own.writer.flush()
         return done, failed
 
@@ -95,7 +95,7 @@ def workers(num_jobs: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
     except ImportError:
         raise UserError("--dask needs the package 'distributed': .venv/bin/pip install distributed") from None
     except (OSError, ValueError) as e:  # asyncio's TimeoutError among them
-        raise UserError(f"--dask {dask}: no scheduler there: {(str(e).strip() or type(e).__name__).splitlines()[0]}") from None
+        raise UserError(f"--dask {dask}: no scheduler there: {reason(e)}") from None
     with client:
         threads = sum(client.nthreads().values())
         if not threads:
@@ -182,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
     corpus = load_corpus(args.data_dir / "corpus.yaml")
+    store = shard_store(args.data_dir, cfg.data)
     parts = corpus.parts() + ([] if cfg.augment.musan is None else ["musan"])
     for part in parts:
         manifest = args.data_dir / "cuts" / f"{part}.jsonl.gz"
@@ -192,7 +193,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{manifest}: no utterance in it; let stage 3 of prepare.sh make it again (--force)")
         # workers of their own for each part, so that its archives are closed
         with workers(args.nproc, args.dask) as (pool, num_jobs):
-            store = shard_store(args.data_dir, cfg.data)
             failed = compute_part(cuts, part, args.data_dir / "features", cfg.features, pool, num_jobs, store)
         for name, why in failed:
             print(f"warning: {part}: no features for {name}: {why}", file=sys.stderr)

@@ -25,10 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from local.corpus import load_corpus
 from local.distributed import Processes, cores
-from local.errors import UserError
+from local.errors import UserError, reason
 from local.feature_store import Float16ArchiveReader
 from local.features import PADDING, make_extractor
-from local.lengths import NUM_TOKENS
 from local.manifests import parse_item
 from local.sampling import (
     EveryNth,
@@ -120,10 +119,9 @@ class AsrDataset(Dataset):
 
     def _warn(self, cut: Cut, e: Exception) -> None:
         self.warned += 1
-        why = (str(e).strip() or type(e).__name__).splitlines()[0]
         more = " (further ones are counted, not named)" if self.warned == WARNINGS else ""
         if self.warned <= WARNINGS:
-            print(f"warning: utterance {cut.id} ({file_of(cut)}) left out: {why}{more}", file=sys.stderr)
+            print(f"warning: utterance {cut.id} ({file_of(cut)}) left out: {reason(e)}{more}", file=sys.stderr)
 
     def _load(self, cut: Cut) -> torch.Tensor:
         """Features (T, F) of a cut, float32, stored or computed."""
@@ -182,8 +180,8 @@ class AsrDataModule:
 
     def train_lengths(self, most: int) -> list[tuple[float, int]]:
         """Seconds and tokens of the training cuts; of `most` of them, drawn at random, where there are more."""
-        cuts = itertools.islice(self._train_cuts(), most)
-        return [(cut.duration, int((cut.custom or {}).get(NUM_TOKENS, 0))) for cut in cuts]
+        cuts = self._train_cuts()
+        return [(entry.duration, cuts.tokens_of(entry)) for entry in itertools.islice(cuts.entries(), most)]
 
     def valid_dataloader(self) -> Batches:
         """This process's share of the dev parts, not augmented, in batches of train.max_duration."""

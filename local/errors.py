@@ -46,6 +46,11 @@ def cli(main: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def reason(e: BaseException) -> str:
+    """The first line of what an exception says; its name where it says nothing."""
+    return (str(e).strip() or type(e).__name__).splitlines()[0]
+
+
 def one_line(message: str, longest: int = 600) -> str:
     """`message` without line breaks and other control characters, its middle left out where it is too long to be read."""
     plain = re.sub(r"[\s\x00-\x1f\x7f]+", " ", message).strip()

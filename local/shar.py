@@ -21,10 +21,10 @@ from filelock import FileLock
 from lhotse import AudioSource, Recording
 from lhotse.cut import Cut, MixedCut
 from lhotse.serialization import decode_json_line, deserialize_item, open_best
-from lhotse.utils import fastcopy
+from lhotse.utils import fastcopy, is_valid_url
 
 from local.atomic import atomic_write
-from local.errors import UserError
+from local.errors import UserError, reason
 from local.reading import read_lines
 from local.schema import DataConfig
 
@@ -36,7 +36,7 @@ GIGABYTE = 10**9
 
 def is_remote(location: str) -> bool:
     """Whether it is a URL or a command rather than a path."""
-    return location.startswith("pipe:") or re.match(r"[a-z][a-z0-9+.-]*://", location) is not None
+    return location.startswith("pipe:") or is_valid_url(location)
 
 
 def shards_of(source: Path) -> list[tuple[str, str]]:
@@ -97,7 +97,7 @@ class ShardStore:
                 if out.tell() == 0:  # a command that failed
                     raise ValueError("nothing came")
         except Exception as e:  # of whichever library knows the store
-            raise ValueError(f"{location} cannot be fetched: {(str(e).strip() or type(e).__name__).splitlines()[0]}") from None
+            raise ValueError(f"{location} cannot be fetched: {reason(e)}") from None
         files = sorted((p for p in self.folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_mtime)
         total = sum(p.stat().st_size for p in files)
         for old in files:

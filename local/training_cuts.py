@@ -45,7 +45,7 @@ class ShuffledCuts:
         self.sizes = {manifest: len(lines) for manifest, lines in found.items()}
         self.seed, self.speed_perturb, self.precomputed = seed, speed_perturb, precomputed
         self.shards, self.shuffle_shards = shards_of_lines(self.lines), shuffle_shards
-        self.seconds, self.usable = self._measured()
+        self.seconds, self.usable, self.tokens = self._measured()
         self.epoch = 0
         self.bins: dict[int, list[float]] = {}  # borders of the buckets, by their number
 
@@ -72,14 +72,20 @@ class ShuffledCuts:
         cut = parse_item(self.lines[line], Cut, self._place(line))  # type: ignore[type-abstract]
         return at_speed(cut, SPEEDS[copy - 1]) if copy else cut
 
-    def _measured(self) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds of every cut, copies after the lines; and whether it is used: a copy may be too short for its tokens."""
+    def tokens_of(self, entry: Entry) -> int:
+        """Tokens of its transcript."""
+        return int(self.tokens[entry.number % len(self.lines)])
+
+    def _measured(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Seconds of every cut, copies after the lines; whether it is used, as a copy may be too short for its tokens; and
+        the tokens of every line."""
         seconds, usable = np.empty(len(self)), np.ones(len(self), dtype=bool)
+        tokens = np.zeros(len(self.lines), dtype=np.int64)
         for i, line in enumerate(self.lines):
             try:
                 cut = json.loads(line)
                 duration, custom = cut["duration"], cut.get("custom") or {}
-                seconds[i] = duration
+                seconds[i], tokens[i] = duration, custom.get(NUM_TOKENS, 0)
                 if self.precomputed:
                     usable[i] = self.speed_perturb or SPEED not in custom
                 elif len(self) > len(self.lines):
@@ -88,12 +94,12 @@ class ShuffledCuts:
                         # lhotse's rounding: to samples before and after
                         samples = math.floor(math.floor(duration * rate + 0.5) / speed + 0.5)
                         seconds[copy * len(self.lines) + i] = samples / rate
-                        usable[copy * len(self.lines) + i] = fits_in(duration / speed, custom.get(NUM_TOKENS, 0))
+                        usable[copy * len(self.lines) + i] = fits_in(duration / speed, int(tokens[i]))
             except (ValueError, TypeError, LookupError, AttributeError):
                 parse_item(line, Cut, self._place(i))  # type: ignore[type-abstract]  # says what is wrong
                 why = "damaged: no cut of a recording; let prepare.sh make it again (--force)"
                 raise UserError(f"{self._place(i)}: {why}") from None
-        return seconds, usable
+        return seconds, usable, tokens
 
     def _place(self, line: int) -> str:
         """`manifest:number` of one of `lines`."""
