@@ -43,14 +43,14 @@ def test_free_memory_is_the_least_of_machine_and_limits(tmp_path: Path) -> None:
 
 @linux
 def test_free_memory_falls_by_what_is_taken() -> None:
-    found = []
+    found, kept = [], []
     for _ in range(10):  # other programs, which run here too, may give as much back meanwhile
         before = free_bytes(CPU)
-        block = torch.ones(150_000_000)  # 600 MB
+        kept.append(torch.ones(150_000_000))  # 600 MB; kept: pages given back count as free only later, but are taken first
         found.append(before - free_bytes(CPU))
-        assert block[0] == 1
-        del block
-    assert any(3e8 < taken < 3e9 for taken in found)
+        if 5e8 < found[-1] < 7e8:
+            return
+    pytest.fail(f"blocks of 600 MB took {found}")
 
 
 @linux
