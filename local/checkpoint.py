@@ -122,6 +122,13 @@ def checkpoints(folder: Path, kind: str) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
+def remove_old(folder: Path, epochs: int, steps: int) -> None:
+    """Keep the newest checkpoints of each kind: so many `epochs`, so many `steps`."""
+    for kind, keep in (("epoch", epochs), ("step", steps)):
+        for _, path in checkpoints(folder, kind)[keep:]:
+            path.unlink()
+
+
 def newest_readable(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The newest epoch and the newest step checkpoint that can be read; damaged ones are named and passed over."""
     for kind in ("epoch", "step"):

@@ -51,7 +51,7 @@ AT_LEAST: dict[str, float] = {
     "optim.weight_decay": 0, "train.num_epochs": 1, "train.max_steps": 0, "train.batch_seconds": 0, "train.warm_step": 1,
     "train.average_period": 1, "train.keep_last": 0, "train.save_every": 0, "train.valid_every": 0,
     "train.log_every": 1, "train.max_bad_steps": 0, "train.num_threads": 0, "features.num_mel_bins": 9,
-    "data.num_workers": -1, "data.num_buckets": 1, "data.shuffle_buffer": 1, "data.shuffle_shards": 1, "data.min_duration": 0,
+    "data.num_workers": -1, "data.num_buckets": 1, "data.shuffle_shards": 1, "data.min_duration": 0,
     "lang.vocab_size": 4, "lm.dim": 1, "lm.hidden": 1, "lm.num_layers": 1, "lm.batch_tokens": 1, "lm.max_epochs": 1,
     "lm.patience": 1, "average.last": 0, "average.num": 1, "decode.tail_frames": 0, "decode.max_utterances": 0,
     "decode.max_sym_per_frame": 1, "decode.beam": 1, "decode.max_contexts": 1, "decode.max_states": 1,
@@ -72,6 +72,7 @@ AT_MOST: dict[str, float] = {
     "decode.tail_frames": 100_000, "decode.max_sym_per_frame": 1000, "decode.max_contexts": 100_000,
     "decode.max_states": 1_000_000, "augment.num_feature_masks": 1000, "augment.num_frame_masks": 1000,
 }  # fmt: skip
+GONE = {"data.shuffle_buffer"}  # keys that meant nothing for a model once trained
 AT_MOST_1 = (
     "model.encoder.dropout", "model.encoder.layer_dropout", "model.encoder.balance_prob", "loss.am_scale",
     "loss.lm_scale", "augment.musan_prob", "augment.max_frames_mask_fraction", "lang.character_coverage",
@@ -100,10 +101,13 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 
 def config_from_dict(values: dict[str, Any], overrides: Sequence[str] = (), where: str = "checkpoint") -> Config:
-    """The typed config kept in a checkpoint; keys it does not have yet (older files) take conf/base.yaml's values."""
+    """The typed config kept in a checkpoint. Of older files, keys that are `GONE` are passed over, and those they do not have
+    yet take conf/base.yaml's values."""
     written_in: dict[str, str] = {}
     cfg = _merge(OmegaConf.structured(Config), _read_yaml(CONF_DIR / "base.yaml"), "conf/base.yaml", written_in)
-    cfg = _merge(cfg, OmegaConf.create(values), where, written_in)
+    known = {name: {k: v for k, v in part.items() if f"{name}.{k}" not in GONE} if isinstance(part, dict) else part
+             for name, part in values.items()}  # fmt: skip
+    cfg = _merge(cfg, OmegaConf.create(known), where, written_in)
     cfg = _resolve(_override(cfg, overrides, written_in), written_in)
     _check(cfg, written_in)
     return OmegaConf.to_object(cfg)  # type: ignore[return-value]

@@ -9,8 +9,6 @@ training batch also has "ends_step", "batch_of" and "rows" (see `local.sampling.
 
 from __future__ import annotations
 
-import itertools
-import math
 import random
 import sys
 from collections.abc import Iterable, Iterator
@@ -29,16 +27,7 @@ from local.errors import UserError, reason
 from local.feature_store import Float16ArchiveReader
 from local.features import PADDING, make_extractor
 from local.manifests import parse_item
-from local.sampling import (
-    EveryNth,
-    Share,
-    Shares,
-    ShuffledBatches,
-    plain_sampler,
-    seeded,
-    train_sampler,
-    utterance_seed,
-)
+from local.sampling import Share, Shares, cut_up, longest_first, seeded, train_batches, utterance_seed
 from local.schema import AUTO, AugmentConfig, Config
 from local.shar import ShardStore, shard_store
 from local.tokens import BLANK_ID, Tokenizer
@@ -51,7 +40,7 @@ assert Float16ArchiveReader.name  # importing it is what makes stored features r
 
 
 class AsrDataset(Dataset):
-    """CutSet or Share -> batch; lives in the loader's processes."""
+    """Cuts or Share -> batch; lives in the loader's processes."""
 
     def __init__(
         self, cfg: Config, tokenizer: Tokenizer, noise: list[Cut] | None, augment: bool, epoch: int, store: ShardStore
@@ -67,7 +56,7 @@ class AsrDataset(Dataset):
         self.noise_prob, self.noise_snr = cfg.augment.musan_prob, list(cfg.augment.musan_snr)
         self.spec_augment = make_spec_augment(cfg.augment) if augment and cfg.augment.spec_augment else None
 
-    def __getitem__(self, item: CutSet | Share) -> Batch:
+    def __getitem__(self, item: list[Cut] | Share) -> Batch:
         if not isinstance(item, Share):
             return self._collate(item)
         batch = self._collate(item.cuts)
@@ -172,16 +161,15 @@ class AsrDataModule:
         """Augmented batches of the training parts in the order of (train.seed, epoch), without those of the first steps."""
         cfg, cuts, limit = self.cfg, self._train_cuts(), self._limit()
         seconds = cfg.train.batch_seconds or limit
-        sampler = train_sampler(cuts, cfg.data, seconds, epoch)
-        steps = ShuffledBatches(sampler, cfg.train.seed, epoch, skip_batches)
-        shares = Shares(steps, cuts, limit if seconds > limit else math.inf, self.processes.rank, self.processes.size)
+        steps = train_batches(cuts, cfg.data.num_buckets, seconds, epoch)[skip_batches:]
+        shares = Shares(steps, cuts, limit, self.processes.rank, self.processes.size)
         dataset = AsrDataset(cfg, self.tokenizer, self._noise, augment=True, epoch=epoch, store=self._store)
         return Batches(self._loader(dataset, shares), len(cuts))
 
     def train_lengths(self, most: int) -> list[tuple[float, int]]:
         """Seconds and tokens of the training cuts; of `most` of them, drawn at random, where there are more."""
         cuts = self._train_cuts()
-        return [(entry.duration, cuts.tokens_of(entry)) for entry in itertools.islice(cuts.entries(), most)]
+        return [(float(cuts.seconds[number]), cuts.tokens_of(number)) for number in cuts.order(0)[:most].tolist()]
 
     def valid_dataloader(self) -> Batches:
         """This process's share of the dev parts, not augmented, in batches of train.max_duration."""
@@ -225,17 +213,18 @@ class AsrDataModule:
 
     def _plain(self, cuts: list[Cut], max_duration: float, by: Processes) -> Batches:
         dataset = AsrDataset(self.cfg, self.tokenizer, None, augment=False, epoch=0, store=self._store)
-        sampler = EveryNth(plain_sampler(cuts, max_duration), by.rank, by.size)
-        return Batches(self._loader(dataset, sampler), len(cuts))
+        ordered = longest_first(cuts)
+        batches = list(cut_up(ordered, (cut.duration for cut in ordered), max_duration))
+        return Batches(self._loader(dataset, batches[by.rank :: by.size]), len(cuts))
 
-    def _loader(self, dataset: AsrDataset, sampler: Any) -> DataLoader:
+    def _loader(self, dataset: AsrDataset, items: Iterable[Any]) -> DataLoader:
         workers = self.cfg.data.num_workers
         if workers < 0:
             workers = max(1, min(8, cores() // self.processes.local_size // 2))
         prefetch: dict[str, Any] = {"prefetch_factor": 4} if workers else {}
         generator = torch.Generator().manual_seed(self.cfg.train.seed)  # else iterating draws from the global one
         return DataLoader(
-            dataset, sampler=sampler, generator=generator, batch_size=None, num_workers=workers,
+            dataset, sampler=items, generator=generator, batch_size=None, num_workers=workers,
             pin_memory=torch.cuda.is_available(), **prefetch,
         )  # fmt: skip
 

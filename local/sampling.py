@@ -6,48 +6,76 @@ A step's batch may be cut into micro-batches that fit the memory, and is dealt t
 from __future__ import annotations
 
 import hashlib
-import itertools
 import random
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
-from lhotse import CutSet
 from lhotse.cut import Cut
-from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
-from lhotse.dataset.sampling.base import CutSampler
 
 from local.errors import UserError
-from local.schema import DataConfig
-from local.training_cuts import Entry, ShuffledCuts
+from local.training_cuts import ShuffledCuts
 
-if torch.__version__.startswith("1."):  # k2's environment: its Sampler wants an argument that lhotse no longer gives
-    torch.utils.data.Sampler.__init__ = object.__init__  # type: ignore[method-assign]
-
-BINS_FROM = 10_000  # cuts from whose lengths the buckets' borders are taken
+Item = TypeVar("Item")
 SHUFFLE_WINDOW = 500  # batches
 
 
-class ShuffledBatches(torch.utils.data.Sampler):
-    """The batches of a lhotse sampler, shuffled over `SHUFFLE_WINDOW` of them, from the `skip`-th on.
+def cut_up(items: Iterable[Item], seconds: Iterable[float], limit: float) -> Iterator[list[Item]]:
+    """Successive items in parts that take up to `limit` seconds with padding; one that takes more alone is a part."""
+    part: list[Item] = []
+    longest = 0.0
+    for item, length in zip(items, seconds, strict=True):
+        if part and (len(part) + 1) * max(longest, length) > limit:
+            yield part
+            part, longest = [], 0.0
+        part.append(item)
+        longest = max(longest, length)
+    if part:
+        yield part
 
-    lhotse draws synchronised buckets in the same order in every epoch, and ends with the small leftovers of all of
-    them. Batches left out by `skip` are drawn, no more.
+
+def train_batches(cuts: ShuffledCuts, num_buckets: int, limit: float, epoch: int) -> list[list[int]]:
+    """An epoch: numbers of `cuts` in batches of up to `limit` seconds, padding counted, of cuts alike in length.
+
+    Each bucket of lengths is filled in the order of the epoch and emptied when a batch is full, as in lhotse's
+    DynamicBucketingSampler; what remains in the buckets at the end makes batches of neighbours in length. Then batches are
+    shuffled over `SHUFFLE_WINDOW` of them, so that those of a few shards stay together.
+
+    Made from lengths alone, in a second for LibriSpeech in three speeds: all processes draw the whole epoch, and a resumed
+    one draws what it has seen. Raises `UserError` where there is no cut.
     """
+    order = cuts.order(epoch)
+    seconds = cuts.seconds[order]
+    bucket = np.searchsorted(duration_bins(seconds, num_buckets), seconds, side="right")
+    full: list[list[int]] = []  # places in the order
+    rest: list[int] = []
+    for b in range(bucket.max() + 1):
+        places = np.flatnonzero(bucket == b)
+        *parts, last = cut_up(places.tolist(), seconds[places].tolist(), limit)
+        full += parts
+        rest += last
+    full.sort(key=lambda part: part[-1])  # as they became full
+    rest.sort(key=lambda place: (seconds[place], place))
+    full += cut_up(rest, seconds[rest].tolist(), limit)
+    rng = random.Random(f"{cuts.seed} {epoch}")
+    shuffled: list[list[int]] = []
+    for first in range(0, len(full), SHUFFLE_WINDOW):
+        window = full[first : first + SHUFFLE_WINDOW]
+        rng.shuffle(window)
+        shuffled += window
+    return [order[part].tolist() for part in shuffled]
 
-    def __init__(self, sampler: CutSampler, seed: int, epoch: int, skip: int = 0) -> None:
-        self.sampler, self.seed, self.epoch, self.skip = sampler, seed, epoch, skip
 
-    def __iter__(self) -> Iterator[CutSet]:
-        rng = random.Random(f"{self.seed} {self.epoch}")
-        batches = (batch for batch in self.sampler)  # ends for good, where lhotse's iterator starts again
-        skip = self.skip
-        while window := list(itertools.islice(batches, SHUFFLE_WINDOW)):
-            rng.shuffle(window)
-            yield from window[skip:]
-            skip = max(skip - len(window), 0)
+def duration_bins(seconds: np.ndarray, num_buckets: int) -> list[float]:
+    """Borders between at most `num_buckets` buckets of about the same total time, none of them empty."""
+    if not len(seconds):
+        raise UserError("the training parts hold no utterance that fits features.type and augment.speed_perturb")
+    lengths = np.sort(seconds)
+    share = np.cumsum(lengths) / lengths.sum()
+    positions = np.searchsorted(share, np.arange(1, num_buckets) / num_buckets)
+    return sorted({float(lengths[min(p, len(lengths) - 1)]) for p in positions} - {float(lengths[0])})
 
 
 @dataclass
@@ -62,20 +90,18 @@ class Share:
     rows: int = 0
 
 
-class Shares(torch.utils.data.Sampler):
-    """The passes of process `rank` of `size` over batches of `cuts.entries()`, in each as many as in the other processes.
+class Shares:
+    """The passes of process `rank` of `size` over `train_batches`, in each as many as in the other processes.
 
     limit: seconds of audio per micro-batch, padding counted.
     """
 
-    def __init__(
-        self, batches: Iterable[Iterable[Entry]], cuts: ShuffledCuts, limit: float, rank: int, size: int
-    ) -> None:
+    def __init__(self, batches: Sequence[list[int]], cuts: ShuffledCuts, limit: float, rank: int, size: int) -> None:
         self.batches, self.cuts, self.limit, self.rank, self.size = batches, cuts, limit, rank, size
 
     def __iter__(self) -> Iterator[Share]:
         for batch in self.batches:
-            cuts = [self.cuts.cut(entry) for entry in batch]
+            cuts = [self.cuts.cut(number) for number in batch]
             yield from deal(micro_batches(cuts, self.limit), self.rank, self.size)
 
 
@@ -83,12 +109,8 @@ def micro_batches(cuts: list[Cut], limit: float) -> list[list[Cut]]:
     """Cuts of one step in parts of up to `limit` seconds, padding counted; as they are where they fit in one."""
     if len(cuts) * max(cut.duration for cut in cuts) <= limit:
         return [cuts]
-    parts: list[list[Cut]] = [[]]
-    for cut in longest_first(cuts):
-        if parts[-1] and (len(parts[-1]) + 1) * parts[-1][0].duration > limit:
-            parts.append([])
-        parts[-1].append(cut)
-    return parts
+    ordered = longest_first(cuts)
+    return list(cut_up(ordered, (cut.duration for cut in ordered), limit))
 
 
 def deal(parts: list[list[Cut]], rank: int, size: int) -> Iterator[Share]:
@@ -110,65 +132,6 @@ def deal(parts: list[list[Cut]], rank: int, size: int) -> Iterator[Share]:
 def longest_first(cuts: Iterable[Cut]) -> list[Cut]:
     """In an order that depends on nothing but the cuts."""
     return sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
-
-
-class EveryNth(torch.utils.data.Sampler):
-    """The batches `first`, `first` + `step`, ... of a sampler."""
-
-    def __init__(self, sampler: Iterable[CutSet], first: int, step: int) -> None:
-        self.sampler, self.first, self.step = sampler, first, step
-
-    def __iter__(self) -> Iterator[CutSet]:
-        return itertools.islice(iter(self.sampler), self.first, None, self.step)
-
-
-def train_sampler(cuts: ShuffledCuts, data: DataConfig, max_duration: float, epoch: int) -> CutSampler:
-    """Batches of up to `max_duration` seconds, padding counted, of cuts alike in length (lhotse's dynamic buckets)."""
-    if data.num_buckets not in cuts.bins:
-        cuts.epoch = 0  # whichever epoch comes first, the same cuts give the borders
-        cuts.bins[data.num_buckets] = duration_bins(cuts.entries(), data.num_buckets)
-    cuts.epoch = epoch
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lhotse doubts small buffers; ours is bounded by the corpus
-        sampler = DynamicBucketingSampler(
-            _Entries(cuts),
-            max_duration=max_duration,
-            duration_bins=cuts.bins[data.num_buckets],
-            shuffle=True,
-            drop_last=False,
-            buffer_size=data.shuffle_buffer,
-            seed=cuts.seed,
-            sync_buckets=True,  # without it lhotse 1.33 ends an epoch at the first empty bucket and loses the rest
-            world_size=1,  # each process draws the whole epoch, of which `Shares` takes a part
-            rank=0,
-        )
-    sampler.set_epoch(epoch)
-    return sampler
-
-
-class _Entries:
-    """The entries of `cuts`, again each time they are asked for."""
-
-    def __init__(self, cuts: ShuffledCuts) -> None:
-        self.cuts = cuts
-
-    def __iter__(self) -> Iterator[Entry]:
-        return self.cuts.entries()
-
-
-def duration_bins(cuts: Iterable[Entry], num_buckets: int) -> list[float]:
-    """Borders between at most `num_buckets` buckets of about the same total time, from the first cuts' lengths."""
-    lengths = np.sort([cut.duration for _, cut in zip(range(BINS_FROM), cuts, strict=False)])
-    if not len(lengths):
-        raise UserError("the training parts hold no utterance that fits features.type and augment.speed_perturb")
-    share = np.cumsum(lengths) / lengths.sum()
-    positions = np.searchsorted(share, np.arange(1, num_buckets) / num_buckets)
-    return sorted({float(lengths[min(p, len(lengths) - 1)]) for p in positions} - {float(lengths[0])})
-
-
-def plain_sampler(cuts: Iterable[Cut], max_duration: float) -> CutSampler:
-    """Batches for validation and decoding: sorted by length, longest first, nothing dropped."""
-    return SimpleCutSampler(CutSet(longest_first(cuts)), max_duration=max_duration, shuffle=False, world_size=1, rank=0)
 
 
 def utterance_seed(seed: int, epoch: int, cut: Cut) -> int:

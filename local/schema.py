@@ -116,7 +116,6 @@ class DataConfig:
     test_parts: list[str] | None
     num_workers: int
     num_buckets: int
-    shuffle_buffer: int
     shuffle_shards: int
     shard_cache: float
     min_duration: float

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from local.atomic import remove_abandoned
-from local.checkpoint import check_finite, checkpoints, load_weights, newest_readable, provenance, save_file
+from local.checkpoint import check_finite, load_weights, newest_readable, provenance, remove_old, save_file
 from local.datamodule import AsrDataModule, Batch
 from local.distributed import Processes
 from local.errors import UserError
 from local.heap import release_free_memory
 from local.memory_plan import settle
 from local.progress import Progress
-from local.schema import AUTO, Config
+from local.resume import changes, check_same_run, flat, seconds_at_once
+from local.schema import Config
 from local.step import StepGradient, make_scaler
 from local.telemetry import Telemetry
 from model.average import RunningAverage
@@ -30,7 +31,6 @@ from model.encoder.subsampling import subsampled
 from model.optim import Eden, make_optimizer
 from model.transducer import pruned_scale
 
-OTHER_STAGES = ("decode.", "average.", "lm.", "tune.", "ablation.")  # sections whose keys do not change this training
 COUNTS = ("epoch", "batch", "step", "bad_steps")
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -266,9 +266,9 @@ class Trainer:
 
     def _resume(self) -> dict[str, Any]:
         """Take the newest readable checkpoint of the folder, if there is one; returns what it holds."""
-        places = (self.exp_dir, self.folder, self.exp_dir / "bad") if self.first else ()
-        for path in [p for folder in places for p in remove_abandoned(folder)]:
-            print(f"removed {path}, left unfinished by a run that was killed")
+        if self.first:
+            for path in [p for folder in (self.exp_dir, self.folder, self.exp_dir / "bad") for p in remove_abandoned(folder)]:
+                print(f"removed {path}, left unfinished by a run that was killed")
         found = max(newest_readable(self.folder), key=lambda pair: pair[1]["progress"]["step"], default=None)
         if found is None:
             return {}
@@ -282,35 +282,25 @@ class Trainer:
 
     def _restore(self, path: Path, saved: dict[str, Any]) -> None:
         """Go on from what `save` wrote. Raises `UserError` for another run's, anything else where values are damaged."""
-        if saved["tokens_hash"] != self.origin["tokens_hash"]:
-            ours = self.data.data_dir / "lang" / "bpe.model"
-            raise UserError(f"{path} was trained with other tokens than {ours}; use another --exp-dir")
-        if saved["config"]["model"] != self.origin["config"]["model"]:
-            raise UserError(f"{path} holds a model of another configuration; use another --exp-dir")
-        if saved["config"]["optim"]["name"] != self.cfg.optim.name:
-            raise UserError(f"{path}: optim.name was {saved['config']['optim']['name']}; use another --exp-dir")
+        check_same_run(saved, self.origin, path)
         load_weights(self.model, saved["model"], path)
         self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
         if self.scaler.is_enabled() and saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
-        check_finite(_flat(saved), path)
+        check_finite(flat(saved), path)
         if saved["average"]["state"].keys() != saved["model"].keys():
             raise ValueError("the average is another model's")
         progress = [saved["progress"][name] for name in COUNTS]
-        seconds = saved["progress"].get("max_duration", saved["config"]["train"]["max_duration"])  # the latter: older files
-        if not all(type(value) is int and value >= 0 for value in progress) or not 0 < seconds:
+        if not all(type(value) is int and value >= 0 for value in progress) or not 0 < seconds_at_once(saved):
             raise ValueError(f"progress is {saved['progress']}")
         self.epoch, self.batch, self.step, self.bad_steps = progress
         self._resume_rng(saved["rng"], path)
         print(f"going on from {path}: {self.step} batches done, now epoch {self.epoch}")
-        before, now = _flat(saved["config"]), _flat(self.origin["config"])
-        if now["train.max_duration"] != AUTO:
-            before["train.max_duration"] = seconds
-        for key in [k for k in now if k in before and before[k] != now[k] and not k.startswith(OTHER_STAGES)]:
-            if self.first:
-                print(f"warning: {key} was {before[key]}, is {now[key]} from here on; --force trains anew", file=sys.stderr)
+        if self.first:
+            for key, before, now in changes(saved, self.origin["config"]):
+                print(f"warning: {key} was {before}, is {now} from here on; --force trains anew", file=sys.stderr)
         if self.epoch > self.cfg.train.num_epochs or self._at_limit():
             print("nothing is left to train: train.num_epochs or train.max_steps is reached")
 
@@ -329,25 +319,12 @@ class Trainer:
 
     def _tidy(self) -> None:
         """Keep the newest epochs that averaging or train.keep_last asks for, and two step checkpoints."""
-        keep = self.cfg.train.keep_last
-        if keep == 0 or not self.first:
-            return
-        keep = max(keep, self.cfg.average.num + 1)
-        for _, path in checkpoints(self.folder, "epoch")[keep:]:
-            path.unlink()
-        steps = self.cfg.average.num + 1 if self.cfg.average.unit == "step" else 2
-        for _, path in checkpoints(self.folder, "step")[steps:]:
-            path.unlink()
+        keep, average = self.cfg.train.keep_last, self.cfg.average
+        if keep > 0 and self.first:
+            epochs = max(keep, average.num + 1)
+            remove_old(self.folder, epochs=epochs, steps=average.num + 1 if average.unit == "step" else 2)
 
 
 def _mixed(seed: int, rank: int, step: int) -> int:
     """A 63-bit seed of its own for every process and step."""
     return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0]) >> 1
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat

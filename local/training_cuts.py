@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,6 @@ from local.manifests import parse_item
 from local.reading import read_bytes
 
 SHARD = re.compile(rb'"source": ?"([^"#]+)#[0-9]+\+[0-9]+"')  # in a cut's line
-
-
-class Entry:
-    """What batches are made from: the number of a cut in `ShuffledCuts`, and its seconds."""
-
-    __slots__ = ("dataloading_info", "duration", "number")  # the first is lhotse's
-
-    def __init__(self, number: int, duration: float) -> None:
-        self.number, self.duration = number, duration
 
 
 class ShuffledCuts:
@@ -46,35 +37,29 @@ class ShuffledCuts:
         self.seed, self.speed_perturb, self.precomputed = seed, speed_perturb, precomputed
         self.shards, self.shuffle_shards = shards_of_lines(self.lines), shuffle_shards
         self.seconds, self.usable, self.tokens = self._measured()
-        self.epoch = 0
-        self.bins: dict[int, list[float]] = {}  # borders of the buckets, by their number
 
     def __len__(self) -> int:
         """Cuts per epoch (the few copies too short for their tokens counted)."""
         return len(self.lines) * (1 if self.precomputed or not self.speed_perturb else 1 + len(SPEEDS))
 
-    def __iter__(self) -> Iterator[Cut]:
-        return map(self.cut, self.entries())
-
-    def entries(self) -> Iterator[Entry]:
-        """The cuts of the epoch in its order, as batches are made from them."""
-        rng = np.random.default_rng([self.seed, self.epoch])
+    def order(self, epoch: int) -> np.ndarray:
+        """The numbers of the cuts that are used, in the order of the epoch; `seconds` and `cut` take them."""
+        rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self))
         if self.shards is not None:
             group = rng.permutation(self.shards.max() + 1)[self.shards] // self.shuffle_shards
             order = order[np.argsort(group[order % len(self.lines)], kind="stable")]
-        order = order[self.usable[order]]
-        yield from map(Entry, order.tolist(), self.seconds[order].tolist())
+        return order[self.usable[order]]
 
-    def cut(self, entry: Entry) -> Cut:
+    def cut(self, number: int) -> Cut:
         """The cut itself. `UserError` naming its line where that is damaged."""
-        copy, line = divmod(entry.number, len(self.lines))
+        copy, line = divmod(number, len(self.lines))
         cut = parse_item(self.lines[line], Cut, self._place(line))  # type: ignore[type-abstract]
         return at_speed(cut, SPEEDS[copy - 1]) if copy else cut
 
-    def tokens_of(self, entry: Entry) -> int:
+    def tokens_of(self, number: int) -> int:
         """Tokens of its transcript."""
-        return int(self.tokens[entry.number % len(self.lines)])
+        return int(self.tokens[number % len(self.lines)])
 
     def _measured(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Seconds of every cut, copies after the lines; whether it is used, as a copy may be too short for its tokens; and

@@ -73,7 +73,7 @@ class Speech:
 
         def draw(parts: Sequence[str], most: int) -> list[Cut]:
             cuts = ShuffledCuts([folder / f"{part}.jsonl.gz" for part in parts], self.seed, False, precomputed)
-            drawn = list(itertools.islice(cuts, most))
+            drawn = [cuts.cut(number) for number in cuts.order(0)[:most].tolist()]
             if not drawn:
                 raise UserError(f"{folder}: no utterance in {', '.join(parts)}")
             return sorted(drawn, key=lambda cut: (cut.duration, cut.id))

@@ -82,8 +82,12 @@ def test_survives_a_checkpoint() -> None:
     assert config_from_dict(to_dict(cfg)) == cfg
     older = to_dict(cfg)
     del older["decode"]["temperature"]
+    older["data"]["shuffle_buffer"] = 20000  # meant something once
     assert config_from_dict(older) == cfg
     assert config_from_dict(older, ["decode.beam=7"]).decode.beam == 7
+    older["data"]["shuffle_bufer"] = 20000
+    with pytest.raises(UserError, match="shuffle_bufer"):
+        config_from_dict(older)
 
 
 def test_base_has_a_comment_for_every_key() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lhotse import CutSet
 
 from local import training_cuts
@@ -20,7 +24,7 @@ from local.prepare_cuts import main as prepare_cuts
 from local.prepare_lang import main as prepare_lang
 from local.prepare_manifests import main as prepare_manifests
 from local.prepare_noise import main as prepare_noise
-from local.sampling import SHUFFLE_WINDOW, ShuffledBatches, duration_bins, seeded
+from local.sampling import cut_up, duration_bins, seeded, train_batches
 from local.schema import Config
 from local.tokens import Tokenizer
 from local.training_cuts import ShuffledCuts
@@ -70,7 +74,7 @@ def test_a_batch_is_what_it_says(data: Path, kind: list[str]) -> None:
         n, t, f = batch["inputs"].shape
         lens = batch["input_lens"]
         assert f == 80 and t == lens.max() and batch["num_frames"] == lens.sum() and batch["skipped"] == []
-        assert n * t < (12 + 3.4) * 100 and len(batch["ids"]) == len(batch["texts"]) == n
+        assert n * t <= 12 * 100 + n and len(batch["ids"]) == len(batch["texts"]) == n
         for i in range(n):
             assert torch.all(batch["inputs"][i, lens[i] :] == torch.tensor(math.log(1e-10)))
             assert batch["texts"][i] == texts[batch["ids"][i].partition("_sp")[0]]
@@ -125,7 +129,7 @@ def test_left_out_batches_cost_no_cuts(data: Path, monkeypatch: pytest.MonkeyPat
         (last,) = dm.train_dataloader(1, skip_batches=batches - 1)
         assert len(parsed) == len(last["ids"])
         cuts = ShuffledCuts([data / ("features" if kind is STORED else "cuts") / "tr.jsonl.gz"], 1, True, kind is STORED)
-        assert all(entry.duration == cuts.cut(entry).duration for entry in cuts.entries())
+        assert all(cuts.seconds[number] == cuts.cut(number).duration for number in cuts.order(1))
         monkeypatch.undo()
 
 
@@ -190,9 +194,7 @@ def test_a_file_that_vanished_is_named_and_skipped(tmp_path: Path, capsys: pytes
 def test_copies_with_more_tokens_than_frames_are_left_out(data: Path) -> None:
     for kind in (SMALL, STORED):
         for batch in module(data, *kind).train_dataloader(1):
-            assert all(
-                subsampled(int(t)) >= u for t, u in zip(batch["input_lens"], batch["token_lens"], strict=True)
-            )
+            assert all(subsampled(int(t)) >= u for t, u in zip(batch["input_lens"], batch["token_lens"], strict=True))
     assert SPEEDS == (0.9, 1.1)
 
 
@@ -213,26 +215,88 @@ def test_spec_augment_without_masks_is_refused(data: Path) -> None:
         dm.train_dataloader(1)
 
 
-def test_buckets_hold_about_the_same_time(data: Path) -> None:
-    cuts = list(CutSet.from_file(data / "cuts" / "tr.jsonl.gz"))
-    bins = duration_bins(cuts, 3)
-    assert bins == sorted(bins) and len(bins) == 2
-    sums = [
-        sum(c.duration for c in cuts if low <= c.duration < high)
-        for low, high in zip([0.0, *bins], [*bins, math.inf], strict=True)
-    ]
-    assert max(sums) < 1.5 * min(sums)
-    assert duration_bins(cuts[:1], 30) == []
+class Corpus:
+    """As many lengths as there are cuts, in an order for each epoch: what batches are made from."""
+
+    seed = 42
+
+    def __init__(self, seconds: list[float]) -> None:
+        self.seconds = np.array(seconds)
+
+    def order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.seconds))
 
 
-@pytest.mark.parametrize("count", [5, SHUFFLE_WINDOW + 5])
-def test_batches_are_shuffled_anew_in_every_epoch(count: int) -> None:
-    drawn = list(range(count))
-    orders = [list(ShuffledBatches(drawn, 42, epoch)) for epoch in (1, 2, 1)]
-    assert orders[0] == orders[2] != orders[1] and all(sorted(o) == drawn for o in orders)
-    assert orders[0] != drawn != orders[1]
-    for skip in (0, 1, count - 3, count, count + 1):
-        assert list(ShuffledBatches(drawn, 42, 1, skip)) == orders[0][skip:]
+def epoch_of(corpus: Corpus, num_buckets: int, limit: float, epoch: int = 1) -> list[list[int]]:
+    return train_batches(cast(ShuffledCuts, corpus), num_buckets, limit, epoch)
+
+
+LENGTHS = st.lists(st.floats(0.1, 30.0).map(lambda x: round(x, 2)), min_size=1, max_size=200)
+
+
+@given(LENGTHS, st.integers(1, 40), st.floats(1.0, 300.0))
+def test_an_epoch_has_every_cut_once_and_no_batch_is_too_long(seconds: list[float], num_buckets: int, limit: float) -> None:
+    batches = epoch_of(Corpus(seconds), num_buckets, limit)
+    assert sorted(itertools.chain(*batches)) == list(range(len(seconds)))
+    assert all(len(b) == 1 or len(b) * max(seconds[i] for i in b) <= limit for b in batches)
+
+
+@given(LENGTHS, st.floats(1.0, 100.0))
+def test_parts_are_as_long_as_they_may_be(seconds: list[float], limit: float) -> None:
+    parts = list(cut_up(range(len(seconds)), seconds, limit))
+    assert list(itertools.chain(*parts)) == list(range(len(seconds)))
+    for part, after in itertools.pairwise(parts):
+        assert (len(part) + 1) * max(seconds[i] for i in (*part, after[0])) > limit
+
+
+@given(LENGTHS, st.integers(1, 40))
+def test_no_bucket_is_empty(seconds: list[float], num_buckets: int) -> None:
+    bins = duration_bins(np.array(seconds), num_buckets)
+    assert bins == sorted(bins) and len(bins) < num_buckets
+    assert set(np.searchsorted(bins, seconds, side="right")) == set(range(len(bins) + 1))
+
+
+def speech_lengths(count: int) -> list[float]:
+    return np.random.default_rng(0).uniform(1, 17, count).round(3).tolist()
+
+
+def test_buckets_hold_about_the_same_time() -> None:
+    seconds = np.array(speech_lengths(3000))
+    bucket = np.searchsorted(duration_bins(seconds, 30), seconds, side="right")
+    sums = np.bincount(bucket, weights=seconds)
+    assert len(sums) == 30 and sums.max() < 1.1 * sums.min()
+    with pytest.raises(UserError, match="no utterance"):
+        duration_bins(np.array([]), 30)
+
+
+def test_batches_are_full_of_cuts_alike_in_length_to_the_end() -> None:
+    corpus = Corpus(speech_lengths(8000))
+    batches = epoch_of(corpus, 30, 200.0)
+    padded = [len(b) * corpus.seconds[b].max() for b in batches]
+    assert sum(p > 180 for p in padded) > len(batches) - 12 and len(batches) > 300
+    assert sum(padded) < 1.06 * corpus.seconds.sum()
+
+
+@pytest.mark.parametrize("count", [200, 40_000])
+def test_batches_come_in_another_order_in_every_epoch(count: int) -> None:
+    """Also the lengths that follow one another: not the shortest first, nor round and round the buckets."""
+    corpus = Corpus(speech_lengths(count))
+    orders = [epoch_of(corpus, 5, 60.0, epoch) for epoch in (1, 2, 1)]
+    assert orders[0] == orders[2] != orders[1]
+    for order in orders[:2]:
+        means = np.array([corpus.seconds[b].mean() for b in order])
+        for lag in (1, 5):
+            assert abs(np.corrcoef(means[:-lag], means[lag:])[0, 1]) < 4 / np.sqrt(len(means))
+
+
+def test_batches_of_a_large_corpus_keep_near_their_place() -> None:
+    """The first utterances of the order are in the first batches: of a corpus in shards, few are needed at a time."""
+    corpus = Corpus(speech_lengths(40_000))
+    rank = np.empty(40_000)
+    rank[corpus.order(1)] = np.arange(40_000)
+    batches = epoch_of(corpus, 30, 200.0)
+    apart = [abs(rank[b] / 40_000 - i / len(batches)).max() for i, b in enumerate(batches)]
+    assert max(apart) < 1.5 * 500 / len(batches)
 
 
 def test_seeded_repeats_and_restores() -> None:

@@ -92,8 +92,7 @@ def test_an_epoch_takes_the_shards_in_groups_and_can_be_gone_on_with(shards: Pat
     shard_of = {cut.id: cut.recording.sources[0].source.split("#")[0] for cut in CutSet.from_file(manifest)}
     orders = []
     for epoch in (1, 2):
-        cuts.epoch = epoch
-        ids = [cut.id.partition("_sp")[0] for cut in cuts]
+        ids = [cuts.cut(number).id.partition("_sp")[0] for number in cuts.order(epoch)]
         halves = [{shard_of[i] for i in half} for half in (ids[:30], ids[30:])]
         assert len(ids) == 60 and [len(h) for h in halves] == [2, 2] and not halves[0] & halves[1]
         assert ids[:10] != sorted(ids[:10])

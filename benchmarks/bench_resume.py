@@ -1,0 +1,120 @@
+"""How long does a training that goes on at the end of an epoch look for its place in the data?
+
+    benchmarks/bench_resume.py [--utterances 281241] [--seconds 300]
+
+Writes a manifest of as many utterances as LibriSpeech trains on, with stored features and in three speeds, whose lines are
+as lhotse writes them; then does what one process does before its first batch: reads lines and lengths, draws the epoch's
+batches, makes the cuts of the last one. Features are not read. Writes resume.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gzip
+import json
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from lhotse import Features, MonoCut, Recording, SupervisionSegment
+from lhotse.audio import AudioSource
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.worker import ROOT, hardware
+from local.atomic import atomic_write
+from local.config import load_config
+from local.errors import cli
+from local.lengths import NUM_TOKENS, SPEED, SPEEDS
+from local.sampling import Shares, train_batches
+from local.training_cuts import ShuffledCuts
+
+Result = TypeVar("Result")
+RATE = 16000
+
+
+def lines(utterances: int) -> Iterator[str]:
+    """A cut for each utterance and speed: 12 seconds on the average, 2.7 words of 5 letters and 3 tokens a second."""
+    rng = np.random.default_rng(0)
+    for i, length in enumerate(np.clip(rng.normal(12.3, 3.8, utterances), 1.5, 17)):
+        for speed in (1.0, *SPEEDS):
+            samples = int(length * RATE / speed)
+            name, seconds = f"1234-567890-{i:06d}" + (f"_sp{speed}" if speed != 1.0 else ""), samples / RATE
+            sources = [AudioSource("file", [0], f"/corpora/LibriSpeech/train/1234/567890/{name}.flac")]
+            cut = MonoCut(
+                name, 0.0, seconds, 0,
+                [SupervisionSegment(name, name, 0.0, seconds, text=" ".join(["SPEAK"] * int(length * 2.7)), speaker="1234")],
+                Features("kaldi-fbank", round(seconds * 100), 80, 0.01, RATE, 0.0, seconds, "float16_archive",
+                         f"/work/data/librispeech/features/train/{i % 8}.f16", f"{i}:{round(seconds * 100)}:80", channels=0),
+                Recording(name, sources, RATE, samples, seconds, [0]),
+                {NUM_TOKENS: int(length * 3), **({SPEED: speed} if speed != 1.0 else {})},
+            )  # fmt: skip
+            yield json.dumps(cut.to_dict()) + "\n"
+
+
+def measure(manifest: Path, seconds: float) -> dict[str, Any]:
+    """Seconds on the clock and of CPU time by part, cuts and batches of the epoch, and the most memory the process took."""
+    num_buckets = load_config().data.num_buckets
+    took: dict[str, dict[str, float]] = {}
+
+    def timed(name: str, work: Callable[[], Result]) -> Result:
+        clock, cpu = time.perf_counter(), time.process_time()
+        result = work()
+        took[name] = {"clock": time.perf_counter() - clock, "cpu": time.process_time() - cpu}
+        return result
+
+    cuts = timed("lines and lengths", lambda: ShuffledCuts([manifest], 42, speed_perturb=True, precomputed=True))
+    batches = timed("batches of the epoch", lambda: train_batches(cuts, num_buckets, seconds, epoch=1))
+    timed("cuts of the last batch", lambda: next(iter(Shares(batches[-1:], cuts, seconds, 0, 1))))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
+    return {"cuts": len(cuts), "batches": len(batches), "seconds": took, "peak_mib": peak}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: a row for each part and their sum."""
+    parts = result["seconds"]
+    rows = [*parts.items(), ("together", {key: sum(p[key] for p in parts.values()) for key in ("clock", "cpu")})]
+    return "\n".join([
+        "# Finding the place in the data again",
+        "",
+        f"{result['date']}, {result['hardware']}, Python {result['python']}: {result['cuts']} cuts, at the end of an epoch of "
+        f"{result['batches']} batches; the process takes {result['peak_mib']:.0f} MiB at most.",
+        "",
+        "| part | seconds | of CPU time |",
+        "|---|--:|--:|",
+        *(f"| {name} | {took['clock']:.2f} | {took['cpu']:.2f} |" for name, took in rows),
+    ]) + "\n"  # fmt: skip
+
+
+@cli
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--utterances", type=int, default=281_241)
+    parser.add_argument("--seconds", type=float, default=300.0, help="of audio in a batch")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = Path(folder) / "train.jsonl.gz"
+        with gzip.open(manifest, "wt", compresslevel=1, encoding="utf-8") as out:
+            out.writelines(lines(args.utterances))
+        result = {
+            "date": datetime.date.today().isoformat(), "hardware": hardware(), "python": platform.python_version(),
+            **measure(manifest, args.seconds),
+        }  # fmt: skip
+    text = table(result)
+    print(text)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for suffix, content in (("json", json.dumps(result, indent=1) + "\n"), ("md", text)):
+        with atomic_write(args.out / f"resume.{suffix}") as tmp:
+            tmp.write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
