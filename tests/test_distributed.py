@@ -135,7 +135,9 @@ def assert_same_training(a: SimpleNamespace, b: SimpleNamespace, within: float =
         assert x[3:] == y[3:]  # the same utterances and frames
         assert x[:3] == pytest.approx(y[:3], rel=within)
     for name, value in a.weights.items():
-        assert torch.allclose(value, b.weights[name], rtol=1e-3, atol=1e-4), name
+        # Of a whole tensor: where a gradient is no more than rounding, the optimiser takes single weights either way.
+        apart = torch.linalg.vector_norm(value.double() - b.weights[name])
+        assert apart <= 1e-3 * torch.linalg.vector_norm(value.double()) + 1e-4, (name, float(apart))
 
 
 # ---- who gets what ----
