@@ -19,8 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.worker import ROOT, Worker, hardware
-from local.atomic import atomic_write
+from benchmarks.worker import ROOT, Worker, hardware, write_results
 from local.errors import UserError, cli
 
 METHODS = ("greedy_search", "modified_beam_search", "fast_beam_search")
@@ -108,10 +107,7 @@ def main() -> None:
     for result in results.values():
         for search in result["searches"].values():
             del search["tokens"]
-    args.out.mkdir(parents=True, exist_ok=True)
-    for suffix, content in (("json", json.dumps(results, indent=1) + "\n"), ("md", text)):
-        with atomic_write(args.out / f"decode.{suffix}") as tmp:
-            tmp.write_text(content, encoding="utf-8")
+    write_results(args.out, "decode", results, text)
 
 
 if __name__ == "__main__":

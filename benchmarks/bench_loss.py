@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.loss_report import plot, table
-from benchmarks.worker import ROOT, Worker, hardware
+from benchmarks.worker import ROOT, Worker, hardware, write_results
 from local.atomic import atomic_write
 from local.errors import UserError, cli
 
@@ -192,11 +192,7 @@ def main() -> None:
     stem = f"loss_{args.mode}_{args.device.split(':')[0]}_{args.precision}"
     text = table(result)
     print("\n" + text)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(args.out / f"{stem}.json") as tmp:
-        tmp.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    with atomic_write(args.out / f"{stem}.md") as tmp:
-        tmp.write_text(text, encoding="utf-8")
+    write_results(args.out, stem, result, text)
     with atomic_write(args.out / f"{stem}.png") as tmp:
         plot(result, tmp)
     print(f"written: {args.out}/{stem}.{{json,md,png}}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -27,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.worker import ROOT, hardware
+from benchmarks.worker import ROOT, hardware, write_results
 from local.atomic import atomic_write
 from local.errors import UserError, cli
 from local.page import new_figure
@@ -185,11 +184,7 @@ def main() -> None:
     }
     text = table(result)
     print(text)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(args.out / "memory.json") as tmp:
-        tmp.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    with atomic_write(args.out / "memory.md") as tmp:
-        tmp.write_text(text, encoding="utf-8")
+    write_results(args.out, "memory", result, text)
     with atomic_write(args.out / "memory.png") as tmp:
         plot(result, tmp)
 

@@ -28,8 +28,7 @@ from lhotse.audio import AudioSource
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.worker import ROOT, hardware
-from local.atomic import atomic_write
+from benchmarks.worker import ROOT, hardware, write_results
 from local.config import load_config
 from local.errors import cli
 from local.lengths import NUM_TOKENS, SPEED, SPEEDS
@@ -52,7 +51,7 @@ def lines(utterances: int) -> Iterator[str]:
                 name, 0.0, seconds, 0,
                 [SupervisionSegment(name, name, 0.0, seconds, text=" ".join(["SPEAK"] * int(length * 2.7)), speaker="1234")],
                 Features("kaldi-fbank", round(seconds * 100), 80, 0.01, RATE, 0.0, seconds, "float16_archive",
-                         f"/work/data/librispeech/features/train/{i % 8}.f16", f"{i}:{round(seconds * 100)}:80", channels=0),
+                         f"/data/librispeech/features/train/{i % 8}.f16", f"{i}:{round(seconds * 100)}:80", channels=0),
                 Recording(name, sources, RATE, samples, seconds, [0]),
                 {NUM_TOKENS: int(length * 3), **({SPEED: speed} if speed != 1.0 else {})},
             )  # fmt: skip
@@ -110,10 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         }  # fmt: skip
     text = table(result)
     print(text)
-    args.out.mkdir(parents=True, exist_ok=True)
-    for suffix, content in (("json", json.dumps(result, indent=1) + "\n"), ("md", text)):
-        with atomic_write(args.out / f"resume.{suffix}") as tmp:
-            tmp.write_text(content, encoding="utf-8")
+    write_results(args.out, "resume", result, text)
 
 
 if __name__ == "__main__":

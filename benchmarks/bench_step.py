@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -21,8 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.step_worker import PARTS, PRODUCTS, SIZES
-from benchmarks.worker import ROOT, Worker, hardware
-from local.atomic import atomic_write
+from benchmarks.worker import ROOT, Worker, hardware, write_results
 from local.errors import UserError, cli
 
 REFERENCE_RATE = 65e9  # of the machine on which the reference's steps were timed
@@ -144,11 +142,7 @@ def main() -> None:
     result = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "records": records}
     text = table(result)
     print("\n" + text)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(args.out / "step_cpu.json") as tmp:
-        tmp.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    with atomic_write(args.out / "step_cpu.md") as tmp:
-        tmp.write_text(text, encoding="utf-8")
+    write_results(args.out, "step_cpu", result, text)
     print(f"written: {args.out}/step_cpu.{{json,md}}")
 
 

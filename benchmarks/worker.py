@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from local.atomic import atomic_write
 from local.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,3 +75,11 @@ def hardware() -> str:
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         name = names[0] if names else name
     return f"{name}, {os.cpu_count()} cores"
+
+
+def write_results(out: Path, stem: str, result: Any, text: str) -> None:
+    """Write `result` to out/<stem>.json and `text` to out/<stem>.md."""
+    out.mkdir(parents=True, exist_ok=True)
+    for suffix, content in (("json", json.dumps(result, indent=1) + "\n"), ("md", text)):
+        with atomic_write(out / f"{stem}.{suffix}") as tmp:
+            tmp.write_text(content, encoding="utf-8")

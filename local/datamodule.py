@@ -27,7 +27,7 @@ from local.errors import UserError, reason
 from local.feature_store import Float16ArchiveReader
 from local.features import PADDING, make_extractor
 from local.manifests import parse_item
-from local.sampling import Share, Shares, cut_up, longest_first, seeded, train_batches, utterance_seed
+from local.sampling import Share, Shares, longest_first_parts, seeded, train_batches, utterance_seed
 from local.schema import AUTO, AugmentConfig, Config
 from local.shar import ShardStore, shard_store
 from local.tokens import BLANK_ID, Tokenizer
@@ -213,8 +213,7 @@ class AsrDataModule:
 
     def _plain(self, cuts: list[Cut], max_duration: float, by: Processes) -> Batches:
         dataset = AsrDataset(self.cfg, self.tokenizer, None, augment=False, epoch=0, store=self._store)
-        ordered = longest_first(cuts)
-        batches = list(cut_up(ordered, (cut.duration for cut in ordered), max_duration))
+        batches = longest_first_parts(cuts, max_duration)
         return Batches(self._loader(dataset, batches[by.rank :: by.size]), len(cuts))
 
     def _loader(self, dataset: AsrDataset, items: Iterable[Any]) -> DataLoader:

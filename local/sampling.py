@@ -109,8 +109,7 @@ def micro_batches(cuts: list[Cut], limit: float) -> list[list[Cut]]:
     """Cuts of one step in parts of up to `limit` seconds, padding counted; as they are where they fit in one."""
     if len(cuts) * max(cut.duration for cut in cuts) <= limit:
         return [cuts]
-    ordered = longest_first(cuts)
-    return list(cut_up(ordered, (cut.duration for cut in ordered), limit))
+    return longest_first_parts(cuts, limit)
 
 
 def deal(parts: list[list[Cut]], rank: int, size: int) -> Iterator[Share]:
@@ -127,6 +126,12 @@ def deal(parts: list[list[Cut]], rank: int, size: int) -> Iterator[Share]:
             place = r - batch_of.index(mine)  # among the processes of this micro-batch
             by_process.append(longest_first(here[mine])[place :: batch_of.count(mine)])
         yield Share(by_process[rank], ends, batch_of, max(map(len, by_process)))
+
+
+def longest_first_parts(cuts: Iterable[Cut], limit: float) -> list[list[Cut]]:
+    """Cuts, longest first, in parts of up to `limit` seconds, padding counted."""
+    ordered = longest_first(cuts)
+    return list(cut_up(ordered, (cut.duration for cut in ordered), limit))
 
 
 def longest_first(cuts: Iterable[Cut]) -> list[Cut]:
