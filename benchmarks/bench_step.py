@@ -1,11 +1,13 @@
-"""Time of one training step by part, memory, and its share of the measured matrix-product rate, on the CPU.
+"""Time of one training step by part, memory, and its share of the measured matrix-product rate.
 
     benchmarks/bench_step.py --sizes small,published --precisions float32,bf16 --threads 2
+    benchmarks/bench_step.py --device cuda --sizes published_480s
 
 Random features; `small` is conf/model/small.yaml with 28 tokens on 20 utterances of 300 frames and 18 tokens, `published`
-is conf/base.yaml with 500 tokens on 4 of 1200 frames and 60 tokens. A float32 product of 4096 x 512 x 500 is timed before
-every step. `scaled` is the step's time on a machine where that product runs at 65 GFLOP/s, which can be compared with
-0.649 s (small) and 20.8 s (published) of the reference there. Writes step_cpu.{json,md} to --out.
+is conf/base.yaml with 500 tokens on 4 of 1200 frames and 60 tokens, `published_480s` on 40 of them. A float32 product of
+4096 x 512 x 500 is timed before every step. `scaled` is the step's time on a machine where that product runs at 65
+GFLOP/s, which can be compared with 0.649 s (small) and 20.8 s (published) of the reference there. Writes
+step_<device>.{json,md} to --out.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=9, help="timed steps of each case; the median counts")
     parser.add_argument("--products", choices=list(PRODUCTS), default="auto", help="who makes float32's (as training does)")
     parser.add_argument("--data-dir", type=Path, help="a prepared corpus whose training batches are taken instead")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args()
     for size in args.sizes.split(","):
@@ -81,6 +84,7 @@ def measure(worker: Worker, size: str, precision: str, repeats: int, real: bool)
     record |= {"rates": rates, "scaled": seconds * rates["float32"] / REFERENCE_RATE, "versions": worker.versions}
     if not real:
         record["share"] = products(size) / seconds / rates["layers"]
+    if not real and size in REFERENCE_SECONDS and "gpu" not in worker.versions:
         record["against"] = record["scaled"] / REFERENCE_SECONDS[size]
     return record
 
@@ -103,18 +107,20 @@ def table(result: dict[str, Any]) -> str:
         ("bfloat16 product, GFLOP/s", [f"{r['rates']['bf16'] / 1e9:.0f}" for r in records]),
         ("the layers' own product, GFLOP/s", [f"{r['rates']['layers'] / 1e9:.0f}" for r in records]),
         ("peak of a step, MiB", [f"{r['mib']:.0f}" for r in records]),
-        ("scaled to 65 GFLOP/s in float32, s", [f"{r['scaled']:.3f}" for r in records]),
     ]
-    if all("share" in r for r in records):
+    if all("against" in r for r in records):
+        rows.append(("scaled to 65 GFLOP/s in float32, s", [f"{r['scaled']:.3f}" for r in records]))
         rows.append(("scaled / the reference's", [f"{r['against']:.2f}" for r in records]))
+    if all("share" in r for r in records):
         rows.append(("share of the rate of the layers' own product", [f"{r['share']:.2f}" for r in records]))
     versions = records[0]["versions"]
     return "\n".join(
         [
-            "# One training step on the CPU",
+            "# One training step",
             "",
-            f"{result['date']}, {result['hardware']}, {versions['threads']} threads; python {versions['python']}, "
-            f"torch {versions['torch']}, numba {versions['numba']}. Medians; each part's own, so that they need not add up.",
+            f"{result['date']}, {versions.get('gpu', result['hardware'])}, {versions['threads']} threads; "
+            f"python {versions['python']}, torch {versions['torch']}, numba {versions['numba']}. Medians; each part's own, so "
+            "that they need not add up.",
             "",
             "| | " + " | ".join(f"{r['size']}, {r['precision']}" for r in records) + " |",
             "|---|" + "--:|" * len(records),
@@ -133,7 +139,7 @@ def main() -> None:
     for size in args.sizes.split(","):
         for precision in args.precisions.split(","):
             options = ["--size", size, "--precision", precision, "--threads", str(args.threads)]
-            options += ["--products", args.products]
+            options += ["--products", args.products, "--device", args.device]
             options += ["--data-dir", str(args.data_dir)] if args.data_dir else []
             worker = Worker("native", "step_worker.py", options, Path(sys.executable))
             records.append(measure(worker, size, precision, args.repeats, args.data_dir is not None))
@@ -142,8 +148,8 @@ def main() -> None:
     result = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "records": records}
     text = table(result)
     print("\n" + text)
-    write_results(args.out, "step_cpu", result, text)
-    print(f"written: {args.out}/step_cpu.{{json,md}}")
+    write_results(args.out, f"step_{args.device}", result, text)
+    print(f"written: {args.out}/step_{args.device}.{{json,md}}")
 
 
 if __name__ == "__main__":

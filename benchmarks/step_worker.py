@@ -29,6 +29,7 @@ from model.optim import make_optimizer
 SIZES: dict[str, tuple[str | None, int, int, int, int]] = {
     "small": ("conf/model/small.yaml", 28, 20, 300, 18),
     "published": (None, 500, 4, 1200, 60),
+    "published_480s": (None, 500, 40, 1200, 60),
 }
 PRODUCT = (4096, 512, 500)
 PRODUCTS = {"auto": product_cpu.by_onednn, "mkl": False, "onednn": True}
@@ -39,23 +40,24 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 class Step:
     """A model in training with its optimiser, on one batch, dropout on and both losses with their full weight."""
 
-    def __init__(self, size: str, precision: str, data_dir: Path | None) -> None:
+    def __init__(self, size: str, precision: str, data_dir: Path | None, device: torch.device) -> None:
         conf, classes, n, frames, tokens = SIZES[size]
         torch.manual_seed(0)
         self.cfg = load_config(conf, ["data.num_workers=0"])
-        self.precision = precision
+        self.precision, self.device = precision, device
         self.batches: Iterator[Batch]
         if data_dir is None:
             self.batches = random_batches(classes, n, frames, tokens)
         else:
             classes, self.batches = real_batches(self.cfg, data_dir)
-        self.model = build_model(self.cfg, classes).train()
+        self.model = build_model(self.cfg, classes).to(device).train()
         self.optimizer = make_optimizer(self.model.parameters(), self.cfg.optim)
         self.average = RunningAverage(self.model, self.cfg.train.average_period)
         self.clock: dict[str, float] = {}
         self.model.encoder.register_forward_hook(self._after_encoder)
 
     def _mark(self, name: str) -> None:
+        wait(self.device)
         self.clock[name] = time.perf_counter()
 
     def _after_encoder(self, module: Any, inputs: Any, outputs: Any) -> None:
@@ -65,9 +67,9 @@ class Step:
     def run(self) -> dict[str, float]:
         """One step; seconds by part."""
         self._mark("start")
-        batch = next(self.batches)
+        batch = [x.to(self.device) for x in next(self.batches)]
         self._mark("data")
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             losses = self.model(*batch, warmup=2.0)
         total = self.cfg.loss.simple_scale * losses["simple"].sum() + losses["pruned"].sum()
         self._mark("head forward")
@@ -82,6 +84,12 @@ class Step:
         seconds = {name: b - a for name, a, b in zip(PARTS, times[:-1], times[1:], strict=True)}
         seconds["average"] /= self.average.period
         return seconds
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def random_batches(classes: int, n: int, frames: int, tokens: int) -> Iterator[Batch]:
@@ -111,14 +119,18 @@ def real_batches(cfg: Config, data_dir: Path) -> tuple[int, Iterator[Batch]]:
     return tokenizer.vocab_size, batches()
 
 
-def product_rate(dtype: torch.dtype, product: Callable[[Tensor, Tensor], Tensor] = torch.mm) -> float:
+def product_rate(
+    dtype: torch.dtype, device: torch.device, product: Callable[[Tensor, Tensor], Tensor] = torch.mm
+) -> float:
     """Floating-point operations per second of one (4096, 512) x (512, 500) product, five in a row."""
     m, k, n = PRODUCT
-    a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
+    a, b = torch.randn(m, k).to(device, dtype), torch.randn(k, n).to(device, dtype)
     product(a, b)
+    wait(device)
     start = time.perf_counter()
     for _ in range(5):
         product(a, b)
+    wait(device)
     return 5 * 2 * m * k * n / (time.perf_counter() - start)
 
 
@@ -130,23 +142,27 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--products", choices=list(PRODUCTS), default="auto")
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--device", type=torch.device, default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     product_cpu.by_onednn = PRODUCTS[args.products]
-    step = Step(args.size, args.precision, args.data_dir)
+    step = Step(args.size, args.precision, args.data_dir, args.device)
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         if request["kind"] == "memory":
-            meter = Meter("cpu", memory=True)
+            meter = Meter(args.device.type, memory=True)
             with meter.part("step"):
                 step.run()
             return {"mib": meter.mib["step"]}
-        rates = {"float32": product_rate(torch.float32), "bf16": product_rate(torch.bfloat16)}
-        rates["layers"] = product_rate(torch.bfloat16 if args.precision == "bf16" else torch.float32, product_cpu.mm)
+        rates = {"float32": product_rate(torch.float32, args.device), "bf16": product_rate(torch.bfloat16, args.device)}
+        own = torch.bfloat16 if args.precision == "bf16" else torch.float32
+        rates["layers"] = product_rate(own, args.device, product_cpu.mm)
         return {"seconds": step.run(), "rates": rates}
 
     parameters = sum(p.numel() for p in step.model.parameters())
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numba": numba.__version__}
+    if args.device.type == "cuda":
+        versions["gpu"] = torch.cuda.get_device_name(args.device)
     serve({**versions, "threads": torch.get_num_threads(), "parameters": parameters}, answer)
 
 

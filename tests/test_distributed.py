@@ -44,6 +44,7 @@ SMALL = [
 ]  # fmt: skip
 EXACT = ["model.encoder.dropout=0", "model.encoder.layer_dropout=0", "model.encoder.balance_prob=0"]
 STEPS = 20
+CPU = torch.device("cpu")
 needs_launcher = pytest.mark.skipif(torch.__version__.startswith("1."), reason="needs torch 2's launcher")
 
 
@@ -110,18 +111,20 @@ def module(data: Path, *overrides: str, processes: Processes | None = None) -> A
     return AsrDataModule(cfg, data, Tokenizer.from_file(data / "lang" / "bpe.model"), processes)
 
 
-def trained(data: Path, exp: Path, *overrides: str, processes: Processes | None = None) -> SimpleNamespace:
+def trained(
+    data: Path, exp: Path, *overrides: str, processes: Processes | None = None, device: torch.device = CPU
+) -> SimpleNamespace:
     """Train; -> every step's sums (loss, simple, pruned, ...), the weights, what was printed, the trainer."""
     dm = module(data, *overrides, processes=processes)
     text = io.StringIO()
     sums: list[list[float]] = []
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-        run = Trainer(dm.cfg, dm, exp, torch.device("cpu"), processes)
+        run = Trainer(dm.cfg, dm, exp, device, processes)
         total = run.gradient.total
 
         def recorded() -> torch.Tensor:
             sums.append(total().tolist())
-            return torch.tensor(sums[-1], dtype=torch.float64)
+            return torch.tensor(sums[-1], dtype=torch.float64, device=device)
 
         run.gradient.total = recorded  # type: ignore[method-assign]
         run.run()

@@ -13,6 +13,9 @@ S = U + 1. The gradients of `total` by px and py are the probabilities that the 
 
 from __future__ import annotations
 
+import functools
+import sys
+
 import torch
 from torch import Tensor
 
@@ -38,7 +41,26 @@ def band_recursion(
     """
     if lattice_numba is not None and px.device.type == "cpu":
         return lattice_numba.band_recursion(px, py, starts, boundary, occupation)
+    if px.device.type == "cuda" and _triton_works(px.device):
+        from model.loss import lattice_triton
+
+        return lattice_triton.band_recursion(px, py, starts, boundary, occupation)
     return band_recursion_torch(px, py, starts, boundary, occupation)
+
+
+@functools.cache
+def _triton_works(device: torch.device) -> bool:
+    """Whether Triton, which torch brings along on Linux, compiles for this GPU: it also needs a C compiler."""
+    try:
+        from model.loss import lattice_triton
+
+        one = torch.zeros(1, 1, 1, device=device)
+        start, boundary = torch.zeros(1, 1, dtype=torch.long), torch.tensor([[0, 0, 0, 1]])
+        return bool(lattice_triton.band_recursion(one, one, start.to(device), boundary.to(device))[0].item() == 0)
+    except Exception as e:  # whatever it is, there is another way
+        why = str(e).strip().split("\n")[0][:200]
+        print(f"warning: the loss is slower than it need be, as Triton does not work here: {why}", file=sys.stderr)
+        return False
 
 
 def band_recursion_torch(
