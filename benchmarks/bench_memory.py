@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
-import os
 import platform
 import statistics
 import subprocess
@@ -26,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.worker import ROOT, hardware, write_results
+from benchmarks.worker import ENVIRONMENT, ROOT, hardware, write_results
 from local.atomic import atomic_write
 from local.errors import UserError, cli
 from local.page import new_figure
@@ -112,7 +111,7 @@ def run(args: argparse.Namespace, exp_dir: Path) -> list[Sample]:
         f"train.log_every={args.window}", *args.overrides,
     ]  # fmt: skip
     with (exp_dir / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)})
         samples = watch(process, exp_dir / "train.csv")
     if process.returncode:
         text = (exp_dir / "log").read_text().strip().splitlines() or ["without a word"]

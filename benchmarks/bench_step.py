@@ -1,12 +1,12 @@
 """Time of one training step by part, memory, and its share of the measured matrix-product rate.
 
     benchmarks/bench_step.py --sizes small,published --precisions float32,bf16 --threads 2
-    benchmarks/bench_step.py --device cuda --sizes published_480s
+    benchmarks/bench_step.py --device cuda --sizes published --utterances 40,166
 
 Random features; `small` is conf/model/small.yaml with 28 tokens on 20 utterances of 300 frames and 18 tokens, `published`
-is conf/base.yaml with 500 tokens on 4 of 1200 frames and 60 tokens, `published_480s` on 40 of them. A float32 product of
-4096 x 512 x 500 is timed before every step. `scaled` is the step's time on a machine where that product runs at 65
-GFLOP/s, which can be compared with 0.649 s (small) and 20.8 s (published) of the reference there. Writes
+is conf/base.yaml with 500 tokens on 4 of 1200 frames and 60 tokens; --utterances takes other numbers of them. A float32
+product of 4096 x 512 x 500 is timed before every step. `scaled` is the step's time on a machine where that product runs at
+65 GFLOP/s, which can be compared with 0.649 s (small) and 20.8 s (published) of the reference there. Writes
 step_<device>.{json,md} to --out.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import statistics
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ REFERENCE_SECONDS = {"small": 0.649, "published": 20.8}
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="small,published")
+    parser.add_argument("--utterances", default="0", help="of a batch, one or several numbers; 0: that of the size")
     parser.add_argument("--precisions", default="float32,bf16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=9, help="timed steps of each case; the median counts")
@@ -46,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def products(size: str) -> float:
+def products(size: str, utterances: int = 0) -> float:
     """Floating-point operations of the matrix products and convolutions of one step, forward and twice that backward.
 
     Of the head only the projections and the pruned band's output layer are counted.
@@ -55,6 +57,7 @@ def products(size: str) -> float:
     from model.encoder.subsampling import Conv2dSubsampling, subsampled
 
     conf, classes, n, frames, tokens = SIZES[size]
+    n = utterances or n
     cfg = load_config(conf, [])
     enc, t, f, channels, total = cfg.model.encoder, frames, cfg.features.num_mel_bins, 1, 0.0
     for width, stride in zip(Conv2dSubsampling.CHANNELS, Conv2dSubsampling.STRIDES, strict=True):
@@ -70,7 +73,7 @@ def products(size: str) -> float:
     return 2 * 3 * total
 
 
-def measure(worker: Worker, size: str, precision: str, repeats: int, real: bool) -> dict[str, Any]:
+def measure(worker: Worker, size: str, utterances: int, precision: str, repeats: int, real: bool) -> dict[str, Any]:
     """One case: medians of the parts, of the whole step, and of the rates timed in turn with the steps."""
     for _ in range(2):
         _asked(worker, "time")  # the first compiles and warms up
@@ -80,11 +83,12 @@ def measure(worker: Worker, size: str, precision: str, repeats: int, real: bool)
     steps = [sum(v for k, v in a["seconds"].items() if k != "data") for a in answers]
     rates = {name: statistics.median(a["rates"][name] for a in answers) for name in ("float32", "bf16", "layers")}
     seconds = statistics.median(steps)
-    record = {"size": size, "precision": precision, "seconds": seconds, "steps": steps, "parts": parts, "mib": memory}
+    name = f"{size} x {utterances}" if utterances else size
+    record = {"size": name, "precision": precision, "seconds": seconds, "steps": steps, "parts": parts, "mib": memory}
     record |= {"rates": rates, "scaled": seconds * rates["float32"] / REFERENCE_RATE, "versions": worker.versions}
     if not real:
-        record["share"] = products(size) / seconds / rates["layers"]
-    if not real and size in REFERENCE_SECONDS and "gpu" not in worker.versions:
+        record["share"] = products(size, utterances) / seconds / rates["layers"]
+    if not real and not utterances and "gpu" not in worker.versions:
         record["against"] = record["scaled"] / REFERENCE_SECONDS[size]
     return record
 
@@ -136,15 +140,15 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     args = parse_args()
     records = []
-    for size in args.sizes.split(","):
-        for precision in args.precisions.split(","):
-            options = ["--size", size, "--precision", precision, "--threads", str(args.threads)]
-            options += ["--products", args.products, "--device", args.device]
-            options += ["--data-dir", str(args.data_dir)] if args.data_dir else []
-            worker = Worker("native", "step_worker.py", options, Path(sys.executable))
-            records.append(measure(worker, size, precision, args.repeats, args.data_dir is not None))
-            worker.close()
-            print(f"{size} {precision}: {records[-1]['seconds']:.3f} s, {records[-1]['mib']:.0f} MiB", flush=True)
+    cases = itertools.product(args.sizes.split(","), map(int, args.utterances.split(",")), args.precisions.split(","))
+    for size, utterances, precision in cases:
+        options = ["--size", size, "--precision", precision, "--threads", str(args.threads), "--products", args.products]
+        options += ["--device", args.device, "--utterances", str(utterances)]
+        options += ["--data-dir", str(args.data_dir)] if args.data_dir else []
+        worker = Worker("native", "step_worker.py", options, Path(sys.executable))
+        records.append(measure(worker, size, utterances, precision, args.repeats, args.data_dir is not None))
+        worker.close()
+        print(f"{records[-1]['size']} {precision}: {records[-1]['seconds']:.3f} s, {records[-1]['mib']:.0f} MiB", flush=True)
     result = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "records": records}
     text = table(result)
     print("\n" + text)

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.loss_worker import Meter
 from benchmarks.worker import serve
 from local.config import load_config
+from local.heap import keep_large_blocks_apart
 from local.schema import Config
 from model.average import RunningAverage
 from model.build import build_model
@@ -29,7 +30,6 @@ from model.optim import make_optimizer
 SIZES: dict[str, tuple[str | None, int, int, int, int]] = {
     "small": ("conf/model/small.yaml", 28, 20, 300, 18),
     "published": (None, 500, 4, 1200, 60),
-    "published_480s": (None, 500, 40, 1200, 60),
 }
 PRODUCT = (4096, 512, 500)
 PRODUCTS = {"auto": product_cpu.by_onednn, "mkl": False, "onednn": True}
@@ -40,14 +40,17 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 class Step:
     """A model in training with its optimiser, on one batch, dropout on and both losses with their full weight."""
 
-    def __init__(self, size: str, precision: str, data_dir: Path | None, device: torch.device) -> None:
+    def __init__(
+        self, size: str, precision: str, data_dir: Path | None = None, device: str = "cpu", utterances: int = 0
+    ) -> None:
+        """utterances: N, or 0 for that of the size."""
         conf, classes, n, frames, tokens = SIZES[size]
         torch.manual_seed(0)
         self.cfg = load_config(conf, ["data.num_workers=0"])
-        self.precision, self.device = precision, device
+        self.precision, self.device = precision, torch.device(device)
         self.batches: Iterator[Batch]
         if data_dir is None:
-            self.batches = random_batches(classes, n, frames, tokens)
+            self.batches = random_batches(classes, utterances or n, frames, tokens)
         else:
             classes, self.batches = real_batches(self.cfg, data_dir)
         self.model = build_model(self.cfg, classes).to(device).train()
@@ -142,27 +145,29 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--products", choices=list(PRODUCTS), default="auto")
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--device", type=torch.device, default="cpu")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--utterances", type=int, default=0)
     args = parser.parse_args()
+    keep_large_blocks_apart()  # as training does
     torch.set_num_threads(args.threads)
     product_cpu.by_onednn = PRODUCTS[args.products]
-    step = Step(args.size, args.precision, args.data_dir, args.device)
+    step = Step(args.size, args.precision, args.data_dir, args.device, args.utterances)
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         if request["kind"] == "memory":
-            meter = Meter(args.device.type, memory=True)
+            meter = Meter(step.device.type, memory=True)
             with meter.part("step"):
                 step.run()
             return {"mib": meter.mib["step"]}
-        rates = {"float32": product_rate(torch.float32, args.device), "bf16": product_rate(torch.bfloat16, args.device)}
+        rates = {"float32": product_rate(torch.float32, step.device), "bf16": product_rate(torch.bfloat16, step.device)}
         own = torch.bfloat16 if args.precision == "bf16" else torch.float32
-        rates["layers"] = product_rate(own, args.device, product_cpu.mm)
+        rates["layers"] = product_rate(own, step.device, product_cpu.mm)
         return {"seconds": step.run(), "rates": rates}
 
     parameters = sum(p.numel() for p in step.model.parameters())
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numba": numba.__version__}
-    if args.device.type == "cuda":
-        versions["gpu"] = torch.cuda.get_device_name(args.device)
+    if step.device.type == "cuda":
+        versions["gpu"] = torch.cuda.get_device_name(step.device)
     serve({**versions, "threads": torch.get_num_threads(), "parameters": parameters}, answer)
 
 

@@ -16,6 +16,7 @@ from local.atomic import atomic_write
 from local.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {"GOMP_SPINCOUNT": "10000", **os.environ}  # as local/stages.sh has it
 
 
 class Worker:
@@ -29,7 +30,9 @@ class Worker:
             raise UserError(f"{python}: no such interpreter for k2; ./test.sh makes it, or give --k2-python")
         command = [str(python), str(ROOT / "benchmarks" / script), "--backend", backend, *options]
         self.backend = backend
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT
+        )
         self.versions = self._read()
         if "error" in self.versions:
             raise UserError(f"backend {backend}: {self.versions['error']}")

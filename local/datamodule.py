@@ -9,6 +9,7 @@ training batch also has "ends_step", "batch_of" and "rows" (see `local.sampling.
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 from collections.abc import Iterable, Iterator
@@ -134,10 +135,20 @@ class Batches:
         self.loader, self.num_cuts, self.skipped = loader, num_cuts, 0
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self.loader:
+        for batch in self._begun():
             self.skipped += len(batch["skipped"])
             if batch["ids"] or "ends_step" in batch:
                 yield batch
+
+    def _begun(self) -> Iterator[Batch]:
+        """Workers are forked here. None of them may destroy a GPU's tensor that it inherits as part of a cycle that is
+        garbage, which ends it: what is garbage goes now, and the workers' collectors see nothing of what remains."""
+        gc.collect()
+        gc.freeze()
+        try:
+            return iter(self.loader)
+        finally:
+            gc.unfreeze()
 
 
 class AsrDataModule:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +19,7 @@ from lhotse import CutSet
 from local import training_cuts
 from local.compute_features import main as compute_features
 from local.config import load_config
-from local.datamodule import AsrDataModule, Batch
+from local.datamodule import AsrDataModule, AsrDataset, Batch
 from local.errors import UserError
 from local.lengths import SPEEDS
 from local.prepare_cuts import main as prepare_cuts
@@ -104,6 +106,37 @@ def test_batches_depend_on_seed_and_epoch_alone(data: Path, kind: list[str]) -> 
     assert not same(first, alone)
     assert same(alone, list(dm.train_dataloader(3)))  # whatever epoch came before
     assert not same(alone, list(module(data, *kind, "train.seed=7").train_dataloader(3)))
+
+
+class Cycle:
+    """Garbage, once nobody knows it, that only the collector of cycles destroys; tells by which process."""
+
+    def __init__(self, path: Path) -> None:
+        self.itself, self.path = self, path
+
+    def __del__(self) -> None:
+        with self.path.open("a") as f:
+            f.write(f"{os.getpid()}\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked on Linux alone")
+def test_workers_destroy_nothing_that_they_inherit(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's tensor destroyed in a forked process aborts it."""
+    load = AsrDataset.__getitem__
+
+    def collecting(self: AsrDataset, share: Any) -> Any:
+        gc.collect()
+        return load(self, share)
+
+    monkeypatch.setattr(AsrDataset, "__getitem__", collecting)
+    gc.disable()
+    try:
+        Cycle(tmp_path / "destroyed")
+        assert list(module(data, "data.num_workers=2").train_dataloader(1))
+    finally:
+        gc.enable()
+    assert (tmp_path / "destroyed").read_text() == f"{os.getpid()}\n"
+
 
 
 def test_skipped_batches_are_those_at_the_start(data: Path) -> None:

@@ -7,6 +7,8 @@ multiply-add) of the fast-math flags is on: reordering would undo the range redu
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numba import njit, types
@@ -17,7 +19,8 @@ from model.threads import run_parallel
 
 TYPES = (torch.float32, torch.bfloat16)
 CHUNK = 1 << 13  # elements whose random bits are made together
-FLAGS = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
+FLAGS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
+SUMS = {**FLAGS, "fastmath": {"contract", "reassoc"}}  # of loops whose sums LLVM may make in any order
 
 _LOG2_E = np.float32(np.log2(np.e))
 _LN_2_HIGH = np.float32(0.693359375)  # 9 bits, so that its multiples are exact
@@ -138,6 +141,18 @@ def _dropout(x, y, seed, first, limit, scale):
             store(target, j, kept if numbers[j] >= limit else ZERO)
 
 
+@njit(**SUMS)
+def _scale_backward(g, p, factor, out, sums):
+    """out = g factor; sums of g p, one of each CHUNK."""
+    for k in range(sums.size):
+        a, b, c = g[k * CHUNK : (k + 1) * CHUNK], p[k * CHUNK : (k + 1) * CHUNK], out[k * CHUNK : (k + 1) * CHUNK]
+        total = 0.0
+        for j in range(a.size):
+            total += np.float64(a[j]) * np.float64(b[j])
+            c[j] = a[j] * factor
+        sums[k] = total
+
+
 def supports(x: Tensor) -> bool:
     """Whether x is of a type and on a device that the kernels take."""
     return x.device.type == "cpu" and x.dtype in TYPES
@@ -179,6 +194,20 @@ def double_swish_backward(x: Tensor, grad: Tensor) -> Tensor:
     size, parts = _share(x.numel())
     run_parallel(parts, lambda i: _swish_backward(*(a[i * size : (i + 1) * size] for a in arrays)))
     return out
+
+
+def scale_backward(grad: Tensor, p: Tensor, factor: float) -> tuple[Tensor, float]:
+    """grad factor, and the sum of grad p made in float64, which is the same whatever the threads. float32, contiguous."""
+    out, sums = torch.empty_like(p), np.empty(-(-p.numel() // CHUNK))
+    arrays = [flat(a) for a in (grad, p, out)]
+    size, parts = _share(p.numel())
+
+    def work(i: int) -> None:
+        g, q, o = (a[i * size : (i + 1) * size] for a in arrays)
+        _scale_backward(g, q, np.float32(factor), o, sums[i * size // CHUNK : (i + 1) * size // CHUNK])
+
+    run_parallel(parts, work)
+    return out, float(sums.sum())
 
 
 def _share(numel: int) -> tuple[int, int]:

@@ -11,11 +11,11 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from model.layers.kernels import FLAGS, ONE, ZERO, as_numpy, load, sigmoid, tanh
+from model.layers.kernels import FLAGS, ONE, SUMS, ZERO, as_numpy, load, sigmoid, tanh
 from model.threads import run_parallel
 
 
-@njit(**{**FLAGS, "fastmath": {"contract", "reassoc"}})
+@njit(**SUMS)
 def rows_by_rows(x, w, out):
     """out (N, M) = x (N, K) w' for w (M, K): dot products of 4 rows of w with 4, 2 or 1 of x, whose sums stay in registers."""
     n_max, k_max = x.shape

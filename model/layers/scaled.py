@@ -9,6 +9,7 @@ published weights load unchanged.
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -19,7 +20,15 @@ from model.layers.lstm_cpu import lstm_cpu
 from model.layers.product_cpu import conv2d, linear
 from model.precision import exact_dtype, product_dtype
 
+try:
+    from model.layers import kernels
+except ImportError:  # numba is optional
+    kernels = None  # type: ignore[assignment]
+
 INITIAL_STD = 0.1
+LARGE = 1 << 18  # elements from which on a compiled pass over memory pays for its calling
+# The parameters in use are made anew for every pass, so that cuDNN has to lay them out anew, too.
+warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk of memory")
 
 
 def _init_uniform(weight: Tensor, initial_speed: float) -> float:
@@ -47,7 +56,12 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         p, factor = ctx.saved_tensors
-        return grads[0] * factor, (grads[0] * p).sum(dtype=torch.float64).to(p.dtype) * factor
+        grad = grads[0]
+        large = p.numel() >= LARGE and p.device.type == "cpu" and p.dtype == grad.dtype == torch.float32
+        if kernels is not None and large and p.is_contiguous() and grad.is_contiguous():
+            d_p, total = kernels.scale_backward(grad, p, float(factor))
+            return d_p, total * factor
+        return grad * factor, (grad * p).sum(dtype=torch.float64).to(p.dtype) * factor
 
 
 def scaled(p: Tensor, s: Tensor) -> Tensor:
@@ -183,9 +197,13 @@ class ScaledRNN(nn.Module):
             states = h0[0].to(exact_dtype(x)), c0[0].to(exact_dtype(x))
             out, h, c = lstm_cpu(x.to(exact_dtype(x)), *states, params, product_dtype(x))
             return out, h.unsqueeze(0), c.unsqueeze(0)
+        # Autocast runs cuDNN's layers in float16 whatever type it was asked for, which gradients of summed losses overflow.
+        dtype = product_dtype(x)
         options = (True, 1, 0.0, self.training, False, False)
-        if self.mode == "lstm":
-            return torch._VF.lstm(x, (h0, c0), params, *options)  # type: ignore[attr-defined]
-        function = torch._VF.gru if self.mode == "gru" else torch._VF.rnn_tanh  # type: ignore[attr-defined]
-        out, h = function(x, h0, params, *options)
-        return out, h, c0
+        with torch.autocast(x.device.type, enabled=False):
+            x, h0, c0, params = x.to(dtype), h0.to(dtype), c0.to(dtype), [p.to(dtype) for p in params]
+            if self.mode == "lstm":
+                return torch._VF.lstm(x, (h0, c0), params, *options)  # type: ignore[attr-defined]
+            function = torch._VF.gru if self.mode == "gru" else torch._VF.rnn_tanh  # type: ignore[attr-defined]
+            out, h = function(x, h0, params, *options)
+            return out, h, c0

@@ -11,6 +11,7 @@ from model.layers.activation import DoubleSwish
 from model.layers.dropout import Dropout
 from model.layers.lstm_cpu import lstm_cpu
 from model.layers.lstm_numba import rows_by_rows
+from model.layers.scaled import scaled
 
 
 def test_philox_gives_the_published_numbers() -> None:
@@ -63,6 +64,29 @@ def test_dropout(dtype: torch.dtype) -> None:
     assert torch.equal(layer(x), y)
     torch.set_num_threads(before)
     assert layer.eval()(x) is x
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (530, 577)])
+def test_scale_gradient(shape: tuple[int, ...]) -> None:
+    """Of one thread and of three, of a gradient in another layout; the scale's sum is float64's though terms nearly cancel."""
+    torch.manual_seed(0)
+    p, s = torch.randn(shape), torch.tensor(0.3)
+    grad = torch.randn(shape)
+    grad -= p * (grad * p).sum() / p.square().sum()
+    results = []
+    low, wide = torch.float32, torch.float64
+    for exact, threads, layout in ((low, 1, False), (low, 3, False), (low, 1, True), (wide, 1, False)):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        leaves = [p.to(exact).requires_grad_(), s.to(exact).requires_grad_()]
+        given = grad.to(exact)
+        results.append(torch.autograd.grad(scaled(*leaves), leaves, given.t().contiguous().t() if layout else given))
+        torch.set_num_threads(before)
+    one, three, other, want = results
+    assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
+    for got in (one, other):
+        torch.testing.assert_close(got[0].double(), want[0], rtol=1e-6, atol=0)
+    assert abs(one[1].double() - want[1]) < 1e-7 * (grad * p).abs().sum()
 
 
 @pytest.mark.parametrize("n, k, m", [(1, 3, 1), (2, 8, 5), (7, 30, 13), (9, 144, 32)])

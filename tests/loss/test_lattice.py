@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from model.loss import lattice, reference
 from model.loss.lattice import band_recursion, band_recursion_torch
+from tests.conftest import ROOT
 
 numba_only = pytest.mark.skipif(lattice.lattice_numba is None, reason="numba is not installed")
 
@@ -40,6 +42,36 @@ def test_recursions_agree(seed: int, n: int, t: int, s: int) -> None:
     total, px_occ, py_occ = band_recursion(*band, occupation=False)
     torch.testing.assert_close(total, band_recursion(*band)[0])
     assert px_occ is None and py_occ is None
+
+
+INTERPRETED = """
+import torch
+from model.loss import lattice_triton
+from model.loss.lattice import band_recursion_torch
+from tests.loss.test_lattice import random_band
+for seed in range(40):
+    band = random_band(seed, 1 + seed % 4, 1 + seed % 9, 1 + seed % 6)
+    want = band_recursion_torch(*band)
+    for a, b in zip(lattice_triton.band_recursion(*band), want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    total, *none = lattice_triton.band_recursion(*band, occupation=False)
+    assert torch.equal(total.isinf(), want[0].isinf()) and none == [None, None]
+px, py, starts, boundary = random_band(5, 3, 8, 4)
+boundary[:, 3], boundary[:, 2] = 8, starts[:, -1]
+for value in (torch.nan, torch.inf):
+    py[1, 4] = value
+    total, px_occ, _ = lattice_triton.band_recursion(px, py, starts, boundary)
+    assert total.isfinite().tolist() == [True, False, True] and px_occ[[0, 2]].isfinite().all()
+print("agree")
+"""
+
+
+def test_the_gpus_kernel_interpreted() -> None:
+    """Triton's interpreter runs it on the CPU; test_cuda.py has it compiled."""
+    pytest.importorskip("triton", reason="Triton comes with torch on Linux alone")
+    command, variables = [sys.executable, "-W", "ignore", "-c", INTERPRETED], {**os.environ, "TRITON_INTERPRET": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, check=False)
+    assert run.stdout == "agree\n", run.stderr
 
 
 @pytest.mark.parametrize("recursion", [band_recursion, band_recursion_torch])
