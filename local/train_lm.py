@@ -40,6 +40,7 @@ from local.lm import lm_sizes, save_lm
 from local.ngram import estimate, read_sentences, token_sentences, write_arpa
 from local.prepare_lang import read_texts
 from local.progress import Progress
+from local.random_state import random_state, set_random_state
 from local.schema import Config
 from local.tokens import SPECIAL, UNK_ID, Tokenizer
 from model.lm import LstmLm
@@ -208,11 +209,9 @@ class LmTrainer:
         return config_hash(lm, str(self.cfg.train.seed), *texts, *self.tokenizer.tokens)
 
     def _save(self) -> None:
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "rng": rng, "rows": self.rows}
-        save_file({**state, "signature": self.signature}, self.folder / "last.pt")
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "rows": self.rows}
+        state |= {"rng": random_state(self.device), "signature": self.signature}
+        save_file(state, self.folder / "last.pt")
         with atomic_write(self.folder / "log.csv") as tmp, tmp.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.rows[0].keys())
             writer.writeheader()
@@ -244,9 +243,7 @@ class LmTrainer:
         self.rows = saved["rows"]
         if not all(math.isfinite(row["dev_nll"] + row["epoch"]) and len(row) == COLUMNS for row in self.rows):
             raise ValueError("its 'rows' are no epochs")
-        torch.set_rng_state(saved["rng"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in saved["rng"]:
-            torch.cuda.set_rng_state(saved["rng"]["cuda"].cpu(), self.device)
+        set_random_state(saved["rng"], self.device)
 
     def _report(self) -> None:
         """Write perplexity.json: the best epoch, and the dev text measured with its model."""

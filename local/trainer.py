@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from local.errors import UserError
 from local.heap import release_free_memory
 from local.memory_plan import settle
 from local.progress import Progress
+from local.random_state import random_state, seed_apart, set_random_state
 from local.resume import changes, check_same_run, flat, seconds_at_once
 from local.schema import Config
 from local.step import StepGradient, make_scaler
@@ -61,7 +61,7 @@ class Trainer:
         self.scaler = make_scaler(enabled=cfg.train.precision == "fp16")
         self.gradient = StepGradient(self.model, self.scaler, self.processes, device)
         if not self.first:
-            torch.manual_seed(_mixed(cfg.train.seed, self.processes.rank, 0))
+            seed_apart(cfg.train.seed, self.processes.rank, 0)
         self.epoch, self.batch, self.step = 1, 0, 0  # epoch from 1; batches done in it; batches done in all
         self.bad_steps = 0
         saved = self._resume()
@@ -244,10 +244,7 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write everything that is needed to go on, bit for bit, from here. All processes call it, the first writes."""
         self._collect_masks()
-        rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
-        rngs = self.processes.gather(rng)
+        rngs = self.processes.gather(random_state(self.device))
         if self.telemetry is None:
             return
         progress = {name: getattr(self, name) for name in (*COUNTS, "max_duration")}
@@ -311,11 +308,9 @@ class Trainer:
         if len(states) != size:
             print(f"warning: {path} was written by {len(states)} processes, now there are {size}: dropout differs from here on")
         if rank >= len(states):
-            torch.manual_seed(_mixed(self.cfg.train.seed, rank, self.step))
-            return
-        torch.set_rng_state(states[rank]["cpu"].cpu())
-        if self.device.type == "cuda" and "cuda" in states[rank]:
-            torch.cuda.set_rng_state(states[rank]["cuda"].cpu(), self.device)
+            seed_apart(self.cfg.train.seed, rank, self.step)
+        else:
+            set_random_state(states[rank], self.device)
 
     def _tidy(self) -> None:
         """Keep the newest epochs that averaging or train.keep_last asks for, and two step checkpoints."""
@@ -323,8 +318,3 @@ class Trainer:
         if keep > 0 and self.first:
             epochs = max(keep, average.num + 1)
             remove_old(self.folder, epochs=epochs, steps=average.num + 1 if average.unit == "step" else 2)
-
-
-def _mixed(seed: int, rank: int, step: int) -> int:
-    """A 63-bit seed of its own for every process and step."""
-    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0]) >> 1
