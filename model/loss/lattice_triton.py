@@ -34,7 +34,10 @@ def _then(a1, b1, a2, b2):
 
 @triton.jit
 def _recursion(px, py, starts, boundary, total, px_occ, py_occ, alphas, betas, t_max, s, OCC: tl.constexpr, S: tl.constexpr):
-    """An utterance: rows of px, py, py_occ, alphas, betas are (t_max, s), of px_occ (t_max + 1, s); S >= s, a power of 2."""
+    """An utterance: px, py, py_occ, alphas, betas are (t_max, s), px_occ (t_max + 1, s); S is a power of 2 from s on.
+
+    OCC: whether occupations are wanted.
+    """
     n = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, S)
     inside = column < s
@@ -110,8 +113,9 @@ def band_recursion(
     alphas, betas = px.new_empty((n, t_max, s), dtype=torch.float64), px.new_empty(kept, dtype=torch.float64)
     width = max(2, triton.next_power_of_2(s))
     inputs = [a.contiguous() for a in (px, py, starts, boundary)]
-    _recursion[(n,)](
-        *inputs, total, px_occ, py_occ, alphas, betas, t_max, s, OCC=occupation, S=width,
-        num_warps=min(8, max(1, width // 32)),
-    )  # fmt: skip
+    with torch.cuda.device_of(px):  # Triton launches on the current one
+        _recursion[(n,)](
+            *inputs, total, px_occ, py_occ, alphas, betas, t_max, s, OCC=occupation, S=width,
+            num_warps=min(8, max(1, width // 32)),
+        )  # fmt: skip
     return total, px_occ if occupation else None, py_occ if occupation else None
