@@ -6,9 +6,11 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 APART = 1 << 20  # bytes: blocks from this size on are maps of their own; with 2 MB memory grew by 6 % over 2,000 steps
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")  # there where the kernel has them
 SPARE = 64 << 20  # bytes that may stay free at the heap's end
 
 
@@ -22,7 +24,8 @@ def keep_large_blocks_apart() -> None:
     The price is that a map's pages are made anew, a quarter of the time of a step on tiny; with huge pages, where the kernel
     has them, half of that: torch asks for them if its first tensor finds this variable of the environment.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if HUGE_PAGES.is_dir():
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = _function("mallopt", ctypes.c_int, ctypes.c_int)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, APART)

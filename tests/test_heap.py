@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from local.heap import HUGE_PAGES
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt and malloc_trim are glibc's")
@@ -40,3 +41,14 @@ def test_free_pages_go_back_to_the_system(size: int, count: int, apart: bool) ->
     assert full > 0.95 * size * count * 4 / 2**20
     assert freed < 0.05 * full if apart else freed > 0.9 * full  # glibc left alone keeps all of it
     assert released < 0.05 * full
+
+
+@pytest.mark.skipif(not HUGE_PAGES.is_dir(), reason="this kernel has no huge pages")
+def test_the_trainers_large_tensors_ask_for_huge_pages() -> None:
+    """Also after all that local/train.py imports: torch asks only if its first tensor found the variable."""
+    program = (
+        "import local.train, torch; local.train.keep_large_blocks_apart(); kept = torch.ones(25_000_000)\n"
+        "print('hg' in open('/proc/self/smaps').read().split())"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert run.stdout == "True\n"
