@@ -8,6 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+try:
+    from model.layers import balancer_numba, kernels
+except ImportError:  # numba is optional
+    kernels = None  # type: ignore[assignment]
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -30,14 +35,11 @@ class _Balance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, channel_axis: int, factor: float, bounds: Bounds) -> Tensor:
         if x.requires_grad:
-            axes = [d for d in range(x.ndim) if d != channel_axis % x.ndim]
+            axes = [d for d in range(x.ndim) if d != channel_axis]
             positive = x > 0
             p = positive.mean(dim=axes, keepdim=True, dtype=torch.float32)
             a = x.abs().mean(dim=axes, keepdim=True, dtype=torch.float32)
-            f = (bounds.min_positive - p).clamp(min=0) * (factor / bounds.min_positive)
-            f = f + (p - bounds.max_positive).clamp(min=0) * (factor / (bounds.max_positive - 1.0))
-            d = ((a < bounds.min_abs).float() - (a > bounds.max_abs).float()) * factor
-            ctx.save_for_backward(positive, f + d, f - d)
+            ctx.save_for_backward(positive, *_shares(p, a, factor, bounds))
         return x
 
     @staticmethod
@@ -46,6 +48,31 @@ class _Balance(torch.autograd.Function):
         grad = grads[0]
         share = torch.where(positive, where_positive.to(grad.dtype), elsewhere.to(grad.dtype))
         return grad.addcmul(grad.abs(), share, value=-1.0), None, None, None
+
+
+class _BalanceCpu(torch.autograd.Function):
+    """The same, each pass compiled, for x in a layout that `balancer_numba.by_channel` knows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, channel_axis: int, factor: float, bounds: Bounds) -> Tensor:
+        p, a = balancer_numba.moments(x, channel_axis)
+        ctx.save_for_backward(x, *_shares(p, a, factor, bounds))
+        ctx.axis = channel_axis
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        x, above, below = ctx.saved_tensors
+        grad = grads[0] if grads[0].stride() == x.stride() else torch.empty_like(x, dtype=grads[0].dtype).copy_(grads[0])
+        return balancer_numba.balance(x, grad, ctx.axis, above, below), None, None, None
+
+
+def _shares(p: Tensor, a: Tensor, factor: float, bounds: Bounds) -> tuple[Tensor, Tensor]:
+    """f + d where x > 0, and elsewhere, from a channel's p and a."""
+    f = (bounds.min_positive - p).clamp(min=0) * (factor / bounds.min_positive)
+    f = f + (p - bounds.max_positive).clamp(min=0) * (factor / (bounds.max_positive - 1.0))
+    d = ((a < bounds.min_abs).float() - (a > bounds.max_abs).float()) * factor
+    return f + d, f - d
 
 
 class ActivationBalancer(nn.Module):
@@ -65,4 +92,7 @@ class ActivationBalancer(nn.Module):
             return x
         if self.balance_prob < 1 and torch.rand(()).item() >= self.balance_prob:  # the CPU's generator: no GPU sync
             return x
-        return _Balance.apply(x, self.channel_axis, self.max_factor / self.balance_prob, self.bounds)
+        axis = self.channel_axis % x.ndim
+        compiled = kernels is not None and kernels.supports(x) and balancer_numba.by_channel(x, axis) is not None
+        function = _BalanceCpu if compiled else _Balance
+        return function.apply(x, axis, self.max_factor / self.balance_prob, self.bounds)

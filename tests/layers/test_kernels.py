@@ -8,6 +8,8 @@ import torch
 
 from model.layers import kernels
 from model.layers.activation import DoubleSwish
+from model.layers.balancer import ActivationBalancer, Bounds
+from model.layers.balancer_numba import by_channel
 from model.layers.dropout import Dropout
 from model.layers.lstm_cpu import lstm_cpu
 from model.layers.lstm_numba import rows_by_rows
@@ -87,6 +89,28 @@ def test_scale_gradient(shape: tuple[int, ...]) -> None:
     for got in (one, other):
         torch.testing.assert_close(got[0].double(), want[0], rtol=1e-6, atol=0)
     assert abs(one[1].double() - want[1]) < 1e-7 * (grad * p).abs().sum()
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape, axis", [((3, 8, 5, 8), 1), ((3, 8, 90, 70), 1), ((40, 30, 20, 12), -1)])
+def test_balancer(
+    shape: tuple[int, ...], axis: int, layout: torch.memory_format, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Channels too small, too large, hardly ever or nearly always positive; gradients of the same and another layout."""
+    torch.manual_seed(0)
+    x = torch.randn(shape).movedim(axis, -1)
+    x = x * torch.logspace(-3, 3, x.size(-1)) + torch.linspace(-3, 3, x.size(-1))
+    x = x.movedim(-1, axis).to(dtype).to(memory_format=layout)
+    balancer = ActivationBalancer(axis, 1.0, Bounds(0.3, 0.7))
+    for grad in (torch.randn(shape).to(dtype), torch.randn(shape).to(dtype).to(memory_format=layout)):
+        results = []
+        for exact in (dtype, torch.float64):
+            leaf = x.to(exact).requires_grad_()
+            results.append(torch.autograd.grad(balancer(leaf), leaf, grad.to(exact))[0])
+        torch.testing.assert_close(results[0].double(), results[1], rtol=tolerance, atol=1e-7)
+        assert not torch.equal(results[0], grad)
+    assert (by_channel(x, axis % 4) is None) == (axis == -1 and layout == torch.channels_last)  # that is left to torch
 
 
 @pytest.mark.parametrize("n, k, m", [(1, 3, 1), (2, 8, 5), (7, 30, 13), (9, 144, 32)])
