@@ -138,7 +138,6 @@ def test_workers_destroy_nothing_that_they_inherit(data: Path, tmp_path: Path, m
     assert (tmp_path / "destroyed").read_text() == f"{os.getpid()}\n"
 
 
-
 def test_skipped_batches_are_those_at_the_start(data: Path) -> None:
     dm = module(data, *STORED)
     assert same(list(dm.train_dataloader(2))[4:], list(dm.train_dataloader(2, skip_batches=4)))
