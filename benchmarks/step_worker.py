@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.loss_worker import Meter
 from benchmarks.worker import serve
 from local.config import load_config
-from local.heap import keep_large_blocks_apart
+from local.heap import tune_memory
 from local.schema import Config
 from model.average import RunningAverage
 from model.build import build_model
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--utterances", type=int, default=0)
     args = parser.parse_args()
-    keep_large_blocks_apart()  # as training does
+    tune_memory()  # as training does
     torch.set_num_threads(args.threads)
     product_cpu.by_onednn = PRODUCTS[args.products]
     step = Step(args.size, args.precision, args.data_dir, args.device, args.utterances)

@@ -27,6 +27,7 @@ from local.distributed import Processes, cores
 from local.errors import UserError, reason
 from local.feature_store import Float16ArchiveReader
 from local.features import PADDING, make_extractor
+from local.heap import release_free_memory
 from local.manifests import parse_item
 from local.sampling import Share, Shares, longest_first_parts, seeded, train_batches, utterance_seed
 from local.schema import AUTO, AugmentConfig, Config
@@ -142,8 +143,12 @@ class Batches:
 
     def _begun(self) -> Iterator[Batch]:
         """Workers are forked here. None of them may destroy a GPU's tensor that it inherits as part of a cycle that is
-        garbage, which ends it: what is garbage goes now, and the workers' collectors see nothing of what remains."""
+        garbage, which ends it: what is garbage goes now, and the workers' collectors see nothing of what remains. Nor do
+        they inherit free memory."""
+        if self.loader.num_workers == 0:
+            return iter(self.loader)
         gc.collect()
+        release_free_memory()
         gc.freeze()
         try:
             return iter(self.loader)

@@ -20,7 +20,7 @@ from local.config import load_config
 from local.datamodule import AsrDataModule
 from local.distributed import is_launched, launch, start
 from local.errors import cli
-from local.heap import keep_large_blocks_apart
+from local.heap import tune_memory
 from local.schema import Config
 from local.tokens import Tokenizer
 from local.trainer import Trainer
@@ -56,7 +56,7 @@ def main() -> None:
         own += ["--data-dir", str(args.data_dir), "--exp-dir", str(args.exp_dir), *args.overrides]
         launch(Path(__file__).resolve(), own, nproc, args.nnodes, args.rdzv)
         return
-    keep_large_blocks_apart()
+    tune_memory()
     processes, device = start()
     tokenizer = Tokenizer.from_file(args.data_dir / "lang" / "bpe.model")
     if cfg.train.num_threads:

@@ -56,8 +56,8 @@ def test_recursions(recursion: Any, size: tuple[int, int, int], dtype: torch.dty
 
 
 def test_the_compiled_recursion_is_taken() -> None:
-    pytest.importorskip("triton")
-    assert lattice._triton_works(GPU)
+    lattice_triton = pytest.importorskip("model.loss.lattice_triton")
+    assert lattice.on_gpu(GPU) is lattice_triton.band_recursion
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -32,12 +32,12 @@ MODEL = ["model.encoder.num_layers=2", "model.encoder.d_model=64", "model.encode
 PROGRAM = """
 import json, sys, torch
 from local.config import load_config
-from local.heap import keep_large_blocks_apart
+from local.heap import tune_memory
 from local.memory_plan import fit_plane
 from local.memory_probe import Lengths, Shape, bytes_of_pass, probe, unseen
 from model.build import build_model
 torch.set_num_threads(1)
-keep_large_blocks_apart()
+tune_memory()
 model, cpu = build_model(load_config(None, sys.argv[1:]), 50), torch.device("cpu")
 def losses_of(b):
     return model(b["inputs"], b["input_lens"], b["tokens"], b["token_lens"], warmup=2.0, monitor=True)

@@ -63,7 +63,7 @@ class _BalanceCpu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         x, above, below = ctx.saved_tensors
-        grad = grads[0] if grads[0].stride() == x.stride() else torch.empty_like(x, dtype=grads[0].dtype).copy_(grads[0])
+        grad = kernels.laid_out(grads[0], x.stride())
         return balancer_numba.balance(x, grad, ctx.axis, above, below), None, None, None
 
 

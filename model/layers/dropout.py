@@ -24,10 +24,7 @@ class _DropoutCpu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        grad = grads[0]
-        if grad.stride() != ctx.stride:
-            grad = torch.empty_strided(grad.shape, ctx.stride, dtype=grad.dtype).copy_(grad)
-        return kernels.dropout(grad, ctx.p, ctx.seed), None, None
+        return kernels.dropout(kernels.laid_out(grads[0], ctx.stride), ctx.p, ctx.seed), None, None
 
 
 class Dropout(nn.Dropout):

@@ -187,9 +187,7 @@ def double_swish(x: Tensor) -> Tensor:
 
 def double_swish_backward(x: Tensor, grad: Tensor) -> Tensor:
     """The gradient by x, in x's layout."""
-    if grad.stride() != x.stride() or grad.dtype != x.dtype:
-        grad = torch.empty_like(x).copy_(grad)
-    out = torch.empty_like(x)
+    grad, out = laid_out(grad.to(x.dtype), x.stride()), torch.empty_like(x)
     arrays = [flat(a) for a in (x, grad, out)]
     size, parts = _share(x.numel())
     run_parallel(parts, lambda i: _swish_backward(*(a[i * size : (i + 1) * size] for a in arrays)))
@@ -226,6 +224,11 @@ def dense(x: Tensor) -> Tensor:
             return x.contiguous()
         expected *= x.size(d)
     return x
+
+
+def laid_out(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """x with these strides, copied where it has others."""
+    return x if x.stride() == stride else torch.empty_strided(x.shape, stride, dtype=x.dtype).copy_(x)
 
 
 def as_numpy(x: Tensor) -> np.ndarray:

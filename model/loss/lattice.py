@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -41,26 +42,27 @@ def band_recursion(
     """
     if lattice_numba is not None and px.device.type == "cpu":
         return lattice_numba.band_recursion(px, py, starts, boundary, occupation)
-    if px.device.type == "cuda" and _triton_works(px.device):
-        from model.loss import lattice_triton
-
-        return lattice_triton.band_recursion(px, py, starts, boundary, occupation)
-    return band_recursion_torch(px, py, starts, boundary, occupation)
+    recursion = on_gpu(px.device) if px.device.type == "cuda" else band_recursion_torch
+    return recursion(px, py, starts, boundary, occupation)
 
 
 @functools.cache
-def _triton_works(device: torch.device) -> bool:
-    """Whether Triton, which torch brings along on Linux, compiles for this GPU: it also needs a C compiler."""
+def on_gpu(device: torch.device) -> Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]:
+    """Triton's recursion where Triton, which torch brings along on Linux, compiles for this GPU (it also needs a C
+    compiler), else that in torch operations."""
     try:
         from model.loss import lattice_triton
 
         one = torch.zeros(1, 1, 1, device=device)
         start, boundary = torch.zeros(1, 1, dtype=torch.long), torch.tensor([[0, 0, 0, 1]])
-        return bool(lattice_triton.band_recursion(one, one, start.to(device), boundary.to(device))[0].item() == 0)
+        total = lattice_triton.band_recursion(one, one, start.to(device), boundary.to(device))[0].item()
+        if total != 0:
+            raise RuntimeError(f"it gives {total} in place of 0")
+        return lattice_triton.band_recursion
     except Exception as e:  # whatever it is, there is another way
         why = str(e).strip().split("\n")[0][:200]
         print(f"warning: the loss is slower than it need be, as Triton does not work here: {why}", file=sys.stderr)
-        return False
+        return band_recursion_torch
 
 
 def band_recursion_torch(

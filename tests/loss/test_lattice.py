@@ -118,3 +118,9 @@ def test_forked_child_can_run_it() -> None:
         assert os.waitpid(pid, 0)[1] == 0
     finally:
         torch.set_num_threads(threads)
+
+
+def test_where_triton_does_not_work_torch_takes_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a CPU it does not."""
+    assert lattice.on_gpu(torch.device("cpu")) is lattice.band_recursion_torch
+    assert "Triton does not work here" in capsys.readouterr().err
