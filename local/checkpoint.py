@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -129,22 +128,25 @@ def remove_old(folder: Path, epochs: int, steps: int) -> None:
             path.unlink()
 
 
-def newest_readable(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The newest epoch and the newest step checkpoint that can be read; damaged ones are named and passed over."""
-    for kind in ("epoch", "step"):
-        for _, path in checkpoints(folder, kind):
-            try:
-                content = load_file(path)
-                for key in NEEDED:
-                    if not isinstance(content.get(key), dict):
-                        raise UserError(f"{path}: has no '{key}', so that training cannot go on from it")
-                if type(content["progress"].get("step")) is not int:
-                    raise UserError(f"{path}: its 'progress' is damaged, so that training cannot go on from it")
-            except UserError as e:
-                print(f"warning: {e}; passed over", file=sys.stderr)
-                continue
-            yield path, content
-            break
+def newest_readable(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint of most steps that training can go on from, if there is one; damaged ones are named and passed over."""
+    found = [pair for kind in ("epoch", "step") if (pair := _newest_readable(folder, kind)) is not None]
+    return max(found, key=lambda pair: pair[1]["progress"]["step"], default=None)
+
+
+def _newest_readable(folder: Path, kind: str) -> tuple[Path, dict[str, Any]] | None:
+    for _, path in checkpoints(folder, kind):
+        try:
+            content = load_file(path)
+            for key in NEEDED:
+                if not isinstance(content.get(key), dict):
+                    raise UserError(f"{path}: has no '{key}', so that training cannot go on from it")
+            if type(content["progress"].get("step")) is not int:
+                raise UserError(f"{path}: its 'progress' is damaged, so that training cannot go on from it")
+            return path, content
+        except UserError as e:
+            print(f"warning: {e}; passed over", file=sys.stderr)
+    return None
 
 
 def provenance(cfg: Config, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -48,10 +48,10 @@ def load_model(
     """
     torch.manual_seed(cfg.train.seed)
     model = build_model(cfg, tokenizer.vocab_size)
-    found = [(path, load_file(path))] if path else list(newest_readable(exp_dir / "checkpoints"))
-    if not found:
+    found = (path, load_file(path)) if path else newest_readable(exp_dir / "checkpoints")
+    if found is None:
         return model.train(), {"step": 0, "epoch": 1, "batch": 0}, f"an untrained model (seed {cfg.train.seed})"
-    path, saved = max(found, key=lambda pair: pair[1].get("progress", {}).get("step", 0))
+    path, saved = found
     if saved.get("tokens", tokenizer.tokens) != tokenizer.tokens:
         raise UserError(f"{path} was trained with other tokens than the data's")
     load_weights(model, saved["model"], path)

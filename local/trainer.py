@@ -266,7 +266,7 @@ class Trainer:
         if self.first:
             for path in [p for folder in (self.exp_dir, self.folder, self.exp_dir / "bad") for p in remove_abandoned(folder)]:
                 print(f"removed {path}, left unfinished by a run that was killed")
-        found = max(newest_readable(self.folder), key=lambda pair: pair[1]["progress"]["step"], default=None)
+        found = newest_readable(self.folder)
         if found is None:
             return {}
         path, saved = found

@@ -93,7 +93,9 @@ def test_a_damaged_one_is_named_and_the_next_older_one_is_read(
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (_, newest), (_, older) = checkpoints(tmp_path, kind)[:2]
     damage(newest)
-    [(path, content)] = newest_readable(tmp_path)
+    found = newest_readable(tmp_path)
+    assert found is not None
+    path, content = found
     assert path == older and content["progress"]["step"] == load_file(trained / older.name)["progress"]["step"]
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {'checkpoint ' * (damage is a_folder)}{newest}") and line.endswith("; passed over")
@@ -102,7 +104,7 @@ def test_a_damaged_one_is_named_and_the_next_older_one_is_read(
 def test_all_damaged_starts_anew(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in trained.glob("*.pt"):
         (tmp_path / path.name).write_bytes(path.read_bytes()[:-100])
-    assert list(newest_readable(tmp_path)) == []
+    assert newest_readable(tmp_path) is None
     assert len(capsys.readouterr().err.splitlines()) == 5
 
 
@@ -252,3 +254,13 @@ def test_an_error_of_a_write_gets_the_files_name(tmp_path: Path) -> None:
     with pytest.raises(OSError) as raised, atomic_write(tmp_path / "a.csv"):
         raise OSError(errno.ENOSPC, "full")
     assert raised.value.filename == str(tmp_path / "a.csv") and list(tmp_path.iterdir()) == []
+
+
+def test_the_one_of_most_steps_is_taken_whatever_its_kind(trained: Path, tmp_path: Path) -> None:
+    for name in ("step-9.pt", "epoch-2.pt"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    found = newest_readable(tmp_path)
+    assert found is not None and found[0].name == "step-9.pt"
+    (tmp_path / "epoch-3.pt").write_bytes((trained / "epoch-3.pt").read_bytes())
+    found = newest_readable(tmp_path)
+    assert found is not None and found[0].name == "epoch-3.pt"
