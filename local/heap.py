@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")  # there where the kernel has them
-PRIMITIVES = 32  # operations of oneDNN that are kept: more than a step of tiny has; with 128 memory grew by 3 % over 2,000 steps
+PRIMITIVES = 32  # operations of oneDNN that are kept, about as many as a step has; with 128 memory grew by 3 % over 2,000 steps
 
 
 def tune_memory() -> None:
