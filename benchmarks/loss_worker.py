@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import gc
 import json
 import platform
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.worker import serve
+from local.heap import release_free_memory
 from model.loss import get_backend, reference
 
 LM_SCALE = 0.25
@@ -114,8 +114,7 @@ class Meter:
 def give_back() -> None:
     """Return freed memory to the system, so that a step does not run in the room that one before it left (glibc)."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    release_free_memory()
 
 
 def _status(key: str) -> float:
