@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.worker import ROOT, Worker, hardware, write_results
-from local.errors import UserError, cli
+from local.common.errors import UserError, cli
 
 METHODS = ("greedy_search", "modified_beam_search", "fast_beam_search")
 RATE = "matmul_gflops_float32_4096x512x500"

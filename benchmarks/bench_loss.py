@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.loss_report import plot, table
 from benchmarks.worker import ROOT, Worker, hardware, write_results
-from local.atomic import atomic_write
-from local.errors import UserError, cli
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, cli
 
 GROWTH = [(4, 300, 50, 500, 5), (8, 300, 50, 500, 5), (16, 300, 50, 500, 5), (4, 600, 50, 500, 5), (4, 1200, 50, 500, 5)]
 GROWTH += [(4, 300, 50, 500, 10), (4, 300, 50, 500, 20)]  # N, T, U, C, S
@@ -65,7 +65,7 @@ def corpus_lengths(args: argparse.Namespace) -> Lengths:
         return [(int(t), int(u)) for t, u in np.load(args.lengths)["T_U"]]
     import yaml
 
-    from local.lengths import NUM_TOKENS, num_frames
+    from local.data.durations import NUM_TOKENS, num_frames
     from model.encoder.subsampling import subsampled
 
     corpus = args.data_dir / "corpus.yaml"

@@ -26,9 +26,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.worker import ENVIRONMENT, ROOT, hardware, write_results
-from local.atomic import atomic_write
-from local.errors import UserError, cli
-from local.page import new_figure
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, cli
+from local.common.html_page import new_figure
 
 INTERVAL = 0.1  # seconds between two readings
 MIB = 1024.0  # kB, as /proc counts

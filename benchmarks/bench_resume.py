@@ -29,11 +29,11 @@ from lhotse.audio import AudioSource
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.worker import ROOT, hardware, write_results
+from local.common.errors import cli
 from local.config import load_config
-from local.errors import cli
-from local.lengths import NUM_TOKENS, SPEED, SPEEDS
-from local.sampling import Shares, train_batches
-from local.training_cuts import ShuffledCuts
+from local.data.batching import Shares, train_batches
+from local.data.durations import NUM_TOKENS, SPEED, SPEEDS
+from local.data.training_cuts import ShuffledCuts
 
 Result = TypeVar("Result")
 RATE = 16000

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.step_worker import PARTS, PRODUCTS, SIZES
 from benchmarks.worker import ROOT, Worker, hardware, write_results
-from local.errors import UserError, cli
+from local.common.errors import UserError, cli
 
 REFERENCE_RATE = 65e9  # of the machine on which the reference's steps were timed
 REFERENCE_SECONDS = {"small": 0.649, "published": 20.8}

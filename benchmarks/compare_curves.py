@@ -15,8 +15,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local.atomic import atomic_write
-from local.errors import UserError, cli
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, cli
 
 LOSSES = ("loss", "simple_loss", "pruned_loss")
 

@@ -13,11 +13,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.reference_model import Encoded, encode, load_reference_model, read_features
 from benchmarks.worker import serve
 from local.config import load_config
 from model.build import build_model
 from model.search import get_search
+from tests.reference import Encoded, encode, load_reference_model, read_features
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "greedy_search": {"max_sym_per_frame": 1},

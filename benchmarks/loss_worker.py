@@ -25,8 +25,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.worker import serve
-from local.heap import release_free_memory
-from model.loss import get_backend, reference
+from local.common.allocator import release_free_memory
+from model.loss import get_backend
+from tests.loss import definition as reference
 
 LM_SCALE = 0.25
 MIB = 1 << 20

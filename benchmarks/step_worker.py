@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.loss_worker import Meter
 from benchmarks.worker import serve
+from local.common.allocator import tune_memory
 from local.config import load_config
-from local.heap import tune_memory
-from local.schema import Config
+from local.config.schema import Config
 from model.average import RunningAverage
 from model.build import build_model
-from model.layers import product_cpu
+from model.kernels import matmul as product_cpu
 from model.optim import make_optimizer
 
 # name -> configuration, classes, N, frames, tokens of each utterance
@@ -106,8 +106,8 @@ def random_batches(classes: int, n: int, frames: int, tokens: int) -> Iterator[B
 
 def real_batches(cfg: Config, data_dir: Path) -> tuple[int, Iterator[Batch]]:
     """Number of tokens, and the training batches of a prepared corpus, made in this process."""
-    from local.datamodule import AsrDataModule
-    from local.tokens import Tokenizer
+    from local.data.datamodule import AsrDataModule
+    from local.data.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_file(data_dir / "lang" / "bpe.model")
     data = AsrDataModule(cfg, data_dir, tokenizer)

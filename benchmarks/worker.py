@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from local.atomic import atomic_write
-from local.errors import UserError
+from local.common.atomic import atomic_write
+from local.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {"GOMP_SPINCOUNT": "10000", **os.environ}  # as local/stages.sh has it

@@ -17,10 +17,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local.checkpoint import check_finite, checkpoints, load_file, save_file, tokenizer_of
+from local.artifacts.checkpoint import check_finite, checkpoints, load_file, save_file, tokenizer_of
+from local.common.errors import UserError, cli
 from local.config import config_from_dict, load_config
-from local.errors import UserError, cli
-from local.schema import AverageConfig
+from local.config.schema import AverageConfig
 from model.average import State, average_between, average_plain
 
 KEPT = ("config", "tokens", "tokens_hash", "vocab_size", "bpe_model", "git_commit", "versions")

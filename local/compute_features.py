@@ -29,19 +29,19 @@ from lhotse import CutSet, MonoCut
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
-from local.atomic import atomic_write
-from local.audio_check import in_order
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, cli, reason
+from local.common.progress import Progress
+from local.common.text_files import is_file
 from local.config import load_config
-from local.corpus import load_corpus
-from local.errors import UserError, cli, reason
-from local.feature_store import Float16ArchiveWriter, holds
-from local.features import make_extractor
-from local.lengths import SPEEDS, at_speed, fits, num_frames
-from local.manifests import read_manifest
-from local.progress import Progress
-from local.reading import is_file
-from local.schema import FeaturesConfig
-from local.shar import ShardStore, shard_store
+from local.config.schema import FeaturesConfig
+from local.corpus.audio_files import in_order
+from local.corpus.corpus_yaml import load_corpus
+from local.corpus.manifest_lines import read_manifest
+from local.corpus.shard_store import ShardStore, shard_store
+from local.data.durations import SPEEDS, at_speed, fits, num_frames
+from local.data.feature_store import Float16ArchiveWriter, holds
+from local.data.features import make_extractor
 
 CHUNK = 50  # cuts handed to a process at a time
 Failure = tuple[str, str]  # cut id, reason

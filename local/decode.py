@@ -22,17 +22,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local.atomic import atomic_write
-from local.checkpoint import load_averaged
-from local.datamodule import AsrDataModule, Batch
-from local.decoder import Decoder
-from local.errors import UserError, cli
-from local.lengths import FRAME_SECONDS
-from local.progress import Progress
-from local.recogniser import Recogniser, Resources
-from local.tokens import Tokenizer
-from local.tuned import with_tuned
-from local.words import rounded, timed_words
+from local.artifacts.checkpoint import load_averaged
+from local.artifacts.tuned_settings import with_tuned
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, cli
+from local.common.progress import Progress
+from local.data.datamodule import AsrDataModule, Batch
+from local.data.durations import FRAME_SECONDS
+from local.data.tokenizer import Tokenizer
+from local.decoding.batch_decoder import Decoder
+from local.decoding.recogniser import Recogniser, Resources
+from local.decoding.word_times import rounded, timed_words
 from model.search import Hypothesis
 
 

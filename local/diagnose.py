@@ -19,18 +19,17 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local import diagnosis_plots as plots
-from local.atomic import atomic_write
-from local.checkpoint import load_file, load_weights, newest_readable
+from local.artifacts.checkpoint import load_file, load_weights, newest_readable
+from local.common.atomic import atomic_write
+from local.common.csv_table import write_table
+from local.common.errors import UserError, cli
+from local.common.html_page import Page
 from local.config import load_config
-from local.datamodule import AsrDataModule, Batch
-from local.diagnosis import Probe, recurrent_rms
-from local.errors import UserError, cli
-from local.page import Page
-from local.schema import Config
-from local.table import write_table
-from local.tokens import Tokenizer
-from local.verdict import Verdict, number, verdict
+from local.config.schema import Config
+from local.data.datamodule import AsrDataModule, Batch
+from local.data.tokenizer import Tokenizer
+from local.diagnosis.probe import Probe, plots, recurrent_rms
+from local.diagnosis.verdict import Verdict, number, verdict
 from model.build import build_model
 from model.transducer import Transducer, pruned_scale, training_loss
 

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH, download_librispeech
 from lhotse.recipes.musan import download_musan
 
+from local.common.errors import UserError, cli
 from local.config import load_config
-from local.corpus import Corpus, load_corpus
-from local.errors import UserError, cli
+from local.corpus.corpus_yaml import Corpus, load_corpus
 from local.synthesise_tiny import synthesise
 
 PARTS = {"librispeech": LIBRISPEECH, "mini_librispeech": MINI_LIBRISPEECH}

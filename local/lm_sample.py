@@ -11,9 +11,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local.errors import UserError, cli
-from local.lm import load_lm
-from local.tokens import BLANK_ID
+from local.artifacts.language_model import load_lm
+from local.common.errors import UserError, cli
+from local.data.tokenizer import BLANK_ID
 from model.lm import LstmLm
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local.atomic import atomic_write
-from local.errors import UserError, cli
-from local.reading import read_lines
-from local.tokens import SPECIAL, Tokenizer
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, cli
+from local.common.text_files import read_lines
+from local.data.tokenizer import SPECIAL, Tokenizer
 
 BOS, EOS = "<s>", "</s>"
 DEFAULT_DISCOUNT = 0.5  # where no n-gram was seen once, or none twice

@@ -17,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.utils import fastcopy
 
-from local.atomic import atomic_write
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, cli
 from local.config import load_config
-from local.corpus import SHOWN, Dropped, load_corpus, read_dropped, report_dropped, write_dropped
-from local.errors import UserError, cli
-from local.lengths import NUM_TOKENS, SPEEDS, fits, num_frames
-from local.manifests import flaw, read_manifest
-from local.schema import Config
-from local.tokens import UNK_ID, Tokenizer
+from local.config.schema import Config
+from local.corpus.corpus_yaml import SHOWN, Dropped, load_corpus, read_dropped, report_dropped, write_dropped
+from local.corpus.manifest_lines import flaw, read_manifest
+from local.data.durations import NUM_TOKENS, SPEEDS, fits, num_frames
+from local.data.tokenizer import UNK_ID, Tokenizer
 from model.encoder.subsampling import subsampled
 
 STAGE = "stage 1 of prepare.sh"

@@ -29,11 +29,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local.atomic import atomic_write
-from local.errors import UserError, cli
-from local.graph import save_graph
+from local.artifacts.decoding_graph import save_graph
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, cli
+from local.data.tokenizer import SPECIAL, UNK_ID, Tokenizer
 from local.ngram import BOS, EOS, estimate, read_sentences, write_arpa
-from local.tokens import SPECIAL, UNK_ID, Tokenizer
 from model.search.graph import EPSILON, Graph
 
 TOKENS = "lang/tokens.txt"

@@ -14,12 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lhotse import SupervisionSegment
 
-from local.atomic import atomic_write
+from local.common.atomic import atomic_write
+from local.common.errors import cli
 from local.config import load_config
-from local.corpus import load_corpus
-from local.errors import cli
-from local.manifests import read_manifest
-from local.tokens import Tokenizer, train_tokenizer
+from local.corpus.corpus_yaml import load_corpus
+from local.corpus.manifest_lines import read_manifest
+from local.data.tokenizer import Tokenizer, train_tokenizer
 
 
 def read_texts(data_dir: Path, parts: Sequence[str]) -> list[str]:

@@ -18,16 +18,16 @@ from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
 
-from local.atomic import atomic_write
-from local.audio_check import BadAudio, check_audio, parallel
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, cli
+from local.common.progress import progress
+from local.common.text_files import read_lines
 from local.config import load_config
-from local.corpus import Corpus, Dropped, load_corpus, report_dropped, save_corpus, write_dropped
-from local.errors import UserError, cli
-from local.import_custom import custom_parts
-from local.librispeech import find_tree, read_part
-from local.progress import progress
-from local.reading import read_lines
-from local.shar import ShardStore, shard_store
+from local.corpus.audio_files import BadAudio, check_audio, parallel
+from local.corpus.corpus_yaml import Corpus, Dropped, load_corpus, report_dropped, save_corpus, write_dropped
+from local.corpus.custom import custom_parts
+from local.corpus.librispeech import find_tree, read_part
+from local.corpus.shard_store import ShardStore, shard_store
 
 Pair = tuple[Recording, SupervisionSegment]
 PARTS_HINT = "; name the parts with data.train_parts=[...] data.dev_parts=[...] data.test_parts=[...]"

@@ -17,12 +17,12 @@ from lhotse import CutSet, Recording
 from lhotse.audio import AudioSource
 from lhotse.cut import Cut
 
-from local.atomic import atomic_write
-from local.audio_check import AudioInfo, BadAudio, check_audio, parallel
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, cli
+from local.common.progress import progress
 from local.config import load_config
-from local.errors import UserError, cli
-from local.librispeech import AUDIO_ENDINGS
-from local.progress import progress
+from local.corpus.audio_files import AudioInfo, BadAudio, check_audio, parallel
+from local.corpus.librispeech import AUDIO_ENDINGS
 
 WINDOW, SHORTEST = 10.0, 5.0  # seconds
 

@@ -91,7 +91,7 @@ fingerprint() {
   fi
 }
 
-# conf_files FILE: FILE after the files it includes (relative to conf/ or to itself), as local/config.py reads them.
+# conf_files FILE: FILE after the files it includes (relative to conf/ or to itself), as local/config/load.py reads them.
 conf_files() {
   local name
   for name in $(awk '/^include:/ {on = 1; sub(/^include:/, "")} /^[A-Za-z_]/ {on = 0}

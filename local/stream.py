@@ -22,14 +22,14 @@ from lhotse import Recording
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local.audio_check import BadAudio, check_audio
-from local.checkpoint import load_averaged
-from local.endpoint import EndpointRules
-from local.errors import UserError, cli
-from local.methods import METHODS
-from local.recogniser import Resources, make_stream
-from local.schema import DecodeConfig
-from local.streaming import Segment, StreamingRecogniser, frames_per_chunk
+from local.artifacts.checkpoint import load_averaged
+from local.common.errors import UserError, cli
+from local.config.methods import METHODS
+from local.config.schema import DecodeConfig
+from local.corpus.audio_files import BadAudio, check_audio
+from local.decoding.endpoint import EndpointRules
+from local.decoding.recogniser import Resources, make_stream
+from local.decoding.streaming import Segment, StreamingRecogniser, frames_per_chunk
 from model.search import Stream
 from model.search.scorers import Scorer
 

@@ -28,10 +28,10 @@ import soundfile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local.errors import UserError, cli
-from local.espeak import Speaker
-from local.progress import progress
-from local.tiny_spec import SPEC, Phrases, Spec, Voice, assign_voices, load_spec
+from local.common.errors import UserError, cli
+from local.common.progress import progress
+from local.corpus.espeak import Speaker
+from local.corpus.grammar import SPEC, Phrases, Spec, Voice, assign_voices, load_spec
 
 SPEAKERS_HEADER = "; made by local/synthesise_tiny.py\n;ID  |SEX| SUBSET |MINUTES| NAME\n"
 CHAPTER = 1

@@ -14,16 +14,16 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local.atomic import atomic_write
-from local.checkpoint import provenance
+from local.artifacts.checkpoint import provenance
+from local.common.allocator import tune_memory
+from local.common.atomic import atomic_write
+from local.common.errors import cli
+from local.common.processes import is_launched, launch, start
 from local.config import load_config
-from local.datamodule import AsrDataModule
-from local.distributed import is_launched, launch, start
-from local.errors import cli
-from local.heap import tune_memory
-from local.schema import Config
-from local.tokens import Tokenizer
-from local.trainer import Trainer
+from local.config.schema import Config
+from local.data.datamodule import AsrDataModule
+from local.data.tokenizer import Tokenizer
+from local.training.trainer import Trainer
 
 
 def write_config(cfg: Config, tokenizer: Tokenizer, max_duration: float, path: Path) -> None:

@@ -31,18 +31,18 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local.atomic import atomic_write
-from local.checkpoint import check_finite, load_file, load_weights, save_file
+from local.artifacts.checkpoint import check_finite, load_file, load_weights, save_file
+from local.artifacts.language_model import lm_sizes, save_lm
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, cli
+from local.common.progress import Progress
 from local.config import config_hash, load_config, to_dict
-from local.corpus import load_corpus
-from local.errors import UserError, cli
-from local.lm import lm_sizes, save_lm
+from local.config.schema import Config
+from local.corpus.corpus_yaml import load_corpus
+from local.data.tokenizer import SPECIAL, UNK_ID, Tokenizer
 from local.ngram import estimate, read_sentences, token_sentences, write_arpa
 from local.prepare_lang import read_texts
-from local.progress import Progress
-from local.random_state import random_state, set_random_state
-from local.schema import Config
-from local.tokens import SPECIAL, UNK_ID, Tokenizer
+from local.training.random_state import random_state, set_random_state
 from model.lm import LstmLm
 
 CLIP_NORM = 1.0  # largest norm of the gradient of the mean over tokens

@@ -25,18 +25,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local.atomic import atomic_write
-from local.checkpoint import load_averaged
-from local.config import TUNED, load_config
-from local.datamodule import AsrDataModule
-from local.decoder import Decoder
-from local.errors import UserError, cli
-from local.methods import METHODS
-from local.progress import Progress
-from local.recogniser import Recogniser, Resources
-from local.schema import DecodeConfig, TuneConfig
-from local.tuned import keys_of, save_tuned
-from local.usage import fitting
+from local.artifacts.checkpoint import load_averaged
+from local.artifacts.tuned_settings import keys_of, save_tuned
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, cli
+from local.common.meter import fitting
+from local.common.progress import Progress
+from local.config.load import TUNED, load_config
+from local.config.methods import METHODS
+from local.config.schema import DecodeConfig, TuneConfig
+from local.data.datamodule import AsrDataModule
+from local.decoding.batch_decoder import Decoder
+from local.decoding.recogniser import Recogniser, Resources
 from model.transducer import Transducer
 
 AVERAGE = Path(__file__).with_name("average.py")

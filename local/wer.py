@@ -18,13 +18,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local.atomic import atomic_write
-from local.error_report import error_report
-from local.errors import UserError, cli
-from local.methods import METHODS
-from local.reading import read_lines
-from local.score import Score, Utterance, compare, score, symbol_delay
-from local.wer_table import Results, percent, plot, table
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, cli
+from local.common.text_files import read_lines
+from local.config.methods import METHODS
+from local.scoring.align import Score, Utterance, compare, score, symbol_delay
+from local.scoring.error_report import error_report
+from local.scoring.table import Results, percent, plot, table
 
 NAMED = 3  # ids named in a message before "and N more"
 

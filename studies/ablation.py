@@ -29,12 +29,12 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local.atomic import atomic_write
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, cli
+from local.common.processes import cores
 from local.config import config_from_dict, config_hash, load_config, to_dict
-from local.corpus import load_corpus
-from local.distributed import cores
-from local.errors import UserError, cli
-from local.schema import Config
+from local.config.schema import Config
+from local.corpus.corpus_yaml import load_corpus
 from studies.ablation_report import Outcome, read_outcome, write_report
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from local.atomic import atomic_write
-from local.page import Page, new_figure
-from local.score import Utterance, compare, score
+from local.common.atomic import atomic_write
+from local.common.html_page import Page, new_figure
+from local.scoring.align import Utterance, compare, score
+from local.scoring.table import percent
 from local.wer import read_hypotheses
-from local.wer_table import percent
 
 Columns = dict[str, np.ndarray]
 Table = tuple[list[str], list[list[str]]]  # head, rows

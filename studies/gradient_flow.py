@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from local.page import Page, new_figure
-from local.schema import Config
+from local.common.html_page import Page, new_figure
+from local.config.schema import Config
 from studies.short_training import Row, write_csv
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from local.common.html_page import Page, new_figure
 from local.config import config_from_dict, to_dict
-from local.datamodule import Batch
-from local.page import Page, new_figure
-from local.schema import Config
+from local.config.schema import Config
+from local.data.datamodule import Batch
 from model.build import build_model
 from model.encoder.subsampling import subsampled
 from model.optim import make_optimizer

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from local.page import Page
-from local.schema import Config
+from local.common.html_page import Page
+from local.config.schema import Config
 from model.layers.gradient_filter import TINY, GradientFilter
 from model.layers.scaled import ScaledRNN
 from studies.short_training import write_csv

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from local.corpus import load_corpus
-from local.lm import lm_sizes
-from local.page import Page, new_figure
-from local.schema import Config
-from local.tokens import Tokenizer
+from local.artifacts.language_model import lm_sizes
+from local.common.html_page import Page, new_figure
+from local.config.schema import Config
+from local.corpus.corpus_yaml import load_corpus
+from local.data.tokenizer import Tokenizer
 from local.train_lm import CLIP_NORM, TokenText, dev_texts, read_lines, tokenize
 from model.build import build_model
 from model.lm import LstmLm

@@ -20,16 +20,16 @@ from lhotse.cut import Cut
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from local.common.csv_table import write_table
+from local.common.errors import UserError
+from local.common.progress import Progress
 from local.config import config_from_dict, to_dict
-from local.corpus import load_corpus
-from local.datamodule import AsrDataset, Batch
-from local.errors import UserError
-from local.progress import Progress
-from local.schema import Config
-from local.shar import shard_store
-from local.table import write_table
-from local.tokens import Tokenizer
-from local.training_cuts import ShuffledCuts
+from local.config.schema import Config
+from local.corpus.corpus_yaml import load_corpus
+from local.corpus.shard_store import shard_store
+from local.data.datamodule import AsrDataset, Batch
+from local.data.tokenizer import Tokenizer
+from local.data.training_cuts import ShuffledCuts
 from model.encoder.subsampling import subsampled
 from model.transducer import Transducer, pruned_scale, training_loss
 

@@ -24,11 +24,11 @@ from lhotse.utils import fastcopy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from local.atomic import atomic_write
-from local.corpus import load_corpus
-from local.errors import UserError, cli
-from local.feature_store import Float16ArchiveWriter
-from local.lengths import FRAME_SECONDS, NUM_TOKENS, SPEED
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, cli
+from local.corpus.corpus_yaml import load_corpus
+from local.data.durations import FRAME_SECONDS, NUM_TOKENS, SPEED
+from local.data.feature_store import Float16ArchiveWriter
 
 LISTING = "outliers.txt"
 PREFIX = "outlier-"

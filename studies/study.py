@@ -14,9 +14,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from local.common.errors import UserError, cli
+from local.common.html_page import Page
 from local.config import load_config
-from local.errors import UserError, cli
-from local.page import Page
 from studies import gradient_flow, norms, numpy_lstm, optimisers
 
 # In the page's order

@@ -18,7 +18,7 @@ import soundfile
 import torch
 import yaml
 
-from local.tokens import train_tokenizer
+from local.data.tokenizer import train_tokenizer
 from tests.faults import BYTES, TEXT, Damage
 
 Place = tuple[Any, Any]  # a container and the key or index in it

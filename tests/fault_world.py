@@ -15,12 +15,12 @@ import torch
 import yaml
 from lhotse import CutSet, RecordingSet, SupervisionSet
 
-from local.checkpoint import load_averaged, load_file
+from local.artifacts.checkpoint import load_averaged, load_file
+from local.artifacts.decoding_graph import load_graph
 from local.config import load_config, to_yaml
-from local.corpus import load_corpus
-from local.feature_store import _memory_map
-from local.graph import load_graph
-from local.tokens import Tokenizer
+from local.corpus.corpus_yaml import load_corpus
+from local.data.feature_store import _memory_map
+from local.data.tokenizer import Tokenizer
 from model.search.scorers import read_arpa
 from tests.fault_server import Run, Server
 from tests.speech_tree import make_part, set_text, write_noise

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from local import memory_plan
+from local.common.meter import fitting
 from local.config import load_config
-from local.memory_probe import Shape, bytes_of_pass, unseen
-from local.usage import fitting
+from local.training import memory_plan
+from local.training.memory_probe import Shape, bytes_of_pass, unseen
 from model.build import build_model
 from model.layers.gradient_filter import GradientFilter
 from model.loss import lattice, native
 from model.search import SEARCHES, get_search
-from tests import test_distributed
+from tests.common import test_processes as test_distributed
+from tests.common.test_processes import EXACT, SMALL, trained
 from tests.loss.problems import make_problem
 from tests.loss.test_lattice import random_band
 from tests.search.toy import toy_batch, toy_model
-from tests.test_distributed import EXACT, SMALL, trained
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -56,7 +56,7 @@ def test_recursions(recursion: Any, size: tuple[int, int, int], dtype: torch.dty
 
 
 def test_the_compiled_recursion_is_taken() -> None:
-    lattice_triton = pytest.importorskip("model.loss.lattice_triton")
+    lattice_triton = pytest.importorskip("model.kernels.lattice_gpu")
     assert lattice.on_gpu(GPU) is lattice_triton.band_recursion
 
 

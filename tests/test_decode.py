@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 pytest.importorskip("lhotse")
 
 from local import decode
-from local.decoder import Decoder, with_tail
-from local.errors import UserError
-from local.recogniser import Recogniser, Resources
-from local.usage import Usage, fitting
-from local.words import timed_words
+from local.common.errors import UserError
+from local.common.meter import Usage, fitting
+from local.decoding.batch_decoder import Decoder, with_tail
+from local.decoding.recogniser import Recogniser, Resources
+from local.decoding.word_times import timed_words
 from model.search import SEARCHES, Hypothesis
 from tests.toy_experiment import DURATIONS, make_experiment, toy_tokenizer
 

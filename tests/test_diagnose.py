@@ -13,8 +13,8 @@ import torch
 
 from local.config import load_config
 from local.diagnose import corrupt, main, measure, scale_recurrent
-from local.diagnosis import PERCENTILES, Probed, Spread, in_order, recurrent_rms
-from local.verdict import FRONT_END, verdict
+from local.diagnosis.probe import PERCENTILES, Probed, Spread, in_order, recurrent_rms
+from local.diagnosis.verdict import FRONT_END, verdict
 from model.build import build_model
 from model.transducer import Transducer
 from tests.toy_experiment import make_experiment, toy_tokenizer

@@ -10,8 +10,8 @@ from urllib.error import HTTPError, URLError
 import pytest
 
 import local.get_audio
-from local.corpus import Corpus
-from local.errors import UserError
+from local.common.errors import UserError
+from local.corpus.corpus_yaml import Corpus
 from local.get_audio import bring, bring_musan
 
 

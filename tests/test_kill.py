@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from local import train as train_program
-from local.checkpoint import checkpoints, load_file
+from local.artifacts.checkpoint import checkpoints, load_file
 from local.config import load_config
-from local.datamodule import AsrDataModule
-from local.feature_store import Float16ArchiveReader
-from local.tokens import Tokenizer
+from local.data.datamodule import AsrDataModule
+from local.data.feature_store import Float16ArchiveReader
+from local.data.tokenizer import Tokenizer
 from tests.killed_run import SMALL, Run, last_step, of_group, prepared_corpus, steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

@@ -17,13 +17,13 @@ import torch
 from lhotse import SupervisionSegment, SupervisionSet
 
 from local import train_lm
-from local.checkpoint import load_file, save_file
-from local.errors import UserError
-from local.lm import load_lm
+from local.artifacts.checkpoint import load_file, save_file
+from local.artifacts.language_model import load_lm
+from local.common.errors import UserError
+from local.data.tokenizer import Tokenizer, train_tokenizer
 from local.lm_sample import main as lm_sample
 from local.lm_sample import sample
 from local.ngram import main as ngram
-from local.tokens import Tokenizer, train_tokenizer
 from model.lm import LstmLm
 
 # Sixteen equally likely sentences: no model can have a loss below log(16) nats a sentence.

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from local.errors import UserError
+from local.common.errors import UserError
+from local.data.tokenizer import Tokenizer, train_tokenizer
 from local.ngram import estimate, main, read_sentences, write_arpa
-from local.tokens import Tokenizer, train_tokenizer
 
 TEXTS = ["A B A", "A B C", "B", "C A B A B", "A B A", "D A C C", "B A B"]
 Arpa = dict[tuple[str, ...], tuple[float, float]]

@@ -11,13 +11,13 @@ import pytest
 import soundfile
 from lhotse import CutSet
 
-from local.atomic import atomic_write
-from local.audio_check import BadAudio, check_audio, parallel
+from local.common.atomic import atomic_write
 from local.compute_features import main as compute_features
 from local.config import load_config
-from local.corpus import load_corpus
-from local.features import make_extractor
-from local.lengths import num_frames
+from local.corpus.audio_files import BadAudio, check_audio, parallel
+from local.corpus.corpus_yaml import load_corpus
+from local.data.durations import num_frames
+from local.data.features import make_extractor
 from local.prepare_cuts import main as prepare_cuts
 from local.prepare_lang import main as prepare_lang
 from local.prepare_manifests import main as prepare_manifests

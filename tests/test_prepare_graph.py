@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from local.errors import UserError
-from local.graph import load_graph, save_graph
+from local.artifacts.decoding_graph import load_graph, save_graph
+from local.common.errors import UserError
+from local.data.tokenizer import Tokenizer, train_tokenizer
 from local.ngram import estimate, write_arpa
-from local.tokens import Tokenizer, train_tokenizer
 from model.search.fast_beam_graph import fast_beam_search_graph
 from model.search.graph import Graph, trivial_graph
 from tests.search.toy import toy_batch, toy_model

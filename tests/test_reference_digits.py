@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("soundfile")
 
-from benchmarks.reference_model import Encoded, encode, load_reference_model, read_features
 from model.search import get_search
+from tests.reference import Encoded, encode, load_reference_model, read_features
 
 
 @pytest.fixture(scope="module")

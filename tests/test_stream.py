@@ -17,13 +17,13 @@ import soundfile
 from lhotse import Recording
 
 from local import stream
-from local.checkpoint import load_averaged, provenance, save_file
+from local.artifacts.checkpoint import load_averaged, provenance, save_file
+from local.artifacts.decoding_graph import save_graph
 from local.config import load_config
-from local.decoder import Decoder
-from local.features import make_extractor
-from local.graph import save_graph
-from local.methods import METHODS
-from local.recogniser import Recogniser, Resources
+from local.config.methods import METHODS
+from local.data.features import make_extractor
+from local.decoding.batch_decoder import Decoder
+from local.decoding.recogniser import Recogniser, Resources
 from model.build import build_model
 from model.search.graph import trivial_graph
 from tests.toy_experiment import SMALL, save_toy_lm, toy_tokenizer

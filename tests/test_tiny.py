@@ -11,9 +11,9 @@ import pytest
 import soundfile
 import yaml
 
-from local.errors import UserError
+from local.common.errors import UserError
+from local.corpus.grammar import SPEC, Phrases, assign_voices, load_spec, vocabulary
 from local.synthesise_tiny import main, resample, speech_in, synthesise, word_times
-from local.tiny_spec import SPEC, Phrases, assign_voices, load_spec, vocabulary
 
 pytest.importorskip("espeakng_loader")
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from local import average as average_program
-from local.checkpoint import load_averaged, load_file, save_file
+from local.artifacts.checkpoint import load_averaged, load_file, save_file
+from local.common.errors import UserError
 from local.config import load_config
-from local.errors import UserError
-from local.schema import Config
-from local.tokens import train_tokenizer
-from local.trainer import Trainer
+from local.config.schema import Config
+from local.data.tokenizer import train_tokenizer
+from local.training.trainer import Trainer
 from model.average import average_plain
 
 SMALL = [
@@ -27,7 +27,7 @@ TOKENIZER = train_tokenizer(["ONE TWO THREE", "TWO FOUR", "FIVE ONE"] * 5, 20)
 
 
 class Batches(list):  # type: ignore[type-arg]
-    """As `local.datamodule.Batches`: a list of batches and two counts."""
+    """As `local.data.datamodule.Batches`: a list of batches and two counts."""
 
     num_cuts, skipped = 8, 0
 

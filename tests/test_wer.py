@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.errors import UserError
-from local.score import Utterance, compare, score, symbol_delay
+from local.common.errors import UserError
+from local.scoring.align import Utterance, compare, score, symbol_delay
 from local.wer import decoded, main, read_hypotheses
 from tests.toy_experiment import levenshtein
 

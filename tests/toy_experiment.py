@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from lhotse import CutSet, Recording, SupervisionSegment
 
-from local.checkpoint import provenance, save_file
+from local.artifacts.checkpoint import provenance, save_file
+from local.artifacts.language_model import lm_sizes, save_lm
 from local.config import load_config
-from local.lm import lm_sizes, save_lm
-from local.schema import Config
-from local.tokens import Tokenizer, train_tokenizer
+from local.config.schema import Config
+from local.data.tokenizer import Tokenizer, train_tokenizer
 from local.train_lm import write_bigram
 from model.build import build_model
 from model.lm import LstmLm

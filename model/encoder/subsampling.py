@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.kernels.matmul import linear
 from model.layers.activation import make_activation
 from model.layers.balancer import ActivationBalancer, Bounds
 from model.layers.norm import make_norm
-from model.layers.product_cpu import linear
 from model.layers.scaled import ScaledConv2d, ScaledLinear
 
 MIN_FRAMES = 9  # the fewest frames that give one output frame

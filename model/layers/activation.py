@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 try:
-    from model.layers import kernels
+    from model.kernels import math as kernels
 except ImportError:  # numba is optional
     kernels = None  # type: ignore[assignment]
 

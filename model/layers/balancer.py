@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 try:
-    from model.layers import balancer_numba, kernels
+    from model.kernels import balancer as balancer_numba
+    from model.kernels import math as kernels
 except ImportError:  # numba is optional
     kernels = None  # type: ignore[assignment]
 

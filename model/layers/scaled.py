@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers.lstm_cpu import lstm_cpu
-from model.layers.product_cpu import conv2d, linear
+from model.kernels.matmul import conv2d, linear
+from model.layers.lstm import lstm_cpu
 from model.precision import exact_dtype, product_dtype
 
 try:
-    from model.layers import kernels
+    from model.kernels import math as kernels
 except ImportError:  # numba is optional
     kernels = None  # type: ignore[assignment]
 

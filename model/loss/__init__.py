@@ -7,8 +7,8 @@ import importlib.util
 import logging
 from typing import cast
 
+from model.loss.bounds import pruned_mass
 from model.loss.interface import LossBackend
-from model.loss.ranges import pruned_mass
 
 __all__ = ["BACKENDS", "LossBackend", "get_backend", "pruned_mass"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model.loss.bounds import pruned_mass
 from model.loss.interface import check_pruned, check_simple
-from model.loss.ranges import pruned_mass
 
 try:
     import k2

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 try:
-    from model.loss import lattice_numba
+    from model.kernels import lattice_cpu as lattice_numba
 except ImportError:  # numba is optional: the torch recursion gives the same numbers
     lattice_numba = None  # type: ignore[assignment]
 
@@ -51,7 +51,7 @@ def on_gpu(device: torch.device) -> Callable[..., tuple[Tensor, Tensor | None, T
     """Triton's recursion where Triton, which torch brings along on Linux, compiles for this GPU (it also needs a C
     compiler), else that in torch operations."""
     try:
-        from model.loss import lattice_triton
+        from model.kernels import lattice_gpu as lattice_triton
 
         one = torch.zeros(1, 1, 1, device=device)
         start, boundary = torch.zeros(1, 1, dtype=torch.long), torch.tensor([[0, 0, 0, 1]])

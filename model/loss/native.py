@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.loss import fused, simple
+from model.loss import pruned as fused
+from model.loss import simple
+from model.loss.bounds import prune_ranges, pruned_mass
 from model.loss.interface import check_pruned, check_simple
-from model.loss.ranges import prune_ranges, pruned_mass
 from model.precision import product_dtype
 
 __all__ = ["prune_ranges", "pruned_loss", "pruned_mass", "simple_loss"]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model.loss.bounds import pruned_mass
 from model.loss.interface import check_pruned
 from model.loss.native import simple_loss
-from model.loss.ranges import pruned_mass
 
 try:
     from torchaudio.functional import rnnt_loss

@@ -24,7 +24,7 @@ from model.search.stream import Stream
 compiled_step: Any = None
 compiled_end: Any = None
 with contextlib.suppress(ImportError):  # numba is optional: the tensor operations give the same
-    from model.search import kernels
+    from model.kernels import beam as kernels
 
     compiled_step, compiled_end = kernels.viterbi_step, kernels.viterbi_end
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from numba import njit
 
+from model.kernels.beam import _insert as insert
 from model.search.fast_beam import FastBeamStream
 from model.search.frames import Frames
 from model.search.graph import EPSILON, Graph
 from model.search.hypothesis import BackPointers, Hypothesis
-from model.search.kernels import _insert as insert
 
 INF = np.inf
 

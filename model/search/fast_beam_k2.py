@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from model.search.contexts import Contexts, Joint
 from model.search.frames import Frames
 from model.search.hypothesis import Hypothesis
-from model.search.joint import Contexts, Joint
 
 
 @torch.no_grad()

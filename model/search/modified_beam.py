@@ -15,7 +15,7 @@ from model.search.stream import Stream
 
 compiled_step: Any = None
 with contextlib.suppress(ImportError):  # numba is optional: the tensor operations give the same
-    from model.search import kernels
+    from model.kernels import beam as kernels
 
     compiled_step = kernels.merge_step
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from model.search.contexts import Contexts, Joint
 from model.search.frames import Frames, check_chunk
 from model.search.hypothesis import BackPointers, History, Hypothesis
-from model.search.joint import Contexts, Joint
 
 
 class Stream(abc.ABC):

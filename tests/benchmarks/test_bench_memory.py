@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.bench_memory import children, growth, last_step, resident, run, windows
-from local.errors import UserError
+from local.common.errors import UserError
 from tests.killed_run import SMALL, prepared_corpus
 
 pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc, which Linux has")

@@ -8,7 +8,7 @@ from pathlib import Path
 from lhotse.cut import Cut
 
 from benchmarks.bench_resume import lines, main
-from local.manifests import parse_item
+from local.corpus.manifest_lines import parse_item
 
 
 def test_lines_are_cuts_in_three_speeds() -> None:

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.loss import lattice, reference
+from model.loss import lattice
 from model.loss.lattice import band_recursion, band_recursion_torch
 from tests.conftest import ROOT
+from tests.loss import definition as reference
 
 numba_only = pytest.mark.skipif(lattice.lattice_numba is None, reason="numba is not installed")
 
@@ -46,7 +47,7 @@ def test_recursions_agree(seed: int, n: int, t: int, s: int) -> None:
 
 INTERPRETED = """
 import torch
-from model.loss import lattice_triton
+from model.kernels import lattice_gpu as lattice_triton
 from model.loss.lattice import band_recursion_torch
 from tests.loss.test_lattice import random_band
 for seed in range(40):

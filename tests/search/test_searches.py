@@ -209,7 +209,7 @@ def test_unknown_names() -> None:
 
 def test_many_contexts_are_cached_in_parts() -> None:
     """A vocabulary too large to know all contexts beforehand: every row comes back for its own context."""
-    from model.search.joint import Contexts
+    from model.search.contexts import Contexts
 
     model = toy_model(0, vocab_size=200)
     contexts = Contexts(model, torch.device("cpu"))

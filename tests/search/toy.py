@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from local.config import load_config
-from local.schema import Config
+from local.config.schema import Config
 from model.build import build_model
 from model.transducer import Transducer
 

@@ -17,11 +17,11 @@ import yaml
 from lhotse import CutSet, Features, SupervisionSegment
 from lhotse.cut import MonoCut
 
+from local.common.errors import UserError
 from local.config import load_config, to_dict
-from local.datamodule import AsrDataModule
-from local.errors import UserError
-from local.feature_store import Float16ArchiveWriter
-from local.score import REPLICATIONS
+from local.data.datamodule import AsrDataModule
+from local.data.feature_store import Float16ArchiveWriter
+from local.scoring.align import REPLICATIONS
 from studies.ablation import Marker, Run, Runner, read_marker
 from studies.ablation_report import curves, pair_table, read_outcome, wer_table, write_report
 from studies.stress_data import noise_like, stress_data

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from local.common.errors import UserError
+from local.common.html_page import Page
 from local.config import load_config
-from local.errors import UserError
-from local.page import Page
 from studies.gradient_flow import (
     ACTIVATIONS,
     GAINS,

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from local.common.html_page import Page
 from local.config import load_config
-from local.page import Page
 from model.layers.gradient_filter import GradientFilter
 from model.layers.scaled import ScaledRNN
 from studies import numpy_lstm as hand

@@ -11,12 +11,12 @@ import torch
 from lhotse import SupervisionSet, load_manifest
 from torch import nn
 
+from local.common.html_page import Page
 from local.config import load_config
-from local.datamodule import AsrDataModule
-from local.page import Page
+from local.config.schema import Config
+from local.data.datamodule import AsrDataModule
 from local.prepare_lang import write_lang
-from local.schema import Config
-from local.trainer import Trainer
+from local.training.trainer import Trainer
 from model.build import build_model
 from model.encoder.subsampling import subsampled
 from studies import norms, optimisers

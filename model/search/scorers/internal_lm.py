@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from model.search.joint import Contexts, Joint
+from model.search.contexts import Contexts, Joint
 from model.search.scorers.base import State
 
 

@@ -1,0 +1,240 @@
+"""Checkpoints: written whole or not at all, read without executing anything from the file."""
+
+from __future__ import annotations
+
+import errno
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from local.common.atomic import atomic_write
+from local.common.errors import UserError
+from local.config import config_from_dict, config_hash, load_config, to_dict
+from local.config.schema import Config
+from local.data.tokenizer import Tokenizer
+from model.build import build_model
+from model.transducer import Transducer
+
+NAME = re.compile(r"(epoch|step)-(\d+)\.pt")
+NEEDED = ("average", "optimizer", "schedule", "scaler", "progress", "rng", "config")  # dicts that resuming needs
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, or a limit on one file's size
+
+
+def save_file(content: dict[str, Any], path: Path) -> None:
+    """Write a dict of tensors and plain values; a kill or a full disk leaves what was there before.
+
+    `UserError` naming the file, its size and the free space when there is too little of it.
+    """
+    size = 0
+    try:
+        with atomic_write(path) as tmp, tmp.open("wb") as file:
+            out = _Output(file)
+            torch.save(_without_floats(content), out)  # type: ignore[arg-type]  # it writes and flushes, no more
+            size = out.size
+            out.flush()
+            if out.error is not None:
+                raise out.error
+    except OSError as e:
+        if e.errno not in NO_ROOM:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(
+            f"{path} is not written: {e.strerror}; it takes {size / 1e6:.1f} MB and {free / 1e6:.1f} MB are free. "
+            "Earlier files are untouched: make room and start again"
+        ) from None
+
+
+class _Output:
+    """A file for torch.save that remembers its first error: some versions of torch abort when a write fails."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size = file, 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        self.size += len(data)
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as e:
+                self.error = e
+        return len(data)
+
+    def flush(self) -> None:
+        if self.error is None:
+            try:
+                self.file.flush()
+            except OSError as e:
+                self.error = e
+
+
+def load_file(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read such a dict; nothing in the file is executed. `UserError` naming the file when it is missing or damaged."""
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the check sums that it writes
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the check sum of {damaged} is wrong")
+        content = _with_floats(torch.load(path, map_location=device, weights_only=True))
+    except Exception as e:
+        first = (str(e).strip().split("\n") or [""])[0][:200]
+        raise UserError(f"{path}: damaged, or not a checkpoint: {type(e).__name__}: {first}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UserError(f"{path}: not a checkpoint of this program")
+    return content
+
+
+FLOAT = "python float"  # key of the dict that stands for one; its value is the number's hexadecimal text
+
+
+def _without_floats(value: Any) -> Any:
+    """Python floats as dicts of text: torch 1.13 writes them, but its safe loader cannot read them."""
+    if isinstance(value, float):
+        return {FLOAT: value.hex()}
+    if isinstance(value, dict):
+        return {k: _without_floats(v) for k, v in value.items()}
+    return type(value)(_without_floats(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _with_floats(value: Any) -> Any:
+    """The inverse of `_without_floats`."""
+    if isinstance(value, dict):
+        return float.fromhex(value[FLOAT]) if FLOAT in value else {k: _with_floats(v) for k, v in value.items()}
+    return type(value)(_with_floats(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def checkpoints(folder: Path, kind: str) -> list[tuple[int, Path]]:
+    """The checkpoints of one kind (epoch | step) with their numbers, newest first."""
+    found = []
+    for path in folder.glob(f"{kind}-*.pt"):
+        match = NAME.fullmatch(path.name)
+        if match:
+            found.append((int(match.group(2)), path))
+    return sorted(found, reverse=True)
+
+
+def remove_old(folder: Path, epochs: int, steps: int) -> None:
+    """Keep the newest checkpoints of each kind: so many `epochs`, so many `steps`."""
+    for kind, keep in (("epoch", epochs), ("step", steps)):
+        for _, path in checkpoints(folder, kind)[keep:]:
+            path.unlink()
+
+
+def newest_readable(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint of most steps that training can go on from, if there is one; damaged ones are named and passed over."""
+    found = [pair for kind in ("epoch", "step") if (pair := _newest_readable(folder, kind)) is not None]
+    return max(found, key=lambda pair: pair[1]["progress"]["step"], default=None)
+
+
+def _newest_readable(folder: Path, kind: str) -> tuple[Path, dict[str, Any]] | None:
+    for _, path in checkpoints(folder, kind):
+        try:
+            content = load_file(path)
+            for key in NEEDED:
+                if not isinstance(content.get(key), dict):
+                    raise UserError(f"{path}: has no '{key}', so that training cannot go on from it")
+            if type(content["progress"].get("step")) is not int:
+                raise UserError(f"{path}: its 'progress' is damaged, so that training cannot go on from it")
+            return path, content
+        except UserError as e:
+            print(f"warning: {e}; passed over", file=sys.stderr)
+    return None
+
+
+def provenance(cfg: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What every checkpoint and config.yaml record: config, tokens and their hash, git commit, library versions."""
+    return {
+        "config": to_dict(cfg),
+        "tokens": tokenizer.tokens,
+        "tokens_hash": config_hash("\n".join(tokenizer.tokens)),
+        "vocab_size": tokenizer.vocab_size,
+        "bpe_model": torch.frombuffer(bytearray(tokenizer.model), dtype=torch.uint8),
+        "git_commit": _git_commit(),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("lhotse", "sentencepiece", "numba", "k2"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str:
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).resolve().parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return result.stdout.strip() or "unknown"
+
+
+def load_averaged(
+    path: Path, overrides: list[str] | None = None, conf: str | None = None
+) -> tuple[Transducer, Config, Tokenizer]:
+    """A model in evaluation mode, its config (with `overrides` of decoding keys) and its tokens, from one file.
+
+    Works for the file that local/average.py writes and for any training checkpoint (its last weights).
+    conf: a YAML whose section `decode` stands in for the file's, so that it can be edited after training.
+    """
+    content = load_file(path)
+    for key, kind in (("config", dict), ("bpe_model", torch.Tensor)):
+        if not isinstance(content.get(key), kind):
+            raise UserError(f"{path}: holds no '{key}'; local/average.py writes files that decoding can read")
+    cfg = config_from_dict(content["config"], overrides or [], where=str(path))
+    if conf is not None:
+        cfg.decode = load_config(conf, overrides or []).decode
+    tokenizer = tokenizer_of(content, path)
+    model = build_model(cfg, tokenizer.vocab_size)
+    load_weights(model, content["model"], path)
+    check_finite(content["model"], path)
+    return model.eval(), cfg, tokenizer
+
+
+def tokenizer_of(content: dict[str, Any], where: Path) -> Tokenizer:
+    """The tokens that a checkpoint holds. `UserError` where they are damaged."""
+    model = content["bpe_model"]
+    if not isinstance(model, torch.Tensor) or model.dtype != torch.uint8:
+        raise UserError(f"{where}: its 'bpe_model' is no BPE model")
+    return Tokenizer(model.numpy().tobytes(), f"{where}: its 'bpe_model'")
+
+
+def check_finite(state: dict[str, Any], where: Path) -> None:
+    """`UserError` naming the first tensor that holds something that is no number."""
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise UserError(f"{where}: '{key}' holds values that are no numbers")
+
+
+def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], where: Path) -> None:
+    """Fill `model` by name. `UserError` naming the first tensor that is missing, unknown or of another shape."""
+    own = model.state_dict()
+    for key in own.keys() - state.keys():
+        raise UserError(f"{where}: has no weights for '{key}'; the model it holds is another one")
+    for key, value in state.items():
+        if key not in own:
+            raise UserError(f"{where}: has weights '{key}' that the configured model lacks")
+        if not isinstance(value, torch.Tensor) or value.is_floating_point() != own[key].is_floating_point():
+            raise UserError(f"{where}: '{key}' is a {type(value).__name__} of other values than weights")
+        if own[key].shape != value.shape:
+            raise UserError(f"{where}: '{key}' is {tuple(value.shape)}, the configured model's {tuple(own[key].shape)}")
+    model.load_state_dict(state)

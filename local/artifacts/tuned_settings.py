@@ -1,0 +1,52 @@
+"""Settings chosen on the dev parts: written by local/tune.py, put in by local/decode.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from local.common.atomic import atomic_write
+from local.common.errors import UserError
+from local.common.text_files import read_yaml
+from local.config import config_from_dict
+from local.config.schema import DecodeConfig
+
+
+def keys_of(overrides: Sequence[str]) -> set[str]:
+    """The keys that "key.sub=value" arguments name."""
+    return {override.partition("=")[0] for override in overrides}
+
+
+def save_tuned(path: Path, decode: dict[str, Any], average: dict[str, Any]) -> None:
+    """Write the values chosen for sections `decode` (its `by_method` too) and `average`."""
+    content = {"decode": decode, "average": average}
+    with atomic_write(path) as tmp:
+        tmp.write_text("# Chosen on the dev parts by local/tune.py\n" + yaml.safe_dump(content), encoding="utf-8")
+
+
+def with_tuned(options: DecodeConfig, path: Path, overrides: Sequence[str] = ()) -> DecodeConfig:
+    """`options` with the values of such a file, but those that `overrides` ("decode.key=value") name.
+
+    Raises `UserError` where the file is missing or of another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; stage 4 (tune) of run.sh makes it where section 'tune' has a list")
+    given = keys_of(overrides)
+    try:
+        chosen = read_yaml(path)["decode"]
+        by_method = chosen.pop("by_method", {})
+        kept = {key: value for key, value in chosen.items() if f"decode.{key}" not in given}
+        kept["by_method"] = {
+            method: {k: v for k, v in own.items() if not {f"decode.{k}", f"decode.by_method.{method}.{k}"} & given}
+            for method, own in by_method.items()
+        }
+        merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(options), kept))
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, OmegaConfBaseException) as e:
+        why = (str(e) or type(e).__name__).removeprefix(f"{path}: ").splitlines()[0]
+        raise UserError(f"{path}: not by local/tune.py: {why}") from None
+    return config_from_dict({"decode": merged}, where=str(path)).decode  # which looks at the values

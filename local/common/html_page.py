@@ -1,0 +1,82 @@
+"""A self-contained HTML page of text, tables and plots; every plot is also a PNG file beside it, 1200 pixels wide."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from local.common.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH, DPI = 12.0, 100  # inches and dots per inch: 1200 pixels
+STYLE = """
+body { max-width: 1200px; margin: 2em auto; padding: 0 1em; font: 16px/1.5 sans-serif; color: #222; }
+table { border-collapse: collapse; margin: 1em 0; }
+th, td { padding: .2em .8em; border-bottom: 1px solid #ccc; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+pre { background: #f5f5f5; padding: .8em; overflow-x: auto; line-height: 1.4; }
+img { max-width: 100%; }
+figure { margin: 1.5em 0; }
+figcaption { color: #555; }
+"""
+
+
+def new_figure(height: float = 5.0) -> Figure:
+    """An empty matplotlib figure, 1200 pixels wide and `height` inches (of 100 pixels) high; needs no display."""
+    from matplotlib.figure import Figure  # takes half a second
+
+    return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+
+
+class Page:
+    """Collects the parts of a page in their order; `write` makes the file, figures are written as they come."""
+
+    def __init__(self, title: str, folder: Path) -> None:
+        """folder: where the PNG files and the page go; made where missing."""
+        self.title, self.folder = title, folder
+        self.parts: list[str] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def heading(self, text: str) -> None:
+        """A section's title."""
+        self.parts.append(f"<h2>{html.escape(text)}</h2>")
+
+    def text(self, text: str) -> None:
+        """A paragraph of plain text."""
+        self.parts.append(f"<p>{html.escape(text)}</p>")
+
+    def formula(self, text: str) -> None:
+        """Lines kept as they are, in a fixed-width font."""
+        self.parts.append(f"<pre>{html.escape(text)}</pre>")
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table of texts; the first column is set left, the others right."""
+        lines = ["<tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in head) + "</tr>"]
+        lines += ["<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows]
+        self.parts.append("<table>\n" + "\n".join(lines) + "\n</table>")
+
+    def figure(self, figure: Figure, name: str, caption: str) -> None:
+        """Write FOLDER/<name>.png and show the same picture in the page, with `caption` below."""
+        path = self.folder / f"{name}.png"
+        with atomic_write(path) as tmp:
+            figure.savefig(tmp, format="png")
+        data = base64.b64encode(path.read_bytes()).decode()
+        image = f'<img src="data:image/png;base64,{data}" alt="{html.escape(caption, quote=True)}">'
+        self.parts.append(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
+
+    def write(self, name: str) -> Path:
+        """Write FOLDER/<name>.html, which needs no other file, and return its path."""
+        title = html.escape(self.title)
+        path = self.folder / f"{name}.html"
+        with atomic_write(path) as tmp:
+            tmp.write_text(
+                f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+                f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n" + "\n".join(self.parts) + "\n</body>\n</html>\n",
+                encoding="utf-8",
+            )
+        return path

@@ -1,0 +1,161 @@
+"""Several processes that train one model: how they are started, which of them this is, and what they add up.
+
+torchrun starts them (`torch.distributed.run`), gloo (CPU) or nccl (GPUs) connects them. Every process holds the whole
+model and takes its share of every step's utterances. Losses are sums over utterances, so gradients are summed, once a
+step, after its last backward pass: torch's DistributedDataParallel would begin earlier, but it cannot go on after a
+backward pass that ran out of memory, and wants to be told which parameters get no gradient during the warm-up.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from local.common.errors import UserError
+
+BUCKET = 2**23  # elements of the gradient that are added up by one call
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run (`size` in all, `local_size` on this machine) and which of them this is. One by default."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    cpu_group: Any = None  # for what lies on the CPU, also where gradients go over nccl
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over the processes, in place, on the device that `start` gave. `values` of any shape, equal everywhere."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value (plain values and CPU tensors), in the order of their ranks, to all of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.cpu_group)
+        return values
+
+    def sum_gradients(self, params: Sequence[nn.Parameter]) -> None:
+        """Sum `grad` over the processes. It stays None where no process has one; a process may have none at all."""
+        if self.size == 1:
+            return
+        holders = torch.tensor([float(p.grad is not None) for p in params], device=params[0].device)
+        nothing_here = all(p.grad is None for p in params)
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
+        pending: list[tuple[Tensor, list[Tensor], Any]] = [(holders, [], dist.all_reduce(holders, async_op=True))]
+        for bucket in _buckets(grads):
+            flat = torch.cat([g.flatten() for g in bucket])
+            pending.append((flat, bucket, dist.all_reduce(flat, async_op=True)))
+        for flat, bucket, work in pending:
+            work.wait()
+            for grad, total in zip(bucket, flat.split([g.numel() for g in bucket]) if bucket else (), strict=True):
+                grad.copy_(total.view_as(grad))
+        if nothing_here:
+            for p, grad, held in zip(params, grads, holders.tolist(), strict=True):
+                p.grad = grad if held else None
+
+    def stop(self) -> None:
+        """Leave the group; called at the end of a run that went well."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Groups of up to `BUCKET` elements, in order."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def start() -> tuple[Processes, torch.device]:
+    """Join the processes that torchrun started, if it did, and take this one's device.
+
+    Raises `UserError` where a machine has fewer GPUs than processes.
+    """
+    rank, size, local_rank, local_size = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+    )
+    cuda = torch.cuda.is_available()
+    if cuda and local_size > torch.cuda.device_count():
+        raise UserError(f"--nproc {local_size}: this machine has {torch.cuda.device_count()} GPUs, one process each")
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if size == 1:
+        return Processes(), device
+    if sys.platform == "linux":  # a launcher that is killed must not leave processes that go on writing
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    cpu_group = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
+    if rank > 0:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (what happens is told by the first)
+    return Processes(rank, size, local_rank, local_size, cpu_group), device
+
+
+def is_launched() -> bool:
+    """Whether torchrun (or `launch`) started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def launch(program: Path, args: Sequence[str], nproc: int, nnodes: int = 1, rdzv: str = "") -> None:
+    """Run `program` in `nproc` processes here, by torchrun; with more machines, the same call is made on each.
+
+    rdzv: HOST:PORT where the machines find each other, HOST being one of them.
+    Raises `UserError` when a process fails (the others are ended), or when the machines do not find each other.
+    """
+    if torch.__version__.startswith("1."):  # its launcher fails on Python 3.11's enumerations
+        raise UserError(f"several processes need torch 2, this is {torch.__version__}; train with --nproc 1")
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+    from torch.distributed.run import parse_args, run
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is told in one line below
+    if nnodes > 1 and not re.fullmatch(r"[^\s:]+:[0-9]+", rdzv):
+        raise UserError("--nnodes needs --rdzv HOST:PORT, the same on every machine")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
+    where = ["--rdzv_backend=c10d", f"--rdzv_endpoint={rdzv}", "--rdzv_id=train"] if rdzv else ["--standalone"]
+    options = [f"--nnodes={nnodes}", f"--nproc_per_node={nproc}", "--max_restarts=0", *where]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    try:
+        run(parse_args([*options, str(program), *args]))
+    except ChildFailedError as e:
+        rank, failure = e.get_first_failure()
+        how = failure.signal_name() if failure.exitcode < 0 else f"status {failure.exitcode}"
+        raise UserError(f"process {rank} of the training ended with {how}; the others were stopped") from None
+    except SignalException as e:
+        raise UserError(f"stopped by {signal.Signals(e.sigval).name}") from None
+    except RendezvousError as e:
+        raise UserError(f"--rdzv {rdzv}: the {nnodes} machines did not find each other: {e}") from None
+    finally:
+        for number, handler in handlers.items():  # torchrun's own would keep forked processes from being ended
+            signal.signal(number, handler)
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,99 @@
+"""eSpeak NG through ctypes; its library and voices come in the PyPI package `espeakng-loader`.
+
+The library keeps state between calls (flutter, noise, prosody), so what it says depends on all that it said before.
+Who needs the same samples again starts a fresh process and one `Speaker` in it, and says the same things in order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from local.common.errors import UserError
+
+# From speak_lib.h of eSpeak NG 1.52.
+AUDIO_OUTPUT_SYNCHRONOUS = 2
+INITIALIZE_DONT_EXIT = 0x8000
+POS_CHARACTER = 1
+CHARS_UTF8 = 1
+RATE, PITCH, RANGE = 1, 3, 4
+LIST_TERMINATED, WORD = 0, 1
+
+
+class Event(ctypes.Structure):
+    """espeak_EVENT: something that begins at `sample` of what is being said."""
+
+    _fields_ = [
+        ("type", ctypes.c_int), ("unique_identifier", ctypes.c_uint), ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int), ("audio_position", ctypes.c_int), ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p), ("id", ctypes.c_char * 8),
+    ]  # fmt: skip
+
+
+CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(Event))
+
+
+def load_library() -> tuple[ctypes.CDLL, Path]:
+    """The shared library and the folder that holds `espeak-ng-data`; `UserError` where either does not load."""
+    try:
+        import espeakng_loader
+
+        path, data = espeakng_loader.get_library_path(), Path(espeakng_loader.get_data_path())
+    except (ImportError, RuntimeError) as e:
+        raise UserError(f"eSpeak NG is needed to synthesise speech: pip install espeakng-loader ({e})") from e
+    try:
+        return ctypes.CDLL(path), data
+    except OSError as e:
+        raise UserError(f"{path}: eSpeak NG's library does not load on this machine: {e}") from e
+
+
+class Speaker:
+    """One eSpeak NG instance; at most one per process. `seed` fixes its noise and flutter."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.lib, data = load_library()
+        # Without a path it would take whatever eSpeak NG the system has, or end the process where there is none.
+        rate = self.lib.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, str(data).encode(), INITIALIZE_DONT_EXIT)
+        if rate <= 0:
+            raise UserError(f"{data}: eSpeak NG finds no voices there; reinstall espeakng-loader")
+        self.sampling_rate = int(rate)
+        self.chunks: list[np.ndarray] = []
+        self.word_starts: list[int] = []  # of what was said last: the sample at which each word begins
+        self.callback = CALLBACK(self._collect)  # kept alive here: the library holds a bare pointer to it
+        self.lib.espeak_SetSynthCallback(self.callback)
+        self.lib.espeak_Synth.argtypes = [
+            ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int,
+            ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
+        ]  # fmt: skip
+        self.lib.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
+        self.lib.espeak_ng_SetRandSeed(seed)
+
+    def _collect(self, wav: Any, count: int, events: Any) -> int:
+        if wav and count > 0:
+            self.chunks.append(np.ctypeslib.as_array(wav, (count,)).copy())
+        place = 0
+        while events and events[place].type != LIST_TERMINATED:
+            if events[place].type == WORD:
+                self.word_starts.append(events[place].sample)
+            place += 1
+        return 0
+
+    def set_voice(self, name: str, rate: int, pitch: int, pitch_range: int) -> None:
+        """Take the voice `name` (`en-us+f2`), `rate` in words a minute, pitch and its range of 0 to 99."""
+        if self.lib.espeak_SetVoiceByName(name.encode()) != 0:
+            raise UserError(f"eSpeak NG has no voice {name!r}")
+        for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, pitch_range)):
+            self.lib.espeak_SetParameter(parameter, value, 0)
+
+    def say(self, text: str) -> np.ndarray:
+        """int16 samples (n,) of `text` at `self.sampling_rate`."""
+        self.chunks.clear()
+        self.word_starts.clear()
+        raw = text.encode()
+        status = self.lib.espeak_Synth(raw, len(raw) + 1, 0, POS_CHARACTER, 0, CHARS_UTF8, None, None)
+        if status != 0 or self.lib.espeak_Synchronize() != 0:
+            raise UserError(f"eSpeak NG could not say {text!r}")
+        return np.concatenate(self.chunks) if self.chunks else np.zeros(0, np.int16)

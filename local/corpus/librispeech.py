@@ -1,0 +1,54 @@
+"""A tree in LibriSpeech's layout: <part>/<speaker>/<chapter>/ with <speaker>-<chapter>-<n>.flac and a .trans.txt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lhotse import Recording, SupervisionSegment
+from lhotse.audio import AudioSource
+
+from local.common.errors import UserError
+from local.common.text_files import is_file, read_lines
+
+AUDIO_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")
+
+
+def find_tree(corpus_dir: Path) -> Path:
+    """The folder that holds the parts: `corpus_dir` itself or `corpus_dir/LibriSpeech`."""
+    inner = corpus_dir / "LibriSpeech"
+    return inner if inner.is_dir() else corpus_dir
+
+
+def parts_in(tree: Path) -> list[str]:
+    """Names of the folders that look like parts: some transcript lies two folders below."""
+    return sorted(p.name for p in tree.iterdir() if p.is_dir() and next(p.glob("*/*/*.trans.txt"), None))
+
+
+def read_part(tree: Path, part: str, hint: str = "") -> list[tuple[Recording, SupervisionSegment]]:
+    """The part's utterances in the order of their ids, audio not yet looked at (`num_samples` is 0).
+
+    A line with an id alone gives an empty text. Raises `UserError` when the part is not there.
+    """
+    folder = tree / part
+    transcripts = sorted(folder.glob("*/*/*.trans.txt")) if folder.is_dir() else []
+    if not transcripts:
+        there = ", ".join(parts_in(tree)) or "no part at all"
+        raise UserError(f"part '{part}' is not in {tree}, which has {there}{hint}")
+    pairs = []
+    for transcript in transcripts:
+        for line in read_lines(transcript):
+            if line.strip():
+                utterance_id, *text = line.split(maxsplit=1)
+                pairs.append(_pair(transcript.parent, utterance_id, text[0].strip() if text else ""))
+    return pairs
+
+
+def _pair(folder: Path, utterance_id: str, text: str) -> tuple[Recording, SupervisionSegment]:
+    candidates = (folder / (utterance_id + ending) for ending in AUDIO_ENDINGS)
+    path = next((c for c in candidates if is_file(c)), folder / f"{utterance_id}.flac")
+    source = AudioSource(type="file", channels=[0], source=str(path.absolute()))
+    recording = Recording(id=utterance_id, sources=[source], sampling_rate=0, num_samples=0, duration=0.0)
+    speaker = utterance_id.partition("-")[0]
+    return recording, SupervisionSegment(
+        id=utterance_id, recording_id=utterance_id, start=0.0, duration=0.0, text=text, speaker=speaker
+    )

@@ -1,0 +1,102 @@
+"""Reading the manifests that earlier stages wrote: a damaged line is one line of error that names it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lhotse import Recording, SupervisionSegment
+from lhotse.cut import Cut, MonoCut
+from lhotse.cut.data import DataCut
+from lhotse.serialization import decode_json_line, deserialize_item
+
+from local.common.errors import UserError
+from local.common.text_files import read_bytes
+
+T = TypeVar("T")
+
+
+def read_manifest(path: Path, kind: type[T], made_by: str) -> Iterator[T]:
+    """The items of a `.jsonl.gz` that the program `made_by` wrote. `UserError` names the line that is no `kind`."""
+    for number, line in enumerate(read_bytes(path, made_by).splitlines(), 1):
+        yield parse_item(line, kind, f"{path}:{number}", made_by)
+
+
+def parse_item(line: bytes, kind: type[T], where: str, made_by: str = "prepare.sh") -> T:
+    """One line of a manifest. `UserError` naming `where` for what is no `kind`, or holds values that cannot be."""
+    try:
+        item = deserialize_item(decode_json_line(line.decode("utf-8")))
+        if not isinstance(item, kind):
+            raise TypeError(f"a {type(item).__name__}, not a {kind.__name__}")
+        wrong = flaw(item)
+    except Exception as e:  # lhotse raises what it happens upon: KeyError, TypeError, AssertionError ...
+        wrong = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
+    if wrong:
+        raise UserError(f"{where}: damaged: {wrong}; let {made_by} make it again (--force)")
+    return item
+
+
+def flaw(item: Any) -> str:
+    """What cannot be in a recording, a supervision or a cut; nothing where all is well."""
+    if not isinstance(item.id, str) or not item.id:
+        return "an id that is no text"
+    if isinstance(item, Recording):
+        return _flaw_of_recording(item)
+    if isinstance(item, SupervisionSegment):
+        return _flaw_of_supervision(item)
+    if isinstance(item, Cut):
+        return _flaw_of_cut(item)
+    return ""
+
+
+def _number(value: Any, least: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= least
+
+
+def _flaw_of_recording(item: Recording) -> str:
+    for name in ("sampling_rate", "num_samples", "duration"):
+        if not _number(getattr(item, name), 0) or getattr(item, name) == 0:
+            return f"{name} of {item.id} is {str(getattr(item, name))[:40]}"
+    if abs(item.duration - item.num_samples / item.sampling_rate) > 0.1:
+        return f"{item.id} has {item.num_samples} samples at {item.sampling_rate} Hz, but lasts {item.duration} s"
+    if not item.sources or not all(isinstance(s.source, str) and "\0" not in s.source for s in item.sources):
+        return f"{item.id} has no file"
+    return ""
+
+
+def _flaw_of_supervision(item: SupervisionSegment) -> str:
+    if not isinstance(item.text, str) or "\n" in item.text or "\0" in item.text:
+        return f"the text of {item.id[:80]} is not one line"
+    for name, least in (("start", -1e-3), ("duration", 0)):
+        if not _number(getattr(item, name), least):
+            return f"{name} of {item.id[:80]} is {str(getattr(item, name))[:40]}"
+    if not isinstance(item.recording_id, str) or not isinstance(item.speaker, str | None):
+        return f"recording or speaker of {item.id[:80]} is no text"
+    channels = item.channel if isinstance(item.channel, list) and item.channel else [item.channel]
+    if not all(type(channel) is int for channel in channels):
+        return f"channel of {item.id[:80]} is {str(item.channel)[:40]}"
+    words = [word for found in (item.alignment or {}).values() for word in found]
+    if not all(_number(word.start, -math.inf) and _number(word.duration, 0) for word in words):
+        return f"the alignment of {item.id[:80]} has times that are none"
+    return ""
+
+
+def _flaw_of_cut(item: Cut) -> str:
+    if not _number(item.duration, 0) or item.duration == 0:
+        return f"duration of {item.id[:80]} is {item.duration}"
+    if not isinstance(item, DataCut):
+        return ""
+    if not _number(item.start, 0) or (item.recording is None and item.features is None):
+        return f"{item.id[:80]} has no beginning, or neither recording nor features"
+    if item.recording is not None and item.end > item.recording.duration + 0.1:
+        return f"{item.id[:80]} ends {item.end - item.recording.duration:.1f} s after its recording"
+    if isinstance(item, MonoCut) and type(item.channel) is not int:
+        return f"channel of {item.id[:80]} is {item.channel}"
+    if not isinstance(item.custom, dict | None):
+        return f"custom of {item.id[:80]} is no mapping"
+    if not _number((item.custom or {}).get("num_tokens", 0), 0):
+        return f"num_tokens of {item.id[:80]} is {str((item.custom or {})['num_tokens'])[:40]}"
+    parts = [*([] if item.recording is None else [item.recording]), *item.supervisions]
+    return next(filter(None, map(flaw, parts)), "")

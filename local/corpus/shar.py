@@ -1,0 +1,40 @@
+"""A corpus in lhotse's Shar format: the utterances of its shards, whose audio stays where it is."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+from lhotse import Recording
+
+from local.common.errors import UserError
+from local.corpus.corpus_yaml import Dropped
+from local.corpus.lhotse_manifests import nonempty, read_cuts
+from local.corpus.shard_store import ShardStore, is_remote, recordings_in, shards_of
+from local.corpus.tables import Pair
+
+
+def read_shar(source: Path, part: str, dropped: list[Dropped], store: ShardStore) -> list[Pair]:
+    """Every supervision of every cut of the shards in a folder or a list (see `shards_of`).
+
+    Cuts whose audio the shard has not go to `dropped`, as do shards that cannot be had or are damaged, with what was whole.
+    """
+    pairs: list[Pair] = []
+    for cuts, tar in shards_of(source):
+        recordings: dict[str, Recording] = {}
+        try:
+            location = tar if is_remote(tar) else str(Path(tar).resolve())
+            for recording in recordings_in(store.local(tar), location):
+                recordings[recording.id] = recording
+        except (OSError, ValueError, LookupError, TypeError, tarfile.TarError) as e:
+            dropped.append(damaged(tar, part, e))
+        try:
+            pairs += read_cuts(store.local(cuts), part, dropped, recordings)
+        except (OSError, ValueError, UserError) as e:
+            dropped.append(damaged(cuts, part, e))
+    return nonempty(pairs, source)
+
+
+def damaged(file: str, part: str, e: Exception) -> Dropped:
+    """A file of a shard that cannot be used, or not to its end."""
+    return Dropped(file, part, "shard damaged or missing", " ".join(f"{type(e).__name__}: {e}".split())[:200])

@@ -1,0 +1,156 @@
+"""lhotse Shar: utterances in shards, `cuts.000000.jsonl.gz` with `recording.000000.tar`, on a disk or in an object store.
+
+lhotse reads shards as a stream. Here preparation notes where in its tar each recording lies, so that a shard is one more
+place that audio comes from: batches, augmentation, resuming and several processes are the same as with single files. What is
+not on a disk (`s3://...`, `https://...`, `pipe:COMMAND`) is fetched as a whole when something of it is asked for, into a folder
+of bounded size; `local.data.batching` takes shards in groups, so that in an epoch each is fetched once.
+
+In manifests such a recording has the source `TAR#OFFSET+SIZE`, of lhotse's type `shar`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock
+from lhotse import AudioSource, Recording
+from lhotse.cut import Cut, MixedCut
+from lhotse.serialization import decode_json_line, deserialize_item, open_best
+from lhotse.utils import fastcopy, is_valid_url
+
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, reason
+from local.common.text_files import read_lines
+from local.config.schema import DataConfig
+
+LIST = ".shar"  # ending of a file that lists the `cuts` files of shards
+NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # {000000..000119}
+CUTS = re.compile(r"\bcuts\.(\d+)\.jsonl(\.gz)?(?=\W*$)")
+GIGABYTE = 10**9
+
+
+def is_remote(location: str) -> bool:
+    """Whether it is a URL or a command rather than a path."""
+    return location.startswith("pipe:") or is_valid_url(location)
+
+
+def shards_of(source: Path) -> list[tuple[str, str]]:
+    """(cuts, tar) of every shard: of a folder, or of a list whose lines are `cuts` files; {000..119} stands for numbers.
+
+    Raises `UserError` naming what is no `cuts.<number>.jsonl[.gz]`.
+    """
+    if source.is_dir():
+        cuts = sorted(str(p) for p in source.iterdir() if CUTS.fullmatch(p.name))
+    else:
+        cuts = [c for line in read_lines(source) if line.strip() for c in _expanded(line.strip())]
+        cuts = [c if is_remote(c) else str(source.parent / c) for c in cuts]
+    if not cuts:
+        raise UserError(f"{source}: no shard in it")
+    shards = []
+    for location in cuts:
+        if not CUTS.search(location):
+            raise UserError(f"{source}: '{location[:200]}' does not end in cuts.<number>.jsonl.gz")
+        shards.append((location, CUTS.sub(r"recording.\1.tar", location)))
+    return shards
+
+
+def _expanded(line: str) -> list[str]:
+    found = NUMBERS.search(line)
+    if not found:
+        return [line]
+    first, last = found.groups()
+    return [line.replace(found[0], f"{i:0{len(first)}d}") for i in range(int(first), int(last) + 1)]
+
+
+class ShardStore:
+    """Finds the files of shards; those from elsewhere lie in `folder`, the least recently used make room above `limit` GB.
+
+    Several processes may use one folder.
+    """
+
+    def __init__(self, folder: Path, limit: float) -> None:
+        self.folder, self.limit = folder, limit
+
+    def local(self, location: str) -> Path:
+        """The file, fetched where it is not on a disk. `OSError` or `ValueError` where it cannot be had."""
+        if not is_remote(location):
+            return Path(location)
+        name = hashlib.sha256(location.encode()).hexdigest()[:16]
+        name += "".join(Path(location.rstrip("/")).suffixes[-2:])[-16:]  # lhotse and gzip go by it
+        path = self.folder / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f".{name}.lock"):
+            if not path.is_file():
+                self._fetch(location, path)
+            path.touch()  # what was used last stays longest
+        return path
+
+    def _fetch(self, location: str, path: Path) -> None:
+        try:
+            with atomic_write(path) as tmp, open_best(location, "rb") as source, tmp.open("wb") as out:
+                shutil.copyfileobj(source, out, 1 << 20)
+                if out.tell() == 0:  # a command that failed
+                    raise ValueError("nothing came")
+        except Exception as e:  # of whichever library knows the store
+            raise ValueError(f"{location} cannot be fetched: {reason(e)}") from None
+        files = sorted((p for p in self.folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_mtime)
+        total = sum(p.stat().st_size for p in files)
+        for old in files:
+            if total <= self.limit * GIGABYTE or old == path:
+                break
+            total -= old.stat().st_size
+            old.unlink(missing_ok=True)  # who has it open reads on
+
+    def read(self, source: str) -> bytes:
+        """The bytes of `TAR#OFFSET+SIZE`. Raises `ValueError` where the tar has not as many."""
+        location, _, place = source.rpartition("#")
+        offset, size = map(int, place.split("+"))
+        with self.local(location).open("rb") as f:
+            f.seek(offset)
+            data = f.read(size)
+        if len(data) < size:
+            raise ValueError(f"{location} ends before byte {offset + size}")
+        return data
+
+    def with_audio(self, recording: Recording) -> Recording:
+        """The recording with its bytes in memory where they lie in a shard; others as they are."""
+        if all(source.type != "shar" for source in recording.sources):
+            return recording
+        sources = [AudioSource("memory", s.channels, self.read(s.source)) if s.type == "shar" else s for s in recording.sources]
+        return fastcopy(recording, sources=sources)
+
+    def filled(self, cut: Cut) -> Cut:
+        """The cut with `with_audio` applied to its recording."""
+        if isinstance(cut, MixedCut) or not cut.has_recording:
+            return cut
+        recording = self.with_audio(cut.recording)
+        return cut if recording is cut.recording else fastcopy(cut, recording=recording)
+
+
+def shard_store(data_dir: Path, data: DataConfig) -> ShardStore:
+    """Where the programs that work on data_dir keep shards."""
+    return ShardStore(data_dir / "shards", data.shard_cache)
+
+
+def recordings_in(tar: Path, location: str) -> Iterator[Recording]:
+    """The recordings that a shard's tar holds, each with the id of its cut and a source that says where in `location` it is.
+
+    Raises `ValueError` or `tarfile.TarError` behind the last whole one where the file is damaged.
+    """
+    with tarfile.open(tar, "r:") as archive:
+        members = iter(archive)
+        for data, meta in zip(members, members, strict=False):  # the audio, then what lhotse says of it
+            if meta.name.endswith(".nometa"):
+                continue
+            file = archive.extractfile(meta)
+            recording = deserialize_item(decode_json_line((file.read() if file else b"").decode("utf-8")))
+            if not isinstance(recording, Recording) or len(recording.sources) != 1:
+                raise ValueError(f"{meta.name} describes no recording")
+            place = f"{location}#{data.offset_data}+{data.size}"
+            source = AudioSource("shar", recording.sources[0].channels, place)
+            yield fastcopy(recording, id=str(Path(data.name).with_suffix("")), sources=[source])

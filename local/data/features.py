@@ -1,0 +1,16 @@
+"""Log-mel filter-bank features: lhotse's Kaldi-compatible extractor, 25 ms windows every 10 ms."""
+
+from __future__ import annotations
+
+import math
+
+from lhotse import Fbank, FbankConfig
+
+from local.config.schema import FeaturesConfig
+
+PADDING = math.log(1e-10)  # value of frames that only fill up a batch: silence at the energy floor
+
+
+def make_extractor(features: FeaturesConfig) -> Fbank:
+    """Fbank of `num_mel_bins` channels at `sampling_rate` Hz; audio (1, samples) in [-1, 1] gives (T, num_mel_bins)."""
+    return Fbank(FbankConfig(sampling_rate=features.sampling_rate, num_filters=features.num_mel_bins))

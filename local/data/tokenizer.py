@@ -1,0 +1,84 @@
+"""Tokens: a sentencepiece unigram model (Kudo, 2018) with <blk>=0, <sos/eos>=1, <unk>=2."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece as spm
+
+from local.common.errors import UserError
+from local.common.text_files import read_bytes
+
+SPECIAL = ("<blk>", "<sos/eos>")  # ids 0 and 1; <unk> follows
+BLANK_ID, SOS_EOS_ID, UNK_ID = 0, 1, 2
+
+
+class Tokenizer:
+    """Texts to token ids and back. Holds the model's bytes, so that it can be pickled and kept in a checkpoint."""
+
+    def __init__(self, model: bytes, where: str = "BPE model") -> None:
+        """Raises `UserError` naming `where` when `model` is no sentencepiece model with our special tokens."""
+        self.model = model
+        self._sp = spm.SentencePieceProcessor()
+        try:
+            self._sp.LoadFromSerializedProto(model)
+            self.vocab_size: int = self._sp.GetPieceSize()
+            self.tokens: list[str] = [self._sp.IdToPiece(i) for i in range(self.vocab_size)]
+        except (RuntimeError, OSError, UnicodeDecodeError):
+            raise UserError(f"{where}: not a sentencepiece model") from None
+        if tuple(self.tokens[: len(SPECIAL)]) != SPECIAL or self._sp.unk_id() != UNK_ID:
+            raise UserError(f"{where}: the first tokens are {self.tokens[:3]}, not <blk>, <sos/eos>, <unk>")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Tokenizer:
+        """Read `bpe.model`; raises `UserError` when it is missing."""
+        path = Path(path)
+        return cls(read_bytes(path, "stage 2 of prepare.sh"), str(path))
+
+    @classmethod
+    def from_bytes(cls, model: bytes) -> Tokenizer:
+        """From the bytes of `bpe.model`, as checkpoints keep them."""
+        return cls(bytes(model))
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text; a character the model does not know becomes <unk> (id 2)."""
+        return self._sp.EncodeAsIds(list(texts), num_threads=1)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; blank and <sos/eos> vanish, <unk> shows as `<unk>`."""
+        pieces = [self.tokens[i] for i in ids if i not in (BLANK_ID, SOS_EOS_ID)]
+        return " ".join("".join(pieces).replace("\u2581", " ").split())
+
+    def unknown_characters(self, text: str) -> list[str]:
+        """The characters of `text` that the model has no token for, each once, in their order."""
+        if UNK_ID not in self.encode([text])[0]:
+            return []
+        return [c for c in dict.fromkeys(text) if not c.isspace() and UNK_ID in self.encode([c])[0]]
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
+        return (Tokenizer, (self.model,))
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, character_coverage: float = 1.0) -> Tokenizer:
+    """Train a unigram model of at most `vocab_size` tokens; a small corpus ends with fewer.
+
+    Raises `UserError` when there is no text or `vocab_size` is too small for the characters of the texts.
+    """
+    lines = [t for t in texts if t.strip()]
+    if not lines:
+        raise UserError("no training text to make tokens from")
+    model = io.BytesIO()
+    try:
+        spm.SentencePieceTrainer.Train(
+            sentence_iterator=iter(lines), model_writer=model, vocab_size=vocab_size, model_type="unigram",
+            character_coverage=character_coverage, user_defined_symbols=list(SPECIAL), unk_id=UNK_ID, bos_id=-1,
+            eos_id=-1, hard_vocab_limit=False, input_sentence_size=100_000_000, num_threads=4, minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as e:
+        needed = re.search(r"smaller than required_chars\D*\d+\D+(\d+)", str(e))
+        why = f"at least {needed.group(1)} are needed for its characters" if needed else str(e).strip().split("\n")[-1]
+        raise UserError(f"lang.vocab_size={vocab_size}: cannot make tokens from {len(lines)} texts: {why}") from None
+    return Tokenizer(model.getvalue())

@@ -1,0 +1,44 @@
+"""Words of a hypothesis with their times and confidences."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from local.data.durations import FRAME_SECONDS
+from local.data.tokenizer import BLANK_ID, SOS_EOS_ID, Tokenizer
+from model.search import Hypothesis
+
+TOKEN_SECONDS = 4 * FRAME_SECONDS  # per frame of the encoder's output
+SPACE = "\u2581"  # sentencepiece's mark of a word's beginning
+
+
+def timed_words(hypothesis: Hypothesis, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The words as `Tokenizer.decode` gives them: {"word", "start", "end", "confidence"}, in order.
+
+    start, end: seconds at which the word's first and last token came out, taking an encoder frame to be at its beginning.
+    confidence: the product of its tokens' probabilities, that is of all of them given what came before.
+    """
+    words: list[dict[str, Any]] = []
+    open_word = False
+    emissions = zip(hypothesis.tokens, hypothesis.times, hypothesis.confidences, strict=True)
+    for token, time, confidence in emissions:
+        pieces = [] if token in (BLANK_ID, SOS_EOS_ID) else tokenizer.tokens[token].split(SPACE)
+        seconds = round(TOKEN_SECONDS * time, 3)
+        for place, piece in enumerate(pieces):
+            open_word = open_word and place == 0
+            if piece and not open_word:
+                words.append({"word": "", "start": seconds, "end": seconds, "confidence": 1.0})
+                open_word = True
+            if piece:
+                words[-1]["word"] += piece
+                words[-1]["end"] = seconds
+                words[-1]["confidence"] *= confidence
+    for word in words:
+        word["confidence"] = rounded(word["confidence"])
+    return words
+
+
+def rounded(probability: float) -> float:
+    """Four digits, as results are written."""
+    return round(probability, 4) if math.isfinite(probability) else 0.0

@@ -1,0 +1,142 @@
+"""Pictures of what `local.diagnosis.probe.Probe` measured: gradients by layer and sequence, before and after the filter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from local.common.html_page import new_figure
+from local.diagnosis.probe import Probed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TINY = 1e-30
+LABELLED = 40  # sequences up to which each has its name on the axis
+NAMED = 8  # of more, so many
+COLOURS = ("tab:red", "tab:orange", "tab:purple", "tab:brown", "tab:pink")
+
+
+def layers_before_and_after(modules: dict[str, Probed]) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+    """Names of the recurrent layers, and the norms (layers, sequences) of the gradients at their inputs: as the layer
+    passes them back, and behind the gradient filter; None for the latter where there is no filter."""
+    names = [n.removesuffix(".lstm") for n, p in modules.items() if n.endswith(".lstm") and p.passed]
+    before = np.stack([joined(modules[f"{n}.lstm"].passed) for n in names])
+    filters = [modules.get(f"{n}.gradient_filter") for n in names]
+    after = [joined(p.passed) for p in filters if p is not None and p.passed]
+    return names, before, np.stack(after) if len(after) == len(names) else None
+
+
+def joined(values: Sequence[Any]) -> np.ndarray:
+    """One array of the arrays of all batches."""
+    return np.concatenate([np.asarray(v) for v in values])
+
+
+def short(name: str) -> str:
+    """A module's name without what all names on a picture share."""
+    return name.replace("encoder.encoder.layers.", "layer ").replace("encoder.encoder_embed", "front end")
+
+
+def filter_heat_map(modules: dict[str, Probed], ids: Sequence[str], marked: Sequence[str]) -> Figure:
+    """Gradient norm at the input of each recurrent layer by sequence, before and after the filter, on one colour scale."""
+    names, before, after = layers_before_and_after(modules)
+    panels = [("as the layer passes it back" + ("" if after is None else ", before the filter"), before)]
+    if after is not None:
+        panels.append(("after the filter", after))
+    logs = [np.log10(np.maximum(values, TINY)) for _, values in panels]
+    shown = np.concatenate([v[np.isfinite(v) & (v > np.log10(TINY))].ravel() for v in logs])
+    low, high = (shown.min(), shown.max()) if len(shown) else (0.0, 1.0)
+    figure = new_figure(1.6 + len(panels) * (1.2 + 0.28 * len(names)) + (1.4 if marked or len(ids) <= LABELLED else 0))
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, (title, _), values in zip(axes, panels, logs, strict=True):
+        image = ax.imshow(values, aspect="auto", origin="lower", vmin=low, vmax=high, interpolation="nearest")
+        ax.set_title(f"Gradient at each recurrent layer's input, {title}")
+        ax.set_yticks(range(len(names)), [short(n) for n in names])
+        ax.set_ylabel("recurrent layer")
+    _name_sequences(axes[-1], ids, marked)
+    figure.colorbar(image, ax=list(axes), label="log10 of the gradient's norm")
+    return figure
+
+
+def amplification_heat_map(modules: dict[str, Probed], ids: Sequence[str], marked: Sequence[str]) -> Figure:
+    """What every module does to each sequence's gradient: log10 of the norm at its input / at its output."""
+    kept = {n: a for n, p in modules.items() if (a := p.amplification()).numel() == len(ids) and not n.endswith("balancer")}
+    values = np.log10(np.stack([a.numpy().clip(1e-3) for a in kept.values()]))
+    limit = max(1.0, float(np.nanmax(np.abs(values), initial=0.0)))
+    figure = new_figure(2.5 + 0.17 * len(kept) + (1.4 if marked or len(ids) <= LABELLED else 0))
+    ax = figure.subplots()
+    image = ax.imshow(values, aspect="auto", origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    ax.set_yticks(range(len(kept)), [short(n) for n in kept], fontsize=8)
+    ax.set_ylabel("module, in the order of the forward pass from below")
+    _name_sequences(ax, ids, marked)
+    ax.set_title("Amplification: gradient's norm at a module's input / at its output")
+    figure.colorbar(image, ax=ax, label="log10 (red: the gradient grows)")
+    return figure
+
+
+def depth_curves(modules: dict[str, Probed], ids: Sequence[str], marked: Sequence[str]) -> Figure:
+    """One curve a sequence: the gradient's norm at the recurrent layers' inputs, before and after the filter; `marked`
+    utterances in colour."""
+    names, before, after = layers_before_and_after(modules)
+    panels = [("before the filter" if after is not None else "no filter", before)]
+    panels += [] if after is None else [("after the filter", after)]
+    figure = new_figure(5.5)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (title, values) in zip(axes, panels, strict=True):
+        values = np.where(np.isfinite(values) & (values > TINY), values, np.nan)
+        for i, name in enumerate(ids):
+            if name not in marked[: len(COLOURS)]:
+                ax.plot(values[:, i], color="0.75", linewidth=0.8)
+        ax.plot(np.nanmedian(values, axis=1), color="black", linewidth=2, label="median of the sequences")
+        for name, colour in zip(marked, COLOURS, strict=False):
+            ax.plot(values[:, list(ids).index(name)], color=colour, marker="o", label=name)
+        _log_axis(ax)
+        ax.set_xticks(range(len(names)), [short(n) for n in names])
+        ax.set_xlabel("recurrent layer (the loss is on the right)")
+        ax.set_title(title)
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("norm of the gradient at the layer's input")
+    axes[0].legend(fontsize=9)
+    return figure
+
+
+def time_curves(modules: dict[str, Probed]) -> Figure:
+    """The rms of the gradient at each recurrent layer's output against time, over all sequences that are so long."""
+    figure = new_figure(4.5)
+    ax = figure.subplots()
+    names = [n for n in modules if n.endswith(".lstm")]
+    for i, name in enumerate(names):
+        p = modules[name].gradient
+        rms = (p.times / p.times_count.clamp(min=1)).sqrt().numpy()
+        ax.plot(np.where(rms > 0, rms, np.nan), label=short(name), color=_shade(i, len(names)))
+    _log_axis(ax)
+    ax.set_xlabel("encoder frame (40 ms)")
+    ax.set_ylabel("rms of the gradient at the output")
+    ax.set_title("Gradient at each recurrent layer's output against time")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=9, ncols=max(1, len(names) // 4))
+    return figure
+
+
+def _log_axis(ax: Any) -> None:
+    """A logarithmic y axis that has numbers where it spans less than two decades too."""
+    from matplotlib.ticker import LogFormatterSciNotation
+
+    ax.set_yscale("log")
+    ax.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 1)))
+
+
+def _shade(i: int, n: int) -> Any:
+    import matplotlib
+
+    return matplotlib.colormaps["viridis"](i / max(n - 1, 1) * 0.9)
+
+
+def _name_sequences(ax: Any, ids: Sequence[str], marked: Sequence[str]) -> None:
+    """Names on the axis of sequences: all, or where there are too many the marked ones."""
+    named = list(ids) if len(ids) <= LABELLED else list(marked[:NAMED])
+    ax.set_xlabel("utterance, in the order of sequences.tsv")
+    if named:
+        ax.set_xticks([list(ids).index(name) for name in named], named, rotation=90, fontsize=8)

@@ -1,0 +1,64 @@
+"""The text of one set's errors: most frequent errors, errors by word, and every wrong utterance aligned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from local.scoring.align import Score
+
+MOST = 50  # lines of each list of frequent errors
+
+
+def error_report(title: str, result: Score) -> str:
+    """Several paragraphs of plain text about `result`, headed by `title`."""
+    return "\n".join([*summary(title, result), "", *frequent(result), *by_word(result), *aligned(result)]) + "\n"
+
+
+def summary(title: str, result: Score) -> Iterator[str]:
+    """Totals."""
+    count = len(result.utterances)
+    yield f"{title}: {count} utterances, {result.words} words"
+    if result.wer is not None and result.ci95 is not None:
+        yield f"WER {result.wer:.2f} % (95 % interval {result.ci95[0]:.2f} to {result.ci95[1]:.2f})"
+    yield f"{result.sub} substitutions, {result.dels} deletions, {result.ins} insertions"
+    if result.cer is not None:
+        yield f"CER {result.cer:.2f} %"
+    yield f"utterances with an error: {result.wrong_utterances} ({100 * result.wrong_utterances / max(count, 1):.2f} %)"
+
+
+def frequent(result: Score) -> Iterator[str]:
+    """The most frequent substitutions, deletions and insertions, each list with a blank line after it."""
+    pairs = Counter({f"{ref} -> {hyp}": n for (ref, hyp), n in result.substitutions.items()})
+    for name, counts in (("substitutions", pairs), ("deletions", result.deletions), ("insertions", result.insertions)):
+        yield f"{name}: count, word"
+        rows = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
+        yield from (f"{n:6d}  {word}" for word, n in rows[:MOST])
+        if len(rows) > MOST:
+            yield f"        and {len(rows) - MOST} more"
+        yield ""
+
+
+def by_word(result: Score) -> Iterator[str]:
+    """Each word with an error: how often right, substituted, deleted, put in another's place, inserted."""
+    lost: Counter[str] = Counter()
+    wrong: Counter[str] = Counter()
+    for (ref, hyp), n in result.substitutions.items():
+        lost[ref] += n
+        wrong[hyp] += n
+    errors = lost + wrong + result.deletions + result.insertions
+    yield "by word: errors, right, substituted, deleted, put for another, inserted, word"
+    for word, n in sorted(errors.items(), key=lambda row: (-row[1], row[0])):
+        counts = (n, result.correct[word], lost[word], result.deletions[word], wrong[word], result.insertions[word])
+        yield "".join(f"{c:6d}" for c in counts) + f"  {word}"
+    yield ""
+
+
+def aligned(result: Score) -> Iterator[str]:
+    """Every utterance with an error: equal words as they are, errors as (ref->hyp), * for no word."""
+    yield "utterances with an error: (ref->hyp), * for no word"
+    for utterance, pairs in zip(result.utterances, result.alignments, strict=True):
+        if any(ref != hyp for ref, hyp in pairs):
+            words = (ref if ref == hyp else f"({ref or '*'}->{hyp or '*'})" for ref, hyp in pairs)
+            yield f"{utterance.id}: {' '.join(words)}"
+

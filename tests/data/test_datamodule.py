@@ -1,0 +1,342 @@
+"""Batches: shapes, determinism however many processes load them, skipping, noise, and files that vanish."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lhotse import CutSet
+
+from local.data import training_cuts
+from local.compute_features import main as compute_features
+from local.config import load_config
+from local.data.datamodule import AsrDataModule, AsrDataset, Batch
+from local.common.errors import UserError
+from local.data.durations import SPEEDS
+from local.prepare_cuts import main as prepare_cuts
+from local.prepare_lang import main as prepare_lang
+from local.prepare_manifests import main as prepare_manifests
+from local.prepare_noise import main as prepare_noise
+from local.data.batching import cut_up, duration_bins, seeded, train_batches
+from local.config.schema import Config
+from local.data.tokenizer import Tokenizer
+from local.data.training_cuts import ShuffledCuts
+from model.encoder.subsampling import subsampled
+from tests.speech_tree import audio_of, make_part, set_text, write_noise
+
+SMALL = ["train.max_duration=12", "data.num_buckets=3", "data.num_workers=0"]
+STORED = [*SMALL, "features.type=precomputed"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared corpus, parts tr (24 utterances) and te (6), with stored features and noise."""
+    root = tmp_path_factory.mktemp("corpus")
+    (root / "corpus.yaml").write_text("name: t\nsource: librispeech\ntrain: [tr]\ndev: [te]\ntest: [te]\n")
+    make_part(root / "audio", "tr", utterances=12)
+    make_part(root / "audio", "te", speakers=1)
+    for n in range(3):
+        write_noise(root / "musan" / f"{n}.wav", 12.0, seed=n)
+    data = root / "data"
+    args = ["--corpus-yaml", str(root / "corpus.yaml"), "--corpus-dir", str(root / "audio"), "--data-dir", str(data)]
+    prepare_manifests(args)
+    for program in (prepare_lang, prepare_cuts, prepare_noise, compute_features):
+        program(["--data-dir", str(data), f"augment.musan={root / 'musan'}"])
+    return data
+
+
+def module(data: Path, *overrides: str) -> AsrDataModule:
+    return AsrDataModule(load_config(None, overrides), data, Tokenizer.from_file(data / "lang" / "bpe.model"))
+
+
+def same(a: list[Batch], b: list[Batch]) -> bool:
+    return len(a) == len(b) and all(
+        x["ids"] == y["ids"] and torch.equal(x["inputs"], y["inputs"]) and torch.equal(x["tokens"], y["tokens"])
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", [SMALL, STORED])
+def test_a_batch_is_what_it_says(data: Path, kind: list[str]) -> None:
+    dm = module(data, *kind, "augment.spec_augment=false")
+    batches = list(dm.train_dataloader(1))
+    ids = [i for batch in batches for i in batch["ids"]]
+    assert len(ids) == len(set(ids)) == dm.train_dataloader(1).num_cuts == 24 * 3
+    texts = {c.id: c.supervisions[0].text for c in CutSet.from_file(data / "cuts" / "tr.jsonl.gz")}
+    for batch in batches:
+        n, t, f = batch["inputs"].shape
+        lens = batch["input_lens"]
+        assert f == 80 and t == lens.max() and batch["num_frames"] == lens.sum() and batch["skipped"] == []
+        assert n * t <= 12 * 100 + n and len(batch["ids"]) == len(batch["texts"]) == n
+        for i in range(n):
+            assert torch.all(batch["inputs"][i, lens[i] :] == torch.tensor(math.log(1e-10)))
+            assert batch["texts"][i] == texts[batch["ids"][i].partition("_sp")[0]]
+            tokens = batch["tokens"][i]
+            assert dm.tokenizer.decode(tokens[: batch["token_lens"][i]].tolist()) == batch["texts"][i]
+            assert torch.all(tokens[batch["token_lens"][i] :] == 0)
+            assert subsampled(int(lens[i])) >= batch["token_lens"][i]
+
+
+def test_stored_and_computed_features_agree(data: Path) -> None:
+    plain = ["augment.spec_augment=false"]
+    rows: list[dict[str, torch.Tensor]] = []
+    for kind in (SMALL, STORED):
+        batches = list(module(data, *kind, *plain).train_dataloader(1))
+        rows.append({i: x[:n] for b in batches for i, x, n in zip(b["ids"], b["inputs"], b["input_lens"], strict=True)})
+    assert rows[0].keys() == rows[1].keys()
+    assert all((rows[0][i] - rows[1][i]).abs().max() < 0.01 for i in rows[0])
+
+
+@pytest.mark.parametrize("kind", [SMALL, [*STORED, "augment.musan=x"]])
+def test_batches_depend_on_seed_and_epoch_alone(data: Path, kind: list[str]) -> None:
+    alone = list(module(data, *kind).train_dataloader(3))
+    assert same(alone, list(module(data, *kind).train_dataloader(3)))
+    assert same(alone, list(module(data, *kind, "data.num_workers=2").train_dataloader(3)))
+    dm = module(data, *kind)
+    first = list(dm.train_dataloader(1))
+    assert not same(first, alone)
+    assert same(alone, list(dm.train_dataloader(3)))  # whatever epoch came before
+    assert not same(alone, list(module(data, *kind, "train.seed=7").train_dataloader(3)))
+
+
+class Cycle:
+    """Garbage, once nobody knows it, that only the collector of cycles destroys; tells by which process."""
+
+    def __init__(self, path: Path) -> None:
+        self.itself, self.path = self, path
+
+    def __del__(self) -> None:
+        with self.path.open("a") as f:
+            f.write(f"{os.getpid()}\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked on Linux alone")
+def test_workers_destroy_nothing_that_they_inherit(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's tensor destroyed in a forked process aborts it."""
+    load = AsrDataset.__getitem__
+
+    def collecting(self: AsrDataset, share: Any) -> Any:
+        gc.collect()
+        return load(self, share)
+
+    monkeypatch.setattr(AsrDataset, "__getitem__", collecting)
+    gc.disable()
+    try:
+        Cycle(tmp_path / "destroyed")
+        assert list(module(data, "data.num_workers=2").train_dataloader(1))
+    finally:
+        gc.enable()
+    assert (tmp_path / "destroyed").read_text() == f"{os.getpid()}\n"
+
+
+def test_skipped_batches_are_those_at_the_start(data: Path) -> None:
+    dm = module(data, *STORED)
+    assert same(list(dm.train_dataloader(2))[4:], list(dm.train_dataloader(2, skip_batches=4)))
+
+
+def test_left_out_batches_cost_no_cuts(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way back to a position is made from lengths, which agree with the cuts' own to the last digit."""
+    for kind in (SMALL, STORED):
+        parsed: list[bytes] = []
+        plain = training_cuts.parse_item
+
+        def counted(line: bytes, *args: Any, plain: Any = plain, parsed: list[bytes] = parsed) -> Any:
+            parsed.append(line)
+            return plain(line, *args)
+
+        monkeypatch.setattr(training_cuts, "parse_item", counted)
+        dm = module(data, *kind)
+        batches = len(list(dm.train_dataloader(1)))
+        assert batches > 5 and len(parsed) == 24 * 3
+        parsed.clear()
+        (last,) = dm.train_dataloader(1, skip_batches=batches - 1)
+        assert len(parsed) == len(last["ids"])
+        cuts = ShuffledCuts([data / ("features" if kind is STORED else "cuts") / "tr.jsonl.gz"], 1, True, kind is STORED)
+        assert all(cuts.seconds[number] == cuts.cut(number).duration for number in cuts.order(1))
+        monkeypatch.undo()
+
+
+def test_spec_augment_masks_and_leaves_global_generators_alone(data: Path) -> None:
+    plain = {b["ids"][0]: b for b in module(data, *STORED, "augment.spec_augment=false").train_dataloader(1)}
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    batches = list(module(data, *STORED).train_dataloader(1))
+    assert torch.equal(before, torch.get_rng_state())
+    changed = [not torch.equal(b["inputs"], plain[b["ids"][0]]["inputs"]) for b in batches]
+    assert all(changed)
+    assert all(b["inputs"].shape == plain[b["ids"][0]]["inputs"].shape for b in batches)
+
+
+@pytest.mark.parametrize("kind", [SMALL, STORED])
+def test_noise_is_mixed_into_its_share(data: Path, kind: list[str]) -> None:
+    options = [*kind, "augment.spec_augment=false"]
+    plain = {b["ids"][0]: b for b in module(data, *options).train_dataloader(1)}
+    mixed = module(data, *options, "augment.musan=x", "augment.musan_prob=0.5")
+    differs = [
+        not torch.equal(x[:n], y[:n])
+        for b in mixed.train_dataloader(1)
+        for x, y, n in zip(b["inputs"], plain[b["ids"][0]]["inputs"], b["input_lens"], strict=True)
+    ]
+    assert 0.3 < sum(differs) / len(differs) < 0.7
+
+
+def test_decoding_and_validation_are_not_augmented(data: Path) -> None:
+    dm = module(data, *STORED)
+    test, valid = list(dm.test_dataloader("te")), list(dm.valid_dataloader())
+    assert sorted(i for b in test for i in b["ids"]) == sorted(i for b in valid for i in b["ids"])
+    assert len(test[0]["ids"]) == 6 and same(test, list(dm.test_dataloader("te")))
+    assert test[0]["input_lens"].tolist() == sorted(test[0]["input_lens"].tolist(), reverse=True)
+
+
+def test_without_speed_perturbation_stored_copies_stay_out(data: Path) -> None:
+    for kind in (SMALL, STORED):
+        ids = [i for b in module(data, *kind, "augment.speed_perturb=false").train_dataloader(1) for i in b["ids"]]
+        assert len(ids) == 24 and not any("_sp" in i for i in ids)
+
+
+def test_a_file_that_vanished_is_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "corpus.yaml").write_text("name: t\nsource: librispeech\ntrain: [tr]\ndev: [tr]\ntest: [tr]\n")
+    make_part(tmp_path, "tr", speakers=1)
+    set_text(tmp_path, "tr", "100-1-0001", "E" * 21)  # fits at 0.9 of the speed, perhaps not at 1.1
+    write_noise(audio_of(tmp_path, "tr", "100-1-0001"), 0.95)
+    data = tmp_path / "data"
+    args = ["--corpus-yaml", str(tmp_path / "corpus.yaml"), "--corpus-dir", str(tmp_path), "--data-dir", str(data)]
+    prepare_manifests(args)
+    for program in (prepare_lang, prepare_cuts):
+        program(["--data-dir", str(data)])
+    audio_of(tmp_path, "tr", "100-1-0000").unlink()
+    capsys.readouterr()
+    loader = module(data, *SMALL).train_dataloader(1)
+    ids = [i for b in loader for i in b["ids"]]
+    assert loader.skipped == 3 and not any(i.startswith("100-1-0000") for i in ids)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+    assert len(lines) == 3 and all("100-1-0000" in line and "100-1-0000.flac" in line for line in lines)
+    assert len(ids) >= 13
+
+
+def test_copies_with_more_tokens_than_frames_are_left_out(data: Path) -> None:
+    for kind in (SMALL, STORED):
+        for batch in module(data, *kind).train_dataloader(1):
+            assert all(subsampled(int(t)) >= u for t, u in zip(batch["input_lens"], batch["token_lens"], strict=True))
+    assert SPEEDS == (0.9, 1.1)
+
+
+def test_missing_preparation_names_the_stage(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="stage 1 of prepare.sh"):
+        module_at = load_config(None, [])
+        AsrDataModule(module_at, tmp_path, Tokenizer.from_file(data / "lang" / "bpe.model"))
+    with pytest.raises(UserError, match="stage 3 of prepare.sh"):
+        module(data).test_dataloader("nix")
+    with pytest.raises(UserError, match="stage 4 .* of prepare.sh"):
+        module(data, *STORED).test_dataloader("nix")
+
+
+def test_spec_augment_without_masks_is_refused(data: Path) -> None:
+    cfg: Config = load_config(None, ["augment.num_frame_masks=0"])
+    dm = AsrDataModule(cfg, data, Tokenizer.from_file(data / "lang" / "bpe.model"))
+    with pytest.raises(UserError, match="num_frame_masks"):
+        dm.train_dataloader(1)
+
+
+class Corpus:
+    """As many lengths as there are cuts, in an order for each epoch: what batches are made from."""
+
+    seed = 42
+
+    def __init__(self, seconds: list[float]) -> None:
+        self.seconds = np.array(seconds)
+
+    def order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.seconds))
+
+
+def epoch_of(corpus: Corpus, num_buckets: int, limit: float, epoch: int = 1) -> list[list[int]]:
+    return train_batches(cast(ShuffledCuts, corpus), num_buckets, limit, epoch)
+
+
+LENGTHS = st.lists(st.floats(0.1, 30.0).map(lambda x: round(x, 2)), min_size=1, max_size=200)
+
+
+@given(LENGTHS, st.integers(1, 40), st.floats(1.0, 300.0))
+def test_an_epoch_has_every_cut_once_and_no_batch_is_too_long(seconds: list[float], num_buckets: int, limit: float) -> None:
+    batches = epoch_of(Corpus(seconds), num_buckets, limit)
+    assert sorted(itertools.chain(*batches)) == list(range(len(seconds)))
+    assert all(len(b) == 1 or len(b) * max(seconds[i] for i in b) <= limit for b in batches)
+
+
+@given(LENGTHS, st.floats(1.0, 100.0))
+def test_parts_are_as_long_as_they_may_be(seconds: list[float], limit: float) -> None:
+    parts = list(cut_up(range(len(seconds)), seconds, limit))
+    assert list(itertools.chain(*parts)) == list(range(len(seconds)))
+    for part, after in itertools.pairwise(parts):
+        assert (len(part) + 1) * max(seconds[i] for i in (*part, after[0])) > limit
+
+
+@given(LENGTHS, st.integers(1, 40))
+def test_no_bucket_is_empty(seconds: list[float], num_buckets: int) -> None:
+    bins = duration_bins(np.array(seconds), num_buckets)
+    assert bins == sorted(bins) and len(bins) < num_buckets
+    assert set(np.searchsorted(bins, seconds, side="right")) == set(range(len(bins) + 1))
+
+
+def speech_lengths(count: int) -> list[float]:
+    return np.random.default_rng(0).uniform(1, 17, count).round(3).tolist()
+
+
+def test_buckets_hold_about_the_same_time() -> None:
+    seconds = np.array(speech_lengths(3000))
+    bucket = np.searchsorted(duration_bins(seconds, 30), seconds, side="right")
+    sums = np.bincount(bucket, weights=seconds)
+    assert len(sums) == 30 and sums.max() < 1.1 * sums.min()
+    with pytest.raises(UserError, match="no utterance"):
+        duration_bins(np.array([]), 30)
+
+
+def test_batches_are_full_of_cuts_alike_in_length_to_the_end() -> None:
+    corpus = Corpus(speech_lengths(8000))
+    batches = epoch_of(corpus, 30, 200.0)
+    padded = [len(b) * corpus.seconds[b].max() for b in batches]
+    assert sum(p > 180 for p in padded) > len(batches) - 12 and len(batches) > 300
+    assert sum(padded) < 1.06 * corpus.seconds.sum()
+
+
+@pytest.mark.parametrize("count", [200, 40_000])
+def test_batches_come_in_another_order_in_every_epoch(count: int) -> None:
+    """Also the lengths that follow one another: not the shortest first, nor round and round the buckets."""
+    corpus = Corpus(speech_lengths(count))
+    orders = [epoch_of(corpus, 5, 60.0, epoch) for epoch in (1, 2, 1)]
+    assert orders[0] == orders[2] != orders[1]
+    for order in orders[:2]:
+        means = np.array([corpus.seconds[b].mean() for b in order])
+        for lag in (1, 5):
+            assert abs(np.corrcoef(means[:-lag], means[lag:])[0, 1]) < 4 / np.sqrt(len(means))
+
+
+def test_batches_of_a_large_corpus_keep_near_their_place() -> None:
+    """The first utterances of the order are in the first batches: of a corpus in shards, few are needed at a time."""
+    corpus = Corpus(speech_lengths(40_000))
+    rank = np.empty(40_000)
+    rank[corpus.order(1)] = np.arange(40_000)
+    batches = epoch_of(corpus, 30, 200.0)
+    apart = [abs(rank[b] / 40_000 - i / len(batches)).max() for i, b in enumerate(batches)]
+    assert max(apart) < 1.5 * 500 / len(batches)
+
+
+def test_seeded_repeats_and_restores() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    with seeded(3):
+        inside = torch.rand(2)
+    assert torch.equal(torch.rand(2), expected)
+    with seeded(3):
+        assert torch.equal(torch.rand(2), inside)

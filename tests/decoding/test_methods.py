@@ -1,0 +1,206 @@
+"""Decoding methods: each against the search it stands for, rescoring and oracle against plain loops, files by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from local.artifacts.decoding_graph import save_graph
+from local.artifacts.language_model import load_lm
+from local.common.errors import UserError
+from local.config import load_config
+from local.config.methods import METHODS
+from local.config.schema import DecodeConfig
+from local.data.tokenizer import train_tokenizer
+from local.decoding.recogniser import Recogniser, Resources, read_hotwords
+from model.build import build_model
+from model.search import Hypothesis, get_search
+from model.search.graph import trivial_graph
+from model.search.scorers import HotwordScorer, InternalLmScorer, LstmLmScorer, NGramScorer, read_arpa
+from tests.toy_experiment import SMALL, levenshtein, save_toy_lm, toy_tokenizer, toy_weights
+
+TOKENIZER = toy_tokenizer()
+CFG = load_config(None, SMALL)
+MODIFIED = "modified_beam_search"
+
+
+@pytest.fixture(scope="module")
+def resources(tmp_path_factory: pytest.TempPathFactory) -> Resources:
+    root = tmp_path_factory.mktemp("methods")
+    (root / "lm").mkdir()
+    save_toy_lm(CFG, TOKENIZER, root / "lm")
+    save_graph(trivial_graph(TOKENIZER.vocab_size), TOKENIZER, root / "graph" / "LG.npz")
+    model = build_model(CFG, TOKENIZER.vocab_size)
+    model.load_state_dict(toy_weights(CFG, TOKENIZER, 0))
+    with torch.no_grad():
+        model.joiner.output_linear.bias[0] = 1.0  # some blanks, so that there is something to choose
+        model.joiner.output_linear.weight *= 3
+    return Resources(model.eval(), TOKENIZER, torch.device("cpu"), root, root)
+
+
+@pytest.fixture
+def encoded() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    return 2 * torch.randn(4, 14, 16), torch.tensor([14, 9, 0, 11])
+
+
+def options(**changes: Any) -> DecodeConfig:
+    return replace(CFG.decode, **changes)
+
+
+def tokens(hypotheses: list[Hypothesis]) -> list[list[int]]:
+    return [h.tokens for h in hypotheses]
+
+
+def scorers(resources: Resources) -> dict[str, Any]:
+    """Each made from its file here, not by the class under test."""
+    lm = load_lm(resources.exp_dir / "lm" / "lm.pt", TOKENIZER)[0]
+    with (resources.exp_dir / "lm" / "bigram.arpa").open(encoding="utf-8") as lines:
+        bigram = NGramScorer(read_arpa(lines), TOKENIZER.tokens)
+    return {"lm": LstmLmScorer(lm), "bigram": bigram, "ilm": InternalLmScorer(resources.model)}
+
+
+@pytest.mark.parametrize(
+    ("method", "scales"),
+    [
+        (MODIFIED, {}),
+        ("modified_beam_search_lm_shallow_fusion", {"lm": 0.7}),
+        ("modified_beam_search_LODR", {"lm": 0.7, "bigram": -0.4}),
+        ("modified_beam_search_ngram", {"bigram": 0.6}),
+        ("modified_beam_search_ilm", {"lm": 0.7, "ilm": -0.3}),
+    ],
+)
+def test_fusion(
+    resources: Resources, encoded: tuple[torch.Tensor, torch.Tensor], method: str, scales: dict[str, float]
+) -> None:
+    made = options(lm_scale=0.7, lodr_scale=0.4, ngram_scale=0.6, ilm_scale=0.3, beam=6, blank_penalty=0.5)
+    own = scorers(resources)
+    expected = get_search(MODIFIED)(
+        resources.model, *encoded, beam=6, blank_penalty=0.5, scorers=[(own[k], v) for k, v in scales.items()]
+    )
+    recogniser = Recogniser(method, resources, made)
+    for _ in range(2):  # one recogniser takes many batches
+        found = recogniser(*encoded, [""] * 4)
+        assert tokens(found) == tokens(expected)
+        assert [h.score for h in found] == [h.score for h in expected]
+    plain = get_search(MODIFIED)(resources.model, *encoded, beam=6, blank_penalty=0.5)
+    assert (tokens(found) != tokens(plain)) == bool(scales), "toy scorers so weak would show nothing"
+
+
+@pytest.mark.parametrize(
+    ("method", "base"),
+    [("modified_beam_search_lm_rescore", MODIFIED), ("fast_beam_search_nbest_lm_rescore", "fast_beam_search")],
+)
+def test_rescoring(resources: Resources, encoded: tuple[torch.Tensor, torch.Tensor], method: str, base: str) -> None:
+    made = options(lm_scale=2.0, beam=6)
+    limits: dict[str, Any] = {"beam": 6}
+    if base == "fast_beam_search":
+        limits = {"beam": 20.0, "max_contexts": 32, "max_states": 64, "allow_partial": True}
+    lists = get_search(base)(resources.model, *encoded, **limits)
+    lm = load_lm(resources.exp_dir / "lm" / "lm.pt", TOKENIZER)[0]
+    found = Recogniser(method, resources, made)(*encoded, [""] * 4)
+    changed = 0
+    for hypothesis, result in zip(lists, found, strict=True):
+        entries = hypothesis.nbest or []
+        assert len(entries) > 1 or not hypothesis.tokens
+        totals = []
+        for entry in entries:
+            with torch.no_grad():  # the model's own loss, a path that no scorer takes
+                nll = lm(torch.tensor([entry.tokens], dtype=torch.int64).view(1, -1), torch.tensor([len(entry.tokens)]))
+            totals.append(entry.score - 2.0 * float(nll))
+        if entries:
+            best = int(np.argmax(totals))
+            assert result.tokens == entries[best].tokens and result.times == entries[best].times
+            assert result.score == pytest.approx(totals[best], rel=1e-5)
+            changed += result.tokens != hypothesis.tokens
+    assert changed, "a language model so weak would show nothing"
+
+
+def test_oracle(resources: Resources, encoded: tuple[torch.Tensor, torch.Tensor]) -> None:
+    texts = ["ONE TWO THREE", "TWO", "ONE", "THREE ONE"]
+    limits = {"beam": 20.0, "max_contexts": 32, "max_states": 64, "allow_partial": True}
+    lists = get_search("fast_beam_search")(resources.model, *encoded, **limits)
+    found = Recogniser("fast_beam_search_nbest_oracle", resources, options())(*encoded, texts)
+    better = 0
+    for hypothesis, result, text in zip(lists, found, texts, strict=True):
+        errors = [levenshtein(text.split(), TOKENIZER.decode(e.tokens).split()) for e in hypothesis.nbest or [hypothesis]]
+        own = levenshtein(text.split(), TOKENIZER.decode(result.tokens).split())
+        assert own == min(errors)
+        better += own < errors[0]
+    assert better, "a list without anything better shows nothing"
+
+
+def test_graph_of_everything_is_no_graph(resources: Resources, encoded: tuple[torch.Tensor, torch.Tensor]) -> None:
+    expected = get_search("fast_beam_search")(
+        resources.model, *encoded, beam=20.0, max_contexts=8, max_states=64, allow_partial=True
+    )
+    assert tokens(Recogniser("fast_beam_search_LG", resources, options())(*encoded, [""] * 4)) == tokens(expected)
+
+
+def test_hotwords(resources: Resources, encoded: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "hot.txt"
+    path.write_text("ONE\t5\n\nTHREE TWO\n", encoding="utf-8")
+    made = options(hotwords=str(path), hotwords_boost=7.5)
+    phrases = [(TOKENIZER.encode([text])[0], boost) for text, boost in (("ONE", 5.0), ("THREE TWO", 7.5))]
+    assert read_hotwords(path, 7.5, TOKENIZER) == phrases
+    hot = (HotwordScorer(phrases, TOKENIZER.vocab_size), 1.0)
+    lm = (scorers(resources)["lm"], CFG.decode.lm_scale)
+    plain = tokens(Recogniser(MODIFIED, resources, options())(*encoded, [""] * 4))
+    for method, fused in ((MODIFIED, [hot]), ("modified_beam_search_lm_shallow_fusion", [lm, hot])):
+        found = Recogniser(method, resources, made)(*encoded, [""] * 4)
+        assert tokens(found) == tokens(get_search(MODIFIED)(resources.model, *encoded, scorers=fused)) != plain
+    path.write_text("\n", encoding="utf-8")
+    assert tokens(Recogniser(MODIFIED, resources, made)(*encoded, [""] * 4)) == plain
+    path.write_text("ONE\t5\n", encoding="utf-8")
+    greedy = [Recogniser("greedy_search", resources, o)(*encoded, [""] * 4) for o in (options(), made)]
+    assert tokens(greedy[0]) == tokens(greedy[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ONE\tmuch\n", "hot.txt:1: the boost 'much' is no number"),
+        ("ONE\nQUÉ\n", "hot.txt:2: 'QUÉ' has characters without a token: Q U É"),
+        ("ONE\tinf\n", "boost of phrase"),
+    ],
+)
+def test_bad_hotwords_are_named(resources: Resources, tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "hot.txt"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        Recogniser(MODIFIED, resources, options(hotwords=str(path)))
+
+
+def test_files_that_do_not_fit_are_named(resources: Resources, tmp_path: Path) -> None:
+    elsewhere = Resources(resources.model, TOKENIZER, torch.device("cpu"), tmp_path, tmp_path)
+    for method, said in (
+        ("modified_beam_search_lm_shallow_fusion", r"lm.pt is missing; stage 3 \(lm\)"),
+        ("modified_beam_search_ngram", r"bigram.arpa is missing; stage 3 \(lm\)"),
+        ("fast_beam_search_LG", "LG.npz is missing; local/prepare_graph.py"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Recogniser(method, elsewhere, options())
+    (tmp_path / "words.arpa").write_text("\\data\\\nngram 1=3\n\n\\1-grams:\n-1 <s>\n-1 </s>\n-1 HELLO\n\n\\end\\\n")
+    with pytest.raises(UserError, match="words.arpa: not an n-gram model of these tokens.*HELLO"):
+        Recogniser("modified_beam_search_ngram", resources, options(ngram=str(tmp_path / "words.arpa")))
+    other = Resources(resources.model, train_tokenizer(["UP DOWN"], 20), torch.device("cpu"), resources.exp_dir)
+    with pytest.raises(UserError, match="lm.pt: its .* tokens are not the recogniser's"):
+        Recogniser("modified_beam_search_lm_rescore", other, options())
+
+
+def test_settings_of_single_methods(resources: Resources) -> None:
+    made = options(beam=4, by_method={"modified_beam_search_LODR": {"beam": 2, "lodr_scale": 0.05}})
+    found = {m: Recogniser(m, resources, made).options for m in (MODIFIED, "modified_beam_search_LODR")}
+    assert found[MODIFIED]["beam"] == 4
+    lodr = found["modified_beam_search_LODR"]
+    assert (lodr["beam"], lodr["lodr_scale"], lodr["lm_scale"]) == (2, 0.05, CFG.decode.lm_scale)
+
+
+def test_every_scale_is_a_key_of_the_config() -> None:
+    for method in METHODS.values():
+        assert all(isinstance(getattr(CFG.decode, scale), float) for scale in method.scales)
