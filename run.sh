@@ -142,7 +142,6 @@ main() {
   resolve_options
   ensure_python
 
-  export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
   done_dir=$exp_dir/.done
   common=(--corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nj "$nj" --dask "$dask" --python "$python")
   [[ -z $corpus_dir ]] || common+=(--corpus-dir "$corpus_dir")

@@ -13,14 +13,12 @@ import argparse
 import datetime
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.worker import ROOT, Worker, hardware, write_results
-from local.common.errors import UserError, cli
+from local.common.cli import program
+from local.common.errors import UserError
 
 METHODS = ("greedy_search", "modified_beam_search", "fast_beam_search")
 RATE = "matmul_gflops_float32_4096x512x500"
@@ -85,7 +83,7 @@ def table(results: dict[str, Any], args: argparse.Namespace) -> str:
     return "\n".join(lines) + "\n"
 
 
-@cli
+@program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))

@@ -16,18 +16,16 @@ import datetime
 import gzip
 import json
 import random
-import sys
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.loss_report import plot, table
 from benchmarks.worker import ROOT, Worker, hardware, write_results
 from local.common.atomic import atomic_write
-from local.common.errors import UserError, cli
+from local.common.cli import program
+from local.common.errors import UserError
+
+import numpy as np
 
 GROWTH = [(4, 300, 50, 500, 5), (8, 300, 50, 500, 5), (16, 300, 50, 500, 5), (4, 600, 50, 500, 5), (4, 1200, 50, 500, 5)]
 GROWTH += [(4, 300, 50, 500, 10), (4, 300, 50, 500, 20)]  # N, T, U, C, S
@@ -63,10 +61,10 @@ def corpus_lengths(args: argparse.Namespace) -> Lengths:
         if not args.lengths.is_file():
             raise UserError(f"{args.lengths}: no such file; give --lengths FILE or --data-dir data/<corpus>")
         return [(int(t), int(u)) for t, u in np.load(args.lengths)["T_U"]]
-    import yaml
-
     from local.data.durations import NUM_TOKENS, num_frames
     from model.encoder.subsampling import subsampled
+
+    import yaml
 
     corpus = args.data_dir / "corpus.yaml"
     if not corpus.is_file():
@@ -185,7 +183,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-@cli
+@program
 def main() -> None:
     args = parse_args()
     result = measure(args)

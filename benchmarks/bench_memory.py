@@ -23,11 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.worker import ENVIRONMENT, ROOT, hardware, write_results
 from local.common.atomic import atomic_write
-from local.common.errors import UserError, cli
+from local.common.cli import program
+from local.common.errors import UserError
 from local.common.html_page import new_figure
 
 INTERVAL = 0.1  # seconds between two readings
@@ -154,7 +153,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, format="png")
 
 
-@cli
+@program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conf", type=Path, default=Path("egs/tiny/conf/tiny.yaml"))

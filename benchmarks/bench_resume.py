@@ -22,18 +22,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-from lhotse import Features, MonoCut, Recording, SupervisionSegment
-from lhotse.audio import AudioSource
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.worker import ROOT, hardware, write_results
-from local.common.errors import cli
+from local.common.cli import program
 from local.config import load_config
 from local.data.batching import Shares, train_batches
 from local.data.durations import NUM_TOKENS, SPEED, SPEEDS
 from local.data.training_cuts import ShuffledCuts
+
+import numpy as np
+from lhotse import Features, MonoCut, Recording, SupervisionSegment
+from lhotse.audio import AudioSource
 
 Result = TypeVar("Result")
 RATE = 16000
@@ -92,7 +90,7 @@ def table(result: dict[str, Any]) -> str:
     ]) + "\n"  # fmt: skip
 
 
-@cli
+@program
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--utterances", type=int, default=281_241)

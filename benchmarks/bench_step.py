@@ -20,11 +20,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.step_worker import PARTS, PRODUCTS, SIZES
 from benchmarks.worker import ROOT, Worker, hardware, write_results
-from local.common.errors import UserError, cli
+from local.common.cli import program
+from local.common.errors import UserError
 
 REFERENCE_RATE = 65e9  # of the machine on which the reference's steps were timed
 REFERENCE_SECONDS = {"small": 0.649, "published": 20.8}
@@ -136,7 +135,7 @@ def table(result: dict[str, Any]) -> str:
     )
 
 
-@cli
+@program
 def main() -> None:
     args = parse_args()
     records = []

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 
-import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from local.common.atomic import atomic_write
-from local.common.errors import UserError, cli
+from local.common.cli import program
+from local.common.errors import UserError
+
+import numpy as np
 
 LOSSES = ("loss", "simple_loss", "pruned_loss")
 
@@ -39,7 +37,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.abs(a - b) / np.abs(b)
 
 
-@cli
+@program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs=2, type=Path)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import platform
-import sys
 import time
 from pathlib import Path
 from typing import Any
-
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.worker import serve
 from local.config import load_config
 from model.build import build_model
 from model.search import get_search
 from tests.reference import Encoded, encode, load_reference_model, read_features
+
+import torch
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "greedy_search": {"max_sym_per_frame": 1},

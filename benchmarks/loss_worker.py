@@ -12,22 +12,19 @@ import gc
 import json
 import platform
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.worker import serve
 from local.common.allocator import release_free_memory
 from model.loss import get_backend
 from tests.loss import definition as reference
+
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 LM_SCALE = 0.25
 MIB = 1 << 20

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import argparse
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import numba
-import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.loss_worker import Meter
 from benchmarks.worker import serve
@@ -25,6 +18,10 @@ from model.average import RunningAverage
 from model.build import build_model
 from model.kernels import matmul as product_cpu
 from model.optim import make_optimizer
+
+import numba
+import torch
+from torch import Tensor
 
 # name -> configuration, classes, N, frames, tokens of each utterance
 SIZES: dict[str, tuple[str | None, int, int, int, int]] = {
@@ -122,9 +119,7 @@ def real_batches(cfg: Config, data_dir: Path) -> tuple[int, Iterator[Batch]]:
     return tokenizer.vocab_size, batches()
 
 
-def product_rate(
-    dtype: torch.dtype, device: torch.device, product: Callable[[Tensor, Tensor], Tensor] = torch.mm
-) -> float:
+def product_rate(dtype: torch.dtype, device: torch.device, product: Callable[[Tensor, Tensor], Tensor] = torch.mm) -> float:
     """Floating-point operations per second of one (4096, 512) x (512, 500) product, five in a row."""
     m, k, n = PRODUCT
     a, b = torch.randn(m, k).to(device, dtype), torch.randn(k, n).to(device, dtype)

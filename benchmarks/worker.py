@@ -16,7 +16,7 @@ from local.common.atomic import atomic_write
 from local.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {"GOMP_SPINCOUNT": "10000", **os.environ}  # as local/stages.sh has it
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}  # the script runs by its path, maybe in another Python
 
 
 class Worker:

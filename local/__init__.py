@@ -1,1 +1,5 @@
-"""Files, processes and command lines: one program per stage."""
+"""Programs, one per stage, and their libraries in nine folders. Everything here knows files; `model` knows only tensors."""
+
+import model as _model  # before torch: it sets GOMP_SPINCOUNT
+
+assert _model

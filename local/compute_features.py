@@ -22,15 +22,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import torch
-from lhotse import CutSet, MonoCut
-from lhotse.cut import Cut
-from lhotse.utils import fastcopy
-
 from local.common.atomic import atomic_write
-from local.common.errors import UserError, cli, reason
+from local.common.cli import program
+from local.common.errors import UserError, reason
 from local.common.progress import Progress
 from local.common.text_files import is_file
 from local.config import load_config
@@ -42,6 +36,11 @@ from local.corpus.shard_store import ShardStore, shard_store
 from local.data.durations import SPEEDS, at_speed, fits, num_frames
 from local.data.feature_store import Float16ArchiveWriter, holds
 from local.data.features import make_extractor
+
+import torch
+from lhotse import CutSet, MonoCut
+from lhotse.cut import Cut
+from lhotse.utils import fastcopy
 
 CHUNK = 50  # cuts handed to a process at a time
 Failure = tuple[str, str]  # cut id, reason
@@ -67,7 +66,7 @@ class Extraction:
         done, failed = [], []
         for cut in cuts:
             try:
-                done.append(self.store.filled(cut).compute_and_store_features(_own.extractor, _own.writer))
+                done.append(self.store.with_audio_loaded(cut).compute_and_store_features(_own.extractor, _own.writer))
             except Exception as e:
                 if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise OSError(e.errno, e.strerror, _own.writer.storage_path) from None  # a full disk ends the stage
@@ -171,7 +170,7 @@ def compute_part(
     return failed
 
 
-@cli
+@program
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data-dir", type=Path, required=True)

@@ -18,22 +18,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from local.artifacts.checkpoint import load_averaged
 from local.artifacts.tuned_settings import with_tuned
 from local.common.atomic import atomic_write
-from local.common.errors import UserError, cli
+from local.common.cli import program
+from local.common.errors import UserError
 from local.common.progress import Progress
-from local.data.datamodule import AsrDataModule, Batch
+from local.data.datamodule import AsrDataModule
+from local.data.dataset import Batch
 from local.data.durations import FRAME_SECONDS
 from local.data.tokenizer import Tokenizer
 from local.decoding.batch_decoder import Decoder
-from local.decoding.recogniser import Recogniser, Resources
+from local.decoding.recogniser import Recogniser
+from local.decoding.resources import Resources
 from local.decoding.word_times import rounded, timed_words
 from model.search import Hypothesis
+
+import torch
 
 
 def record(batch: Batch, row: int, hypothesis: Hypothesis, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def write(path: Path, text: str) -> None:
         tmp.write_text(text, encoding="utf-8")
 
 
-@cli
+@program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="averaged.pt, or a checkpoint of training")

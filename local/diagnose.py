@@ -9,33 +9,33 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from local.artifacts.checkpoint import load_file, load_weights, newest_readable
 from local.common.atomic import atomic_write
+from local.common.cli import program
 from local.common.csv_table import write_table
-from local.common.errors import UserError, cli
+from local.common.errors import UserError
 from local.common.html_page import Page
 from local.config import load_config
 from local.config.schema import Config
-from local.data.datamodule import AsrDataModule, Batch
+from local.data.datamodule import AsrDataModule
+from local.data.dataset import Batch
 from local.data.tokenizer import Tokenizer
-from local.diagnosis.probe import Probe, plots, recurrent_rms
+from local.diagnosis import plots
+from local.diagnosis.probe import Probe, recurrent_rms
 from local.diagnosis.verdict import Verdict, number, verdict
 from model.build import build_model
 from model.transducer import Transducer, pruned_scale, training_loss
 
+import torch
+from torch import Tensor
+
 CORRUPTIONS = ("loud", "noise", "transcript")
 TRAINED = 2.0  # warm-ups done, for weights that do not say how long they were trained
-SHOWN = 15  # rows of the tables in report.txt
+MAX_SHOWN = 15  # rows of the tables in report.txt
 
 
 def load_model(
@@ -163,7 +163,7 @@ def report_tables(probe: Probe, found: Verdict, rows: Sequence[dict[str, Any]]) 
     findings = [("gradient explodes", found.explosions), ("gradient out of proportion", found.gradients),
                 ("activations out of proportion", found.activations),
                 ("a channel out of proportion", found.channels)]  # fmt: skip
-    marked = [[what, f.module, number(f.largest), number(f.median), f.names()] for what, fs in findings for f in fs[:SHOWN]]
+    marked = [[what, f.module, number(f.largest), number(f.median), f.names()] for what, fs in findings for f in fs[:MAX_SHOWN]]
     if marked:
         tables.append(("What stands out", ["what", "module", "largest ratio", "median ratio", "where"], marked))
     for kind in ("gradient", "activation"):
@@ -225,7 +225,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-@cli
+@program
 def main(argv: list[str] | None = None) -> None:
     args = arguments().parse_args(argv)
     cfg = load_config(args.conf, args.overrides)

@@ -7,7 +7,6 @@ archive's checksum is verified as it is unpacked.
 from __future__ import annotations
 
 import argparse
-import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -16,20 +15,19 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from local.common.cli import program
+from local.common.errors import UserError
+from local.config import load_config
+from local.corpus.corpus_yaml import Corpus, load_corpus
+from local.corpus.synthesis import synthesise
 
 from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH, download_librispeech
 from lhotse.recipes.musan import download_musan
 
-from local.common.errors import UserError, cli
-from local.config import load_config
-from local.corpus.corpus_yaml import Corpus, load_corpus
-from local.synthesise_tiny import synthesise
-
 PARTS = {"librispeech": LIBRISPEECH, "mini_librispeech": MINI_LIBRISPEECH}
 
 
-def bring(corpus: Corpus, out: Path, num_jobs: int) -> None:
+def fetch(corpus: Corpus, out: Path, num_jobs: int) -> None:
     """Make `out` hold the corpus's parts. Raises `UserError` for a part that its source does not have."""
     if corpus.source == "custom":
         raise UserError(f"corpus '{corpus.name}' is your own: name its folder with --corpus-dir")
@@ -45,7 +43,7 @@ def bring(corpus: Corpus, out: Path, num_jobs: int) -> None:
         download(f"part '{part}' of {corpus.source}", partial(download_librispeech, out, [part]), out)
 
 
-def bring_musan(folder: Path) -> None:
+def fetch_musan(folder: Path) -> None:
     """Download MUSAN where `folder` is called musan and is not there; `UserError` where it is called otherwise."""
     if folder.exists():
         return
@@ -65,7 +63,7 @@ def download(what: str, run: Callable[[], object], where: Path) -> None:
         raise UserError(f"cannot download {what}: {e}; the same command goes on where it stopped") from None
 
 
-@cli
+@program
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--corpus-yaml", type=Path, required=True)
@@ -77,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
     if args.corpus_dir is None:
-        bring(load_corpus(args.corpus_yaml, cfg.data), args.out, args.nproc)
+        fetch(load_corpus(args.corpus_yaml, cfg.data), args.out, args.nproc)
     if cfg.augment.musan is not None:
-        bring_musan(Path(cfg.augment.musan))
+        fetch_musan(Path(cfg.augment.musan))
 
 
 if __name__ == "__main__":

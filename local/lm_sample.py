@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from local.artifacts.language_model import load_lm
-from local.common.errors import UserError, cli
+from local.common.cli import program
+from local.common.errors import UserError
 from local.data.tokenizer import BLANK_ID
 from model.lm import LstmLm
+
+import torch
 
 
 @torch.no_grad()
@@ -44,7 +42,7 @@ def sample(model: LstmLm, num: int, temperature: float, generator: torch.Generat
     return [row[: row.index(model.sos_eos_id)] if model.sos_eos_id in row else row for row in rows]
 
 
-@cli
+@program
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lm", type=Path, required=True)

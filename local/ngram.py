@@ -9,151 +9,15 @@ of much text is better made by KenLM's lmplz or SRILM, whose ARPA files the othe
 from __future__ import annotations
 
 import argparse
-import math
-import sys
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from local.common.atomic import atomic_write
-from local.common.errors import UserError, cli
-from local.common.text_files import read_lines
+from local.artifacts.arpa import estimate, read_sentences, token_sentences, write_arpa
+from local.common.cli import program
 from local.data.tokenizer import SPECIAL, Tokenizer
 
-BOS, EOS = "<s>", "</s>"
-DEFAULT_DISCOUNT = 0.5  # where no n-gram was seen once, or none twice
-LOG_ZERO = -99.0  # ARPA's log10 of the probability of <s>, which no history is followed by
 
-Gram = tuple[str, ...]
-
-
-@dataclass
-class Ngram:
-    """A back-off model: p(w | h) where the n-gram h w is listed, else backoff(h) * p(w | h without its oldest word).
-
-    Attributes:
-      probs: for n = 1, 2, ... the probability of the last word of each n-gram given those before it.
-      backoffs: for n = 1, 2, ... the factor of each n-gram as a history; 1 where it is missing.
-    """
-
-    probs: list[dict[Gram, float]]
-    backoffs: list[dict[Gram, float]]
-
-
-def estimate(sentences: Iterable[Sequence[str]], order: int, vocabulary: Iterable[str] = ()) -> Ngram:
-    """Interpolated Kneser-Ney smoothing (Chen and Goodman, 1999, section 3) with one discount D = n1 / (n1 + 2 n2) per order.
-
-    For a history h, of which the extensions have counts c(h w), t(h) of them above 0 and s(h) in sum,
-
-        p(w | h) = max(c(h w) - D, 0) / s(h) + D t(h) / s(h) * p(w | h without its oldest word)
-
-    and below the single word stands the uniform distribution. Below the highest order c counts the different words seen
-    before h w, but how often it was seen where h w begins a sentence. Interpolation makes this a back-off model as it is.
-
-    Args:
-      sentences: their words, without <s> and </s>; empty ones are left out.
-      order: n, 1 or more.
-      vocabulary: words that have a probability even if no sentence has them.
-
-    Raises:
-      UserError: no sentences, or one that has <s> or </s> in it.
-    """
-    if order < 1:
-        raise UserError(f"the order of an n-gram model must be 1 or more, got {order}")
-    counts = _adjusted(_count(sentences, order))
-    words = sorted({gram[0] for gram in counts[0]} | set(vocabulary) - {BOS})
-    lower: dict[Gram, float] = {(): 1 / len(words)}
-    probs: list[dict[Gram, float]] = []
-    backoffs: list[dict[Gram, float]] = []
-    for grams in counts:
-        discount, sums, types = _discount(grams), Counter[Gram](), Counter[Gram]()
-        for gram, count in grams.items():
-            sums[gram[:-1]] += count
-            types[gram[:-1]] += 1
-        backoff = {history: discount * types[history] / total for history, total in sums.items()}
-        level: dict[Gram, float] = {}
-        if not probs:  # every word is listed, seen or not
-            for word in words:
-                seen = grams.get((word,), discount) - discount
-                level[(word,)] = seen / sums[()] + backoff[()] * lower[()]
-        else:
-            for gram, count in grams.items():
-                level[gram] = (count - discount) / sums[gram[:-1]] + backoff[gram[:-1]] * lower[gram[1:]]
-            backoffs.append(backoff)
-        probs.append(level)
-        lower = level
-    backoffs.append({})
-    return Ngram(probs, backoffs)
-
-
-def _count(sentences: Iterable[Sequence[str]], order: int) -> list[Counter[Gram]]:
-    """How often each n-gram occurs, for n = 1 .. order; sentences begin with one <s> and end with </s>."""
-    counts: list[Counter[Gram]] = [Counter() for _ in range(order)]
-    for sentence in sentences:
-        if not sentence:
-            continue
-        if BOS in sentence or EOS in sentence:
-            raise UserError(f"a text has the word {BOS} or {EOS} in it: {' '.join(sentence)}")
-        words = (BOS, *sentence, EOS)
-        for n, grams in enumerate(counts, 1):
-            grams.update(words[i : i + n] for i in range(len(words) - n + 1))
-    if not counts[0]:
-        raise UserError("no text to estimate an n-gram model from")
-    return counts
-
-
-def _adjusted(counts: list[Counter[Gram]]) -> list[dict[Gram, int]]:
-    """Kneser-Ney's counts; <s> is no word to be predicted, so that it is not among the single words."""
-    result: list[dict[Gram, int]] = []
-    for grams, longer in zip(counts, [*counts[1:], None], strict=True):
-        if longer is None:
-            adjusted = dict(grams)
-        else:
-            adjusted = dict(Counter(gram[1:] for gram in longer))
-            adjusted |= {gram: count for gram, count in grams.items() if gram[0] == BOS}
-        adjusted.pop((BOS,), None)
-        result.append(adjusted)
-    return result
-
-
-def _discount(grams: dict[Gram, int]) -> float:
-    """Between 0 and 1, neither of them: each history leaves something to shorter ones, no n-gram gives all away."""
-    once, twice = (sum(count == n for count in grams.values()) for n in (1, 2))
-    return once / (once + 2 * twice) if once and twice else DEFAULT_DISCOUNT
-
-
-def write_arpa(model: Ngram, path: Path) -> None:
-    """Write `model` in ARPA format (man page ngram-format(5) of SRILM), n-grams in the order of their words."""
-    with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8") as f:
-        levels = [dict(level) for level in model.probs]
-        levels[0][(BOS,)] = 0.0
-        f.write("\\data\\\n" + "".join(f"ngram {n}={len(level)}\n" for n, level in enumerate(levels, 1)))
-        for n, (level, backoffs) in enumerate(zip(levels, model.backoffs, strict=True), 1):
-            f.write(f"\n\\{n}-grams:\n")
-            for gram in sorted(level):
-                log_prob = math.log10(level[gram]) if level[gram] else LOG_ZERO
-                factor = f"\t{math.log10(backoffs[gram]):.7f}" if gram in backoffs else ""
-                f.write(f"{log_prob:.7f}\t{' '.join(gram)}{factor}\n")
-        f.write("\n\\end\\\n")
-
-
-def read_sentences(path: Path) -> list[str]:
-    """The lines of a text file that are not blank. Raises `UserError` where there are none or they are not UTF-8."""
-    lines = [line.strip() for line in read_lines(path)]
-    if not any(lines):
-        raise UserError(f"{path}: no text in it")
-    return [line for line in lines if line]
-
-
-def token_sentences(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[str]]:
-    """The token names of each text."""
-    return [[tokenizer.tokens[i] for i in ids] for ids in tokenizer.encode(texts)]
-
-
-@cli
+@program
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="a sentence a line")

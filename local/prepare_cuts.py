@@ -8,24 +8,23 @@ the model lacks, or that have more tokens than frames; other parts keep all but 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
-from lhotse.utils import fastcopy
-
 from local.common.atomic import atomic_write
-from local.common.errors import UserError, cli
+from local.common.cli import program
+from local.common.errors import UserError
 from local.config import load_config
 from local.config.schema import Config
-from local.corpus.corpus_yaml import SHOWN, Dropped, load_corpus, read_dropped, report_dropped, write_dropped
-from local.corpus.manifest_lines import flaw, read_manifest
+from local.corpus.corpus_yaml import load_corpus
+from local.corpus.dropped import MAX_SHOWN, Dropped, read_dropped, report_dropped, write_dropped
+from local.corpus.manifest_lines import find_problem, read_manifest
 from local.data.durations import NUM_TOKENS, SPEEDS, fits, num_frames
 from local.data.tokenizer import UNK_ID, Tokenizer
 from model.encoder.subsampling import subsampled
+
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse.utils import fastcopy
 
 STAGE = "stage 1 of prepare.sh"
 
@@ -47,7 +46,7 @@ def make_cuts(data_dir: Path, part: str, sampling_rate: int) -> Iterator[MonoCut
             supervisions=[fastcopy(segment.with_offset(-segment.start), channel=channel)],
             recording=recordings[segment.recording_id],
         )
-        if wrong := flaw(cut):
+        if wrong := find_problem(cut):
             raise UserError(f"{folder}: supervisions and recordings of {part} do not go together: {wrong}")
         yield cut if cut.sampling_rate == sampling_rate else cut.resample(sampling_rate)
 
@@ -93,14 +92,14 @@ def select(
         if train and cfg.augment.speed_perturb:
             too_fast += sum(not fits(cut, speed) for speed in SPEEDS)
     if unknown:
-        names = ", ".join(unknown[:SHOWN]) + (", ..." if len(unknown) > SHOWN else "")
+        names = ", ".join(unknown[:MAX_SHOWN]) + (", ..." if len(unknown) > MAX_SHOWN else "")
         print(f"{part}: {len(unknown)} utterances have characters outside the model, kept for scoring: {names}")
     if too_fast:
         print(f"{part}: {too_fast} speed-perturbed copies would have more tokens than frames and are not made")
     return kept
 
 
-@cli
+@program
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data-dir", type=Path, required=True)

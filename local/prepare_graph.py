@@ -24,17 +24,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import kaldifst
-import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from local.artifacts.arpa import BOS, EOS, estimate, read_sentences, write_arpa
 from local.artifacts.decoding_graph import save_graph
 from local.common.atomic import atomic_write
-from local.common.errors import UserError, cli
+from local.common.cli import program
+from local.common.errors import UserError
 from local.data.tokenizer import SPECIAL, UNK_ID, Tokenizer
-from local.ngram import BOS, EOS, estimate, read_sentences, write_arpa
 from model.search.graph import EPSILON, Graph
+
+import kaldifst
+import numpy as np
 
 TOKENS = "lang/tokens.txt"
 UNKNOWN = ("<unk>", "<UNK>")
@@ -222,7 +221,7 @@ def check_words(source: Path, words: Sequence[str], spelt: Sequence[str]) -> Non
             print(f"warning: {len(missing)} words have no {where}, {min(missing)!r} for one", file=sys.stderr)
 
 
-@cli
+@program
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)

@@ -6,29 +6,15 @@ Reads data/<corpus>/manifests; writes data/<corpus>/lang/{transcript.txt,bpe.mod
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from lhotse import SupervisionSegment
-
 from local.common.atomic import atomic_write
-from local.common.errors import cli
+from local.common.cli import program
 from local.config import load_config
 from local.corpus.corpus_yaml import load_corpus
-from local.corpus.manifest_lines import read_manifest
 from local.data.tokenizer import Tokenizer, train_tokenizer
-
-
-def read_texts(data_dir: Path, parts: Sequence[str]) -> list[str]:
-    """Transcripts of the parts, in their order."""
-    texts = []
-    for part in parts:
-        path = data_dir / "manifests" / f"supervisions_{part}.jsonl.gz"
-        texts += [segment.text or "" for segment in read_manifest(path, SupervisionSegment, "stage 1 of prepare.sh")]
-    return texts
+from local.data.transcripts import read_texts
 
 
 def write_lang(tokenizer: Tokenizer, texts: Sequence[str], folder: Path) -> None:
@@ -41,7 +27,7 @@ def write_lang(tokenizer: Tokenizer, texts: Sequence[str], folder: Path) -> None
         tmp.write_bytes(tokenizer.model)
 
 
-@cli
+@program
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data-dir", type=Path, required=True)

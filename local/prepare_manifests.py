@@ -12,22 +12,22 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
-from lhotse.supervision import AlignmentItem
-from lhotse.utils import fastcopy
-
 from local.common.atomic import atomic_write
-from local.common.errors import UserError, cli
+from local.common.cli import program
+from local.common.errors import UserError
 from local.common.progress import progress
 from local.common.text_files import read_lines
 from local.config import load_config
 from local.corpus.audio_files import BadAudio, check_audio, parallel
-from local.corpus.corpus_yaml import Corpus, Dropped, load_corpus, report_dropped, save_corpus, write_dropped
+from local.corpus.corpus_yaml import Corpus, load_corpus, save_corpus
 from local.corpus.custom import custom_parts
+from local.corpus.dropped import Dropped, report_dropped, write_dropped
 from local.corpus.librispeech import find_tree, read_part
 from local.corpus.shard_store import ShardStore, shard_store
+
+from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.supervision import AlignmentItem
+from lhotse.utils import fastcopy
 
 Pair = tuple[Recording, SupervisionSegment]
 PARTS_HINT = "; name the parts with data.train_parts=[...] data.dev_parts=[...] data.test_parts=[...]"
@@ -86,9 +86,7 @@ def screen(pairs: Iterable[Pair], part: str, dropped: list[Dropped]) -> list[Pai
     return list(kept.values())
 
 
-def check_pairs(
-    pairs: Sequence[Pair], part: str, num_jobs: int, dropped: list[Dropped], store: ShardStore
-) -> list[Pair]:
+def check_pairs(pairs: Sequence[Pair], part: str, num_jobs: int, dropped: list[Dropped], store: ShardStore) -> list[Pair]:
     """Decode every recording once, in `num_jobs` threads; what is missing, broken or out of range goes to `dropped`."""
     recordings = {recording.id: recording for recording, _ in pairs}
     checked: dict[str, Recording | BadAudio] = {}
@@ -141,9 +139,7 @@ def warn_shared_speakers(corpus: Corpus, speakers: dict[str, set[str]]) -> None:
             print(f"warning: {len(shared)} speakers are both in {a} and in {b}: {names}", file=sys.stderr)
 
 
-def read_parts(
-    corpus: Corpus, corpus_dir: Path, dropped: list[Dropped], store: ShardStore
-) -> dict[str, list[Pair]]:
+def read_parts(corpus: Corpus, corpus_dir: Path, dropped: list[Dropped], store: ShardStore) -> dict[str, list[Pair]]:
     """Every part's utterances from this corpus's source; lines that cannot be read go to `dropped`."""
     if corpus.source == "custom":
         return custom_parts(corpus_dir, corpus, dropped, store)
@@ -172,7 +168,7 @@ def with_alignments(pairs: Sequence[Pair], folder: Path) -> list[Pair]:
     ]
 
 
-@cli
+@program
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--corpus-yaml", type=Path, required=True)

@@ -11,18 +11,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from lhotse import CutSet, Recording
-from lhotse.audio import AudioSource
-from lhotse.cut import Cut
-
 from local.common.atomic import atomic_write
-from local.common.errors import UserError, cli
+from local.common.cli import program
+from local.common.errors import UserError
 from local.common.progress import progress
 from local.config import load_config
 from local.corpus.audio_files import AudioInfo, BadAudio, check_audio, parallel
 from local.corpus.librispeech import AUDIO_ENDINGS
+
+from lhotse import CutSet, Recording
+from lhotse.audio import AudioSource
+from lhotse.cut import Cut
 
 WINDOW, SHORTEST = 10.0, 5.0  # seconds
 
@@ -54,7 +53,7 @@ def read_folder(folder: Path, num_jobs: int) -> list[Cut]:
     return cuts
 
 
-@cli
+@program
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data-dir", type=Path, required=True)

@@ -4,9 +4,7 @@
 # with names, lists these in `named_stages`), then calls
 #   parse_options "$@"; resolve_options; ensure_python; run_stage ...
 
-# How long a waiting thread spins before it sleeps. GNU OpenMP's own choice, some milliseconds, makes training several
-# times slower as soon as anything else runs on the machine; sleeping at once costs half the speed on a quiet one.
-export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 

@@ -17,21 +17,21 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-from lhotse import Recording
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from local.artifacts.checkpoint import load_averaged
-from local.common.errors import UserError, cli
+from local.common.cli import program
+from local.common.errors import UserError
 from local.config.methods import METHODS
 from local.config.schema import DecodeConfig
 from local.corpus.audio_files import BadAudio, check_audio
 from local.decoding.endpoint import EndpointRules
-from local.decoding.recogniser import Resources, make_stream
+from local.decoding.recogniser import make_stream
+from local.decoding.resources import Resources
 from local.decoding.streaming import Segment, StreamingRecogniser, frames_per_chunk
 from model.search import Stream
 from model.search.scorers import Scorer
+
+import torch
+from lhotse import Recording
 
 PIECE_SECONDS = 0.02  # of audio that arrives at once, as sound cards deliver it
 ERASE = "\r\x1b[K"  # back to the line's beginning, and erase it
@@ -124,7 +124,7 @@ def stream(recogniser: StreamingRecogniser, audio: torch.Tensor, real_time: bool
         print(f"the final result came {1000 * (now - start - seconds):.0f} ms after the end of the audio")
 
 
-@cli
+@program
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE", help="one channel, any sampling rate")

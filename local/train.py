@@ -6,24 +6,21 @@ With --nproc or --nnodes it starts itself through torchrun; `torchrun ... local/
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-
-import torch
-import yaml
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from local.artifacts.checkpoint import provenance
 from local.common.allocator import tune_memory
 from local.common.atomic import atomic_write
-from local.common.errors import cli
+from local.common.cli import program
 from local.common.processes import is_launched, launch, start
 from local.config import load_config
 from local.config.schema import Config
 from local.data.datamodule import AsrDataModule
 from local.data.tokenizer import Tokenizer
 from local.training.trainer import Trainer
+
+import torch
+import yaml
 
 
 def write_config(cfg: Config, tokenizer: Tokenizer, max_duration: float, path: Path) -> None:
@@ -38,7 +35,7 @@ def write_config(cfg: Config, tokenizer: Tokenizer, max_duration: float, path: P
         tmp.write_text(yaml.safe_dump({**origin["config"], "run": run}, sort_keys=False), encoding="utf-8")
 
 
-@cli
+@program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--conf", help="YAML over conf/base.yaml")
@@ -54,7 +51,7 @@ def main() -> None:
     if nproc * args.nnodes > 1 and not is_launched():
         own = ["--conf", args.conf] if args.conf else []
         own += ["--data-dir", str(args.data_dir), "--exp-dir", str(args.exp_dir), *args.overrides]
-        launch(Path(__file__).resolve(), own, nproc, args.nnodes, args.rdzv)
+        launch("local.train", own, nproc, args.nnodes, args.rdzv)
         return
     tune_memory()
     processes, device = start()

@@ -20,24 +20,24 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 
-import kaldialign
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from local.artifacts.checkpoint import load_averaged
 from local.artifacts.tuned_settings import keys_of, save_tuned
 from local.common.atomic import atomic_write
-from local.common.errors import UserError, cli
-from local.common.meter import fitting
+from local.common.cli import program
+from local.common.errors import UserError
+from local.common.out_of_memory import in_halves_on_oom
 from local.common.progress import Progress
 from local.config.load import TUNED, load_config
 from local.config.methods import METHODS
 from local.config.schema import DecodeConfig, TuneConfig
 from local.data.datamodule import AsrDataModule
 from local.decoding.batch_decoder import Decoder
-from local.decoding.recogniser import Recogniser, Resources
+from local.decoding.recogniser import Recogniser
+from local.decoding.resources import Resources
 from model.transducer import Transducer
+
+import kaldialign
+import torch
 
 AVERAGE = Path(__file__).with_name("average.py")
 GREEDY = "greedy_search"
@@ -107,7 +107,7 @@ class Tuner:
                         return out.cpu(), out_lens.cpu()
 
                     first = 0
-                    for out, out_lens in fitting(work, batch["ids"], self.device):
+                    for out, out_lens in in_halves_on_oom(work, batch["ids"], self.device):
                         rows = slice(first, first + len(out))
                         batches.append(Encoded(out, out_lens, batch["texts"][rows], batch["ids"][rows]))
                         first += len(out)
@@ -126,7 +126,7 @@ class Tuner:
                 out, lens = batch.out[rows].to(self.device), batch.lens[rows]
                 return [decode(h.tokens).split() for h in recogniser(out, lens, batch.texts[rows])]
 
-            hyps = [hyp for part in fitting(work, batch.ids, self.device) for hyp in part]
+            hyps = [hyp for part in in_halves_on_oom(work, batch.ids, self.device) for hyp in part]
             for text, hyp in zip(batch.texts, hyps, strict=True):
                 errors += kaldialign.edit_distance(text.split(), hyp)["total"]
                 words += len(text.split())
@@ -234,7 +234,7 @@ def save(
     print(f"{exp_dir / 'tuned.yaml'}: best of {len(tuner.points)} points")
 
 
-@cli
+@program
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="averaged.pt; for what average_num does not say")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from model.layers.scaled import ScaledConv1d, ScaledEmbedding
+
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from model.layers.scaled import ScaledConv1d, ScaledEmbedding
 
 
 class StatelessDecoder(nn.Module):

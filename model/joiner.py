@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from model.layers.scaled import ScaledLinear
+
 import torch
 from torch import Tensor, nn
-
-from model.layers.scaled import ScaledLinear
 
 
 class Joiner(nn.Module):

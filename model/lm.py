@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from model.precision import exact_dtype
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from model.precision import exact_dtype
 
 LmState = tuple[Tensor, Tensor]
 

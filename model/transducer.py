@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
 from model.decoder import StatelessDecoder
 from model.encoder.lstm import LstmEncoder
 from model.joiner import Joiner
 from model.layers.scaled import ScaledLinear
 from model.loss import get_backend
+
+import torch
+from torch import Tensor, nn
 
 BLANK_ID, UNK_ID = 0, 2
 

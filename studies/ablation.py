@@ -25,17 +25,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from local.common.atomic import atomic_write
-from local.common.errors import UserError, cli
+from local.common.cli import program
+from local.common.errors import UserError
 from local.common.processes import cores
 from local.config import config_from_dict, config_hash, load_config, to_dict
 from local.config.schema import Config
 from local.corpus.corpus_yaml import load_corpus
 from studies.ablation_report import Outcome, read_outcome, write_report
+
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ("model", "gradient", "loss", "optim", "train", "features", "augment", "data")  # sections a training depends on
@@ -160,9 +159,9 @@ class Runner:
                 return DIVERGED
             raise UserError(f"{run.name}: training failed: {last} ({log})")
         shutil.rmtree(run.folder / "decode", ignore_errors=True)  # of other methods or parts
-        for program, arguments in (("average.py", [*exp, *common]), ("decode.py", [*averaged, *data, *exp, *common])):
-            if not self._program(program, [*arguments, *run.overrides], log):
-                raise UserError(f"{run.name}: local/{program} failed: {last_line(log)} ({log})")
+        for name, arguments in (("average.py", [*exp, *common]), ("decode.py", [*averaged, *data, *exp, *common])):
+            if not self._program(name, [*arguments, *run.overrides], log):
+                raise UserError(f"{run.name}: local/{name} failed: {last_line(log)} ({log})")
         return DONE
 
     def _program(self, name: str, arguments: list[str], log: Path) -> bool:
@@ -233,7 +232,7 @@ def make_all(runs: Sequence[Run], runner: Runner, jobs: int, method: str) -> lis
     return found
 
 
-@cli
+@program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conf", help="YAML over conf/base.yaml")

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
-
 from local.common.atomic import atomic_write
 from local.common.html_page import Page, new_figure
 from local.scoring.align import Utterance, compare, score
+from local.scoring.hypotheses import read_hypotheses
 from local.scoring.table import percent
-from local.wer import read_hypotheses
+
+import numpy as np
 
 Columns = dict[str, np.ndarray]
 Table = tuple[list[str], list[list[str]]]  # head, rows

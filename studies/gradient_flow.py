@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from local.common.html_page import Page, new_figure
+from local.config.schema import Config
+from studies.short_training import Row, write_csv
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from local.common.html_page import Page, new_figure
-from local.config.schema import Config
-from studies.short_training import Row, write_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

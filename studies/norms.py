@@ -10,13 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from local.common.html_page import Page, new_figure
 from local.config import config_from_dict, to_dict
 from local.config.schema import Config
-from local.data.datamodule import Batch
+from local.data.dataset import Batch
 from model.build import build_model
 from model.encoder.subsampling import subsampled
 from model.optim import make_optimizer
@@ -34,6 +31,9 @@ from studies.short_training import (
     utterance_losses,
     write_csv,
 )
+
+import torch
+from torch import Tensor, nn
 
 NORMS = ("basic", "layer", "batch", "group", "instance", "none")
 SIZES = (2, 8, 32)  # utterances per batch

@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-
 from local.common.html_page import Page
 from local.config.schema import Config
 from model.layers.gradient_filter import TINY, GradientFilter
 from model.layers.scaled import ScaledRNN
 from studies.short_training import write_csv
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 Array = NDArray[np.float64]
 Gradients = dict[str, Array]

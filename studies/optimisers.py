@@ -8,16 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from local.artifacts.language_model import lm_sizes
 from local.common.html_page import Page, new_figure
 from local.config.schema import Config
 from local.corpus.corpus_yaml import load_corpus
 from local.data.tokenizer import Tokenizer
-from local.train_lm import CLIP_NORM, TokenText, dev_texts, read_lines, tokenize
+from local.data.transcripts import read_texts
+from local.training.lm_text import TokenText, read_lines, tokenize
+from local.training.lm_trainer import CLIP_NORM
 from model.build import build_model
 from model.lm import LstmLm
 from model.optim import make_optimizer
@@ -35,6 +33,10 @@ from studies.short_training import (
     train_recogniser,
     write_csv,
 )
+
+import numpy as np
+import torch
+from torch import Tensor
 
 LM, RECOGNISER = "language model", "recogniser"
 FACTOR = 4.0  # between neighbouring rates
@@ -106,7 +108,7 @@ def _texts(cfg: Config, data_dir: Path) -> tuple[TokenText, TokenText]:
     tokenizer = Tokenizer.from_file(data_dir / "lang" / "bpe.model")
     transcripts = data_dir / "lang" / "transcript.txt"
     parts = load_corpus(data_dir / "corpus.yaml", cfg.data).dev
-    dev = dev_texts(data_dir, parts)[:HELD_OUT_SENTENCES]
+    dev = read_texts(data_dir, parts)[:HELD_OUT_SENTENCES]
     train_text = tokenize(itertools.islice(read_lines(transcripts), POOL), tokenizer, str(transcripts))
     return train_text, tokenize(dev, tokenizer, f"dev parts {', '.join(parts)}")
 

@@ -13,13 +13,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import torch
-from lhotse import CutSet
-from lhotse.cut import Cut
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
 from local.common.csv_table import write_table
 from local.common.errors import UserError
 from local.common.progress import Progress
@@ -27,11 +20,18 @@ from local.config import config_from_dict, to_dict
 from local.config.schema import Config
 from local.corpus.corpus_yaml import load_corpus
 from local.corpus.shard_store import shard_store
-from local.data.datamodule import AsrDataset, Batch
+from local.data.dataset import AsrDataset, Batch
 from local.data.tokenizer import Tokenizer
 from local.data.training_cuts import ShuffledCuts
 from model.encoder.subsampling import subsampled
 from model.transducer import Transducer, pruned_scale, training_loss
+
+import numpy as np
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

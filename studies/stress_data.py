@@ -13,22 +13,20 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from local.common.atomic import atomic_write
+from local.common.cli import program
+from local.common.errors import UserError
+from local.corpus.corpus_yaml import load_corpus
+from local.data.durations import FRAME_SECONDS, NUM_TOKENS, SPEED
+from local.data.feature_store import Float16ArchiveWriter
 
 import numpy as np
 from lhotse import CutSet
 from lhotse.cut import MonoCut
 from lhotse.utils import fastcopy
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from local.common.atomic import atomic_write
-from local.common.errors import UserError, cli
-from local.corpus.corpus_yaml import load_corpus
-from local.data.durations import FRAME_SECONDS, NUM_TOKENS, SPEED
-from local.data.feature_store import Float16ArchiveWriter
 
 LISTING = "outliers.txt"
 PREFIX = "outlier-"
@@ -111,7 +109,7 @@ def stress_data(data_dir: Path, out: Path, longest: int, share: float, gain: flo
     return spoilt
 
 
-@cli
+@program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)

@@ -6,18 +6,16 @@ Measures and trains small models and writes EXP/study/study.html with every plot
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from local.common.errors import UserError, cli
+from local.common.cli import program
+from local.common.errors import UserError
 from local.common.html_page import Page
 from local.config import load_config
 from studies import gradient_flow, norms, numpy_lstm, optimisers
+
+import torch
 
 # In the page's order
 SECTIONS = {
@@ -37,7 +35,7 @@ def chosen(text: str) -> list[str]:
     return [name for name in SECTIONS if name in names]
 
 
-@cli
+@program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conf", help="YAML over conf/base.yaml")

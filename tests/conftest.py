@@ -13,6 +13,7 @@ import torch
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ["PYTHONPATH"] = str(ROOT)  # for programs that tests start, as run.sh does
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)

@@ -12,14 +12,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+from local.data.tokenizer import train_tokenizer
+from tests.faults import BYTES, TEXT, Damage
+
 import numpy as np
 import sentencepiece as spm
 import soundfile
 import torch
 import yaml
-
-from local.data.tokenizer import train_tokenizer
-from tests.faults import BYTES, TEXT, Damage
 
 Place = tuple[Any, Any]  # a container and the key or index in it
 ODD: list[Any] = [

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.conftest import ROOT
+
 LIMIT = 120  # seconds, then the run counts as hanging; the longest takes 2 on an idle core
 MEMORY = 8 << 30  # bytes of address space: what asks for more gets an error, and others' work lives on
 PROGRAMS = {

@@ -10,11 +10,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
-import yaml
-from lhotse import CutSet, RecordingSet, SupervisionSet
-
 from local.artifacts.checkpoint import load_averaged, load_file
 from local.artifacts.decoding_graph import load_graph
 from local.config import load_config, to_yaml
@@ -25,6 +20,11 @@ from model.search.scorers import read_arpa
 from tests.fault_server import Run, Server
 from tests.speech_tree import make_part, set_text, write_noise
 from tests.toy_experiment import SMALL
+
+import numpy as np
+import torch
+import yaml
+from lhotse import CutSet, RecordingSet, SupervisionSet
 
 CORPUS = "name: toy\nsource: librispeech\ntrain: [tr]\ndev: [dv]\ntest: [te]\n"
 OWN = "name: own\nsource: custom\ntrain: [tab, kal]\ndev: [man]\ntest: [cut]\noptions: {normalise: upper, split: 0.1}\n"

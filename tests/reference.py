@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import lhotse
-import numpy as np
-import soundfile
-import torch
-
 from local.config import load_config
 from local.data.features import PADDING
 from model.build import build_model
 from model.transducer import Transducer
+
+import lhotse
+import numpy as np
+import soundfile
+import torch
 
 BATCH = 30
 Encoded = list[tuple[list[str], torch.Tensor, torch.Tensor]]

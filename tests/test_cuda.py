@@ -6,13 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-
-from local.common.meter import fitting
+from local.common.out_of_memory import in_halves_on_oom
 from local.config import load_config
 from local.training import memory_plan
-from local.training.memory_probe import Shape, bytes_of_pass, unseen
+from local.training.memory_probe import Shape, bytes_of_pass, without_side_effects
 from model.build import build_model
 from model.layers.gradient_filter import GradientFilter
 from model.loss import lattice, native
@@ -22,6 +19,9 @@ from tests.common.test_processes import EXACT, SMALL, trained
 from tests.loss.problems import make_problem
 from tests.loss.test_lattice import random_band
 from tests.search.toy import toy_batch, toy_model
+
+import pytest
+import torch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -78,9 +78,7 @@ def test_losses(dtype: torch.dtype, within: float) -> None:
         leaves = [x.detach().to(device).requires_grad_() for x in p[:6]]
         am, lm, enc, dec, weight, bias = leaves
         tokens, boundary = p.tokens.to(device), p.boundary.to(device)
-        simple, grads = native.simple_loss(
-            am, lm, tokens, boundary, am_scale=0.25, lm_scale=0.25, delay_penalty=0.01
-        )
+        simple, grads = native.simple_loss(am, lm, tokens, boundary, am_scale=0.25, lm_scale=0.25, delay_penalty=0.01)
         ranges = native.prune_ranges(*grads, boundary, 4)
         pruned = native.pruned_loss(enc, dec, weight, bias, tokens, ranges, boundary, delay_penalty=0.01)
         (0.5 * simple.sum() + pruned.sum()).backward()
@@ -211,7 +209,7 @@ def test_the_plan_holds(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(memory_plan, "free_bytes", lambda device: little_memory - torch.cuda.memory_allocated(GPU))
     trainer = test_distributed.Trainer(dm.cfg, dm, tmp_path, GPU)
     most = max(u for _, u in dm.train_lengths(100))
-    with unseen(trainer.model, GPU):
+    with without_side_effects(trainer.model, GPU):
         shape = Shape(int(trainer.max_duration / 3), 300, most)
         took = bytes_of_pass(shape, trainer.model, lambda b: trainer._losses(b, monitor=True, warmup=2.0), 0.5, GPU)
     assert trainer.max_duration > 20 and 0.4 * little_memory < took < 0.95 * little_memory, (trainer.max_duration, took)
@@ -222,7 +220,7 @@ def test_work_that_does_not_fit_is_halved(little_memory: float, capsys: pytest.C
         torch.ones((rows.stop - rows.start) * 100_000_000, device=GPU)  # 400 MB a row
         return rows.stop - rows.start
 
-    assert fitting(work, [f"u{i}" for i in range(8)], GPU, "train on") == [2, 2, 2, 2]
+    assert in_halves_on_oom(work, [f"u{i}" for i in range(8)], GPU, "train on") == [2, 2, 2, 2]
     assert capsys.readouterr().err.count("halved") == 3
 
 

@@ -16,9 +16,11 @@ pytest.importorskip("lhotse")
 
 from local import decode
 from local.common.errors import UserError
-from local.common.meter import Usage, fitting
+from local.common.meter import Meter
+from local.common.out_of_memory import in_halves_on_oom
 from local.decoding.batch_decoder import Decoder, with_tail
-from local.decoding.recogniser import Recogniser, Resources
+from local.decoding.recogniser import Recogniser
+from local.decoding.resources import Resources
 from local.decoding.word_times import timed_words
 from model.search import SEARCHES, Hypothesis
 from tests.toy_experiment import DURATIONS, make_experiment, toy_tokenizer
@@ -135,17 +137,17 @@ def test_parts_that_fit_cover_all_rows_in_order(size: int, at_most: int) -> None
             raise MemoryError
         return list(range(size))[rows]
 
-    parts = fitting(work, [str(i) for i in range(size)], torch.device("cpu"))
+    parts = in_halves_on_oom(work, [str(i) for i in range(size)], torch.device("cpu"))
     assert [i for part in parts for i in part] == list(range(size)) and max(map(len, parts)) <= at_most
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can begin anew on Linux only")
 def test_memory_is_counted_for_each_name() -> None:
-    usage = Usage(torch.device("cpu"))
+    usage = Meter(torch.device("cpu"))
     with usage.of("much"):
-        filled = np.ones(2**25)  # 256 MiB
-        filled.sum()
-    del filled
+        with_audio_loaded = np.ones(2**25)  # 256 MiB
+        with_audio_loaded.sum()
+    del with_audio_loaded
     with usage.of("little"):
         pass
     assert usage.peak_mib["much"] - usage.peak_mib["little"] > 200

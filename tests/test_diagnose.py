@@ -7,10 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
-import torch
-
 from local.config import load_config
 from local.diagnose import corrupt, main, measure, scale_recurrent
 from local.diagnosis.probe import PERCENTILES, Probed, Spread, in_order, recurrent_rms
@@ -18,6 +14,10 @@ from local.diagnosis.verdict import FRONT_END, verdict
 from model.build import build_model
 from model.transducer import Transducer
 from tests.toy_experiment import make_experiment, toy_tokenizer
+
+import numpy as np
+import pytest
+import torch
 
 SMALL = [
     *(f"model.encoder.{key}=32" for key in ("d_model", "rnn_hidden_size", "dim_feedforward")), "model.encoder.num_layers=4",

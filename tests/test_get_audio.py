@@ -7,12 +7,12 @@ from http.client import IncompleteRead
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 
-import pytest
-
 import local.get_audio
 from local.common.errors import UserError
 from local.corpus.corpus_yaml import Corpus
-from local.get_audio import bring, bring_musan
+from local.get_audio import fetch, fetch_musan
+
+import pytest
 
 
 def corpus(source: str, *parts: str) -> Corpus:
@@ -29,7 +29,7 @@ def failing(error: Exception):
 def test_each_part_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(local.get_audio, "download_librispeech", lambda out, parts: asked.append((out, parts)))
-    bring(corpus("mini_librispeech", "train-clean-5", "dev-clean-2"), tmp_path, 1)
+    fetch(corpus("mini_librispeech", "train-clean-5", "dev-clean-2"), tmp_path, 1)
     assert asked == [(tmp_path, ["train-clean-5"]), (tmp_path, ["dev-clean-2"])]
 
 
@@ -46,27 +46,27 @@ def test_each_part_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_failing_network_names_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(local.get_audio, "download_librispeech", failing(error))
     with pytest.raises(UserError, match="part 'train-clean-5' of mini_librispeech.* goes on where it stopped"):
-        bring(corpus("mini_librispeech", "train-clean-5"), tmp_path, 1)
+        fetch(corpus("mini_librispeech", "train-clean-5"), tmp_path, 1)
 
 
 def test_a_broken_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local.get_audio, "download_librispeech", failing(tarfile.ReadError("unexpected end of data")))
     with pytest.raises(UserError, match="archive of part 'dev-clean' .* is broken"):
-        bring(corpus("librispeech", "dev-clean"), tmp_path, 1)
+        fetch(corpus("librispeech", "dev-clean"), tmp_path, 1)
 
 
 def test_unknown_parts_and_sources_stop(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="part 'dev-clean' is none of mini_librispeech's"):
-        bring(corpus("mini_librispeech", "dev-clean"), tmp_path, 1)
+        fetch(corpus("mini_librispeech", "dev-clean"), tmp_path, 1)
     with pytest.raises(UserError, match="--corpus-dir"):
-        bring(corpus("custom", "train"), tmp_path, 1)
+        fetch(corpus("custom", "train"), tmp_path, 1)
 
 
 def test_musan_is_downloaded_where_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(local.get_audio, "download_musan", asked.append)
-    bring_musan(tmp_path)
-    bring_musan(tmp_path / "musan")
+    fetch_musan(tmp_path)
+    fetch_musan(tmp_path / "musan")
     assert asked == [tmp_path]
     with pytest.raises(UserError, match="augment.musan=.*noises"):
-        bring_musan(tmp_path / "noises")
+        fetch_musan(tmp_path / "noises")

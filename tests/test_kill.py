@@ -13,9 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-
 from local import train as train_program
 from local.artifacts.checkpoint import checkpoints, load_file
 from local.config import load_config
@@ -23,6 +20,9 @@ from local.data.datamodule import AsrDataModule
 from local.data.feature_store import Float16ArchiveReader
 from local.data.tokenizer import Tokenizer
 from tests.killed_run import SMALL, Run, last_step, of_group, prepared_corpus, steps
+
+import pytest
+import torch
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 SAVE_EVERY, VALID_EVERY, EPOCHS = 2, 7, 4

@@ -11,11 +11,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from lhotse import SupervisionSegment, SupervisionSet
-
 from local import train_lm
 from local.artifacts.checkpoint import load_file, save_file
 from local.artifacts.language_model import load_lm
@@ -25,6 +20,11 @@ from local.lm_sample import main as lm_sample
 from local.lm_sample import sample
 from local.ngram import main as ngram
 from model.lm import LstmLm
+
+import numpy as np
+import pytest
+import torch
+from lhotse import SupervisionSegment, SupervisionSet
 
 # Sixteen equally likely sentences: no model can have a loss below log(16) nats a sentence.
 LANGUAGE = [f"{a} {b}" for a, b in itertools.product(("RED", "GREEN", "BLUE", "WHITE"), ("DOOR", "LAMP", "FAN", "CAR"))]

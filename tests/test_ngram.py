@@ -7,11 +7,12 @@ import math
 import random
 from pathlib import Path
 
-import pytest
-
+from local.artifacts.arpa import estimate, read_sentences, write_arpa
 from local.common.errors import UserError
 from local.data.tokenizer import Tokenizer, train_tokenizer
-from local.ngram import estimate, main, read_sentences, write_arpa
+from local.ngram import main
+
+import pytest
 
 TEXTS = ["A B A", "A B C", "B", "C A B A B", "A B A", "D A C C", "B A B"]
 Arpa = dict[tuple[str, ...], tuple[float, float]]

@@ -6,11 +6,6 @@ import gzip
 import shutil
 from pathlib import Path
 
-import numpy as np
-import pytest
-import soundfile
-from lhotse import CutSet
-
 from local.common.atomic import atomic_write
 from local.compute_features import main as compute_features
 from local.config import load_config
@@ -24,6 +19,11 @@ from local.prepare_manifests import main as prepare_manifests
 from local.prepare_noise import main as prepare_noise
 from model.encoder.subsampling import subsampled
 from tests.speech_tree import audio_of, make_part, set_text, write_noise
+
+import numpy as np
+import pytest
+import soundfile
+from lhotse import CutSet
 
 CORPUS = "name: test\nsource: librispeech\ntrain: [tr]\ndev: [dv]\ntest: [te]\n"
 

@@ -7,17 +7,17 @@ import random
 import re
 from pathlib import Path
 
-import numpy as np
-import pytest
-
+from local.artifacts.arpa import estimate, write_arpa
 from local.artifacts.decoding_graph import load_graph, save_graph
 from local.common.errors import UserError
 from local.data.tokenizer import Tokenizer, train_tokenizer
-from local.ngram import estimate, write_arpa
 from model.search.fast_beam_graph import fast_beam_search_graph
 from model.search.graph import Graph, trivial_graph
 from tests.search.toy import toy_batch, toy_model
 from tests.test_ngram import Arpa, log_prob, read_plain
+
+import numpy as np
+import pytest
 
 pytest.importorskip("kaldifst")
 from local.prepare_graph import main  # noqa: E402

@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from tests.conftest import ROOT
+
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
 STAGES = ROOT / "local" / "stages.sh"
 SCRIPT = f"""
 set -euo pipefail

@@ -13,9 +13,6 @@ import torch
 pytest.importorskip("lhotse")
 pytest.importorskip("soundfile")
 
-import soundfile
-from lhotse import Recording
-
 from local import stream
 from local.artifacts.checkpoint import load_averaged, provenance, save_file
 from local.artifacts.decoding_graph import save_graph
@@ -23,10 +20,14 @@ from local.config import load_config
 from local.config.methods import METHODS
 from local.data.features import make_extractor
 from local.decoding.batch_decoder import Decoder
-from local.decoding.recogniser import Recogniser, Resources
+from local.decoding.recogniser import Recogniser
+from local.decoding.resources import Resources
 from model.build import build_model
 from model.search.graph import trivial_graph
 from tests.toy_experiment import SMALL, save_toy_lm, toy_tokenizer
+
+import soundfile
+from lhotse import Recording
 
 RATE = 16000
 

@@ -6,14 +6,15 @@ import hashlib
 from itertools import combinations
 from pathlib import Path
 
+from local.common.errors import UserError
+from local.corpus.grammar import SPEC, Phrases, assign_voices, load_spec, vocabulary
+from local.corpus.synthesis import resample, speech_in, synthesise, word_times
+from local.synthesise_tiny import main
+
 import numpy as np
 import pytest
 import soundfile
 import yaml
-
-from local.common.errors import UserError
-from local.corpus.grammar import SPEC, Phrases, assign_voices, load_spec, vocabulary
-from local.synthesise_tiny import main, resample, speech_in, synthesise, word_times
 
 pytest.importorskip("espeakng_loader")
 
@@ -32,9 +33,7 @@ def write_spec(path: Path, **changes: object) -> Path:
 
 def digest(folder: Path) -> dict[str, str]:
     return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()
     }
 
 

@@ -6,9 +6,6 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-
 from local import average as average_program
 from local.artifacts.checkpoint import load_averaged, load_file, save_file
 from local.common.errors import UserError
@@ -17,6 +14,9 @@ from local.config.schema import Config
 from local.data.tokenizer import train_tokenizer
 from local.training.trainer import Trainer
 from model.average import average_plain
+
+import pytest
+import torch
 
 SMALL = [
     "model.encoder.num_layers=2", "model.encoder.d_model=16", "model.encoder.rnn_hidden_size=24",

@@ -7,16 +7,16 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-import yaml
-
 from local import decode, tune
 from local.artifacts.checkpoint import load_file, provenance, save_file
 from local.artifacts.tuned_settings import save_tuned, with_tuned
 from local.common.errors import UserError
 from local.config import load_config
 from tests.toy_experiment import SMALL, levenshtein, make_experiment, toy_tokenizer, toy_weights
+
+import pytest
+import torch
+import yaml
 
 LODR, FUSION = "modified_beam_search_LODR", "modified_beam_search_lm_shallow_fusion"
 

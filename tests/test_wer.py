@@ -8,16 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from local.common.errors import UserError
+from local.scoring.align import Utterance, compare, score, symbol_delay
+from local.scoring.hypotheses import decoded, read_hypotheses
+from local.wer import main
+from tests.conftest import ROOT
+from tests.toy_experiment import levenshtein
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.common.errors import UserError
-from local.scoring.align import Utterance, compare, score, symbol_delay
-from local.wer import decoded, main, read_hypotheses
-from tests.toy_experiment import levenshtein
-
-ROOT = Path(__file__).resolve().parent.parent
 KEYS = {"wer", "sub", "del", "ins", "words", "ci95", "rtf"}
 
 texts = st.lists(st.sampled_from(["a", "b", "*", "ü", "->"]), max_size=8).map(" ".join)

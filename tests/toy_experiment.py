@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import torch
-from lhotse import CutSet, Recording, SupervisionSegment
-
+from local.artifacts.arpa import write_bigram
 from local.artifacts.checkpoint import provenance, save_file
 from local.artifacts.language_model import lm_sizes, save_lm
 from local.config import load_config
 from local.config.schema import Config
 from local.data.tokenizer import Tokenizer, train_tokenizer
-from local.train_lm import write_bigram
 from model.build import build_model
 from model.lm import LstmLm
+
+import numpy as np
+import torch
+from lhotse import CutSet, Recording, SupervisionSegment
 
 SMALL = [
     *(f"model.encoder.{key}=16" for key in ("d_model", "rnn_hidden_size", "dim_feedforward")), "model.encoder.num_layers=1",

@@ -12,8 +12,6 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 from local.common.atomic import atomic_write
 from local.common.errors import UserError
 from local.config import config_from_dict, config_hash, load_config, to_dict
@@ -21,6 +19,8 @@ from local.config.schema import Config
 from local.data.tokenizer import Tokenizer
 from model.build import build_model
 from model.transducer import Transducer
+
+import torch
 
 NAME = re.compile(r"(epoch|step)-(\d+)\.pt")
 NEEDED = ("average", "optimizer", "schedule", "scaler", "progress", "rng", "config")  # dicts that resuming needs

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from local.common.atomic import atomic_write
 from local.common.errors import UserError
 from local.config import config_hash
 from local.data.tokenizer import Tokenizer
 from model.search.graph import Graph
+
+import numpy as np
 
 ARRAYS = ("offsets", "labels", "next_states", "weights", "finals")
 

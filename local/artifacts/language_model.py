@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from local.artifacts.checkpoint import check_finite, load_file, load_weights, provenance, save_file, tokenizer_of
 from local.common.errors import UserError
 from local.config import config_hash
 from local.config.schema import Config
 from local.data.tokenizer import Tokenizer
 from model.lm import LstmLm
+
+import torch
 
 
 def lm_sizes(cfg: Config, vocab_size: int) -> dict[str, Any]:

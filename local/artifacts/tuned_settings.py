@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from local.common.atomic import atomic_write
 from local.common.errors import UserError
 from local.common.text_files import read_yaml
 from local.config import config_from_dict
 from local.config.schema import DecodeConfig
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 
 def keys_of(overrides: Sequence[str]) -> set[str]:

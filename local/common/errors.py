@@ -1,49 +1,12 @@
-"""Errors a user can act on: one line on stderr, exit status 1, no traceback."""
+"""Errors that a user can fix, and what an exception says in one line."""
 
 from __future__ import annotations
 
-import errno
-import functools
 import re
-import sys
-from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Something the user can mend; the message names the file, utterance or key."""
-
-
-def cli(main: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a program's main: what a user can mend, or must know of, becomes one clear line and an exit status.
-
-    These are a `UserError`, a file that cannot be read or written, memory that does not suffice, and Ctrl-C.
-    """
-
-    @functools.wraps(main)
-    def wrapped(*args: object, **kwargs: object) -> None:
-        try:
-            main(*args, **kwargs)
-        except UserError as e:
-            print(f"error: {one_line(str(e))}", file=sys.stderr)
-            sys.exit(1)
-        except OSError as e:
-            if e.errno in (errno.ENOSPC, errno.EDQUOT):
-                print(f"error: no space left on the disk while writing {e.filename or 'a file'}", file=sys.stderr)
-            elif e.filename is not None and e.strerror:
-                print(f"error: {one_line(str(e.filename))}: {e.strerror}", file=sys.stderr)
-            else:  # not of a file: something for whoever mends programs
-                raise
-            sys.exit(1)
-        except (MemoryError, RuntimeError) as e:
-            if not is_out_of_memory(e):
-                raise
-            print(f"error: not enough memory: {one_line(str(e), 200) or 'no more is known'}", file=sys.stderr)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
-
-    return wrapped
+    """An error that the user can fix; the message names the file, line, key or utterance and how to fix it."""
 
 
 def reason(e: BaseException) -> str:

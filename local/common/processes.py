@@ -16,14 +16,13 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from local.common.errors import UserError
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-from local.common.errors import UserError
 
 BUCKET = 2**23  # elements of the gradient that are added up by one call
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -121,8 +120,8 @@ def is_launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(program: Path, args: Sequence[str], nproc: int, nnodes: int = 1, rdzv: str = "") -> None:
-    """Run `program` in `nproc` processes here, by torchrun; with more machines, the same call is made on each.
+def launch(module: str, args: Sequence[str], nproc: int, nnodes: int = 1, rdzv: str = "") -> None:
+    """Run `python -m module` in `nproc` processes here, by torchrun; with more machines, make the same call on each.
 
     rdzv: HOST:PORT where the machines find each other, HOST being one of them.
     Raises `UserError` when a process fails (the others are ended), or when the machines do not find each other.
@@ -142,7 +141,7 @@ def launch(program: Path, args: Sequence[str], nproc: int, nnodes: int = 1, rdzv
     options = [f"--nnodes={nnodes}", f"--nproc_per_node={nproc}", "--max_restarts=0", *where]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     try:
-        run(parse_args([*options, str(program), *args]))
+        run(parse_args([*options, "--module", module, *args]))
     except ChildFailedError as e:
         rank, failure = e.get_first_failure()
         how = failure.signal_name() if failure.exitcode < 0 else f"status {failure.exitcode}"

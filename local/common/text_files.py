@@ -7,9 +7,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from local.common.errors import UserError
+
+import yaml
 
 
 def read_bytes(path: Path, made_by: str = "") -> bytes:

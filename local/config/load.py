@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import Container, DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from local.common.errors import UserError
 from local.config.methods import METHODS
 from local.config.schema import AUTO, Config
+
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 
@@ -72,7 +72,7 @@ AT_MOST: dict[str, float] = {
     "decode.tail_frames": 100_000, "decode.max_sym_per_frame": 1000, "decode.max_contexts": 100_000,
     "decode.max_states": 1_000_000, "augment.num_feature_masks": 1000, "augment.num_frame_masks": 1000,
 }  # fmt: skip
-GONE = {"data.shuffle_buffer"}  # keys that meant nothing for a model once trained
+REMOVED_KEYS = {"data.shuffle_buffer"}  # keys that meant nothing for a model once trained
 AT_MOST_1 = (
     "model.encoder.dropout", "model.encoder.layer_dropout", "model.encoder.balance_prob", "loss.am_scale",
     "loss.lm_scale", "augment.musan_prob", "augment.max_frames_mask_fraction", "lang.character_coverage",
@@ -105,7 +105,7 @@ def config_from_dict(values: dict[str, Any], overrides: Sequence[str] = (), wher
     yet take conf/base.yaml's values."""
     written_in: dict[str, str] = {}
     cfg = _merge(OmegaConf.structured(Config), _read_yaml(CONF_DIR / "base.yaml"), "conf/base.yaml", written_in)
-    known = {name: {k: v for k, v in part.items() if f"{name}.{k}" not in GONE} if isinstance(part, dict) else part
+    known = {name: {k: v for k, v in part.items() if f"{name}.{k}" not in REMOVED_KEYS} if isinstance(part, dict) else part
              for name, part in values.items()}  # fmt: skip
     cfg = _merge(cfg, OmegaConf.create(known), where, written_in)
     cfg = _resolve(_override(cfg, overrides, written_in), written_in)

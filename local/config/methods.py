@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Part:
+class ScorerTerm:
     """A scorer's share: `sign` times what key `scale` of section `decode` says, times the scorer's score.
 
     scorer: "lm" (the LSTM language model), "ngram" (decode.ngram), "bigram" (decode.bigram) or "internal_lm".
@@ -30,8 +30,8 @@ class Method:
     """
 
     search: str
-    fused: tuple[Part, ...] = ()
-    second_pass: tuple[Part, ...] = ()
+    fused: tuple[ScorerTerm, ...] = ()
+    second_pass: tuple[ScorerTerm, ...] = ()
     oracle: bool = False
 
     @property
@@ -41,21 +41,21 @@ class Method:
         return graph + tuple(part.scale for part in self.fused + self.second_pass)
 
     @property
-    def hotwords(self) -> bool:
-        """Whether decode.hotwords take part."""
+    def supports_scorers(self) -> bool:
+        """Whether decode.supports_scorers take part."""
         return self.search == "modified_beam_search"
 
 
-LM = Part("lm", "lm_scale")
+LM = ScorerTerm("lm", "lm_scale")
 
 METHODS: dict[str, Method] = {
     "greedy_search": Method("greedy_search"),
     "modified_beam_search": Method("modified_beam_search"),
     "fast_beam_search": Method("fast_beam_search"),
     "modified_beam_search_lm_shallow_fusion": Method("modified_beam_search", (LM,)),
-    "modified_beam_search_LODR": Method("modified_beam_search", (LM, Part("bigram", "lodr_scale", -1.0))),
-    "modified_beam_search_ngram": Method("modified_beam_search", (Part("ngram", "ngram_scale"),)),
-    "modified_beam_search_ilm": Method("modified_beam_search", (LM, Part("internal_lm", "ilm_scale", -1.0))),
+    "modified_beam_search_LODR": Method("modified_beam_search", (LM, ScorerTerm("bigram", "lodr_scale", -1.0))),
+    "modified_beam_search_ngram": Method("modified_beam_search", (ScorerTerm("ngram", "ngram_scale"),)),
+    "modified_beam_search_ilm": Method("modified_beam_search", (LM, ScorerTerm("internal_lm", "ilm_scale", -1.0))),
     "modified_beam_search_lm_rescore": Method("modified_beam_search", second_pass=(LM,)),
     "fast_beam_search_nbest_lm_rescore": Method("fast_beam_search", second_pass=(LM,)),
     "fast_beam_search_nbest_oracle": Method("fast_beam_search", oracle=True),

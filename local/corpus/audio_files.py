@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from local.common.text_files import is_file
+
 import numpy as np
 import soundfile
-
-from local.common.text_files import is_file
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -23,17 +23,18 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
-from lhotse.utils import fastcopy
-
 from local.common.errors import UserError
-from local.corpus.corpus_yaml import Corpus, Dropped
+from local.corpus.corpus_yaml import Corpus
+from local.corpus.dropped import Dropped
 from local.corpus.kaldi_dir import read_kaldi
 from local.corpus.lhotse_manifests import read_cuts, read_manifests
 from local.corpus.librispeech import read_part
 from local.corpus.shar import read_shar
 from local.corpus.shard_store import LIST, ShardStore
 from local.corpus.tables import DELIMITERS, Pair, read_table
+
+from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.utils import fastcopy
 
 NORMALISE: dict[str, Callable[[str], str]] = {"upper": str.upper, "lower": str.lower, "none": str}
 FORMS = (
@@ -103,9 +104,7 @@ def find_source(corpus_dir: Path, part: str, folders_only: bool = False) -> Path
     return found[0] if found else None
 
 
-def read_source(
-    source: Path, part: str, dropped: list[Dropped], normalise: str, store: ShardStore | None = None
-) -> list[Pair]:
+def read_source(source: Path, part: str, dropped: list[Dropped], normalise: str, store: ShardStore | None = None) -> list[Pair]:
     """What `find_source` found, as pairs; texts normalised."""
     if source.suffix == LIST or (source.is_dir() and next(source.glob(SHARDS), None)):
         pairs = read_shar(source, part, dropped, store or ShardStore(source.parent / "shards", math.inf))

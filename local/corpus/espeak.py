@@ -10,9 +10,9 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from local.common.errors import UserError
+
+import numpy as np
 
 # From speak_lib.h of eSpeak NG 1.52.
 AUDIO_OUTPUT_SYNCHRONOUS = 2

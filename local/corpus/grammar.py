@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from local.common.errors import UserError
+
+import yaml
 
 SPEC = Path(__file__).resolve().parents[2] / "egs" / "tiny" / "speech.yaml"
 MAX_DEPTH = 8  # of classes within classes; more is a class that holds itself
@@ -19,7 +19,7 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Part:
+class PartSpec:
     """How much a part holds: `minutes` of sound, evenly over `voices`."""
 
     minutes: float
@@ -30,7 +30,7 @@ class Part:
 class Spec:
     """speech.yaml as it stands there; pairs are the ends of uniform draws."""
 
-    parts: dict[str, Part]
+    parts: dict[str, PartSpec]
     accents: list[str]
     variants: list[str]
     rate: Range
@@ -72,7 +72,7 @@ def load_spec(path: Path = SPEC) -> Spec:
     """Read and check a speech.yaml; `UserError` names the file and the key."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        parts = {name: Part(float(p["minutes"]), int(p["voices"])) for name, p in tree["parts"].items()}
+        parts = {name: PartSpec(float(p["minutes"]), int(p["voices"])) for name, p in tree["parts"].items()}
         values: dict[str, Any] = {**tree["voices"], **tree["sound"], "parts": parts}
         values |= {key: tree[key] for key in ("phrases", "classes")}
     except FileNotFoundError as e:

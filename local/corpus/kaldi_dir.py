@@ -8,15 +8,15 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from local.common.errors import UserError
+from local.common.text_files import is_file, read_lines
+from local.corpus.dropped import Dropped
+from local.corpus.tables import Pair
+
 import soundfile
 from lhotse import Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from lhotse.utils import fastcopy
-
-from local.common.errors import UserError
-from local.common.text_files import is_file, read_lines
-from local.corpus.corpus_yaml import Dropped
-from local.corpus.tables import Pair
 
 
 class KaldiFiles:

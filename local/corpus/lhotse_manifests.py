@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from local.common.errors import UserError
+from local.corpus.dropped import Dropped
+from local.corpus.kaldi_dir import locate
+from local.corpus.manifest_lines import find_problem
+from local.corpus.tables import Pair
+
 from lhotse import MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
-
-from local.common.errors import UserError
-from local.corpus.corpus_yaml import Dropped
-from local.corpus.kaldi_dir import locate
-from local.corpus.manifest_lines import flaw
-from local.corpus.tables import Pair
 
 T = TypeVar("T")
 TOLERANCE = 0.1  # seconds by which a supervision may reach out of its cut, which then cuts it off
@@ -48,9 +48,7 @@ def read_manifests(recordings_file: Path, part: str, dropped: list[Dropped]) -> 
     return nonempty(pairs, supervisions_file)
 
 
-def read_cuts(
-    cuts_file: Path, part: str, dropped: list[Dropped], in_shard: dict[str, Recording] | None = None
-) -> list[Pair]:
+def read_cuts(cuts_file: Path, part: str, dropped: list[Dropped], in_shard: dict[str, Recording] | None = None) -> list[Pair]:
     """The utterances of a manifest of cuts: every supervision within every cut of one recording.
 
     in_shard: for a shard's cuts, what its tar holds by the cuts' ids; a recording there is no longer than its cut.
@@ -103,7 +101,7 @@ def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> I
                     for segment in getattr(item, "supervisions", [item]):
                         if isinstance(segment, SupervisionSegment):
                             segment.text = " ".join((segment.text or "").split())
-                    if wrong := flaw(item):
+                    if wrong := find_problem(item):
                         raise ValueError(wrong)
                 except Exception as e:  # lhotse raises what it happens upon: KeyError, TypeError, AssertionError...
                     reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
@@ -122,7 +120,5 @@ def relocate(recording: Recording, folder: Path) -> Recording:
     """`recording` with its files found as `locate` does."""
     if all(source.type != "file" for source in recording.sources):
         return recording
-    sources = [
-        fastcopy(s, source=str(locate(str(s.source), folder))) if s.type == "file" else s for s in recording.sources
-    ]
+    sources = [fastcopy(s, source=str(locate(str(s.source), folder))) if s.type == "file" else s for s in recording.sources]
     return fastcopy(recording, sources=sources)

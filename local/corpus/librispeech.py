@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lhotse import Recording, SupervisionSegment
-from lhotse.audio import AudioSource
-
 from local.common.errors import UserError
 from local.common.text_files import is_file, read_lines
+
+from lhotse import Recording, SupervisionSegment
+from lhotse.audio import AudioSource
 
 AUDIO_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from local.common.errors import UserError
+from local.common.text_files import read_bytes
+
 from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut, MonoCut
 from lhotse.cut.data import DataCut
 from lhotse.serialization import decode_json_line, deserialize_item
-
-from local.common.errors import UserError
-from local.common.text_files import read_bytes
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ def parse_item(line: bytes, kind: type[T], where: str, made_by: str = "prepare.s
         item = deserialize_item(decode_json_line(line.decode("utf-8")))
         if not isinstance(item, kind):
             raise TypeError(f"a {type(item).__name__}, not a {kind.__name__}")
-        wrong = flaw(item)
+        wrong = find_problem(item)
     except Exception as e:  # lhotse raises what it happens upon: KeyError, TypeError, AssertionError ...
         wrong = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
     if wrong:
@@ -38,7 +38,7 @@ def parse_item(line: bytes, kind: type[T], where: str, made_by: str = "prepare.s
     return item
 
 
-def flaw(item: Any) -> str:
+def find_problem(item: Any) -> str:
     """What cannot be in a recording, a supervision or a cut; nothing where all is well."""
     if not isinstance(item.id, str) or not item.id:
         return "an id that is no text"
@@ -99,4 +99,4 @@ def _flaw_of_cut(item: Cut) -> str:
     if not _number((item.custom or {}).get("num_tokens", 0), 0):
         return f"num_tokens of {item.id[:80]} is {str((item.custom or {})['num_tokens'])[:40]}"
     parts = [*([] if item.recording is None else [item.recording]), *item.supervisions]
-    return next(filter(None, map(flaw, parts)), "")
+    return next(filter(None, map(find_problem, parts)), "")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
-from lhotse import Recording
-
 from local.common.errors import UserError
-from local.corpus.corpus_yaml import Dropped
+from local.corpus.dropped import Dropped
 from local.corpus.lhotse_manifests import nonempty, read_cuts
 from local.corpus.shard_store import ShardStore, is_remote, recordings_in, shards_of
 from local.corpus.tables import Pair
+
+from lhotse import Recording
 
 
 def read_shar(source: Path, part: str, dropped: list[Dropped], store: ShardStore) -> list[Pair]:

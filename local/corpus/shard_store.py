@@ -17,16 +17,16 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from local.common.atomic import atomic_write
+from local.common.errors import UserError, reason
+from local.common.text_files import read_lines
+from local.config.schema import DataConfig
+
 from filelock import FileLock
 from lhotse import AudioSource, Recording
 from lhotse.cut import Cut, MixedCut
 from lhotse.serialization import decode_json_line, deserialize_item, open_best
 from lhotse.utils import fastcopy, is_valid_url
-
-from local.common.atomic import atomic_write
-from local.common.errors import UserError, reason
-from local.common.text_files import read_lines
-from local.config.schema import DataConfig
 
 LIST = ".shar"  # ending of a file that lists the `cuts` files of shards
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # {000000..000119}
@@ -124,7 +124,7 @@ class ShardStore:
         sources = [AudioSource("memory", s.channels, self.read(s.source)) if s.type == "shar" else s for s in recording.sources]
         return fastcopy(recording, sources=sources)
 
-    def filled(self, cut: Cut) -> Cut:
+    def with_audio_loaded(self, cut: Cut) -> Cut:
         """The cut with `with_audio` applied to its recording."""
         if isinstance(cut, MixedCut) or not cut.has_recording:
             return cut

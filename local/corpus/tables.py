@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
 
-from lhotse import Recording, SupervisionSegment
-from lhotse.audio import AudioSource
-
 from local.common.errors import UserError
 from local.common.text_files import read_lines
-from local.corpus.corpus_yaml import Dropped
+from local.corpus.dropped import Dropped
+
+from lhotse import Recording, SupervisionSegment
+from lhotse.audio import AudioSource
 
 Pair = tuple[Recording, SupervisionSegment]
 DELIMITERS = {".tsv": "\t", ".csv": ",;\t"}  # a .csv's is the one that its first line has most of
@@ -58,9 +58,7 @@ def whole_file(utterance_id: str, audio: Path, text: str, speaker: str | None) -
     source = AudioSource(type="file", channels=[0], source=str(audio.absolute()))
     return (
         Recording(id=utterance_id, sources=[source], sampling_rate=0, num_samples=0, duration=0.0),
-        SupervisionSegment(
-            id=utterance_id, recording_id=utterance_id, start=0.0, duration=0.0, text=text, speaker=speaker
-        ),
+        SupervisionSegment(id=utterance_id, recording_id=utterance_id, start=0.0, duration=0.0, text=text, speaker=speaker),
     )
 
 

@@ -11,18 +11,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from local.common.errors import UserError
+from local.data.training_cuts import ShuffledCuts
+
 import numpy as np
 import torch
 from lhotse.cut import Cut
-
-from local.common.errors import UserError
-from local.data.training_cuts import ShuffledCuts
 
 Item = TypeVar("Item")
 SHUFFLE_WINDOW = 500  # batches
 
 
-def cut_up(items: Iterable[Item], seconds: Iterable[float], limit: float) -> Iterator[list[Item]]:
+def pack_by_duration(items: Iterable[Item], seconds: Iterable[float], limit: float) -> Iterator[list[Item]]:
     """Successive items in parts that take up to `limit` seconds with padding; one that takes more alone is a part."""
     part: list[Item] = []
     longest = 0.0
@@ -53,12 +53,12 @@ def train_batches(cuts: ShuffledCuts, num_buckets: int, limit: float, epoch: int
     rest: list[int] = []
     for b in range(bucket.max() + 1):
         places = np.flatnonzero(bucket == b)
-        *parts, last = cut_up(places.tolist(), seconds[places].tolist(), limit)
+        *parts, last = pack_by_duration(places.tolist(), seconds[places].tolist(), limit)
         full += parts
         rest += last
     full.sort(key=lambda part: part[-1])  # as they became full
     rest.sort(key=lambda place: (seconds[place], place))
-    full += cut_up(rest, seconds[rest].tolist(), limit)
+    full += pack_by_duration(rest, seconds[rest].tolist(), limit)
     rng = random.Random(f"{cuts.seed} {epoch}")
     shuffled: list[list[int]] = []
     for first in range(0, len(full), SHUFFLE_WINDOW):
@@ -102,7 +102,7 @@ class Shares:
     def __iter__(self) -> Iterator[Share]:
         for batch in self.batches:
             cuts = [self.cuts.cut(number) for number in batch]
-            yield from deal(micro_batches(cuts, self.limit), self.rank, self.size)
+            yield from split_over_processes(micro_batches(cuts, self.limit), self.rank, self.size)
 
 
 def micro_batches(cuts: list[Cut], limit: float) -> list[list[Cut]]:
@@ -112,7 +112,7 @@ def micro_batches(cuts: list[Cut], limit: float) -> list[list[Cut]]:
     return longest_first_parts(cuts, limit)
 
 
-def deal(parts: list[list[Cut]], rank: int, size: int) -> Iterator[Share]:
+def split_over_processes(parts: list[list[Cut]], rank: int, size: int) -> Iterator[Share]:
     """The passes of process `rank`: a micro-batch for each process as long as there are enough; the last ones are split."""
     for first in range(0, len(parts), size):
         here = parts[first : first + size]
@@ -131,7 +131,7 @@ def deal(parts: list[list[Cut]], rank: int, size: int) -> Iterator[Share]:
 def longest_first_parts(cuts: Iterable[Cut], limit: float) -> list[list[Cut]]:
     """Cuts, longest first, in parts of up to `limit` seconds, padding counted."""
     ordered = longest_first(cuts)
-    return list(cut_up(ordered, (cut.duration for cut in ordered), limit))
+    return list(pack_by_duration(ordered, (cut.duration for cut in ordered), limit))
 
 
 def longest_first(cuts: Iterable[Cut]) -> list[Cut]:

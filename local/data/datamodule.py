@@ -10,123 +10,28 @@ training batch also has "ends_step", "batch_of" and "rows" (see `local.data.batc
 from __future__ import annotations
 
 import gc
-import random
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from lhotse import CutSet, Fbank
-from lhotse.cut import Cut, MixedCut
-from lhotse.dataset import SpecAugment
-from torch.utils.data import DataLoader, Dataset
-
-from local.corpus.corpus_yaml import load_corpus
-from local.common.processes import Processes, cores
-from local.common.errors import UserError, reason
-from local.data.feature_store import Float16ArchiveReader
-from local.data.features import PADDING, make_extractor
 from local.common.allocator import release_free_memory
+from local.common.errors import UserError
+from local.common.processes import Processes, cores
+from local.config.schema import AUTO, Config
+from local.corpus.corpus_yaml import load_corpus
 from local.corpus.manifest_lines import parse_item
-from local.data.batching import Share, Shares, longest_first_parts, seeded, train_batches, utterance_seed
-from local.config.schema import AUTO, AugmentConfig, Config
-from local.corpus.shard_store import ShardStore, shard_store
-from local.data.tokenizer import BLANK_ID, Tokenizer
+from local.corpus.shard_store import shard_store
+from local.data.batching import Shares, longest_first_parts, train_batches
+from local.data.dataset import AsrDataset, Batch
+from local.data.feature_store import Float16ArchiveReader
+from local.data.tokenizer import Tokenizer
 from local.data.training_cuts import ShuffledCuts, read_lines
 
-Batch = dict[str, Any]
-NOISES = 8  # noises drawn for an utterance: as many as are needed to cover it are used, over and over
-WARNINGS = 20  # utterances named by a loader's process; the others are only counted
+import torch
+from lhotse.cut import Cut
+from torch.utils.data import DataLoader
+
 assert Float16ArchiveReader.name  # importing it is what makes stored features readable
-
-
-class AsrDataset(Dataset):
-    """Cuts or Share -> batch; lives in the loader's processes."""
-
-    def __init__(
-        self, cfg: Config, tokenizer: Tokenizer, noise: list[Cut] | None, augment: bool, epoch: int, store: ShardStore
-    ) -> None:
-        self.tokenizer, self.epoch, self.seed = tokenizer, epoch, cfg.train.seed
-        self.precomputed = cfg.features.type == "precomputed"
-        self.num_bins = cfg.features.num_mel_bins
-        self.features = cfg.features
-        self.extractor: Fbank | None = None
-        self.augment = augment
-        self.noise, self.store = noise or [], store
-        self.warned = 0
-        self.noise_prob, self.noise_snr = cfg.augment.musan_prob, list(cfg.augment.musan_snr)
-        self.spec_augment = make_spec_augment(cfg.augment) if augment and cfg.augment.spec_augment else None
-
-    def __getitem__(self, item: list[Cut] | Share) -> Batch:
-        if not isinstance(item, Share):
-            return self._collate(item)
-        batch = self._collate(item.cuts)
-        return {**batch, "ends_step": item.ends_step, "batch_of": item.batch_of, "rows": item.rows}
-
-    def _augmented(self, cut: Cut) -> torch.Tensor:
-        """Features (T, F) with noise and masks."""
-        seed = utterance_seed(self.seed, self.epoch, cut)
-        with seeded(seed):
-            if self.noise:
-                cut = self._mix(cut, random.Random(seed))
-            features = self._load(cut)
-            # lhotse cannot draw time masks of less than a frame
-            if self.spec_augment is None or len(features) * self.spec_augment.max_frames_mask_fraction < 1:
-                return features
-            return self.spec_augment(features.unsqueeze(0), torch.tensor([[0, 0, len(features)]]))[0]
-
-    def _mix(self, cut: Cut, rng: random.Random) -> Cut:
-        noise = CutSet(rng.sample(self.noise, min(len(self.noise), NOISES)))
-        mixed = CutSet([cut]).mix(noise, snr=self.noise_snr, mix_prob=self.noise_prob, preserve_id="left", seed=rng)
-        return next(iter(mixed))
-
-    def _collate(self, cuts: Iterable[Cut]) -> Batch:
-        matrices, kept, skipped = [], [], []
-        for cut in cuts:
-            try:
-                if len(cut.supervisions) != 1:
-                    raise ValueError(f"{len(cut.supervisions)} transcripts, where one is meant")
-                whole = cut if self.precomputed else self.store.filled(cut)
-                matrices.append(self._augmented(whole) if self.augment else self._load(whole))
-                kept.append(cut)
-            except Exception as e:
-                skipped.append(cut.id)
-                self._warn(cut, e)
-        lens = torch.tensor([len(m) for m in matrices], dtype=torch.int64)
-        inputs = torch.full((len(matrices), int(lens.max()) if matrices else 0, self.num_bins), PADDING)
-        for row, matrix in zip(inputs, matrices, strict=True):
-            row[: len(matrix)] = matrix
-        texts = [cut.supervisions[0].text or "" for cut in kept]
-        ids = self.tokenizer.encode(texts)
-        tokens = torch.full((len(ids), max(map(len, ids), default=0)), BLANK_ID, dtype=torch.int64)
-        for row, sequence in zip(tokens, ids, strict=True):
-            row[: len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
-        return {
-            "inputs": inputs, "input_lens": lens, "ids": [cut.id for cut in kept], "texts": texts, "tokens": tokens,
-            "token_lens": torch.tensor([len(s) for s in ids], dtype=torch.int64), "num_frames": int(lens.sum()),
-            "skipped": skipped,
-        }  # fmt: skip
-
-    def _warn(self, cut: Cut, e: Exception) -> None:
-        self.warned += 1
-        more = " (further ones are counted, not named)" if self.warned == WARNINGS else ""
-        if self.warned <= WARNINGS:
-            print(f"warning: utterance {cut.id} ({file_of(cut)}) left out: {reason(e)}{more}", file=sys.stderr)
-
-    def _load(self, cut: Cut) -> torch.Tensor:
-        """Features (T, F) of a cut, float32, stored or computed."""
-        if self.precomputed:
-            features = torch.from_numpy(cut.load_features())
-        else:
-            if self.extractor is None:
-                self.extractor = make_extractor(self.features)
-            features = self.extractor.extract(torch.from_numpy(cut.load_audio()), cut.sampling_rate)
-        if features.shape[1] != self.num_bins:
-            raise ValueError(f"{features.shape[1]} feature channels, not features.num_mel_bins={self.num_bins}")
-        if not torch.isfinite(features.sum()):
-            raise ValueError("its features are not finite")
-        return features
 
 
 class Batches:
@@ -242,27 +147,3 @@ class AsrDataModule:
             dataset, sampler=items, generator=generator, batch_size=None, num_workers=workers,
             pin_memory=torch.cuda.is_available(), **prefetch,
         )  # fmt: skip
-
-
-def make_spec_augment(augment: AugmentConfig) -> SpecAugment:
-    """lhotse's SpecAugment (Park et al., 2019; time warping as in Espresso), applied to 9 of 10 utterances."""
-    if augment.num_frame_masks < 1 or augment.max_frames_mask_fraction <= 0 or augment.frames_mask_size < 1:
-        raise UserError("augment: lhotse's SpecAugment needs num_frame_masks, frames_mask_size and "
-                        "max_frames_mask_fraction above 0; augment.spec_augment=false switches it off")  # fmt: skip
-    return SpecAugment(
-        time_warp_factor=augment.time_warp_factor,
-        num_feature_masks=augment.num_feature_masks,
-        features_mask_size=augment.features_mask_size,
-        num_frame_masks=augment.num_frame_masks,
-        frames_mask_size=augment.frames_mask_size,
-        max_frames_mask_fraction=augment.max_frames_mask_fraction,
-    )
-
-
-def file_of(cut: Cut) -> str:
-    """The file a cut is read from, for messages."""
-    if isinstance(cut, MixedCut):
-        cut = cut.tracks[0].cut
-    if cut.features is not None:
-        return str(cut.features.storage_path)
-    return str(cut.recording.sources[0].source) if cut.recording and cut.recording.sources else "no file"

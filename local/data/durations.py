@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from model.encoder.subsampling import subsampled
+
 from lhotse.cut import Cut
 from lhotse.utils import compute_num_frames
-
-from model.encoder.subsampling import subsampled
 
 FRAME_SECONDS = 0.01  # of audio per feature frame
 SPEEDS = (0.9, 1.1)  # of the perturbed copies (Ko et al., "Audio augmentation for speech recognition", 2015)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from lhotse import Fbank, FbankConfig
-
 from local.config.schema import FeaturesConfig
+
+from lhotse import Fbank, FbankConfig
 
 PADDING = math.log(1e-10)  # value of frames that only fill up a batch: silence at the energy floor
 

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import sentencepiece as spm
-
 from local.common.errors import UserError
 from local.common.text_files import read_bytes
+
+import sentencepiece as spm
 
 SPECIAL = ("<blk>", "<sos/eos>")  # ids 0 and 1; <unk> follows
 BLANK_ID, SOS_EOS_ID, UNK_ID = 0, 1, 2

@@ -8,13 +8,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from local.common.errors import UserError
+from local.common.text_files import read_bytes
+from local.corpus.manifest_lines import parse_item
+from local.data.durations import NUM_TOKENS, SPEED, SPEEDS, at_speed, fits_in
+
 import numpy as np
 from lhotse.cut import Cut
-
-from local.common.errors import UserError
-from local.data.durations import NUM_TOKENS, SPEED, SPEEDS, at_speed, fits_in
-from local.corpus.manifest_lines import parse_item
-from local.common.text_files import read_bytes
 
 SHARD = re.compile(rb'"source": ?"([^"#]+)#[0-9]+\+[0-9]+"')  # in a cut's line
 
@@ -96,9 +96,9 @@ class ShuffledCuts:
 
 
 def shards_of_lines(lines: Sequence[bytes]) -> np.ndarray | None:
-    """For each line of a manifest the number of the shard (`local.corpus.shard_store`) its audio lies in; None where there are none.
+    """Return the number of the shard that holds the audio of each line of a manifest; None if it has no shards.
 
-    Audio that lies in no shard is dealt over as many.
+    Audio outside of shards is spread over the same numbers. See `local.corpus.shard_store`.
     """
     found = [match[1] if (match := SHARD.search(line)) else None for line in lines]
     number = {shard: i for i, shard in enumerate(sorted({shard for shard in found if shard is not None}))}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-
-from local.common.meter import Usage, fitting
+from local.common.meter import Meter
+from local.common.out_of_memory import in_halves_on_oom
 from local.decoding.recogniser import Recogniser
 from model.encoder.subsampling import subsampled
 from model.search import Hypothesis
 from model.transducer import Transducer
+
+import torch
 
 
 class Decoder:
@@ -16,7 +17,7 @@ class Decoder:
 
     def __init__(self, model: Transducer, recognisers: dict[str, Recogniser], tail_frames: int, device: torch.device) -> None:
         self.model, self.recognisers, self.tail_frames, self.device = model, recognisers, tail_frames, device
-        self.usage = Usage(device)
+        self.usage = Meter(device)
         # Whatever is compiled or loaded at the first call should not count as time of the first set.
         nothing = torch.zeros(1, 2, model.encoder.d_model, device=device)
         for recogniser in recognisers.values():
@@ -47,7 +48,7 @@ class Decoder:
         def work(rows: slice) -> dict[str, list[Hypothesis]]:
             return self.run(x[rows, : int(x_lens[rows].max())], x_lens[rows], texts[rows])
 
-        parts = fitting(work, ids, self.device)
+        parts = in_halves_on_oom(work, ids, self.device)
         return {method: [h for part in parts for h in part[method]] for method in self.recognisers}
 
 

@@ -9,9 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from local.common.errors import UserError
 from local.config.schema import FeaturesConfig
 from local.data.durations import FRAME_SECONDS
@@ -23,6 +20,9 @@ from model.encoder.lstm import LstmEncoder, States
 from model.encoder.subsampling import MIN_FRAMES, Conv2dSubsampling, subsampled
 from model.search import Hypothesis, Stream, rescore
 from model.search.scorers import Scorer
+
+import numpy as np
+import torch
 
 STRIDE = math.prod(Conv2dSubsampling.STRIDES)  # feature frames per frame of the encoder
 OVERLAP = MIN_FRAMES - STRIDE  # feature frames that two chunks share, as the front end's windows overlap

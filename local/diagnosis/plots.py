@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from local.common.html_page import new_figure
 from local.diagnosis.probe import Probed
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TINY = 1e-30
 LABELLED = 40  # sequences up to which each has its name on the axis
-NAMED = 8  # of more, so many
+MAX_NAMED = 8  # of more, so many
 COLOURS = ("tab:red", "tab:orange", "tab:purple", "tab:brown", "tab:pink")
 
 
@@ -136,7 +136,7 @@ def _shade(i: int, n: int) -> Any:
 
 def _name_sequences(ax: Any, ids: Sequence[str], marked: Sequence[str]) -> None:
     """Names on the axis of sequences: all, or where there are too many the marked ones."""
-    named = list(ids) if len(ids) <= LABELLED else list(marked[:NAMED])
+    named = list(ids) if len(ids) <= LABELLED else list(marked[:MAX_NAMED])
     ax.set_xlabel("utterance, in the order of sequences.tsv")
     if named:
         ax.set_xticks([list(ids).index(name) for name in named], named, rotation=90, fontsize=8)

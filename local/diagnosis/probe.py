@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from model.encoder.subsampling import subsampled
+from model.transducer import Transducer
+
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-from model.encoder.subsampling import subsampled
-from model.transducer import Transducer
 
 WIDEST = 1024  # channels up to which the covariance's eigenvalues are computed
 ROWS = 4096  # positions of a batch that go into the covariance

@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from local.diagnosis.probe import Probed
+
 import torch
 from torch import Tensor
-
-from local.diagnosis.probe import Probed
 
 # Chosen on `tiny`, between what its healthy models show, trained or not (at most 4, 10, 2 and 3.2), and what faults do: a
 # recurrent matrix times 8 (from 1900 on, where it explodes), an utterance of noise (from 26 on, of 7 epochs; a channel of it
@@ -27,7 +27,7 @@ CHANNEL = 4.0  # the rms of one channel of a sequence's activations / the upper 
 FLOOR = 0.03  # of the channels' mean: the least upper quartile, or channels that are all but dead would have any ratio
 RECURRENT = 4.0  # the rms of a layer's recurrent matrix / the median layer's; of a trained layer times 8 need not explode
 FEWEST = 4  # sequences that have a quartile of their own
-NAMED = 5  # utterances named in a line
+MAX_NAMED = 5  # utterances named in a line
 FRONT_END = "encoder.encoder_embed."  # sees the features first, and without dropout
 BELOW = "encoder"  # the loss's own projections get next to no gradient from what is recognised well: no outliers there
 
@@ -44,7 +44,7 @@ class Finding:
 
     def names(self) -> str:
         """The utterances, the first few by name."""
-        named, more = ", ".join(self.utterances[:NAMED]), len(self.utterances) - NAMED
+        named, more = ", ".join(self.utterances[:MAX_NAMED]), len(self.utterances) - MAX_NAMED
         if len(self.utterances) == self.out_of > 1:
             return f"all {self.out_of} utterances, most of all {named}"
         return (

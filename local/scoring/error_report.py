@@ -61,4 +61,3 @@ def aligned(result: Score) -> Iterator[str]:
         if any(ref != hyp for ref, hyp in pairs):
             words = (ref if ref == hyp else f"({ref or '*'}->{hyp or '*'})" for ref, hyp in pairs)
             yield f"{utterance.id}: {' '.join(words)}"
-

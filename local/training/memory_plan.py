@@ -17,18 +17,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
 from local.common.allocator import release_free_memory
 from local.common.errors import UserError
-from local.common.meter import Usage, free_bytes
+from local.common.meter import Meter
 from local.common.processes import Processes
 from local.config.schema import AUTO, Config
-from local.data.datamodule import AsrDataModule, Batch
-from local.training.memory_probe import Lengths, Shape, bytes_of_pass, probe, unseen
+from local.data.datamodule import AsrDataModule
+from local.data.dataset import Batch
+from local.training.free_memory import free_bytes
+from local.training.memory_probe import Lengths, Shape, bytes_of_pass, probe, without_side_effects
 from local.training.step import Losses
 from model.transducer import Transducer
+
+import numpy as np
+import torch
 
 SHARE = 0.8  # of the free memory; the rest is for the loader, fragments, and what the plane does not tell
 KEPT = 12  # bytes a parameter, of what comes later: two states of the optimiser, a gradient that passes are added to
@@ -88,7 +90,7 @@ def round_down(number: float) -> float:
     return float(f"{math.floor(number / unit) * unit:.1e}")
 
 
-def settle(
+def choose_max_duration(
     cfg: Config,
     saved: dict[str, Any],
     data: AsrDataModule,
@@ -106,14 +108,14 @@ def settle(
         return float(cfg.train.max_duration)
     if saved and saved["config"]["train"]["max_duration"] == AUTO:
         return float(saved["progress"]["max_duration"])
-    if not Usage(device).tells_peaks():
+    if not Meter(device).tells_peaks():
         raise UserError("key 'train.max_duration' is auto: this system does not tell what a pass takes; give a number")
     found = data.train_lengths(SAMPLE)
     if not found:
         raise UserError(f"{data.data_dir}: the training parts hold no utterance")
     lengths = Lengths(max(d for d, _ in found), sum(d for d, _ in found), max(u for _, u in found))
     sharing = 1 if device.type == "cuda" else processes.local_size
-    with unseen(model, device):
+    with without_side_effects(model, device):
         scale = cfg.loss.simple_scale
         passes = probe(
             lambda shape: bytes_of_pass(shape, model, losses_of, scale, device), lengths, free_bytes(device) / sharing

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-
 from local.common.allocator import release_free_memory
-from local.common.meter import MIB, Usage
-from local.data.datamodule import Batch
+from local.common.meter import MIB, Meter
+from local.data.dataset import Batch
 from local.data.durations import FRAME_SECONDS
 from local.training.step import Losses
 from model.encoder.subsampling import MIN_FRAMES, subsampled
 from model.transducer import Transducer, training_loss
+
+import torch
 
 FIRST, LONGEST = 5.0, 16.0  # seconds: the smallest pass measured, and the longest utterance in it
 PASSES = (3, 7)  # of growing size, at least and at most
@@ -48,7 +48,7 @@ class Lengths:
 
 
 @contextmanager
-def unseen(model: Transducer, device: torch.device) -> Iterator[None]:
+def without_side_effects(model: Transducer, device: torch.device) -> Iterator[None]:
     """Inside, the model trains, and what training draws now and then (balancers that act, layers bypassed) is always drawn:
     the most memory. Afterwards modes, buffers, gradients, masks and torch's random numbers are as before."""
     names = ("training", "mask", *DRAWN)
@@ -79,7 +79,7 @@ def bytes_of_pass(
     for p in model.parameters():
         p.grad = None
     release_free_memory()
-    usage = Usage(device)
+    usage = Meter(device)
     with usage.of("before"):
         pass
     with usage.of("pass"):

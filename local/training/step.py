@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from local.artifacts.checkpoint import save_file
 from local.common.errors import is_out_of_memory
-from local.common.meter import fitting
+from local.common.out_of_memory import in_halves_on_oom
 from local.common.processes import Processes
-from local.data.datamodule import Batch
+from local.data.dataset import Batch
 from model.encoder.subsampling import subsampled
 from model.layers.gradient_filter import Exchange, GradientFilter
 from model.transducer import Transducer, training_loss
+
+import torch
+from torch import Tensor
 
 Losses = dict[str, Tensor]
 
@@ -64,7 +64,7 @@ class StepGradient:
             whole = rows.stop - rows.start == len(batch["ids"])
             self._backward(batch if whole else part_of(batch, rows), losses_of, scales, exchange if whole else None)
 
-        fitting(work, batch["ids"], self.device, "train on")
+        in_halves_on_oom(work, batch["ids"], self.device, "train on")
 
     def _backward(
         self,

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-
 from local.common.atomic import atomic_write
 from local.common.errors import UserError
 from model.layers.gradient_filter import GradientFilter
 from model.transducer import Transducer
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 DAMPED = 0.5  # a mask below it counts as damped
 LAYER = re.compile(r"encoder\.encoder\.layers\.(\d+)\.")

@@ -9,9 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from local.artifacts.checkpoint import check_finite, load_weights, newest_readable, provenance, remove_old, save_file
 from local.common.allocator import release_free_memory
 from local.common.atomic import remove_abandoned
@@ -19,8 +16,9 @@ from local.common.errors import UserError
 from local.common.processes import Processes
 from local.common.progress import Progress
 from local.config.schema import Config
-from local.data.datamodule import AsrDataModule, Batch
-from local.training.memory_plan import settle
+from local.data.datamodule import AsrDataModule
+from local.data.dataset import Batch
+from local.training.memory_plan import choose_max_duration
 from local.training.random_state import random_state, seed_apart, set_random_state
 from local.training.resume_checks import changes, check_same_run, flat, seconds_at_once
 from local.training.step import StepGradient, make_scaler
@@ -30,6 +28,9 @@ from model.build import build_model
 from model.encoder.subsampling import subsampled
 from model.optim import Eden, make_optimizer
 from model.transducer import pruned_scale
+
+import torch
+from torch import Tensor
 
 COUNTS = ("epoch", "batch", "step", "bad_steps")
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,7 +68,7 @@ class Trainer:
         saved = self._resume()
         if len(set(self.processes.gather(self.step))) > 1:
             raise UserError(f"the processes found different checkpoints in {self.folder}: is it one folder for all machines?")
-        data.max_duration = self.max_duration = settle(
+        data.max_duration = self.max_duration = choose_max_duration(
             cfg, saved, data, self.model, lambda part: self._losses(part, monitor=True, warmup=2.0), self.processes, device
         )
         self.masks: list[tuple[int, list[str], Tensor]] = []  # step, utterances, the filters' masks: for the log

@@ -5,9 +5,6 @@ After icefall's `lstm_transducer_stateless3` (Z. Yao, D. Povey and others, 2022)
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
 from model.encoder.subsampling import Conv2dSubsampling, subsampled
 from model.layers.activation import make_activation
 from model.layers.balancer import ActivationBalancer, Bounds
@@ -15,6 +12,9 @@ from model.layers.dropout import Dropout
 from model.layers.gradient_filter import GradientFilter
 from model.layers.norm import make_norm
 from model.layers.scaled import ScaledLinear, ScaledRNN
+
+import torch
+from torch import Tensor, nn
 
 States = tuple[Tensor, Tensor]
 """h (layers, N, d_model) and c (layers, N, rnn_hidden_size)."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import overload
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from model.kernels.matmul import linear
 from model.layers.activation import make_activation
 from model.layers.balancer import ActivationBalancer, Bounds
 from model.layers.norm import make_norm
 from model.layers.scaled import ScaledConv2d, ScaledLinear
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 MIN_FRAMES = 9  # the fewest frames that give one output frame
 PAD_VALUE = -23.025850929940457  # log(1e-10): the features of digital silence

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from model.kernels.math import CHUNK, FLAGS, SUMS, ZERO, as_numpy, load, store
+from model.kernels.threads import run_parallel
+
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
-
-from model.kernels.math import CHUNK, FLAGS, SUMS, ZERO, as_numpy, load, store
-from model.kernels.threads import run_parallel
 
 
 @njit(**SUMS)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from math import exp, inf, log
 
+from model.kernels.threads import run_parallel
+
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
-
-from model.kernels.threads import run_parallel
 
 
 @njit(nogil=True, cache=True)

@@ -6,13 +6,13 @@ product, made for large matrices, takes two to three times as long. Weights may 
 
 from __future__ import annotations
 
+from model.kernels.math import FLAGS, ONE, SUMS, ZERO, as_numpy, load, sigmoid, tanh
+from model.kernels.threads import run_parallel
+
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
-
-from model.kernels.math import FLAGS, ONE, SUMS, ZERO, as_numpy, load, sigmoid, tanh
-from model.kernels.threads import run_parallel
 
 
 @njit(**SUMS)

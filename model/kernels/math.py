@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from model.kernels.threads import run_parallel
+
 import numpy as np
 import torch
 from numba import njit, types
 from numba.extending import overload, register_jitable
 from torch import Tensor
-
-from model.kernels.threads import run_parallel
 
 TYPES = (torch.float32, torch.bfloat16)
 CHUNK = 1 << 13  # elements whose random bits are made together

@@ -12,11 +12,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from model.precision import product_dtype
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from model.precision import product_dtype
 
 SMALLEST = 1 << 21  # multiplications from which on the product takes longer than oneDNN's preparations
 

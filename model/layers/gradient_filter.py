@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from model.precision import exact_dtype
+
 import torch
 from torch import Tensor, nn
-
-from model.precision import exact_dtype
 
 TINY = 1e-20
 ABSENT = -1.0  # stands where a process has fewer sequences than another; a norm is never below 0

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from model.kernels.matmul import mm
+
 import torch
 from torch import Tensor
-
-from model.kernels.matmul import mm
 
 try:
     from model.kernels import lstm as lstm_numba

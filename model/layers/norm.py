@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from model.precision import exact_dtype
+
 import torch
 from torch import Tensor, nn
-
-from model.precision import exact_dtype
 
 
 class _BasicNorm(torch.autograd.Function):

@@ -12,13 +12,13 @@ import math
 import warnings
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from model.kernels.matmul import conv2d, linear
 from model.layers.lstm import lstm_cpu
 from model.precision import exact_dtype, product_dtype
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 try:
     from model.kernels import math as kernels

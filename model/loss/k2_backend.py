@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from model.loss.bounds import pruned_mass
 from model.loss.interface import check_pruned, check_simple
+
+import torch
+from torch import Tensor
 
 try:
     import k2

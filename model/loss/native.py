@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from model.loss import pruned as fused
 from model.loss import simple
 from model.loss.bounds import prune_ranges, pruned_mass
 from model.loss.interface import check_pruned, check_simple
 from model.precision import product_dtype
+
+import torch
+from torch import Tensor
 
 __all__ = ["prune_ranges", "pruned_loss", "pruned_mass", "simple_loss"]
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
-
 from model.loss.lattice import band_recursion
 from model.loss.simple import delay_bonus
 from model.precision import exact_dtype, no_autocast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Logits (or hidden units, if these are more) of one tile: enough for an efficient matrix product, and on a CPU few enough
 # to stay in its caches.

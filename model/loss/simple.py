@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from model.loss.lattice import band_recursion
+from model.precision import exact_dtype, no_autocast
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from model.loss.lattice import band_recursion
-from model.precision import exact_dtype, no_autocast
 
 # Numbers of am whose exponentials are in memory at once on the CPU (an utterance at least).
 CHUNK_NUMBERS = 1 << 20
@@ -86,9 +86,7 @@ class SimpleLoss(torch.autograd.Function):
             by_token.append(gx.sum(1))
             by_blank.append(gy.sum(1))
             a = am[part].to(dtype)
-            d_am[part] = _d_log_probs(
-                a, next_token[part], lm_exp[part], unigram, options, gx, gy, d_lm[part], d_unigram
-            )
+            d_am[part] = _d_log_probs(a, next_token[part], lm_exp[part], unigram, options, gx, gy, d_lm[part], d_unigram)
         _d_of_u_alone(d_lm, next_token, lm_exp, unigram, options, torch.cat(by_token), torch.cat(by_blank), d_unigram)
         return d_am, d_lm.to(lm.dtype), None, None, None
 

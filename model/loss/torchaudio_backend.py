@@ -5,12 +5,12 @@ The simple loss is the native one. All (N, T, U + 1, C) logits are in memory; th
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from model.loss.bounds import pruned_mass
 from model.loss.interface import check_pruned
 from model.loss.native import simple_loss
+
+import torch
+from torch import Tensor
 
 try:
     from torchaudio.functional import rnnt_loss

@@ -15,11 +15,11 @@ from __future__ import annotations
 import contextlib
 from typing import Any, NamedTuple
 
-import torch
-
 from model.search.frames import Frames
 from model.search.hypothesis import BackPointers, Hypothesis, best_paths
 from model.search.stream import Stream
+
+import torch
 
 compiled_step: Any = None
 compiled_end: Any = None

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
-from numba import njit
-
 from model.kernels.beam import _insert as insert
 from model.search.fast_beam import FastBeamStream
 from model.search.frames import Frames
 from model.search.graph import EPSILON, Graph
 from model.search.hypothesis import BackPointers, Hypothesis
+
+import numpy as np
+import torch
+from numba import njit
 
 INF = np.inf
 

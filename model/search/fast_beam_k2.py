@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from model.search.contexts import Contexts, Joint
 from model.search.frames import Frames
 from model.search.hypothesis import Hypothesis
+
+import torch
 
 
 @torch.no_grad()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from model.search.frames import Frames
 from model.search.hypothesis import BackPointers, Hypothesis, best_paths
 from model.search.stream import Stream
+
+import torch
 
 
 class GreedyStream(Stream):

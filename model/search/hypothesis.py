@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from model.search.frames import Frames
+
 import numpy as np
 import torch
-
-from model.search.frames import Frames
 
 
 @dataclass

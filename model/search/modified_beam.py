@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from model.search.frames import Frames
 from model.search.hypothesis import BackPointers, Hypothesis, best_paths
 from model.search.scorers import Fusion, Scorer
 from model.search.stream import Stream
+
+import torch
 
 compiled_step: Any = None
 with contextlib.suppress(ImportError):  # numba is optional: the tensor operations give the same

@@ -5,11 +5,11 @@ from __future__ import annotations
 import abc
 from typing import Any
 
-import torch
-
 from model.search.contexts import Contexts, Joint
 from model.search.frames import Frames, check_chunk
 from model.search.hypothesis import BackPointers, History, Hypothesis
+
+import torch
 
 
 class Stream(abc.ABC):

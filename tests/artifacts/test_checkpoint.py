@@ -15,14 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-
 from local.artifacts.checkpoint import checkpoints, load_file, newest_readable, save_file
 from local.common.atomic import atomic_write, remove_abandoned
 from local.common.errors import UserError
 from tests.conftest import ROOT
 from tests.test_train import trainer
+
+import pytest
+import torch
 
 
 class Malicious:

@@ -7,12 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.bench_loss import make_batches
+from tests.conftest import ROOT
+
 import numpy as np
 import pytest
-
-from benchmarks.bench_loss import make_batches
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def bench(*args: str) -> subprocess.CompletedProcess[str]:

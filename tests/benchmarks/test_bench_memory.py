@@ -7,12 +7,12 @@ import os
 import platform
 from pathlib import Path
 
-import numpy as np
-import pytest
-
 from benchmarks.bench_memory import children, growth, last_step, resident, run, windows
 from local.common.errors import UserError
 from tests.killed_run import SMALL, prepared_corpus
+
+import numpy as np
+import pytest
 
 pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc, which Linux has")
 

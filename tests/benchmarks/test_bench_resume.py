@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lhotse.cut import Cut
-
 from benchmarks.bench_resume import lines, main
 from local.corpus.manifest_lines import parse_item
+
+from lhotse.cut import Cut
 
 
 def test_lines_are_cuts_in_three_speeds() -> None:

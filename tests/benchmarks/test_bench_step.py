@@ -7,15 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-
 from benchmarks.bench_step import products
 from benchmarks.step_worker import PARTS, SIZES
 from local.config import load_config
 from model.build import build_model
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+import pytest
+import torch
 
 
 def bench(*args: str) -> subprocess.CompletedProcess[str]:

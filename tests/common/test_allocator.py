@@ -6,11 +6,11 @@ import platform
 import subprocess
 import sys
 
-import pytest
-import torch
-
 from local.common.allocator import HUGE_PAGES
 from tests.conftest import ROOT
+
+import pytest
+import torch
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
 

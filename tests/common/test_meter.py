@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from local.common.errors import UserError
+from local.training.free_memory import free_bytes
+from tests.conftest import ROOT
+
 import pytest
 import torch
-
-from local.common.errors import UserError
-from local.common.meter import free_bytes
-from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a pass's peak")

@@ -18,24 +18,25 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-import torch
-
 from local.artifacts.checkpoint import load_file
 from local.common.errors import UserError
 from local.common.processes import Processes, launch, start
 from local.config import load_config
-from local.data.batching import deal, micro_batches
-from local.data.datamodule import AsrDataModule, AsrDataset
+from local.data.batching import micro_batches, split_over_processes
+from local.data.datamodule import AsrDataModule
+from local.data.dataset import AsrDataset
 from local.data.tokenizer import Tokenizer
 from local.prepare_cuts import main as prepare_cuts
 from local.prepare_lang import main as prepare_lang
 from local.prepare_manifests import main as prepare_manifests
 from local.training.trainer import Trainer
 from model.layers.gradient_filter import Exchange, GradientFilter
+from tests.conftest import ROOT
 from tests.speech_tree import make_part
 
-ROOT = Path(__file__).resolve().parent.parent
+import pytest
+import torch
+
 SMALL = [
     "model.encoder.num_layers=2", "model.encoder.d_model=16", "model.encoder.rnn_hidden_size=24",
     "model.encoder.dim_feedforward=32", "model.decoder.dim=16", "model.joiner.dim=16", "train.warm_step=4",
@@ -159,7 +160,7 @@ def test_every_utterance_goes_to_one_process_in_as_many_passes(size: int) -> Non
         assert sorted(c.id for p in parts for c in p) == sorted(c.id for c in cuts)
         assert all(len(p) * max(c.duration for c in p) <= 30 for p in parts)
         where = {c.id: i for i, p in enumerate(parts) for c in p}
-        dealt = [list(deal(parts, rank, size)) for rank in range(size)]
+        dealt = [list(split_over_processes(parts, rank, size)) for rank in range(size)]
         assert sorted(c.id for shares in dealt for share in shares for c in share.cuts) == sorted(where)
         assert {len(shares) for shares in dealt} == {math.ceil(len(parts) / size)}
         for shares in dealt:
@@ -363,13 +364,13 @@ def test_an_utterance_that_alone_is_too_long_is_named(data: Path, tmp_path: Path
 def test_a_process_that_dies_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else `launch` sets it for what follows
     before = signal.getsignal(signal.SIGTERM)
-    program = tmp_path / "program.py"
-    program.write_text("import os, sys, time\nif os.environ['RANK'] == '1':\n    sys.exit(3)\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "failing.py").write_text("import os, sys, time\nif os.environ['RANK'] == '1':\n    sys.exit(3)\ntime.sleep(60)\n")
     with pytest.raises(UserError, match="process 1 of the training ended with status 3; the others were stopped"):
-        launch(program, [], 2)
+        launch("failing", [], 2)
     assert signal.getsignal(signal.SIGTERM) == before
     with pytest.raises(UserError, match="--nnodes needs --rdzv"):
-        launch(program, [], 1, nnodes=2)
+        launch("failing", [], 1, nnodes=2)
 
 
 def command(data: Path, exp: Path, *options: str) -> list[str]:

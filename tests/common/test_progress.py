@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from local.common.progress import Progress, clock, progress
+
+import pytest
 
 
 def test_short_work_prints_nothing(capsys: pytest.CaptureFixture) -> None:

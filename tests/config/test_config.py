@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-from omegaconf import OmegaConf
-
 from local.common.errors import UserError
 from local.config.load import CONF_DIR, config_from_dict, load_config, to_dict
+
+import pytest
+from omegaconf import OmegaConf
 
 CONFS = [*CONF_DIR.glob("*/*.yaml"), *CONF_DIR.parent.glob("egs/*/conf/*.yaml")]
 

@@ -6,6 +6,17 @@ import gzip
 import json
 from pathlib import Path
 
+from local.common.errors import UserError
+from local.corpus.corpus_yaml import Corpus, load_corpus
+from local.corpus.custom import custom_parts, find_source, import_custom, split_off
+from local.corpus.dropped import Dropped
+from local.corpus.shard_store import ShardStore
+from local.corpus.tables import Row, utterance_ids
+from local.prepare_cuts import make_cuts
+from local.prepare_manifests import check_pairs, screen
+from local.prepare_manifests import main as prepare_manifests
+from tests.conftest import ROOT
+
 import numpy as np
 import pytest
 import soundfile
@@ -13,16 +24,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 
-from local.common.errors import UserError
-from local.corpus.corpus_yaml import Corpus, Dropped, load_corpus
-from local.corpus.custom import custom_parts, find_source, import_custom, split_off
-from local.corpus.shard_store import ShardStore
-from local.corpus.tables import Row, utterance_ids
-from local.prepare_cuts import make_cuts
-from local.prepare_manifests import check_pairs, screen
-from local.prepare_manifests import main as prepare_manifests
-
-ROOT = Path(__file__).resolve().parent.parent
 STORE = ShardStore(Path("unused"), 1.0)
 TEXTS = ["one two", "three four five", "six", "seven eight"]
 
@@ -79,9 +80,7 @@ def test_tables(tmp_path: Path, audio: list[str], name: str, lines: list[str]) -
 
 def test_a_table_without_speakers_and_with_ids(tmp_path: Path, audio: list[str]) -> None:
     (tmp_path / "t.tsv").write_text(f"id\tfile\tsentence\nfirst one\t{audio[0]}\tEins zwei\n")
-    assert summary(import_custom(tmp_path / "t.tsv", "t", normalise="none")) == [
-        ("first_one", None, "Eins zwei", "a.wav")
-    ]
+    assert summary(import_custom(tmp_path / "t.tsv", "t", normalise="none")) == [("first_one", None, "Eins zwei", "a.wav")]
     (tmp_path / "u.tsv").write_text(f'{audio[0]}\tsay "hi\n')  # a TSV knows no quotes
     assert summary(import_custom(tmp_path / "u.tsv", "u", normalise="lower")) == [("a", None, 'say "hi', "a.wav")]
 
@@ -283,9 +282,7 @@ def test_few_speakers_are_split_by_utterance(tmp_path: Path, capsys: pytest.Capt
 @given(st.lists(st.integers(1, 30), min_size=2, max_size=30), st.sampled_from([0.01, 0.05, 0.25]))
 def test_split_loses_nothing(sizes: list[int], share: float) -> None:
     pairs = [
-        (None, SupervisionSegment(f"{s}-{i}", "r", 0.0, 1.0, speaker=str(s)))
-        for s, n in enumerate(sizes)
-        for i in range(n)
+        (None, SupervisionSegment(f"{s}-{i}", "r", 0.0, 1.0, speaker=str(s))) for s, n in enumerate(sizes) for i in range(n)
     ]
     inside, outside = split_off(pairs, "dev", share, Path("."))  # type: ignore[arg-type]
     assert inside and outside
@@ -309,9 +306,7 @@ def test_wrong_options_name_the_key(tmp_path: Path, options: dict, message: str)
 
 
 def test_parts_missing_or_twice(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match="part 'train' is not in .*; it may be train.tsv, train.csv, train/ with wav.scp"
-    ):
+    with pytest.raises(UserError, match="part 'train' is not in .*; it may be train.tsv, train.csv, train/ with wav.scp"):
         custom_parts(tmp_path, corpus(), [])
     table_of(tmp_path / "train.tsv", 1, 1)
     with pytest.raises(UserError, match="part 'dev' is not in .* train has too few utterances"):

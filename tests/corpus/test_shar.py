@@ -5,16 +5,11 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from lhotse import CutSet, Recording
-
 from local.common.errors import UserError
 from local.compute_features import main as compute_features
 from local.config import load_config
-from local.corpus.corpus_yaml import read_dropped
-from local.corpus.corpus_yaml import shard_store as shar
+from local.corpus import shard_store as shar
+from local.corpus.dropped import read_dropped
 from local.corpus.shard_store import ShardStore, recordings_in, shards_of
 from local.data.datamodule import AsrDataModule
 from local.data.tokenizer import Tokenizer
@@ -23,6 +18,11 @@ from local.prepare_cuts import main as prepare_cuts
 from local.prepare_lang import main as prepare_lang
 from local.prepare_manifests import main as prepare_manifests
 from tests.speech_tree import make_part
+
+import numpy as np
+import pytest
+import torch
+from lhotse import CutSet, Recording
 
 PARTS = ("train", "dev", "test")
 SIZE = 5  # cuts of a shard

@@ -9,29 +9,30 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+from local.common.errors import UserError
+from local.compute_features import main as compute_features
+from local.config import load_config
+from local.config.schema import Config
+from local.data import training_cuts
+from local.data.batching import duration_bins, pack_by_duration, seeded, train_batches
+from local.data.datamodule import AsrDataModule
+from local.data.dataset import AsrDataset, Batch
+from local.data.durations import SPEEDS
+from local.data.tokenizer import Tokenizer
+from local.data.training_cuts import ShuffledCuts
+from local.prepare_cuts import main as prepare_cuts
+from local.prepare_lang import main as prepare_lang
+from local.prepare_manifests import main as prepare_manifests
+from local.prepare_noise import main as prepare_noise
+from model.encoder.subsampling import subsampled
+from tests.speech_tree import audio_of, make_part, set_text, write_noise
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import CutSet
-
-from local.data import training_cuts
-from local.compute_features import main as compute_features
-from local.config import load_config
-from local.data.datamodule import AsrDataModule, AsrDataset, Batch
-from local.common.errors import UserError
-from local.data.durations import SPEEDS
-from local.prepare_cuts import main as prepare_cuts
-from local.prepare_lang import main as prepare_lang
-from local.prepare_manifests import main as prepare_manifests
-from local.prepare_noise import main as prepare_noise
-from local.data.batching import cut_up, duration_bins, seeded, train_batches
-from local.config.schema import Config
-from local.data.tokenizer import Tokenizer
-from local.data.training_cuts import ShuffledCuts
-from model.encoder.subsampling import subsampled
-from tests.speech_tree import audio_of, make_part, set_text, write_noise
 
 SMALL = ["train.max_duration=12", "data.num_buckets=3", "data.num_workers=0"]
 STORED = [*SMALL, "features.type=precomputed"]
@@ -275,7 +276,7 @@ def test_an_epoch_has_every_cut_once_and_no_batch_is_too_long(seconds: list[floa
 
 @given(LENGTHS, st.floats(1.0, 100.0))
 def test_parts_are_as_long_as_they_may_be(seconds: list[float], limit: float) -> None:
-    parts = list(cut_up(range(len(seconds)), seconds, limit))
+    parts = list(pack_by_duration(range(len(seconds)), seconds, limit))
     assert list(itertools.chain(*parts)) == list(range(len(seconds)))
     for part, after in itertools.pairwise(parts):
         assert (len(part) + 1) * max(seconds[i] for i in (*part, after[0])) > limit

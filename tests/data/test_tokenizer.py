@@ -5,12 +5,12 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+from local.common.errors import UserError
+from local.data.tokenizer import BLANK_ID, SOS_EOS_ID, UNK_ID, Tokenizer, train_tokenizer
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from local.common.errors import UserError
-from local.data.tokenizer import BLANK_ID, SOS_EOS_ID, UNK_ID, Tokenizer, train_tokenizer
 
 TEXTS = ["ONE TWO THREE", "THREE FOUR", "FIVE SIX SEVEN EIGHT", "NINE ZERO ONE", "TWO TWO TWO"] * 20
 

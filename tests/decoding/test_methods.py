@@ -6,10 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
-import torch
-
 from local.artifacts.decoding_graph import save_graph
 from local.artifacts.language_model import load_lm
 from local.common.errors import UserError
@@ -17,12 +13,17 @@ from local.config import load_config
 from local.config.methods import METHODS
 from local.config.schema import DecodeConfig
 from local.data.tokenizer import train_tokenizer
-from local.decoding.recogniser import Recogniser, Resources, read_hotwords
+from local.decoding.recogniser import Recogniser
+from local.decoding.resources import Resources, read_hotwords
 from model.build import build_model
 from model.search import Hypothesis, get_search
 from model.search.graph import trivial_graph
 from model.search.scorers import HotwordScorer, InternalLmScorer, LstmLmScorer, NGramScorer, read_arpa
 from tests.toy_experiment import SMALL, levenshtein, save_toy_lm, toy_tokenizer, toy_weights
+
+import numpy as np
+import pytest
+import torch
 
 TOKENIZER = toy_tokenizer()
 CFG = load_config(None, SMALL)

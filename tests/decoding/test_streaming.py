@@ -16,8 +16,6 @@ from hypothesis import strategies as st
 pytest.importorskip("lhotse")
 pytest.importorskip("soundfile")
 
-import soundfile
-
 from local.common.errors import UserError
 from local.config import load_config
 from local.config.schema import FeaturesConfig
@@ -31,6 +29,8 @@ from model.encoder.subsampling import subsampled
 from model.search import STREAMS, Hypothesis, Stream, get_search, get_stream
 from model.transducer import Transducer
 from tests.reference import load_reference_model
+
+import soundfile
 
 RATE, TAIL = 16000, 30
 FEATURES = FeaturesConfig(type="on_the_fly", num_mel_bins=80, sampling_rate=RATE)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
-import torch
-
 from model.kernels import math as kernels
 from model.kernels.balancer import by_channel
 from model.kernels.lstm import rows_by_rows
@@ -14,6 +10,10 @@ from model.layers.balancer import ActivationBalancer, Bounds
 from model.layers.dropout import Dropout
 from model.layers.lstm import lstm_cpu
 from model.layers.scaled import scaled
+
+import numpy as np
+import pytest
+import torch
 
 
 def test_philox_gives_the_published_numbers() -> None:
@@ -94,9 +94,7 @@ def test_scale_gradient(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape, axis", [((3, 8, 5, 8), 1), ((3, 8, 90, 70), 1), ((40, 30, 20, 12), -1)])
-def test_balancer(
-    shape: tuple[int, ...], axis: int, layout: torch.memory_format, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_balancer(shape: tuple[int, ...], axis: int, layout: torch.memory_format, dtype: torch.dtype, tolerance: float) -> None:
     """Channels too small, too large, hardly ever or nearly always positive; gradients of the same and another layout."""
     torch.manual_seed(0)
     x = torch.randn(shape).movedim(axis, -1)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from model.kernels import matmul as product_cpu
+from model.layers.scaled import ScaledConv2d, ScaledLinear
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from model.kernels import matmul as product_cpu
-from model.layers.scaled import ScaledConv2d, ScaledLinear
 
 WAYS = ["onednn", "mkl", "bf16", "bf16 in float32"]
 HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and not torch.__version__.startswith("1.")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 
-import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
-
 from model.layers.activation import ACTIVATIONS, DoubleSwish, make_activation
 from model.layers.balancer import ActivationBalancer, Bounds
 from model.layers.gradient_filter import GradientFilter
 from model.layers.norm import NORMS, BasicNorm, _BasicNorm, make_norm
 from model.layers.scaled import ScaledConv2d, ScaledEmbedding, ScaledLinear, ScaledRNN, scaled
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
 
 def test_basic_norm() -> None:

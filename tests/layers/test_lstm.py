@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from model.layers.lstm import lstm_cpu
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from model.layers.lstm import lstm_cpu
 
 
 def both(t: int, n: int, c: int, hidden: int, proj: int, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tests.loss.problems import Problem, make_problem
+
 import pytest
 import torch
-
-from tests.loss.problems import Problem, make_problem
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from model.loss import native, pruned_mass
 from tests.loss import definition as reference
 from tests.loss.problems import make_problem
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 @settings(max_examples=40)

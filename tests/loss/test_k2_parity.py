@@ -5,11 +5,11 @@ In float64 all agree to rounding. In float32 k2's own recursion is the noisier o
 
 from __future__ import annotations
 
-import pytest
-import torch
-
 from model.loss import get_backend, native
 from tests.loss.problems import Problem, make_problem
+
+import pytest
+import torch
 
 pytestmark = pytest.mark.k2
 

@@ -6,15 +6,15 @@ import os
 import subprocess
 import sys
 
-import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from model.loss import lattice
 from model.loss.lattice import band_recursion, band_recursion_torch
 from tests.conftest import ROOT
 from tests.loss import definition as reference
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 numba_only = pytest.mark.skipif(lattice.lattice_numba is None, reason="numba is not installed")
 

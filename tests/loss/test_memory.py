@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.conftest import ROOT
+
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAM = """
 import sys
 import torch

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from model.loss import get_backend, lattice, native
+from model.loss import pruned as fused
+from tests.loss import definition as reference
+from tests.loss.problems import Problem, make_problem
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
-
-from model.loss import get_backend, lattice, native
-from model.loss import pruned as fused
-from tests.loss import definition as reference
-from tests.loss.problems import Problem, make_problem
 
 SCALES = [(0.0, 0.0, 0.0), (0.0, 0.25, 0.0), (0.2, 0.0, 0.1), (0.15, 0.25, 0.05)]  # am_scale, lm_scale, delay_penalty
 
@@ -25,9 +25,7 @@ def compare(p: Problem, s_range: int, am_scale: float, lm_scale: float, delay_pe
     for backend, q in ((native, ours), (reference, theirs)):
         simple, occupation = backend.simple_loss(q.am, q.lm, q.tokens, q.boundary, **options)
         ranges = backend.prune_ranges(*occupation, q.boundary, s_range)
-        pruned = backend.pruned_loss(
-            q.enc, q.dec, q.weight, q.bias, q.tokens, ranges, q.boundary, delay_penalty=delay_penalty
-        )
+        pruned = backend.pruned_loss(q.enc, q.dec, q.weight, q.bias, q.tokens, ranges, q.boundary, delay_penalty=delay_penalty)
         fits = torch.isfinite(pruned)
         ((0.5 * simple + pruned.where(fits, torch.zeros_like(pruned))) * per_utterance).sum().backward()
         got.append((simple, *occupation, ranges, pruned, *(x.grad for x in q[:6])))
@@ -65,9 +63,7 @@ def test_any_lengths(
 def test_gradcheck_simple() -> None:
     p = make_problem([(5, 3), (4, 1)])
     assert gradcheck(
-        lambda am, lm: native.simple_loss(
-            am, lm, p.tokens, p.boundary, am_scale=0.1, lm_scale=0.25, delay_penalty=0.1
-        )[0],
+        lambda am, lm: native.simple_loss(am, lm, p.tokens, p.boundary, am_scale=0.1, lm_scale=0.25, delay_penalty=0.1)[0],
         (p.am, p.lm),
     )
 

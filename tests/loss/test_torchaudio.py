@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
-
 from model.loss import get_backend, native
 from tests.loss.problems import make_problem
+
+import pytest
+import torch
 
 pytest.importorskip("torchaudio", reason="torchaudio is not installed")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
-import pytest
-import torch
-
 from model.average import RunningAverage, average_between, average_plain
 from model.optim import OPTIMIZERS, Eden, Eve, make_optimizer
+
+import pytest
+import torch
 
 
 def test_eve_equals_its_formula() -> None:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-
 from local.config import load_config
 from local.config.schema import Config
 from model.build import build_model
 from model.optim import Eden, Eve
 from model.transducer import Transducer
+
+import numpy as np
+import pytest
+import torch
 
 FILES = ["lstm_transducer_threshold25.npz", "lstm_transducer_threshold0.2.npz"]
 BACKENDS = ["native", pytest.param("k2", marks=pytest.mark.k2)]

@@ -6,15 +6,15 @@ import itertools
 import math
 from typing import Any
 
-import numpy as np
-import pytest
-import torch
-from toy import log_probs_after, toy_batch, toy_model
-
 from model.search import Hypothesis, get_search
 from model.search.fast_beam_graph import FastBeamGraphStream, fast_beam_search_graph
 from model.search.graph import Graph, trivial_graph
 from model.transducer import Transducer
+
+import numpy as np
+import pytest
+import torch
+from toy import log_probs_after, toy_batch, toy_model
 
 Arcs = list[list[tuple[int, int, float]]]
 LIMITS = [(4.0, 4, 8), (1.0, 4, 8), (20.0, 8, 64), (8.0, 8, 8), (4.0, 4, 2), (30.0, 3, 5), (2.0, 1, 1), (6.0, 16, 20)]

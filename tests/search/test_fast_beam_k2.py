@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+from model.search import get_search
+
 import pytest
 import torch
 from toy import toy_batch, toy_model
-
-from model.search import get_search
 
 pytestmark = pytest.mark.k2
 LIMITS = [(4.0, 4, 8), (1.0, 4, 8), (20.0, 8, 64), (8.0, 8, 8), (4.0, 4, 2), (30.0, 3, 5), (2.0, 1, 1), (6.0, 16, 20)]

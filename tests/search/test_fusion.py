@@ -6,16 +6,16 @@ import itertools
 import math
 from collections.abc import Callable
 
+from model.lm import LstmLm
+from model.search import Hypothesis, get_search, get_stream, modified_beam, rescore
+from model.search.scorers import HotwordScorer, InternalLmScorer, LstmLmScorer, NGramScorer, Scorer, read_arpa
+from model.transducer import Transducer
+
 import pytest
 import torch
 from plain_ngram import Table, plain_log_prob, random_arpa
 from test_streams import assert_same
 from toy import log_probs_after, random_chunks, toy_batch, toy_model
-
-from model.lm import LstmLm
-from model.search import Hypothesis, get_search, get_stream, modified_beam, rescore
-from model.search.scorers import HotwordScorer, InternalLmScorer, LstmLmScorer, NGramScorer, Scorer, read_arpa
-from model.transducer import Transducer
 
 BLANK, UNK = 0, 2
 Plain = Callable[[list[int], int | None], float]

@@ -7,13 +7,6 @@ import math
 import random
 from collections.abc import Sequence
 
-import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from plain_ngram import plain_log_prob, random_arpa
-from toy import toy_model
-
 from model.lm import LstmLm
 from model.search.scorers import (
     HotwordScorer,
@@ -25,6 +18,13 @@ from model.search.scorers import (
     read_arpa,
     totals,
 )
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain_ngram import plain_log_prob, random_arpa
+from toy import toy_model
 
 NAMES = ["<blk>", "<sos/eos>", "<unk>", "a", "b", "▁c", "d"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
+from model.search import SEARCHES, fast_beam, get_search, modified_beam
+from model.transducer import Transducer
+
 import pytest
 import torch
 from toy import log_probs_after, toy_batch, toy_model
-
-from model.search import SEARCHES, fast_beam, get_search, modified_beam
-from model.transducer import Transducer
 
 
 @torch.no_grad()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
+from model.search import STREAMS, Hypothesis, fast_beam, get_search, get_stream, modified_beam
+
 import pytest
 import torch
 from toy import log_probs_after, random_chunks, toy_batch, toy_model
-
-from model.search import STREAMS, Hypothesis, fast_beam, get_search, get_stream, modified_beam
 
 OPTIONS = [
     ("greedy_search", {}),

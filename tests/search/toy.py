@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-import torch
-
 from local.config import load_config
 from local.config.schema import Config
 from model.build import build_model
 from model.transducer import Transducer
+
+import torch
 
 
 @functools.cache

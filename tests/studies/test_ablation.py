@@ -11,12 +11,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-import pytest
-import yaml
-from lhotse import CutSet, Features, SupervisionSegment
-from lhotse.cut import MonoCut
-
 from local.common.errors import UserError
 from local.config import load_config, to_dict
 from local.data.datamodule import AsrDataModule
@@ -25,9 +19,15 @@ from local.scoring.align import REPLICATIONS
 from studies.ablation import Marker, Run, Runner, read_marker
 from studies.ablation_report import curves, pair_table, read_outcome, wer_table, write_report
 from studies.stress_data import noise_like, stress_data
+from tests.conftest import ROOT
 from tests.toy_experiment import SMALL, make_experiment, toy_tokenizer
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+import numpy as np
+import pytest
+import yaml
+from lhotse import CutSet, Features, SupervisionSegment
+from lhotse.cut import MonoCut
+
 REFS = {f"u-{i:02}": "ONE TWO THREE FOUR" for i in range(20)}
 # Words wrong by control and seed, each in another utterance, of 80.
 WRONG = {"filter": {1: 2, 2: 4, 3: 3}, "clip": {1: 12, 2: 16, 3: 14}, "none": {1: 12, 2: 16, 3: 14}}

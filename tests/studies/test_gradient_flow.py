@@ -7,10 +7,6 @@ import math
 import struct
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-
 from local.common.errors import UserError
 from local.common.html_page import Page
 from local.config import load_config
@@ -29,6 +25,10 @@ from studies.gradient_flow import (
     section,
 )  # fmt: skip
 from studies.study import chosen
+
+import numpy as np
+import pytest
+import torch
 
 SMALL = Size(hidden=12, seeds=3, back=15, before=5, layers=4, steps=4, depth_seeds=3)
 MIDDLE = Size(hidden=48, seeds=6, back=40, before=10, layers=6, steps=6, depth_seeds=4)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from local.common.html_page import Page
 from local.config import load_config
 from model.layers.gradient_filter import GradientFilter
 from model.layers.scaled import ScaledRNN
 from studies import numpy_lstm as hand
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 NEAR = 1e-8
 # T, N, C, H, P; P = H: no projection

@@ -6,11 +6,6 @@ import csv
 import math
 from pathlib import Path
 
-import pytest
-import torch
-from lhotse import SupervisionSet, load_manifest
-from torch import nn
-
 from local.common.html_page import Page
 from local.config import load_config
 from local.config.schema import Config
@@ -22,6 +17,11 @@ from model.encoder.subsampling import subsampled
 from studies import norms, optimisers
 from studies import short_training as short
 from tests.toy_experiment import SMALL, TEXTS, make_experiment, toy_tokenizer
+
+import pytest
+import torch
+from lhotse import SupervisionSet, load_manifest
+from torch import nn
 
 TINY = ("data.num_workers=0", "train.warm_step=2", "model.encoder.num_layers=2", *SMALL[:3])
 PLAIN_NORMS = ("basic", "layer", "group", "instance", "none")

@@ -9,12 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-import torch
-
 from local.artifacts.checkpoint import load_file, save_file
 from local.common.errors import UserError
-from local.common.meter import Usage
+from local.common.meter import Meter
 from local.common.processes import Processes
 from local.config import config_from_dict, load_config, to_dict
 from local.diagnose import main as diagnose
@@ -24,6 +21,9 @@ from local.training.memory_probe import Shape
 from model.build import build_model
 from tests.common import test_processes as test_distributed
 from tests.common.test_processes import SMALL, in_processes, module, needs_launcher, trained
+
+import pytest
+import torch
 
 CPU = torch.device("cpu")
 AUTO = "train.max_duration=auto"
@@ -49,7 +49,7 @@ def fixed(monkeypatch: pytest.MonkeyPatch, *rooms: float) -> list[Shape]:
 
     monkeypatch.setattr(memory_plan, "bytes_of_pass", measured)
     monkeypatch.setattr(memory_plan, "free_bytes", free)
-    monkeypatch.setattr(Usage, "tells_peaks", lambda self: True)
+    monkeypatch.setattr(Meter, "tells_peaks", lambda self: True)
     return asked
 
 
@@ -166,7 +166,7 @@ def test_processes_take_the_least(data: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_where_no_peak_is_known_a_number_is_asked_for(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Usage, "_begin_peak", lambda self: False)
+    monkeypatch.setattr(Meter, "_begin_peak", lambda self: False)
     with pytest.raises(UserError, match=r"'train\.max_duration' is auto: .* give a number"):
         trained(data, tmp_path, AUTO)
 

@@ -10,18 +10,18 @@ import subprocess
 import sys
 from typing import Any
 
+from local.config import load_config
+from local.training.memory_plan import Plane, fit_plane, plan, round_down
+from local.training.memory_probe import Lengths, Shape, bytes_of_pass, probe, without_side_effects
+from model.build import build_model
+from tests.common.test_processes import SMALL
+from tests.conftest import ROOT
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from local.config import load_config
-from local.training.memory_plan import Plane, fit_plane, plan, round_down
-from local.training.memory_probe import Lengths, Shape, bytes_of_pass, probe, unseen
-from model.build import build_model
-from tests.common.test_processes import SMALL
-from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 MODEL = ["model.encoder.num_layers=2", "model.encoder.d_model=64", "model.encoder.rnn_hidden_size=64",
@@ -159,7 +159,7 @@ def test_probes_leave_no_trace(norm: str, fails: bool) -> None:
         seen["draws"] = {m.balance_prob for m in model.modules() if hasattr(m, "balance_prob")}
         return losses
 
-    with unseen(model, CPU):
+    with without_side_effects(model, CPU):
         bytes_of_pass(Shape(2, 100, 5), model, losses_of, 0.5, CPU)
         assert kept.grad is not None and not (kept.grad == 1).all()
         changed = state_of(model)
@@ -168,7 +168,7 @@ def test_probes_leave_no_trace(norm: str, fails: bool) -> None:
     differs = [now != then for now, then in zip(changed, before, strict=True)]  # there was something to put back
     assert differs == [True, True, True, True, True, True, False, norm == "batch"]
     if fails:
-        with pytest.raises(RuntimeError, match="out of memory"), unseen(model, CPU):
+        with pytest.raises(RuntimeError, match="out of memory"), without_side_effects(model, CPU):
             losses_of({k: torch.ones(2, 50, 80) if k == "inputs" else torch.tensor([[1] * 3] * 2) if k == "tokens"
                        else torch.tensor([50, 50]) if k == "input_lens" else torch.tensor([3, 3])
                        for k in ("inputs", "input_lens", "tokens", "token_lens")})  # fmt: skip

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import pytest
-
 from local.config import load_config, to_dict
 from local.training.resume_checks import changes, flat, seconds_at_once
+
+import pytest
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import pytest
-import torch
-
 from local.config import load_config
 from local.training.telemetry import GradientParts, Outliers, Telemetry, mask_statistics
 from model.build import build_model
 from model.transducer import Transducer
 from tests.toy_experiment import SMALL
+
+import pytest
+import torch
 
 
 def toy_model() -> Transducer:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from model.search.scorers.base import State
+
 import numpy as np
 import torch
-
-from model.search.scorers.base import State
 
 
 class HotwordScorer:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from model.search.contexts import Contexts, Joint
 from model.search.scorers.base import State
+
+import torch
 
 
 class InternalLmScorer:

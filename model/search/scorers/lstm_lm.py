@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from model.search.scorers.base import State
+
+import torch
 
 
 class LstmLmScorer:

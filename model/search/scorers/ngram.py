@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from model.search.scorers.arpa import END, START, UNKNOWN, NGramLm
 from model.search.scorers.base import State
+
+import torch
 
 
 class NGramScorer:

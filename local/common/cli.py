@@ -1,0 +1,78 @@
+"""What every program shares: its argument parser, its device and threads, and errors as one line."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from local.common.errors import UserError, is_out_of_memory, one_line
+
+if TYPE_CHECKING:
+    import torch
+
+
+def make_parser(
+    doc: str | None, *, conf: bool = True, data_dir: bool = False, exp_dir: bool = False
+) -> argparse.ArgumentParser:
+    """Return a parser whose --help is the docstring `doc` as it stands.
+
+    conf: add --conf and `overrides`, the `key.sub=value` arguments. data_dir, exp_dir: add these required options.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if conf:
+        parser.add_argument("--conf", type=Path, help="experiment's YAML; it changes values of conf/base.yaml")
+        parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes values of both")
+    if data_dir:
+        parser.add_argument("--data-dir", type=Path, required=True, help="prepared data, such as data/tiny")
+    if exp_dir:
+        parser.add_argument("--exp-dir", type=Path, required=True, help="the experiment's folder, such as exp/tiny")
+    return parser
+
+
+def choose_device(num_threads: int = 0) -> torch.device:
+    """Return the GPU if there is one, else the CPU; `num_threads`: CPU threads of torch (0: torch's own choice)."""
+    import torch  # scoring and preparation run without it
+
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def program(main: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a program's main: an error that the user can fix becomes one line on stderr and exit status 1.
+
+    These are a `UserError`, a file that cannot be read or written, and too little memory. Ctrl-C gives exit status 130.
+    Anything else is a bug and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args: object, **kwargs: object) -> None:
+        try:
+            main(*args, **kwargs)
+        except UserError as e:
+            _stop(one_line(str(e)))
+        except OSError as e:
+            if e.errno in (errno.ENOSPC, errno.EDQUOT):
+                _stop(f"no space left on the disk while writing {e.filename or 'a file'}")
+            if e.filename is not None and e.strerror:
+                _stop(f"{one_line(str(e.filename))}: {e.strerror}")
+            raise
+        except (MemoryError, RuntimeError) as e:
+            if not is_out_of_memory(e):
+                raise
+            _stop(f"not enough memory: {one_line(str(e), 200) or type(e).__name__}")
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    return wrapped
+
+
+def _stop(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)

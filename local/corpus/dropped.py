@@ -1,0 +1,54 @@
+"""The list of utterances that were left out of a corpus, with the reason of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from local.common.atomic import atomic_write
+from local.common.errors import UserError
+from local.common.text_files import read_lines
+
+MAX_SHOWN = 5  # dropped utterances named on the screen, per reason
+
+
+class Dropped(NamedTuple):
+    """An utterance (or file) left out of a part; `kind` is the reason without its particulars, for counting."""
+
+    id: str
+    part: str
+    kind: str
+    detail: str = ""
+
+    def line(self) -> str:
+        """One row of dropped.tsv."""
+        reason = f"{self.kind}: {self.detail}" if self.detail else self.kind
+        return "\t".join(s.replace("\t", " ").replace("\n", " ") for s in (self.id, self.part, reason))
+
+
+def write_dropped(path: str | Path, dropped: Sequence[Dropped]) -> None:
+    """Write rows `id <TAB> part <TAB> reason`; an empty file where nothing was dropped."""
+    with atomic_write(path) as tmp:
+        tmp.write_text("".join(d.line() + "\n" for d in dropped), encoding="utf-8")
+
+
+def read_dropped(path: Path, made_by: str) -> list[Dropped]:
+    """What `write_dropped` wrote. Raises `UserError` naming a line that is none of its."""
+    rows = [line.split("\t") for line in read_lines(path, made_by)]
+    for number, row in enumerate(rows, 1):
+        if len(row) != 3:
+            raise UserError(f"{path}:{number}: not 'id, part, reason'; let {made_by} make it again (--force)")
+    return [Dropped(*row) for row in rows]
+
+
+def report_dropped(dropped: Sequence[Dropped], listing: str | Path) -> None:
+    """Name the first few utterances of each kind, one line each, then count them in one line."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for d in dropped:
+        counts[d.part, d.kind] += 1
+        if counts[d.part, d.kind] <= MAX_SHOWN:
+            print("  dropped " + d.line().replace("\t", ", ").replace("\n", " "))
+    for (part, kind), n in counts.items():
+        print(f"{part}: {n} dropped ({kind}); listed in {listing}")

@@ -1,0 +1,211 @@
+"""The corpus `tiny`: phrases of a grammar said by eSpeak NG voices, in LibriSpeech's layout."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from local.common.errors import UserError
+from local.common.progress import progress
+from local.corpus.espeak import Speaker
+from local.corpus.grammar import SPEC, Phrases, Spec, Voice, assign_voices, load_spec
+
+import numpy as np
+import soundfile
+
+SPEAKERS_HEADER = "; made by local/synthesise_tiny.py\n;ID  |SEX| SUBSET |MINUTES| NAME\n"
+
+
+CHAPTER = 1
+
+
+@dataclass
+class PartStats:
+    """What a part holds: `minutes` of sound, utterances, voices, and how often each word is said."""
+
+    minutes: float = 0.0
+    utterances: int = 0
+    voices: int = 0
+    words: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Task:
+    """One voice's work: say phrases for `seconds` (at most `limit` of them) into `folder`."""
+
+    voice: Voice
+    spec: Spec
+    seconds: float
+    limit: int | None
+    seed: int
+    folder: Path
+
+
+@functools.cache
+def resampling_filters(step: int, phases: int, cutoff: float, half: int) -> tuple[np.ndarray, np.ndarray]:
+    """-> for each of `phases` outputs of a block of `step` inputs: where it lies (phases,), filter (phases, taps)."""
+    times = np.arange(phases) * step / phases
+    first = np.floor(times).astype(np.int64)
+    offsets = np.arange(-half, half + 1)[None, :] - (times - first)[:, None]
+    window = np.where(np.abs(offsets) < half, np.cos(np.pi * offsets / (2 * half)) ** 2, 0.0)
+    return first, cutoff * np.sinc(cutoff * offsets) * window
+
+
+def resample(x: np.ndarray, source: int, target: int, zeros: int = 24) -> np.ndarray:
+    """Band-limited resampling of `x (n,)` from `source` to `target` Hz -> (ceil(n * target / source),), float32.
+
+    A Hann-windowed sinc with `zeros` zero crossings each side, cut off at 0.95 of the lower Nyquist frequency (method:
+    J. O. Smith, "Digital Audio Resampling", 2002). Outputs repeat their filters every target / gcd samples.
+    """
+    common = math.gcd(source, target)
+    step, phases = source // common, target // common
+    cutoff = 0.95 * min(1.0, target / source)
+    half = math.ceil(zeros / cutoff)
+    count = -(-len(x) * phases // step)
+    blocks = -(-count // phases)
+    padded = np.zeros(blocks * step + 2 * half)
+    padded[half : half + len(x)] = x
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+    out = np.empty((blocks, phases))
+    for phase, (first, taps) in enumerate(zip(*resampling_filters(step, phases, cutoff, half), strict=True)):
+        # einsum, not BLAS, whose threads would sum differently and fight with the other processes for the cores.
+        out[:, phase] = np.einsum("bk,k->b", windows[first::step], taps)
+    return out.reshape(-1)[:count].astype(np.float32)
+
+
+def loud_samples(x: np.ndarray) -> np.ndarray:
+    """The places in `x (n,)` that are not silence."""
+    return np.flatnonzero(np.abs(x) > 0.005 * max(np.abs(x).max(initial=0.0), 1e-9))
+
+
+def speech_in(x: np.ndarray, rate: int, margin: float = 0.02) -> slice:
+    """`x (n,)` at `rate` Hz without the silence at both ends, all but `margin` seconds of it."""
+    loud = loud_samples(x)
+    if len(loud) == 0:
+        return slice(0, 0)
+    keep = int(margin * rate)
+    return slice(max(int(loud[0]) - keep, 0), int(loud[-1]) + 1 + keep)
+
+
+def word_times(x: np.ndarray, starts: Sequence[int], rate: int) -> list[tuple[float, float]]:
+    """(start, end) in seconds of the words in `x (n,)` at `rate` Hz that begin at these samples.
+
+    A word ends with the last sound before the next one: a pause is no part of it.
+    """
+    loud = loud_samples(x)
+    ends = loud[np.searchsorted(loud, [*starts[1:], len(x)]) - 1] + 1 if len(loud) else np.zeros(len(starts), int)
+    return [(start / rate, max(start, int(end)) / rate) for start, end in zip(starts, ends, strict=True)]
+
+
+def record(speech: np.ndarray, spec: Spec, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """Put `speech (n,)`, float, between silences at a level and with microphone noise drawn from `rng`.
+
+    -> int16, and the sample at which the speech begins in it.
+    """
+    rate = spec.sampling_rate
+    level, snr = rng.uniform(*spec.level), rng.uniform(*spec.snr)
+    before, after = (int(rate * rng.uniform(*s)) for s in (spec.silence_before, spec.silence_after))
+    rms = max(float(np.sqrt(np.mean(speech**2))), 1e-9)
+    speech = speech * min(10 ** (level / 20) / rms, 0.95 / float(np.abs(speech).max()))
+    noise = rng.standard_normal(before + len(speech) + after + 1)
+    noise = noise[1:] + 0.7 * noise[:-1]  # a little darker than white, as a room is
+    noise *= float(np.sqrt(np.mean(speech**2))) * 10 ** (-snr / 20) / float(noise.std())
+    noise[before : before + len(speech)] += speech
+    return np.clip(np.round(noise * 32767), -32768, 32767).astype(np.int16), before
+
+
+def speak(task: Task) -> tuple[Voice, list[str], float]:
+    """Write one voice's utterances and their transcripts, in a fresh process; -> the voice, its texts, seconds."""
+    voice, spec = task.voice, task.spec
+    folder = task.folder / voice.part / str(voice.id) / str(CHAPTER)
+    folder.mkdir(parents=True)
+    speaker = Speaker(seed=(task.seed * 100003 + voice.id) % 2**31)
+    speaker.set_voice(voice.name, voice.rate, voice.pitch, voice.range)
+    phrases = Phrases(spec, f"{task.seed}/{voice.id}")
+    noise = np.random.default_rng([task.seed, voice.id])
+    texts: list[str] = []
+    times: list[str] = []  # lines of the .ctm
+    seconds = 0.0
+    while seconds < task.seconds and len(texts) != task.limit:
+        said, text = phrases.draw()
+        raw = speaker.say(said).astype(np.float64) / 32768
+        speech = resample(raw, speaker.sampling_rate, spec.sampling_rate)
+        kept = speech_in(speech, spec.sampling_rate)
+        if len(speech[kept]) == 0:
+            raise UserError(f"eSpeak NG's voice {voice.name} says nothing for {said!r}")
+        sound, begin = record(speech[kept], spec, noise)
+        utterance = f"{voice.id}-{CHAPTER}-{len(texts):04d}"
+        buffer = io.BytesIO()  # through memory: a full disk is then an OSError, which libsndfile's own writing hides
+        soundfile.write(buffer, sound, spec.sampling_rate, format="FLAC", subtype="PCM_16")
+        (folder / f"{utterance}.flac").write_bytes(buffer.getvalue())
+        if len(speaker.word_starts) == len(text.split()):  # else eSpeak NG reads some of it as other words
+            shift = (begin - kept.start) / spec.sampling_rate
+            spans = word_times(raw, speaker.word_starts, speaker.sampling_rate)
+            for word, (start, end) in zip(text.split(), spans, strict=True):
+                first = max(start + shift, 0.0)
+                times.append(f"{utterance} 1 {first:.3f} {end + shift - first:.3f} {word}\n")
+        texts.append(text)
+        seconds += len(sound) / spec.sampling_rate
+    lines = "".join(f"{voice.id}-{CHAPTER}-{i:04d} {text}\n" for i, text in enumerate(texts))
+    (folder / f"{voice.id}-{CHAPTER}.trans.txt").write_text(lines)
+    (folder / f"{voice.id}-{CHAPTER}.ctm").write_text("".join(times))
+    return voice, texts, seconds
+
+
+def synthesise(
+    out: Path, *, seed: int = 0, nproc: int = 1, spec_path: Path = SPEC, limit: int | None = None
+) -> dict[str, PartStats]:
+    """Make the corpus in `out`, wholly or not at all; `limit` bounds the utterances of a voice. -> statistics by part.
+
+    Raises `UserError` for a wrong spec, for a library that does not load, and where `out` holds something else.
+    """
+    spec = load_spec(spec_path)
+    speakers = out / "SPEAKERS.TXT"
+    if out.exists() and any(out.iterdir()):
+        if not speakers.is_file() or not speakers.read_text().startswith(SPEAKERS_HEADER):
+            raise UserError(f"{out}: holds something else; name an empty or new folder for the synthesised corpus")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(f".tmp-{os.getpid()}-{out.name}")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        tasks = [
+            Task(v, spec, 60 * spec.parts[v.part].minutes / spec.parts[v.part].voices, limit, seed, work)
+            for v in assign_voices(spec, seed)
+        ]
+        stats = run_tasks(tasks, nproc, work)
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return stats
+
+
+def run_tasks(tasks: Sequence[Task], nproc: int, work: Path) -> dict[str, PartStats]:
+    """Speak all tasks, each in a process of its own (eSpeak NG keeps state), and list the voices in SPEAKERS.TXT."""
+    # A fork costs nothing next to a fresh interpreter for each voice; macOS does not bear forks.
+    context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
+    stats: dict[str, PartStats] = {}
+    rows = []
+    with context.Pool(max(nproc, 1), maxtasksperchild=1) as pool:
+        results = pool.imap(speak, tasks, chunksize=1)
+        for voice, texts, seconds in progress(results, total=len(tasks), desc="synthesis", unit="voices"):
+            part = stats.setdefault(voice.part, PartStats())
+            part.minutes += seconds / 60
+            part.utterances += len(texts)
+            part.voices += 1
+            for word in " ".join(texts).split():
+                part.words[word] = part.words.get(word, 0) + 1
+            rows.append(
+                f"{voice.id} | {voice.sex} | {voice.part} | {seconds / 60:.2f} | "
+                f"{voice.name} rate={voice.rate} pitch={voice.pitch} range={voice.range}\n"
+            )
+    (work / "SPEAKERS.TXT").write_text(SPEAKERS_HEADER + "".join(rows))
+    return stats

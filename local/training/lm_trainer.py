@@ -1,0 +1,167 @@
+"""The training loop of the language model."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from local.artifacts.checkpoint import check_finite, load_file, load_weights, save_file
+from local.artifacts.language_model import lm_sizes, save_lm
+from local.common.atomic import atomic_write
+from local.common.errors import UserError
+from local.common.progress import Progress
+from local.config import config_hash, to_dict
+from local.config.schema import Config
+from local.data.tokenizer import Tokenizer
+from local.training.lm_text import TokenText
+from local.training.random_state import random_state, set_random_state
+from model.lm import LstmLm
+
+import torch
+
+CLIP_NORM = 1.0  # largest norm of the gradient of the mean over tokens
+
+
+COLUMNS = 6  # of log.csv
+
+
+class LmTrainer:
+    """One training run in `folder`; goes on from its last.pt where that was made with the same text and settings."""
+
+    def __init__(
+        self, cfg: Config, tokenizer: Tokenizer, train: TokenText, dev: TokenText, folder: Path, device: torch.device
+    ) -> None:
+        self.cfg, self.tokenizer, self.text, self.dev, self.folder, self.device = cfg, tokenizer, train, dev, folder, device
+        torch.manual_seed(cfg.train.seed)
+        self.model = LstmLm(**lm_sizes(cfg, tokenizer.vocab_size)).to(device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=cfg.lm.lr)
+        self.rows: list[dict[str, Any]] = []  # of log.csv, one for each epoch
+        self.signature = self._signature()
+        self._resume()
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the epoch with the lowest dev perplexity so far."""
+        return min(self.rows, key=lambda row: row["dev_nll"], default=None)
+
+    def run(self) -> None:
+        """Train to lm.max_epochs, or until lm.patience epochs in a row brought nothing."""
+        lm = self.cfg.lm
+        while len(self.rows) < lm.max_epochs and (self.best is None or len(self.rows) - self.best["epoch"] < lm.patience):
+            began, epoch = time.monotonic(), len(self.rows) + 1
+            train_nll, dev_nll = self._train_epoch(epoch), self.evaluate(self.dev)
+            train, dev = perplexities(train_nll, self.text), perplexities(dev_nll, self.dev)
+            if not math.isfinite(train["per_token"] + dev["per_token"]):
+                raise UserError(f"{self.folder}: epoch {epoch} ended with an infinite perplexity; lower 'lm.lr'")
+            row = {"epoch": epoch, "train_per_token": train["per_token"], "dev_nll": dev_nll}
+            row |= {"dev_per_token": dev["per_token"], "dev_per_word": dev["per_word"], "seconds": time.monotonic() - began}
+            self.rows.append(row)
+            print(
+                f"lm epoch {epoch}: perplexity of dev {dev['per_token']:.2f} per token, {dev['per_word']:.2f} per word "
+                f"({row['seconds']:.1f} s)",
+                flush=True,
+            )
+            if self.best is row:
+                save_lm(self.model, self.cfg, self.tokenizer, self.folder / "lm.pt", epoch=epoch)
+            self._save()
+        self._report()
+
+    def _train_epoch(self, epoch: int) -> float:
+        """One pass over the text; -> its negative log-probability in nats, with dropout, each batch before its own step."""
+        self.model.train()
+        order = torch.Generator().manual_seed(1000003 * self.cfg.train.seed + epoch)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with Progress(len(self.text.lens), f"lm epoch {epoch}/{self.cfg.lm.max_epochs}", "sentences") as progress:
+            for rows in self.text.batches(self.cfg.lm.batch_tokens, order):
+                tokens, lens = self.text.collate(rows)
+                nll = self.model(tokens.to(self.device), lens.to(self.device)).sum()
+                self.optimizer.zero_grad(set_to_none=True)
+                (nll / (int(lens.sum()) + len(rows))).backward()
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+                self.optimizer.step()
+                total += nll.detach()
+                progress.update(len(rows))
+        return float(total)
+
+    @torch.no_grad()
+    def evaluate(self, text: TokenText) -> float:
+        """The negative log-probability of a text in nats."""
+        self.model.eval()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for rows in text.batches(self.cfg.lm.batch_tokens):
+            tokens, lens = text.collate(rows)
+            total += self.model(tokens.to(self.device), lens.to(self.device)).double().sum()
+        return float(total)
+
+    def _signature(self) -> str:
+        """What must be the same for a run to go on: text, tokens, seed, and settings but those that end it."""
+        lm = {k: v for k, v in to_dict(self.cfg)["lm"].items() if k not in ("train", "text", "max_epochs", "patience")}
+        texts = [hashlib.sha256(array.data).hexdigest() for t in (self.text, self.dev) for array in (t.ids, t.lens)]
+        return config_hash(lm, str(self.cfg.train.seed), *texts, *self.tokenizer.tokens)
+
+    def _save(self) -> None:
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "rows": self.rows}
+        state |= {"rng": random_state(self.device), "signature": self.signature}
+        save_file(state, self.folder / "last.pt")
+        with atomic_write(self.folder / "log.csv") as tmp, tmp.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.rows[0].keys())
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def _resume(self) -> None:
+        path = self.folder / "last.pt"
+        if not path.is_file() or not (self.folder / "lm.pt").is_file():
+            return
+        try:
+            saved = load_file(path)
+        except UserError as e:
+            print(f"warning: {e}; training anew", file=sys.stderr)
+            return
+        if saved.get("signature") != self.signature:
+            path.unlink()  # else, after a stop in the first epoch, it would go with a lm.pt that is not its own
+            print(f"{path} was made with another text or other settings: training anew")
+            return
+        try:
+            self._restore(path, saved)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:  # whatever the values are
+            raise UserError(f"{path}: damaged ({type(e).__name__}: {str(e)[:200]}); remove it to train anew") from None
+        print(f"going on from {path}: {len(self.rows)} epochs done")
+
+    def _restore(self, path: Path, saved: dict[str, Any]) -> None:
+        load_weights(self.model, saved["model"], path)
+        check_finite(saved["model"], path)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.rows = saved["rows"]
+        if not all(math.isfinite(row["dev_nll"] + row["epoch"]) and len(row) == COLUMNS for row in self.rows):
+            raise ValueError("its 'rows' are no epochs")
+        set_random_state(saved["rng"], self.device)
+
+    def _report(self) -> None:
+        """Write perplexity.json: the best epoch, and the dev text measured with its model."""
+        best = self.best
+        assert best is not None
+        counts = {name: summary(text) for name, text in (("train", self.text), ("dev", self.dev))}
+        counts["dev"] |= {"nll": best["dev_nll"], "perplexity": perplexities(best["dev_nll"], self.dev)}
+        parameters = sum(p.numel() for p in self.model.parameters())
+        content = {"epoch": best["epoch"], "epochs": len(self.rows), "parameters": parameters, **counts}
+        with atomic_write(self.folder / "perplexity.json") as tmp:
+            tmp.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        print(f"{self.folder / 'lm.pt'}: epoch {best['epoch']} of {len(self.rows)}, {parameters:,} parameters")
+
+
+def perplexities(nll: float, text: TokenText) -> dict[str, float]:
+    """exp of a text's loss (nats) per token and per word, each sentence's end counted as one more; inf where it is none."""
+    ends = len(text.lens)
+    counts = {"per_token": len(text.ids) + ends, "per_word": text.words + ends}
+    return {name: math.exp(nll / n) if nll / n < 700 else math.inf for name, n in counts.items()}
+
+
+def summary(text: TokenText) -> dict[str, Any]:
+    """Sizes of a text, for perplexity.json."""
+    return {"sentences": len(text.lens), "words": text.words, "tokens": len(text.ids), "unknown": text.unknown}
