@@ -113,7 +113,7 @@ def real_batches(cfg: Config, data_dir: Path) -> tuple[int, Iterator[Batch]]:
         epoch = 1
         while True:
             for b in data.train_dataloader(epoch):
-                yield b["inputs"], b["input_lens"], b["tokens"], b["token_lens"]
+                yield b.inputs, b.input_lens, b.tokens, b.token_lens
             epoch += 1
 
     return tokenizer.vocab_size, batches()

@@ -24,8 +24,8 @@ from local.common.atomic import atomic_write
 from local.common.cli import program
 from local.common.errors import UserError
 from local.common.progress import Progress
+from local.data.batch import Batch
 from local.data.datamodule import AsrDataModule
-from local.data.dataset import Batch
 from local.data.durations import FRAME_SECONDS
 from local.data.tokenizer import Tokenizer
 from local.decoding.batch_decoder import Decoder
@@ -40,8 +40,8 @@ import torch
 def record(batch: Batch, row: int, hypothesis: Hypothesis, tokenizer: Tokenizer) -> dict[str, Any]:
     """One line of the output."""
     return {
-        "id": batch["ids"][row],
-        "ref": batch["texts"][row],
+        "id": batch.ids[row],
+        "ref": batch.texts[row],
         "hyp": tokenizer.decode(hypothesis.tokens),
         "tokens": hypothesis.tokens,
         "times": hypothesis.times,
@@ -59,11 +59,11 @@ def decode_set(decoder: Decoder, data: AsrDataModule, name: str, exp_dir: Path, 
     frames = 0
     with Progress(batches.num_cuts, f"decoding {name}", "utt") as bar:
         for batch in batches:
-            results = decoder.run_fitting(batch["inputs"], batch["input_lens"], batch["texts"], batch["ids"])
+            results = decoder.run_fitting(batch.inputs, batch.input_lens, batch.texts, batch.ids)
             for method, hypotheses in results.items():
                 records[method] += [record(batch, i, h, data.tokenizer) for i, h in enumerate(hypotheses)]
-            frames += batch["num_frames"]
-            bar.update(len(batch["ids"]))
+            frames += batch.num_frames
+            bar.update(len(batch.ids))
     if not frames:
         raise UserError(f"{name}: none of its {batches.num_cuts} utterances could be read")
     if batches.skipped:

@@ -21,8 +21,8 @@ from local.common.errors import UserError
 from local.common.html_page import Page
 from local.config import load_config
 from local.config.schema import Config
+from local.data.batch import Batch
 from local.data.datamodule import AsrDataModule
-from local.data.dataset import Batch
 from local.data.tokenizer import Tokenizer
 from local.diagnosis import plots
 from local.diagnosis.probe import Probe, recurrent_rms
@@ -86,12 +86,12 @@ def corrupt(batches: Sequence[Batch], utterance: str, kind: str) -> str:
 
     loud: features times 100. noise: features of white noise of the same mean and deviation. transcript: random tokens.
     """
-    utterance = batches[0]["ids"][0] if utterance == "first" else utterance
-    batch = next((b for b in batches if utterance in b["ids"]), None)
+    utterance = batches[0].ids[0] if utterance == "first" else utterance
+    batch = next((b for b in batches if utterance in b.ids), None)
     if batch is None:
-        raise UserError(f"--corrupt {utterance}: not in these batches; they begin with {', '.join(batches[0]['ids'][:3])}")
-    row = batch["ids"].index(utterance)
-    features = batch["inputs"][row, : int(batch["input_lens"][row])]
+        raise UserError(f"--corrupt {utterance}: not in these batches; they begin with {', '.join(batches[0].ids[:3])}")
+    row = batch.ids.index(utterance)
+    features = batch.inputs[row, : int(batch.input_lens[row])]
     generator = torch.Generator().manual_seed(1)
     if kind == "loud":
         features *= 100.0
@@ -99,7 +99,7 @@ def corrupt(batches: Sequence[Batch], utterance: str, kind: str) -> str:
         mean, deviation = features.mean(), features.std()
         features.copy_(torch.randn(features.shape, generator=generator) * deviation + mean)
     else:
-        tokens = batch["tokens"][row, : int(batch["token_lens"][row])]
+        tokens = batch.tokens[row, : int(batch.token_lens[row])]
         tokens.copy_(torch.randint(3, max(int(tokens.max()) + 1, 4), tokens.shape, generator=generator))
     return utterance
 
@@ -113,9 +113,9 @@ def measure(model: Transducer, cfg: Config, batches: Sequence[Batch], warmup: fl
     losses = []
     with Probe(model) as probe:
         for batch in batches:
-            probe.batch(batch["ids"], batch["inputs"].size(1), batch["input_lens"], batch["token_lens"])
-            x = batch["inputs"].to(device).detach().requires_grad_()  # so that the first layer's amplification is seen too
-            rest = (batch[k].to(device) for k in ("input_lens", "tokens", "token_lens"))
+            probe.batch(batch.ids, batch.inputs.size(1), batch.input_lens, batch.token_lens)
+            x = batch.inputs.to(device).detach().requires_grad_()  # so that the first layer's amplification is seen too
+            rest = (lens.to(device) for lens in (batch.input_lens, batch.tokens, batch.token_lens))
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=cfg.train.precision == "bf16"):
                 found = model(x, *rest, warmup=warmup)
             loss = training_loss(found["simple"], found["pruned"], cfg.loss.simple_scale, pruned_scale(warmup))
@@ -243,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
     warmup = progress["step"] / cfg.train.warm_step if progress else TRAINED
     notes = [
         f"weights: {weights}",
-        f"{len(batches)} batches, {sum(len(b['ids']) for b in batches)} utterances, {warmup:.3g} of the warm-up done",
+        f"{len(batches)} batches, {sum(len(b) for b in batches)} utterances, {warmup:.3g} of the warm-up done",
     ]
     if args.scale_recurrent:
         layer, factor = args.scale_recurrent

@@ -100,18 +100,18 @@ class Tuner:
             loader = self.data.test_dataloader(part)
             with Progress(loader.num_cuts, f"encoding {part}", "utt") as bar:
                 for batch in loader:
-                    x, lens = batch["inputs"], batch["input_lens"]
+                    x, lens = batch.inputs, batch.input_lens
 
                     def work(rows: slice, x: torch.Tensor = x, lens: torch.Tensor = lens) -> tuple[torch.Tensor, torch.Tensor]:
                         out, out_lens = decoder.encode(x[rows, : int(lens[rows].max())], lens[rows])
                         return out.cpu(), out_lens.cpu()
 
                     first = 0
-                    for out, out_lens in in_halves_on_oom(work, batch["ids"], self.device):
+                    for out, out_lens in in_halves_on_oom(work, batch.ids, self.device):
                         rows = slice(first, first + len(out))
-                        batches.append(Encoded(out, out_lens, batch["texts"][rows], batch["ids"][rows]))
+                        batches.append(Encoded(out, out_lens, batch.texts[rows], batch.ids[rows]))
                         first += len(out)
-                    bar.update(len(batch["ids"]))
+                    bar.update(len(batch.ids))
         if not any(text.split() for batch in batches for text in batch.texts):
             raise UserError(f"the dev parts {', '.join(self.data.corpus.dev)} hold no word to tune on")
         return batches

@@ -13,7 +13,7 @@ from typing import Any
 from local.common.html_page import Page, new_figure
 from local.config import config_from_dict, to_dict
 from local.config.schema import Config
-from local.data.dataset import Batch
+from local.data.batch import Batch
 from model.build import build_model
 from model.encoder.subsampling import subsampled
 from model.optim import make_optimizer
@@ -161,7 +161,7 @@ def gradients_at_lstms(model: Transducer, batches: list[Batch], simple_scale: fl
     for batch in batches:
         with kept_inputs(model) as inputs:
             utterance_losses(model, batch, simple_scale, warmup=2.0)["loss"].sum().backward()
-        lens = subsampled(batch["input_lens"])
+        lens = subsampled(batch.input_lens)
         rms.append(torch.stack([sequence_rms(x.grad, lens) for (x,) in inputs if x.grad is not None]))
     return torch.cat(rms, dim=1)
 

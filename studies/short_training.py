@@ -20,7 +20,8 @@ from local.config import config_from_dict, to_dict
 from local.config.schema import Config
 from local.corpus.corpus_yaml import load_corpus
 from local.corpus.shard_store import shard_store
-from local.data.dataset import AsrDataset, Batch
+from local.data.batch import Batch
+from local.data.dataset import AsrDataset
 from local.data.tokenizer import Tokenizer
 from local.data.training_cuts import ShuffledCuts
 from model.encoder.subsampling import subsampled
@@ -99,14 +100,14 @@ class Speech:
 
     def _load(self, cuts: list[Cut]) -> Batch:
         batch = self.dataset[CutSet.from_cuts(cuts)]
-        if not batch["ids"]:
-            raise UserError(f"none of the utterances {', '.join(batch['skipped'][:5])} could be loaded")
+        if not batch.ids:
+            raise UserError(f"none of the utterances {', '.join(batch.skipped[:5])} could be loaded")
         return batch
 
 
 def utterance_losses(model: Transducer, batch: Batch, simple_scale: float, warmup: float) -> dict[str, Tensor]:
     """Losses (N,) of a batch in nats: `simple`, `pruned`, and `loss`, in which training combines them at that warm-up."""
-    losses = model(batch["inputs"], batch["input_lens"], batch["tokens"], batch["token_lens"], warmup=warmup)
+    losses = model(batch.inputs, batch.input_lens, batch.tokens, batch.token_lens, warmup=warmup)
     return {**losses, "loss": training_loss(losses["simple"], losses["pruned"], simple_scale, pruned_scale(warmup))}
 
 
@@ -116,7 +117,7 @@ def held_out_losses(model: Transducer, batches: list[Batch], simple_scale: float
     model.eval()
     parts = [utterance_losses(model, batch, simple_scale, warmup=2.0) for batch in batches]
     model.train()
-    frames = sum(int(subsampled(batch["input_lens"]).sum()) for batch in batches)
+    frames = sum(int(subsampled(batch.input_lens).sum()) for batch in batches)
     return {name: float(sum(part[name].double().sum() for part in parts)) / frames for name in parts[0]}
 
 

@@ -46,7 +46,7 @@ def batch_of(seed: int, frames: int = 160, utterances: int = 5) -> dict[str, Any
 
 def line_of(model: Transducer, cfg: Any, batches: list[dict[str, Any]], warmup: float = WARMUP) -> str:
     probe, losses = measure(model, cfg, batches, warmup)
-    assert len(losses) == len(probe.ids) == sum(len(b["ids"]) for b in batches)
+    assert len(losses) == len(probe.ids) == sum(len(b.ids) for b in batches)
     return verdict(probe.modules, probe.ids, recurrent_rms(model)).line
 
 
@@ -146,7 +146,7 @@ def test_probing_changes_neither_losses_nor_gradients_and_leaves_nothing_behind(
         if probed:
             measure(model, cfg, [batch], WARMUP)
         else:
-            found = model(*(batch[k] for k in ("inputs", "input_lens", "tokens", "token_lens")), warmup=WARMUP)
+            found = model(batch.inputs, batch.input_lens, batch.tokens, batch.token_lens, warmup=WARMUP)
             model.zero_grad()
             (cfg.loss.simple_scale * found["simple"] + found["pruned"]).sum().backward()
         results.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
@@ -190,7 +190,7 @@ def test_a_corrupt_utterance_is_named(warmup: float) -> None:
 
 def smooth(batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with features that go smoothly over time and frequency as those of speech do."""
-    pooled = torch.nn.functional.avg_pool2d(batch["inputs"].unsqueeze(1), 7, stride=1, padding=3, count_include_pad=False)
+    pooled = torch.nn.functional.avg_pool2d(batch.inputs.unsqueeze(1), 7, stride=1, padding=3, count_include_pad=False)
     return {**batch, "inputs": pooled.squeeze(1)}
 
 
@@ -199,7 +199,7 @@ def test_noise_of_the_same_mean_and_deviation_is_named_by_its_channels(warmup: f
     model, cfg = toy(0)
     batches = [smooth(batch_of(1)), smooth(batch_of(2))]
     assert line_of(model, cfg, batches, warmup).startswith("nothing explodes; ")
-    row = batches[1]["inputs"][3, : int(batches[1]["input_lens"][3])]
+    row = batches[1].inputs[3, : int(batches[1].input_lens[3])]
     row[:] = (torch.randn(row.shape, generator=torch.Generator().manual_seed(1)) * 3) - 8
     assert line_of(model, cfg, batches, warmup).startswith("a channel of utterance 2-3 is out of proportion in " + FRONT_END)
 
@@ -235,7 +235,7 @@ def test_no_alarm_whatever_the_layers_are(override: str) -> None:
 def test_values_that_are_not_finite_come_first() -> None:
     model, cfg = toy(0)
     batch = batch_of(1)
-    batch["inputs"][2, 5] = float("inf")
+    batch.inputs[2, 5] = float("inf")
     assert line_of(model, cfg, [batch]).startswith("not finite: the activations of encoder.encoder_embed.conv.0, utterance 1-2")
     model, cfg = toy(0)
     layer = model.encoder.encoder.layers[2]

@@ -225,7 +225,7 @@ def test_positions_are_found_without_reading_what_went_before(data: Path, monkey
     tokenizer = Tokenizer.from_file(data / "lang" / "bpe.model")
     for kind in ("precomputed", "on_the_fly"):
         dm = AsrDataModule(load_config(None, [*OPTIONS, "data.num_workers=0", f"features.type={kind}"]), data, tokenizer)
-        batches = [batch["ids"] for batch in dm.train_dataloader(2)]
+        batches = [batch.ids for batch in dm.train_dataloader(2)]
         last = {name.partition("_sp")[0] for name in batches[-1]}
         audio = sorted((data.parent / "audio" / "tr").rglob("*.flac"))
         away = [] if kind == "precomputed" else [path for path in audio if path.stem not in last]
@@ -235,7 +235,7 @@ def test_positions_are_found_without_reading_what_went_before(data: Path, monkey
             for path in away:
                 path.rename(path.with_suffix(".away"))
             loader = dm.train_dataloader(2, skip_batches=len(batches) - 1)
-            assert [batch["ids"] for batch in loader] == batches[-1:] and loader.skipped == 0
+            assert [batch.ids for batch in loader] == batches[-1:] and loader.skipped == 0
         finally:
             for path in away:
                 path.with_suffix(".away").rename(path)

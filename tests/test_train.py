@@ -51,8 +51,8 @@ class RandomData:
             "ids": [f"{seed}-a", f"{seed}-b"],
             "num_frames": int(lens.sum()),
         }
-        if self.poison in batch["ids"]:
-            batch["inputs"][batch["ids"].index(self.poison)] = float("inf")
+        if self.poison in batch.ids:
+            batch.inputs[batch.ids.index(self.poison)] = float("inf")
         return batch
 
     def train_dataloader(self, epoch: int, skip_batches: int = 0) -> Batches:

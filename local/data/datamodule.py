@@ -1,10 +1,7 @@
 """Batches for training, validation and decoding, from the cuts that prepare.sh wrote.
 
-A batch is a dict: "inputs" (N, T, F) float32 padded with log(1e-10), "input_lens" (N,) int64, "ids" and "texts" lists
-of N strings, "tokens" (N, U) int64 padded with blank, "token_lens" (N,) int64, "num_frames" the sum of input_lens,
-"skipped" the ids of utterances that could not be loaded. Training batches depend on (seed, epoch) alone, an
-utterance's augmentation on (seed, epoch, utterance); with several processes, each gets its share of every step. A
-training batch also has "ends_step", "batch_of" and "rows" (see `local.data.batching.Share`), and may have no utterance.
+Training batches depend on (seed, epoch) alone, an utterance's augmentation on (seed, epoch, utterance). Several processes
+each get their share of every step.
 """
 
 from __future__ import annotations
@@ -21,8 +18,9 @@ from local.config.schema import AUTO, Config
 from local.corpus.corpus_yaml import load_corpus
 from local.corpus.manifest_lines import parse_item
 from local.corpus.shard_store import shard_store
+from local.data.batch import Batch
 from local.data.batching import Shares, longest_first_parts, train_batches
-from local.data.dataset import AsrDataset, Batch
+from local.data.dataset import AsrDataset
 from local.data.feature_store import Float16ArchiveReader
 from local.data.tokenizer import Tokenizer
 from local.data.training_cuts import ShuffledCuts, read_lines
@@ -35,15 +33,18 @@ assert Float16ArchiveReader.name  # importing it is what makes stored features r
 
 
 class Batches:
-    """What a dataloader method returns: iterate for batches; `skipped` counts utterances that failed to load."""
+    """What a dataloader method returns: iterate for batches; `skipped` counts utterances that failed to load.
 
-    def __init__(self, loader: DataLoader, num_cuts: int) -> None:
-        self.loader, self.num_cuts, self.skipped = loader, num_cuts, 0
+    with_empty: also yield batches of which no utterance could be loaded: training's steps go on over all processes.
+    """
+
+    def __init__(self, loader: DataLoader, num_cuts: int, with_empty: bool = False) -> None:
+        self.loader, self.num_cuts, self.with_empty, self.skipped = loader, num_cuts, with_empty, 0
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._begun():
-            self.skipped += len(batch["skipped"])
-            if batch["ids"] or "ends_step" in batch:
+            self.skipped += len(batch.skipped)
+            if batch.ids or self.with_empty:
                 yield batch
 
     def _begun(self) -> Iterator[Batch]:
@@ -85,7 +86,7 @@ class AsrDataModule:
         steps = train_batches(cuts, cfg.data.num_buckets, seconds, epoch)[skip_batches:]
         shares = Shares(steps, cuts, limit, self.processes.rank, self.processes.size)
         dataset = AsrDataset(cfg, self.tokenizer, self._noise, augment=True, epoch=epoch, store=self._store)
-        return Batches(self._loader(dataset, shares), len(cuts))
+        return Batches(self._loader(dataset, shares), len(cuts), with_empty=True)
 
     def train_lengths(self, most: int) -> list[tuple[float, int]]:
         """Seconds and tokens of the training cuts; of `most` of them, drawn at random, where there are more."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
 
 from local.common.errors import UserError, reason
 from local.config.schema import AugmentConfig, Config
 from local.corpus.shard_store import ShardStore
+from local.data.batch import Batch
 from local.data.batching import Share, seeded, utterance_seed
 from local.data.features import PADDING, make_extractor
 from local.data.tokenizer import BLANK_ID, Tokenizer
@@ -19,9 +20,6 @@ from lhotse import CutSet, Fbank
 from lhotse.cut import Cut, MixedCut
 from lhotse.dataset import SpecAugment
 from torch.utils.data import Dataset
-
-Batch = dict[str, Any]
-
 
 NOISES = 8  # noises drawn for an utterance: as many as are needed to cover it are used, over and over
 
@@ -50,7 +48,7 @@ class AsrDataset(Dataset):
         if not isinstance(item, Share):
             return self._collate(item)
         batch = self._collate(item.cuts)
-        return {**batch, "ends_step": item.ends_step, "batch_of": item.batch_of, "rows": item.rows}
+        return replace(batch, ends_step=item.ends_step, batch_of=item.batch_of, share_rows=item.rows)
 
     def _augmented(self, cut: Cut) -> torch.Tensor:
         """Features (T, F) with noise and masks."""
@@ -90,11 +88,8 @@ class AsrDataset(Dataset):
         tokens = torch.full((len(ids), max(map(len, ids), default=0)), BLANK_ID, dtype=torch.int64)
         for row, sequence in zip(tokens, ids, strict=True):
             row[: len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
-        return {
-            "inputs": inputs, "input_lens": lens, "ids": [cut.id for cut in kept], "texts": texts, "tokens": tokens,
-            "token_lens": torch.tensor([len(s) for s in ids], dtype=torch.int64), "num_frames": int(lens.sum()),
-            "skipped": skipped,
-        }  # fmt: skip
+        token_lens = torch.tensor([len(s) for s in ids], dtype=torch.int64)
+        return Batch(inputs, lens, tokens, token_lens, [cut.id for cut in kept], texts, skipped)
 
     def _warn(self, cut: Cut, e: Exception) -> None:
         self.warned += 1

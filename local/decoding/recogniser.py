@@ -53,7 +53,7 @@ class Recogniser:
         if self.options.get("backend") == "k2":  # takes whole utterances only
             search, model, options = get_search(self.method.search), self.resources.model, dict(self.options)
             return lambda encoder_out, lens: search(model, encoder_out, lens, **options)
-        if self.method.hotwords and own.hotwords is not None:
+        if self.method.supports_scorers and own.hotwords is not None:
             self.options["hotwords"] = own.hotwords
         return make_stream(self.method, self.resources, own).decode
 
@@ -64,7 +64,7 @@ def make_stream(method: Method, resources: Resources, own: DecodeConfig) -> Stre
     Raises `UserError` for files that are missing or unfit, ValueError for options the search refuses.
     """
     options = search_options(method, own)
-    if method.hotwords:
+    if method.supports_scorers:
         options["scorers"] = [resources.scorer(part, own) for part in method.fused] + resources.hotwords(own)
     if method.search == "fast_beam_search_graph":
         from model.search.fast_beam_graph import FastBeamGraphStream  # needs numba, which is optional otherwise

@@ -22,8 +22,8 @@ from local.common.errors import UserError
 from local.common.meter import Meter
 from local.common.processes import Processes
 from local.config.schema import AUTO, Config
+from local.data.batch import Batch
 from local.data.datamodule import AsrDataModule
-from local.data.dataset import Batch
 from local.training.free_memory import free_bytes
 from local.training.memory_probe import Lengths, Shape, bytes_of_pass, probe, without_side_effects
 from local.training.step import Losses

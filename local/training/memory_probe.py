@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from local.common.allocator import release_free_memory
 from local.common.meter import MIB, Meter
-from local.data.dataset import Batch
+from local.data.batch import Batch
 from local.data.durations import FRAME_SECONDS
 from local.training.step import Losses
 from model.encoder.subsampling import MIN_FRAMES, subsampled
@@ -84,10 +84,9 @@ def bytes_of_pass(
         pass
     with usage.of("pass"):
         tokens = torch.randint(1, model.vocab_size, (shape.rows, shape.tokens))
-        losses = losses_of({
-            "inputs": torch.randn(shape.rows, shape.frames, model.encoder.num_features), "tokens": tokens,
-            "input_lens": torch.full((shape.rows,), shape.frames), "token_lens": torch.full((shape.rows,), shape.tokens),
-        })  # fmt: skip
+        inputs = torch.randn(shape.rows, shape.frames, model.encoder.num_features)
+        lens, token_lens = torch.full((shape.rows,), shape.frames), torch.full((shape.rows,), shape.tokens)
+        losses = losses_of(Batch(inputs, lens, tokens, token_lens, ids=[""] * shape.rows))
         training_loss(losses["simple"].sum(), losses["pruned"].sum(), simple_scale, 1.0).backward()
     return (usage.peak_mib["pass"] - usage.peak_mib["before"]) * MIB
 

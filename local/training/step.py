@@ -12,7 +12,7 @@ from local.artifacts.checkpoint import save_file
 from local.common.errors import is_out_of_memory
 from local.common.out_of_memory import in_halves_on_oom
 from local.common.processes import Processes
-from local.data.dataset import Batch
+from local.data.batch import Batch
 from model.encoder.subsampling import subsampled
 from model.layers.gradient_filter import Exchange, GradientFilter
 from model.transducer import Transducer, training_loss
@@ -55,16 +55,16 @@ class StepGradient:
     def add(self, batch: Batch, losses_of: Callable[[Batch], Losses], scales: tuple[float, float]) -> None:
         """Forward and backward pass of this process's part. `UserError` naming an utterance that alone is too long."""
         exchange = self._exchange(batch)
-        if not batch["ids"]:
+        if not len(batch):
             if exchange is not None:
                 exchange.finish()
             return
 
         def work(rows: slice) -> None:
-            whole = rows.stop - rows.start == len(batch["ids"])
-            self._backward(batch if whole else part_of(batch, rows), losses_of, scales, exchange if whole else None)
+            whole = rows.stop - rows.start == len(batch)
+            self._backward(batch if whole else batch.rows(rows), losses_of, scales, exchange if whole else None)
 
-        in_halves_on_oom(work, batch["ids"], self.device, "train on")
+        in_halves_on_oom(work, batch.ids, self.device, "train on")
 
     def _backward(
         self,
@@ -94,7 +94,7 @@ class StepGradient:
         masks = [f.mask for f in self.filters if f.mask is not None]
         detached = {name: value.detach() for name, value in losses.items()}
         self.passes.append(Pass(batch, detached, torch.stack(masks) if masks else None))
-        counts = torch.tensor([int(subsampled(batch["input_lens"]).sum()), batch["num_frames"], len(batch["ids"])])
+        counts = torch.tensor([int(subsampled(batch.input_lens).sum()), batch.num_frames, len(batch)])
         self.sums[:3] += torch.stack([loss, simple, pruned]).detach().double()
         self.sums[3:] += counts.to(self.device, non_blocking=True)
 
@@ -115,8 +115,8 @@ class StepGradient:
             keep = rows if what == "loss" else torch.ones_like(rows)
             if keep.any():
                 own = "".join(f"-{n}" for n in (self.processes.rank, i) if n)  # of the first process and pass: none
-                tensors = {k: one.batch[k][keep].clone() for k in ("inputs", "input_lens", "tokens", "token_lens")}
-                here = [utterance for utterance, k in zip(one.batch["ids"], keep.tolist(), strict=True) if k]
+                tensors = {k: getattr(one.batch, k)[keep].clone() for k in ("inputs", "input_lens", "tokens", "token_lens")}
+                here = [utterance for utterance, k in zip(one.batch.ids, keep.tolist(), strict=True) if k]
                 save_file({"model": {}, "ids": here, **tensors}, folder / f"{name}{own}.pt")
                 ids += here
                 paths.append(str(folder / f"{name}{own}.pt"))
@@ -125,10 +125,10 @@ class StepGradient:
 
     def _exchange(self, batch: Batch) -> Exchange | None:
         """How the filters see the sequences of the other processes, where these have parts of the same micro-batch."""
-        batch_of = batch.get("batch_of", ())
+        batch_of = batch.batch_of
         if not batch_of or not self.filters:
             return None
-        return Exchange(batch_of, self.processes.rank, batch["rows"], len(self.filters), self.device)
+        return Exchange(batch_of, self.processes.rank, batch.share_rows, len(self.filters), self.device)
 
     @contextmanager
     def _sharing(self, exchange: Exchange | None) -> Iterator[None]:
@@ -139,19 +139,6 @@ class StepGradient:
         finally:
             for module in self.filters:
                 module.exchange = None
-
-
-def part_of(batch: Batch, rows: slice) -> Batch:
-    """Some rows of a batch, without the padding that they do not need."""
-    lens, token_lens = batch["input_lens"][rows], batch["token_lens"][rows]
-    return {
-        "inputs": batch["inputs"][rows, : int(lens.max())],
-        "input_lens": lens,
-        "tokens": batch["tokens"][rows, : int(token_lens.max())],
-        "token_lens": token_lens,
-        "ids": batch["ids"][rows],
-        "num_frames": int(lens.sum()),
-    }
 
 
 def make_scaler(enabled: bool) -> Any:

@@ -16,8 +16,8 @@ from local.common.errors import UserError
 from local.common.processes import Processes
 from local.common.progress import Progress
 from local.config.schema import Config
+from local.data.batch import Batch
 from local.data.datamodule import AsrDataModule
-from local.data.dataset import Batch
 from local.training.memory_plan import choose_max_duration
 from local.training.random_state import random_state, seed_apart, set_random_state
 from local.training.resume_checks import changes, check_same_run, flat, seconds_at_once
@@ -145,7 +145,7 @@ class Trainer:
         monitor = self.step % 10 == 0
         scales = (self.cfg.loss.simple_scale, pruned_scale(self.warmup))
         self.gradient.add(batch, lambda part: self._losses(part, monitor), scales)
-        if not batch.get("ends_step", True):
+        if not batch.ends_step:
             return 0
         utterances = self._finish_step()
         self.gradient.clear()
@@ -172,7 +172,7 @@ class Trainer:
         self.average.update(self.model, self.step)
         if finite:
             passes = self.gradient.passes
-            self.masks += [(self.step, p.batch["ids"], p.masks) for p in passes if p.masks is not None]
+            self.masks += [(self.step, p.batch.ids, p.masks) for p in passes if p.masks is not None]
             if self.telemetry is not None:
                 outside = [p.losses["outside"] for p in passes if "outside" in p.losses]
                 together = torch.cat(outside) if outside else None
@@ -198,10 +198,10 @@ class Trainer:
         dtype = AUTOCAST_TYPES.get(precision, torch.bfloat16)
         with torch.autocast(self.device.type, dtype=dtype, enabled=precision != "float32"):
             return self.model(
-                batch["inputs"].to(self.device, non_blocking=True),
-                batch["input_lens"].to(self.device, non_blocking=True),
-                batch["tokens"].to(self.device, non_blocking=True),
-                batch["token_lens"].to(self.device, non_blocking=True),
+                batch.inputs.to(self.device, non_blocking=True),
+                batch.input_lens.to(self.device, non_blocking=True),
+                batch.tokens.to(self.device, non_blocking=True),
+                batch.token_lens.to(self.device, non_blocking=True),
                 warmup=self.warmup if warmup is None else warmup,
                 monitor=monitor,
             )
@@ -234,7 +234,7 @@ class Trainer:
         for batch in self.data.valid_dataloader():
             losses = self._losses(batch, warmup=2.0)
             totals[:2] += torch.stack([losses["simple"].sum(), losses["pruned"].sum()])
-            totals[2] += int(subsampled(batch["input_lens"]).sum())
+            totals[2] += int(subsampled(batch.input_lens).sum())
         self.model.train()
         simple, pruned, frames = self.processes.sum(totals).tolist()
         if frames == 0:

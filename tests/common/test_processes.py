@@ -180,13 +180,13 @@ def test_shares_make_the_batch_of_one_process_with_the_same_augmentation(data: P
     shares = [list(module(data, processes=Processes(r, 2)).train_dataloader(1)) for r in range(2)]
     assert len(whole) == len(shares[0]) == len(shares[1])
     for batch, *parts in zip(whole, *shares, strict=True):
-        rows = {i: x[:n] for i, x, n in zip(batch["ids"], batch["inputs"], batch["input_lens"], strict=True)}
+        rows = {i: x[:n] for i, x, n in zip(batch.ids, batch.inputs, batch.input_lens, strict=True)}
         for part in parts:
-            for i, x, n in zip(part["ids"], part["inputs"], part["input_lens"], strict=True):
+            for i, x, n in zip(part.ids, part.inputs, part.input_lens, strict=True):
                 assert torch.equal(rows.pop(i), x[:n])
         assert not rows
-    dev = [i for r in range(2) for b in module(data, processes=Processes(r, 2)).valid_dataloader() for i in b["ids"]]
-    assert sorted(dev) == sorted(i for b in module(data).valid_dataloader() for i in b["ids"])
+    dev = [i for r in range(2) for b in module(data, processes=Processes(r, 2)).valid_dataloader() for i in b.ids]
+    assert sorted(dev) == sorted(i for b in module(data).valid_dataloader() for i in b.ids)
 
 
 # ---- the gradient filter ----
@@ -284,7 +284,7 @@ def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path) -> None:
 
 
 def test_all_processes_skip_a_step_that_is_not_finite(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    victim = module(data).train_dataloader(1).__iter__().__next__()["ids"][0]
+    victim = module(data).train_dataloader(1).__iter__().__next__().ids[0]
     load = AsrDataset._load
     monkeypatch.setattr(AsrDataset, "_load", lambda self, c: load(self, c) * (math.inf if c.id == victim else 1))
     runs = in_processes(2, lambda p: trained(data, tmp_path, processes=p))
@@ -295,8 +295,8 @@ def test_all_processes_skip_a_step_that_is_not_finite(data: Path, tmp_path: Path
 def test_utterances_that_cannot_be_loaded_stop_nobody(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One whole step, and one process's share of another, are missing."""
     dm = module(data, processes=Processes(1, 2))
-    first, second = [b["ids"] for _, b in zip(range(2), dm.train_dataloader(1), strict=False)]
-    gone = {*first, *second, *next(iter(module(data, processes=Processes(0, 2)).train_dataloader(1)))["ids"]}
+    first, second = [b.ids for _, b in zip(range(2), dm.train_dataloader(1), strict=False)]
+    gone = {*first, *second, *next(iter(module(data, processes=Processes(0, 2)).train_dataloader(1))).ids}
     load = AsrDataset._load
 
     def broken(self: AsrDataset, c: Any) -> torch.Tensor:
@@ -365,7 +365,9 @@ def test_a_process_that_dies_ends_all(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else `launch` sets it for what follows
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "failing.py").write_text("import os, sys, time\nif os.environ['RANK'] == '1':\n    sys.exit(3)\ntime.sleep(60)\n")
+    (tmp_path / "failing.py").write_text(
+        "import os, sys, time\nif os.environ['RANK'] == '1':\n    sys.exit(3)\ntime.sleep(60)\n"
+    )
     with pytest.raises(UserError, match="process 1 of the training ended with status 3; the others were stopped"):
         launch("failing", [], 2)
     assert signal.getsignal(signal.SIGTERM) == before

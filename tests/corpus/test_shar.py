@@ -67,7 +67,7 @@ def batches(data: Path, *overrides: str, epoch: int = 1, skip: int = 0) -> list[
 
 
 def by_id(found: list[dict]) -> dict[str, torch.Tensor]:
-    return {i: x[:n] for b in found for i, x, n in zip(b["ids"], b["inputs"], b["input_lens"], strict=True)}
+    return {i: x[:n] for b in found for i, x, n in zip(b.ids, b.inputs, b.input_lens, strict=True)}
 
 
 def test_utterances_from_shards_are_those_from_files(files: Path, shards: Path, tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_an_epoch_takes_the_shards_in_groups_and_can_be_gone_on_with(shards: Pat
     assert orders[0] != orders[1]
     whole = batches(data, "data.shuffle_shards=2", epoch=2)
     rest = batches(data, "data.shuffle_shards=2", epoch=2, skip=2)
-    assert len(whole) > 4 and [b["ids"] for b in rest] == [b["ids"] for b in whole[2:]]
-    assert all(torch.equal(a["inputs"], b["inputs"]) for a, b in zip(rest, whole[2:], strict=True))
+    assert len(whole) > 4 and [b.ids for b in rest] == [b.ids for b in whole[2:]]
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(rest, whole[2:], strict=True))
 
 
 def test_lines_without_a_shard_are_dealt_over_the_groups() -> None:
@@ -149,7 +149,7 @@ def test_what_is_wrong_with_shards_is_named_and_the_rest_is_used(shards: Path, t
     broken.write_bytes(b"")  # after preparation: utterances are skipped and counted, the others go on
     dm = AsrDataModule(load_config(None, OPTIONS), data, Tokenizer.from_file(data / "lang" / "bpe.model"))
     loader = dm.train_dataloader(1)
-    assert sum(len(b["ids"]) for b in loader) + loader.skipped == len(left) and loader.skipped == 3 * SIZE
+    assert sum(len(b.ids) for b in loader) + loader.skipped == len(left) and loader.skipped == 3 * SIZE
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from local.compute_features import main as compute_features
 from local.config import load_config
 from local.config.schema import Config
 from local.data import training_cuts
+from local.data.batch import Batch
 from local.data.batching import duration_bins, pack_by_duration, seeded, train_batches
 from local.data.datamodule import AsrDataModule
-from local.data.dataset import AsrDataset, Batch
+from local.data.dataset import AsrDataset
 from local.data.durations import SPEEDS
 from local.data.tokenizer import Tokenizer
 from local.data.training_cuts import ShuffledCuts
@@ -61,7 +62,7 @@ def module(data: Path, *overrides: str) -> AsrDataModule:
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
     return len(a) == len(b) and all(
-        x["ids"] == y["ids"] and torch.equal(x["inputs"], y["inputs"]) and torch.equal(x["tokens"], y["tokens"])
+        x.ids == y.ids and torch.equal(x.inputs, y.inputs) and torch.equal(x.tokens, y.tokens)
         for x, y in zip(a, b, strict=True)
     )
 
@@ -70,21 +71,21 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
 def test_a_batch_is_what_it_says(data: Path, kind: list[str]) -> None:
     dm = module(data, *kind, "augment.spec_augment=false")
     batches = list(dm.train_dataloader(1))
-    ids = [i for batch in batches for i in batch["ids"]]
+    ids = [i for batch in batches for i in batch.ids]
     assert len(ids) == len(set(ids)) == dm.train_dataloader(1).num_cuts == 24 * 3
     texts = {c.id: c.supervisions[0].text for c in CutSet.from_file(data / "cuts" / "tr.jsonl.gz")}
     for batch in batches:
-        n, t, f = batch["inputs"].shape
-        lens = batch["input_lens"]
-        assert f == 80 and t == lens.max() and batch["num_frames"] == lens.sum() and batch["skipped"] == []
-        assert n * t <= 12 * 100 + n and len(batch["ids"]) == len(batch["texts"]) == n
+        n, t, f = batch.inputs.shape
+        lens = batch.input_lens
+        assert f == 80 and t == lens.max() and batch.num_frames == lens.sum() and batch.skipped == []
+        assert n * t <= 12 * 100 + n and len(batch.ids) == len(batch.texts) == n
         for i in range(n):
-            assert torch.all(batch["inputs"][i, lens[i] :] == torch.tensor(math.log(1e-10)))
-            assert batch["texts"][i] == texts[batch["ids"][i].partition("_sp")[0]]
-            tokens = batch["tokens"][i]
-            assert dm.tokenizer.decode(tokens[: batch["token_lens"][i]].tolist()) == batch["texts"][i]
-            assert torch.all(tokens[batch["token_lens"][i] :] == 0)
-            assert subsampled(int(lens[i])) >= batch["token_lens"][i]
+            assert torch.all(batch.inputs[i, lens[i] :] == torch.tensor(math.log(1e-10)))
+            assert batch.texts[i] == texts[batch.ids[i].partition("_sp")[0]]
+            tokens = batch.tokens[i]
+            assert dm.tokenizer.decode(tokens[: batch.token_lens[i]].tolist()) == batch.texts[i]
+            assert torch.all(tokens[batch.token_lens[i] :] == 0)
+            assert subsampled(int(lens[i])) >= batch.token_lens[i]
 
 
 def test_stored_and_computed_features_agree(data: Path) -> None:
@@ -92,7 +93,7 @@ def test_stored_and_computed_features_agree(data: Path) -> None:
     rows: list[dict[str, torch.Tensor]] = []
     for kind in (SMALL, STORED):
         batches = list(module(data, *kind, *plain).train_dataloader(1))
-        rows.append({i: x[:n] for b in batches for i, x, n in zip(b["ids"], b["inputs"], b["input_lens"], strict=True)})
+        rows.append({i: x[:n] for b in batches for i, x, n in zip(b.ids, b.inputs, b.input_lens, strict=True)})
     assert rows[0].keys() == rows[1].keys()
     assert all((rows[0][i] - rows[1][i]).abs().max() < 0.01 for i in rows[0])
 
@@ -160,32 +161,32 @@ def test_left_out_batches_cost_no_cuts(data: Path, monkeypatch: pytest.MonkeyPat
         assert batches > 5 and len(parsed) == 24 * 3
         parsed.clear()
         (last,) = dm.train_dataloader(1, skip_batches=batches - 1)
-        assert len(parsed) == len(last["ids"])
+        assert len(parsed) == len(last.ids)
         cuts = ShuffledCuts([data / ("features" if kind is STORED else "cuts") / "tr.jsonl.gz"], 1, True, kind is STORED)
         assert all(cuts.seconds[number] == cuts.cut(number).duration for number in cuts.order(1))
         monkeypatch.undo()
 
 
 def test_spec_augment_masks_and_leaves_global_generators_alone(data: Path) -> None:
-    plain = {b["ids"][0]: b for b in module(data, *STORED, "augment.spec_augment=false").train_dataloader(1)}
+    plain = {b.ids[0]: b for b in module(data, *STORED, "augment.spec_augment=false").train_dataloader(1)}
     torch.manual_seed(5)
     before = torch.get_rng_state()
     batches = list(module(data, *STORED).train_dataloader(1))
     assert torch.equal(before, torch.get_rng_state())
-    changed = [not torch.equal(b["inputs"], plain[b["ids"][0]]["inputs"]) for b in batches]
+    changed = [not torch.equal(b.inputs, plain[b.ids[0]].inputs) for b in batches]
     assert all(changed)
-    assert all(b["inputs"].shape == plain[b["ids"][0]]["inputs"].shape for b in batches)
+    assert all(b.inputs.shape == plain[b.ids[0]].inputs.shape for b in batches)
 
 
 @pytest.mark.parametrize("kind", [SMALL, STORED])
 def test_noise_is_mixed_into_its_share(data: Path, kind: list[str]) -> None:
     options = [*kind, "augment.spec_augment=false"]
-    plain = {b["ids"][0]: b for b in module(data, *options).train_dataloader(1)}
+    plain = {b.ids[0]: b for b in module(data, *options).train_dataloader(1)}
     mixed = module(data, *options, "augment.musan=x", "augment.musan_prob=0.5")
     differs = [
         not torch.equal(x[:n], y[:n])
         for b in mixed.train_dataloader(1)
-        for x, y, n in zip(b["inputs"], plain[b["ids"][0]]["inputs"], b["input_lens"], strict=True)
+        for x, y, n in zip(b.inputs, plain[b.ids[0]].inputs, b.input_lens, strict=True)
     ]
     assert 0.3 < sum(differs) / len(differs) < 0.7
 
@@ -193,14 +194,14 @@ def test_noise_is_mixed_into_its_share(data: Path, kind: list[str]) -> None:
 def test_decoding_and_validation_are_not_augmented(data: Path) -> None:
     dm = module(data, *STORED)
     test, valid = list(dm.test_dataloader("te")), list(dm.valid_dataloader())
-    assert sorted(i for b in test for i in b["ids"]) == sorted(i for b in valid for i in b["ids"])
-    assert len(test[0]["ids"]) == 6 and same(test, list(dm.test_dataloader("te")))
-    assert test[0]["input_lens"].tolist() == sorted(test[0]["input_lens"].tolist(), reverse=True)
+    assert sorted(i for b in test for i in b.ids) == sorted(i for b in valid for i in b.ids)
+    assert len(test[0].ids) == 6 and same(test, list(dm.test_dataloader("te")))
+    assert test[0].input_lens.tolist() == sorted(test[0].input_lens.tolist(), reverse=True)
 
 
 def test_without_speed_perturbation_stored_copies_stay_out(data: Path) -> None:
     for kind in (SMALL, STORED):
-        ids = [i for b in module(data, *kind, "augment.speed_perturb=false").train_dataloader(1) for i in b["ids"]]
+        ids = [i for b in module(data, *kind, "augment.speed_perturb=false").train_dataloader(1) for i in b.ids]
         assert len(ids) == 24 and not any("_sp" in i for i in ids)
 
 
@@ -217,7 +218,7 @@ def test_a_file_that_vanished_is_named_and_skipped(tmp_path: Path, capsys: pytes
     audio_of(tmp_path, "tr", "100-1-0000").unlink()
     capsys.readouterr()
     loader = module(data, *SMALL).train_dataloader(1)
-    ids = [i for b in loader for i in b["ids"]]
+    ids = [i for b in loader for i in b.ids]
     assert loader.skipped == 3 and not any(i.startswith("100-1-0000") for i in ids)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
     assert len(lines) == 3 and all("100-1-0000" in line and "100-1-0000.flac" in line for line in lines)
@@ -227,7 +228,7 @@ def test_a_file_that_vanished_is_named_and_skipped(tmp_path: Path, capsys: pytes
 def test_copies_with_more_tokens_than_frames_are_left_out(data: Path) -> None:
     for kind in (SMALL, STORED):
         for batch in module(data, *kind).train_dataloader(1):
-            assert all(subsampled(int(t)) >= u for t, u in zip(batch["input_lens"], batch["token_lens"], strict=True))
+            assert all(subsampled(int(t)) >= u for t, u in zip(batch.input_lens, batch.token_lens, strict=True))
     assert SPEEDS == (0.9, 1.1)
 
 

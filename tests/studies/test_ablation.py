@@ -296,10 +296,10 @@ def test_stress_data_can_be_trained_on(tmp_path: Path) -> None:
     cuts = {cut.id: cut for cut in CutSet.from_file(tmp_path / "out" / "features" / "train.jsonl.gz")}
     seen = []
     for batch in loader:
-        for row, name in enumerate(batch["ids"]):
-            features = batch["inputs"][row, : batch["input_lens"][row]].numpy()
+        for row, name in enumerate(batch.ids):
+            features = batch.inputs[row, : batch.input_lens[row]].numpy()
             np.testing.assert_array_equal(features, cuts[name].load_features())
-            assert batch["texts"][row] == cuts[name].supervisions[0].text
+            assert batch.texts[row] == cuts[name].supervisions[0].text
             seen.append(name)
     assert sorted(seen) == sorted(cuts)
 

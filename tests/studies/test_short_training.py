@@ -61,7 +61,7 @@ def test_batches_are_nested_and_follow_the_seed(data_dir: Path) -> None:
     cfg = small()
 
     def ids(cfg: Config, size: int) -> list[list[str]]:
-        return [batch["ids"] for batch, _ in zip(short.Speech(cfg, data_dir).batches(size), range(12), strict=False)]
+        return [batch.ids for batch, _ in zip(short.Speech(cfg, data_dir).batches(size), range(12), strict=False)]
 
     large = ids(cfg, 3)
     assert large == ids(cfg, 3) != ids(small("train.seed=7"), 3)
@@ -74,8 +74,8 @@ def test_groups_hold_utterances_alike_in_length(data_dir: Path, monkeypatch: pyt
     speech.train = [cut.with_id(f"{cut.id}-{i}") for i in range(8) for cut in speech.train]
     monkeypatch.setattr(short, "LARGEST", 8)
     epoch = [batch for batch, _ in zip(speech.batches(8), range(3), strict=False)]
-    assert all(len(set(batch["input_lens"].tolist())) == 1 for batch in epoch)
-    assert len({i for batch in epoch for i in batch["ids"]}) == 24  # every utterance once
+    assert all(len(set(batch.input_lens.tolist())) == 1 for batch in epoch)
+    assert len({i for batch in epoch for i in batch.ids}) == 24  # every utterance once
 
 
 def test_losses_are_the_trainers(data_dir: Path, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_sequence_gradients_are_those_of_each_alone(data_dir: Path, norm: str) -
     if norm != "basic":
         return
     (batch,) = speech.held_out(1)[:1]  # nudge the LSTM's input, and nothing else, at one frame and channel of each layer
-    frames = int(subsampled(batch["input_lens"][0]))
+    frames = int(subsampled(batch.input_lens[0]))
     for i, layer in enumerate(model.encoder.encoder.layers):
         delta = torch.zeros(frames, 1, 16, dtype=torch.float64, requires_grad=True)
         hook = layer.lstm.register_forward_pre_hook(lambda module, args, delta=delta: (args[0] + delta, *args[1:]))

@@ -78,7 +78,7 @@ def test_the_loaders_keep_to_the_plan(data: Path, tmp_path: Path, monkeypatch: p
     dm = module(data, AUTO)
     trainer = test_distributed.Trainer(dm.cfg, dm, tmp_path, CPU)
     assert trainer.max_duration == dm.max_duration == 9.4 and dm.cfg.train.max_duration == "auto"
-    batches = {value: [[b["ids"] for b in loader] for m in (dm if value == AUTO else module(data, value),)
+    batches = {value: [[b.ids for b in loader] for m in (dm if value == AUTO else module(data, value),)
                        for loader in (m.train_dataloader(1), m.valid_dataloader())]
                for value in (AUTO, "train.max_duration=9.4", "train.max_duration=12")}  # fmt: skip
     assert batches[AUTO] == batches["train.max_duration=9.4"] != batches["train.max_duration=12"]
@@ -100,7 +100,7 @@ def test_a_step_in_parts_and_the_bounds(
         assert ("auto without train.batch_seconds" in err) == (step == 0)
         assert (f"longest utterance ({longest:.1f} s) may not fit" in err) == (room < 1)
         if room == 9.46:  # passes of one step
-            ends = [b["ends_step"] for b in dm.train_dataloader(1)]
+            ends = [b.ends_step for b in dm.train_dataloader(1)]
             assert ends.count(True) < len(ends)
 
 

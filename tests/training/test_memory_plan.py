@@ -40,7 +40,7 @@ torch.set_num_threads(1)
 tune_memory()
 model, cpu = build_model(load_config(None, sys.argv[1:]), 50), torch.device("cpu")
 def losses_of(b):
-    return model(b["inputs"], b["input_lens"], b["tokens"], b["token_lens"], warmup=2.0, monitor=True)
+    return model(b.inputs, b.input_lens, b.tokens, b.token_lens, warmup=2.0, monitor=True)
 def measure(shape):
     return bytes_of_pass(shape, model, losses_of, 0.5, cpu)
 with unseen(model, cpu):
@@ -154,7 +154,7 @@ def test_probes_leave_no_trace(norm: str, fails: bool) -> None:
     seen = {}
 
     def losses_of(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        losses = model(batch["inputs"], batch["input_lens"], batch["tokens"], batch["token_lens"], warmup=2.0)
+        losses = model(batch.inputs, batch.input_lens, batch.tokens, batch.token_lens, warmup=2.0)
         seen.update(now=state_of(model), training=model.training)
         seen["draws"] = {m.balance_prob for m in model.modules() if hasattr(m, "balance_prob")}
         return losses

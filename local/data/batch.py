@@ -1,0 +1,62 @@
+"""A batch of utterances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """N utterances as tensors: T frames of F features, U tokens, both padded.
+
+    Attributes:
+      inputs: (N, T, F) float32, padded with log(1e-10).
+      input_lens: (N,) int64, frames.
+      tokens: (N, U) int64, padded with blank.
+      token_lens: (N,) int64.
+      ids: N utterance ids.
+      texts: N transcripts.
+      skipped: ids of utterances that could not be loaded.
+      ends_step: whether the optimiser makes its step after this batch.
+    """
+
+    inputs: Tensor
+    input_lens: Tensor
+    tokens: Tensor
+    token_lens: Tensor
+    ids: list[str]
+    texts: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    ends_step: bool = True
+    batch_of: tuple[int, ...] = ()
+    share_rows: int = 0
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.ids)
+
+    @property
+    def num_frames(self) -> int:
+        """The sum of `input_lens`."""
+        return int(self.input_lens.sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch with its tensors on `device`; the copy does not wait."""
+        moved = (x.to(device, non_blocking=True) for x in (self.inputs, self.input_lens, self.tokens, self.token_lens))
+        inputs, input_lens, tokens, token_lens = moved
+        return replace(self, inputs=inputs, input_lens=input_lens, tokens=tokens, token_lens=token_lens)
+
+    def rows(self, rows: slice) -> Batch:
+        """Return some utterances of the batch, without the padding that they do not need."""
+        lens, token_lens = self.input_lens[rows], self.token_lens[rows]
+        inputs, tokens = self.inputs[rows, : int(lens.max())], self.tokens[rows, : int(token_lens.max())]
+        return Batch(inputs, lens, tokens, token_lens, self.ids[rows], self.texts[rows], [], self.ends_step)
+
+    def pin_memory(self) -> Batch:
+        """Return the batch with its tensors in page-locked memory; torch's DataLoader calls this."""
+        pinned = (x.pin_memory() for x in (self.inputs, self.input_lens, self.tokens, self.token_lens))
+        inputs, input_lens, tokens, token_lens = pinned
+        return replace(self, inputs=inputs, input_lens=input_lens, tokens=tokens, token_lens=token_lens)
