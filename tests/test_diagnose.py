@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from local.config import load_config
+from local.data.batch import Batch
 from local.diagnose import corrupt, main, measure, scale_recurrent
 from local.diagnosis.probe import PERCENTILES, Probed, Spread, in_order, recurrent_rms
 from local.diagnosis.verdict import FRONT_END, verdict
@@ -32,7 +34,7 @@ def toy(seed: int, *overrides: str) -> tuple[Transducer, Any]:
     return build_model(cfg, 20).train(), cfg
 
 
-def batch_of(seed: int, frames: int = 160, utterances: int = 5) -> dict[str, Any]:
+def batch_of(seed: int, frames: int = 160, utterances: int = 5) -> Batch:
     """Features with the mean and deviation of log-mel ones."""
     generator = torch.Generator().manual_seed(seed)
     lens = torch.linspace(frames, frames * 0.7, utterances).long()
@@ -41,10 +43,10 @@ def batch_of(seed: int, frames: int = 160, utterances: int = 5) -> dict[str, Any
         row[length:] = -23.03
     tokens = torch.randint(3, 20, (utterances, 9), generator=generator)
     ids = [f"{seed}-{n}" for n in range(utterances)]
-    return {"inputs": inputs, "input_lens": lens, "tokens": tokens, "token_lens": torch.full((utterances,), 9), "ids": ids}
+    return Batch(inputs, lens, tokens, torch.full((utterances,), 9), ids)
 
 
-def line_of(model: Transducer, cfg: Any, batches: list[dict[str, Any]], warmup: float = WARMUP) -> str:
+def line_of(model: Transducer, cfg: Any, batches: list[Batch], warmup: float = WARMUP) -> str:
     probe, losses = measure(model, cfg, batches, warmup)
     assert len(losses) == len(probe.ids) == sum(len(b.ids) for b in batches)
     return verdict(probe.modules, probe.ids, recurrent_rms(model)).line
@@ -188,10 +190,10 @@ def test_a_corrupt_utterance_is_named(warmup: float) -> None:
     assert "explodes" not in line
 
 
-def smooth(batch: dict[str, Any]) -> dict[str, Any]:
+def smooth(batch: Batch) -> Batch:
     """The batch with features that go smoothly over time and frequency as those of speech do."""
     pooled = torch.nn.functional.avg_pool2d(batch.inputs.unsqueeze(1), 7, stride=1, padding=3, count_include_pad=False)
-    return {**batch, "inputs": pooled.squeeze(1)}
+    return replace(batch, inputs=pooled.squeeze(1))
 
 
 @pytest.mark.parametrize("warmup", [0.0, WARMUP])

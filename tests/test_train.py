@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
 from local import average as average_program
 from local.artifacts.checkpoint import load_averaged, load_file, save_file
 from local.common.errors import UserError
 from local.config import load_config
 from local.config.schema import Config
+from local.data.batch import Batch
 from local.data.tokenizer import train_tokenizer
 from local.training.trainer import Trainer
 from model.average import average_plain
@@ -40,17 +40,10 @@ class RandomData:
     def __init__(self, poison: str | None = None) -> None:
         self.poison = poison
 
-    def batch(self, seed: int) -> dict[str, Any]:
+    def batch(self, seed: int) -> Batch:
         generator = torch.Generator().manual_seed(seed)
-        lens = torch.tensor([60, 47])
-        batch = {
-            "inputs": torch.randn(2, 60, 80, generator=generator),
-            "input_lens": lens,
-            "tokens": torch.randint(3, 10, (2, 4), generator=generator),
-            "token_lens": torch.tensor([4, 3]),
-            "ids": [f"{seed}-a", f"{seed}-b"],
-            "num_frames": int(lens.sum()),
-        }
+        inputs, tokens = torch.randn(2, 60, 80, generator=generator), torch.randint(3, 10, (2, 4), generator=generator)
+        batch = Batch(inputs, torch.tensor([60, 47]), tokens, torch.tensor([4, 3]), [f"{seed}-a", f"{seed}-b"])
         if self.poison in batch.ids:
             batch.inputs[batch.ids.index(self.poison)] = float("inf")
         return batch

@@ -75,7 +75,7 @@ def without_side_effects(model: Transducer, device: torch.device) -> Iterator[No
 def bytes_of_pass(
     shape: Shape, model: Transducer, losses_of: Callable[[Batch], Losses], simple_scale: float, device: torch.device
 ) -> float:
-    """The most memory that a forward and backward pass over random numbers takes beyond what was in use. Within `unseen`."""
+    """The most memory that a forward and backward pass over random numbers takes beyond what was in use. Within `without_side_effects`."""
     for p in model.parameters():
         p.grad = None
     release_free_memory()

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from local.config import load_config
+from local.data.batch import Batch
 from local.training.memory_plan import Plane, fit_plane, plan, round_down
 from local.training.memory_probe import Lengths, Shape, bytes_of_pass, probe, without_side_effects
 from model.build import build_model
@@ -34,7 +35,7 @@ import json, sys, torch
 from local.config import load_config
 from local.common.allocator import tune_memory
 from local.training.memory_plan import fit_plane
-from local.training.memory_probe import Lengths, Shape, bytes_of_pass, probe, unseen
+from local.training.memory_probe import Lengths, Shape, bytes_of_pass, probe, without_side_effects
 from model.build import build_model
 torch.set_num_threads(1)
 tune_memory()
@@ -43,7 +44,7 @@ def losses_of(b):
     return model(b.inputs, b.input_lens, b.tokens, b.token_lens, warmup=2.0, monitor=True)
 def measure(shape):
     return bytes_of_pass(shape, model, losses_of, 0.5, cpu)
-with unseen(model, cpu):
+with without_side_effects(model, cpu):
     passes = probe(measure, Lengths(8.0, 1e4, 30), 4e9)
     plane = fit_plane(passes)
     for shape in (Shape(40, 400, 10), Shape(11, 700, 60), Shape(25, 1000, 30)):
@@ -169,8 +170,8 @@ def test_probes_leave_no_trace(norm: str, fails: bool) -> None:
     assert differs == [True, True, True, True, True, True, False, norm == "batch"]
     if fails:
         with pytest.raises(RuntimeError, match="out of memory"), without_side_effects(model, CPU):
-            losses_of({k: torch.ones(2, 50, 80) if k == "inputs" else torch.tensor([[1] * 3] * 2) if k == "tokens"
-                       else torch.tensor([50, 50]) if k == "input_lens" else torch.tensor([3, 3])
-                       for k in ("inputs", "input_lens", "tokens", "token_lens")})  # fmt: skip
+            losses_of(
+                Batch(torch.ones(2, 50, 80), torch.tensor([50, 50]), torch.ones(2, 3).long(), torch.tensor([3, 3]), ["a", "b"])
+            )
             raise RuntimeError("out of memory")
         assert state_of(model) == before and (kept.grad == 1).all()
