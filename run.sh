@@ -9,40 +9,41 @@ usage() {
 ./run.sh [options] [key.sub=value ...]     prepare -> train -> average -> lm -> tune -> decode -> score
 
 Stages
-  0  prepare        ./prepare.sh: audio -> data/<corpus> (manifests, tokens, cuts, features)
-  1  train          -> EXP/checkpoints, train.csv, valid.csv, tensorboard/; goes on where it stopped
+  0  prepare        ./prepare.sh: audio -> data/<corpus> (manifests, cuts, tokens, features)
+  1  train          -> EXP/checkpoints, train.csv, valid.csv, tensorboard/; resumes from the newest checkpoint
   2  average        -> EXP/averaged.pt: averaged weights, configuration and tokens in one file
-  3  lm             -> EXP/lm/: a language model over the same tokens (only where lm.train=true)
-  4  tune           -> EXP/tuned.yaml: averaging range, LM scales and the like, chosen on the dev sets (only where
-                    section tune has a list); EXP/tune.tsv: all that was tried
+  3  lm             -> EXP/lm/: a language model over the same tokens (only if lm.train=true)
+  4  tune           -> EXP/tuned.yaml: averaging range, LM scales and the like, chosen on the dev sets (only if section
+                    tune has a list); EXP/tune.tsv: all that was tried
   5  decode         test sets by all of decode.methods -> EXP/decode/<method>/<set>.jsonl
   6  score          -> EXP/wer.json, EXP/wer.md, EXP/wer.png, EXP/errors/; prints the WER table
 
-Looking closer: --stage NAME, never part of a run
-  diagnose       -> EXP/diagnose/: activations and gradients of every module over a few batches; the first line of
+Other commands, never part of a run:  ./run.sh COMMAND [options] [key.sub=value ...]
+  diagnose          -> EXP/diagnose/: activations and gradients of every module over a few batches; the first line of
                     report.txt names the layer where the gradient explodes and the utterances behind it
-  ablation       -> EXP/ablation/: trainings with gradient.control filter, clip, none over several seeds; WER table, plots
-  study          -> EXP/study/: small models that show how gradients vanish and explode; one page with plots
+  ablation          -> EXP/ablation/: trainings with gradient.control filter, clip, none over several seeds; WER table, plots
+  study             -> EXP/study/: small models that show how gradients vanish and explode; one page with plots
 
 Options
-  --corpus NAME      a folder of egs/ (tiny)
-  --corpus-dir DIR   audio that is already there: the folder that holds the parts or LibriSpeech/
-  --data-dir DIR     prepared data (data/NAME)
-  --exp-dir DIR      where to write (exp/NAME)
-  --conf FILE        configuration (egs/NAME/conf/<name of EXP>.yaml, else egs/NAME/conf/NAME.yaml, else conf/base.yaml)
-  --stage N          first stage (0), or a name from above
-  --stop-stage N     last stage (6)
-  --nj N             processes that prepare the data (the number of cores)
+  --corpus NAME      a folder of egs/ (default: tiny)
+  --corpus-dir DIR   audio that you have: the folder that holds the parts or LibriSpeech/
+  --data-dir DIR     prepared data (default: data/NAME)
+  --exp-dir DIR      where to write (default: exp/NAME)
+  --conf FILE        configuration (default: egs/NAME/conf/<name of EXP>.yaml, else egs/NAME/conf/NAME.yaml, else conf/base.yaml)
+  --stage N          first stage, a number or a name
+  --stop-stage N     last stage, a number or a name
+  --nj N             processes that prepare data (default: the number of cores)
   --dask HOST:PORT   see ./prepare.sh --help
-  --nproc N          processes that train together on this machine (one per GPU; 1 without GPUs)
-  --nnodes N         machines that train together: the same command on each, over the same folders; then only stage 1 is
-                     run, the others before and after it on one machine (1)
-  --rdzv HOST:PORT   where they find each other: a free port of one of them
+  --nproc N          processes that train together on this machine (default: one per GPU; 1 without GPUs)
+  --nnodes N         machines that train together: the same command on each, over the same folders. Then only stage train
+                     runs; run the stages before and after it on one machine (default: 1)
+  --rdzv HOST:PORT   where these machines find each other: a free port of one of them
   --python PROGRAM   Python to use as it is, instead of making .venv
-  --force            run finished stages again; training starts anew
+  --force            run finished stages again; training starts from the beginning
   --help
 
 Any configuration key can follow: train.num_epochs=20 decode.methods=[greedy_search] loss.backend=k2
+Every stage prints its command, which you can run alone, and writes its output to EXP/log/<stage>.log as well.
 HELP
 }
 
@@ -50,151 +51,97 @@ train() {
   if [[ $force == true ]]; then
     rm -rf "$exp_dir/checkpoints" "$exp_dir/tensorboard" "$exp_dir"/{train,valid}.csv
   fi
-  "$python" local/train.py --conf "$conf" --data-dir "$data_dir" --exp-dir "$exp_dir" \
-    --nproc "$nproc" --nnodes "$nnodes" --rdzv "$rdzv" ${overrides[@]+"${overrides[@]}"}
+  run local.train --data-dir "$data_dir" --exp-dir "$exp_dir" --nproc "$nproc" --nnodes "$nnodes" --rdzv "$rdzv"
 }
 
 train_lm() {
   [[ $force == false ]] || rm -rf "$exp_dir/lm"
-  configured local/train_lm.py --data-dir "$data_dir" --exp-dir "$exp_dir"
+  run local.train_lm --data-dir "$data_dir" --exp-dir "$exp_dir"
 }
 
-average() {
-  of_groups average
-  "$python" local/average.py --exp-dir "$exp_dir" --conf "$conf" ${group[@]+"${group[@]}"}
-}
-
-tune() {
-  of_groups decode tune average
-  "$python" local/tune.py --checkpoint "$exp_dir/averaged.pt" --data-dir "$data_dir" --exp-dir "$exp_dir" \
-    --conf "$conf" ${group[@]+"${group[@]}"}
-}
-
-decode() {  # results of methods and sets that are no longer asked for would end up in the table
-  local checkpoint=$exp_dir/averaged.pt with_tuned=()
+decode() {
+  local checkpoint=$exp_dir/averaged.pt tuned=()
   if [[ $tuning == true ]]; then
-    with_tuned=(--tuned "$exp_dir/tuned.yaml")
+    tuned=(--tuned "$exp_dir/tuned.yaml")
     [[ ! -f $exp_dir/tuned.pt ]] || checkpoint=$exp_dir/tuned.pt
   fi
-  rm -rf "$exp_dir/decode"
-  of_groups decode
-  "$python" local/decode.py --checkpoint "$checkpoint" --data-dir "$data_dir" --exp-dir "$exp_dir" \
-    --conf "$conf" ${with_tuned[@]+"${with_tuned[@]}"} ${group[@]+"${group[@]}"}
+  run local.decode --checkpoint "$checkpoint" --data-dir "$data_dir" --exp-dir "$exp_dir" "${tuned[@]}"
 }
 
-score() {  # the table is printed below, also where it was made before
-  "$python" local/wer.py --exp-dir "$exp_dir" --data-dir "$data_dir" > /dev/null
-}
+score() { run local.wer --exp-dir "$exp_dir" --data-dir "$data_dir" > /dev/null; }  # main prints the table
 
-look_closer() {  # the stages that have a name in place of a number
-  local program=studies/$stage.py
-  [[ $stage != diagnose ]] || program=local/diagnose.py
-  [[ -f $data_dir/lang/bpe.model ]] || fail "stage $stage: $data_dir/lang/bpe.model is missing; stage 0 (prepare) makes it"
-  configured "$program" --data-dir "$data_dir" --exp-dir "$exp_dir"
-}
-
-of_groups() {  # group=(the overrides of these groups of keys)
-  local o name
-  group=()
-  for o in ${overrides[@]+"${overrides[@]}"}; do
-    for name in "$@"; do [[ $o != "$name".* ]] || group+=("$o"); done
-  done
-}
-
-# value_of KEY: what the configuration says, nothing for null.
-value_of() {
-  local value
-  value=$(config_values "$1")
-  value=${value#config "$1" }
-  [[ $value == null ]] || printf '%s' "$value"
-}
-
-# where_there MADE_BY FILE...: adds to `given` what makes run_stage look at these files, those that are there. One that
-# is needed and missing is named by the program.
-where_there() {
-  local made_by=$1 file
-  shift
-  for file in "$@"; do [[ ! -f $file ]] || given+=(--input "$file" --made-by "$made_by"); done
-}
-
-recognition_inputs() {  # given=(what methods need besides the checkpoint)
-  given=()
-  where_there "stage 3 (lm)" "$exp_dir/lm/lm.pt" "$exp_dir/lm/bigram.arpa"
-  where_there "local/prepare_graph.py" "$data_dir/graph/LG.npz"
-  where_there "the user" "$(value_of decode.lm)" "$(value_of decode.bigram)" "$(value_of decode.ngram)" \
-    "$(value_of decode.hotwords)"
+other_command() {
+  local module=studies.$1
+  [[ $1 != diagnose ]] || module=local.diagnose
+  [[ -f $lang/bpe.model ]] || fail "$1: $lang/bpe.model is missing; stage prepare makes it"
+  mkdir -p "$exp_dir/log"
+  logged "$exp_dir/log/$1.log" run "$module" --data-dir "$data_dir" --exp-dir "$exp_dir"
 }
 
 # All of it is read before any of it runs, so that the file may be edited meanwhile.
 main() {
   options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nj dask nproc nnodes rdzv python"
-  named_stages="diagnose ablation study"
+  stages="prepare train average lm tune decode score"
   corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=6 nj='' dask='' nproc=0 nnodes=1 rdzv='' python=''
+  local other='' lang needed given tuning=false
+  case ${1:-} in diagnose|ablation|study) other=$1; shift ;; esac
   parse_options "$@"
   exp_dir=${exp_dir:-exp/$corpus}
-  [[ $nproc =~ ^[0-9]+$ ]] || fail "option --nproc needs a whole number, not '$nproc'"
-  [[ $nnodes =~ ^[1-9][0-9]*$ ]] || fail "option --nnodes needs a whole number above 0, not '$nnodes'"
+  [[ $nproc =~ ^[0-9]+$ ]] || fail "option --nproc must be a whole number, not '$nproc'"
+  [[ $nnodes =~ ^[1-9][0-9]*$ ]] || fail "option --nnodes must be a whole number above 0, not '$nnodes'"
   if [[ $nnodes -gt 1 ]]; then
     [[ -n $rdzv ]] || fail "--nnodes needs --rdzv HOST:PORT, the same on every machine"
     [[ $force == false ]] || fail "--force with --nnodes: remove $exp_dir instead, on one machine"
-    stage=1 stop_stage=1
+    first=1 last=1
   fi
   resolve_options
   ensure_python
-
-  done_dir=$exp_dir/.done
-  common=(--corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nj "$nj" --dask "$dask" --python "$python")
-  [[ -z $corpus_dir ]] || common+=(--corpus-dir "$corpus_dir")
-  [[ $force == false ]] || common+=(--force)
+  read_config
+  done_dir=$exp_dir/.done log_dir=$exp_dir/log
+  lang=$data_dir/lang_bpe_$(value_of lang.vocab_size)
   echo "corpus $corpus, experiment $exp_dir, configuration $conf${overrides[*]:+ ${overrides[*]}}"
 
-  if [[ " $named_stages " == *" $stage "* ]]; then
-    look_closer
+  if [[ -n $other ]]; then
+    other_command "$other"
     return
   fi
-  if [[ $stage -le 0 && $stop_stage -ge 0 ]]; then
-    ./prepare.sh "${common[@]}" ${overrides[@]+"${overrides[@]}"}
+  if [[ $first -le 0 && $last -ge 0 ]]; then
+    local forced=() audio=()
+    [[ -z $corpus_dir ]] || audio=(--corpus-dir "$corpus_dir")
+    [[ $force == false ]] || forced=(--force)
+    ./prepare.sh --corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nj "$nj" --dask "$dask" --python "$python" \
+      "${audio[@]}" "${forced[@]}" "${overrides[@]}"
   fi
 
-  run_stage 1 "train" "$done_dir/1-train" --config "model gradient loss optim train features augment data" \
-    --input "$data_dir/lang/bpe.model" --made-by "stage 0 (prepare)" --input "$data_dir/cuts" --made-by "stage 0 (prepare)" \
-    --output "$exp_dir/checkpoints" -- train
-  run_stage 2 "average" "$done_dir/2-average" --config "average" \
-    --input "$exp_dir/checkpoints" --made-by "stage 1 (train)" --output "$exp_dir/averaged.pt" -- average
-  if [[ $(value_of lm.train) == [Tt]rue ]]; then
-    given=()
-    where_there "the user" "$(value_of lm.text)"
-    run_stage 3 "lm" "$done_dir/3-lm" --config "lm train.seed data.dev_parts" \
-      --input "$data_dir/lang" --made-by "stage 0 (prepare)" --input "$data_dir/manifests" --made-by "stage 0 (prepare)" \
-      ${given[@]+"${given[@]}"} --output "$exp_dir/lm/lm.pt" --output "$exp_dir/lm/bigram.arpa" -- train_lm
-  elif [[ $stage -le 3 && $stop_stage -ge 3 ]]; then
-    echo "stage 3: lm: no language model is asked for (lm.train), nothing to do"
+  stage train --config "model gradient loss optim train features augment lang data.train_parts data.dev_parts data.num_buckets" \
+    --input "$lang" --made-by prepare --input "$data_dir/cuts" --made-by prepare --output "$exp_dir/checkpoints" -- train
+  stage average --config average --input "$exp_dir/checkpoints" --made-by train --output "$exp_dir/averaged.pt" -- \
+    run local.average --exp-dir "$exp_dir"
+  if [[ $(value_of lm.train) == true ]]; then
+    stage lm --config "lm train.seed data.dev_parts" --input "$lang" --made-by prepare \
+      --input "$data_dir/manifests" --made-by prepare --watch "$(value_of lm.text)" \
+      --output "$exp_dir/lm/lm.pt" --output "$exp_dir/lm/bigram.arpa" -- train_lm
+  elif [[ $first -le 3 && $last -ge 3 ]]; then
+    echo "stage 3, lm: skipped: lm.train is false"
   fi
-  recognition_inputs
-  tuning=false
-  if [[ -n $(config_values tune | grep -v ' \[\]$') ]]; then
+
+  # What methods read besides the checkpoint, and the keys of the command line, which are not tuned.
+  needed=(--watch "$exp_dir/lm/lm.pt" --watch "$exp_dir/lm/bigram.arpa" --watch "$lang/graph/LG.npz"
+    --watch "$(value_of decode.lm)" --watch "$(value_of decode.bigram)" --watch "$(value_of decode.ngram)"
+    --watch "$(value_of decode.hotwords)" --input "$exp_dir/averaged.pt" --made-by average)
+  if grep -qE '^tune\.[^ ]* \[[^]]' <<< "$config"; then
     tuning=true
-    of_groups decode average  # what is given here is not tuned, even where it is what the file says
-    run_stage 4 "tune" "$done_dir/4-tune" --config "tune decode average data features" \
-      --input "$exp_dir/averaged.pt" --made-by "stage 2 (average)" ${given[@]+"${given[@]}"} \
-      --output "$exp_dir/tuned.yaml" -- tune ${group[@]+"${group[@]}"}
-    where_there "stage 4 (tune)" "$exp_dir/tuned.pt"
-    given+=(--input "$exp_dir/tuned.yaml" --made-by "stage 4 (tune)")
-  elif [[ $stage -le 4 && $stop_stage -ge 4 ]]; then
-    echo "stage 4: tune: nothing is to be tuned (section tune), nothing to do"
+    given=$(printf '%s\n' "${overrides[@]}" | grep -E '^(decode|average)\.' | tr '\n' ' ' || true)
+    stage tune --config "tune decode average data.dev_parts" --set "$given" "${needed[@]}" --output "$exp_dir/tuned.yaml" -- \
+      run local.tune --checkpoint "$exp_dir/averaged.pt" --data-dir "$data_dir" --exp-dir "$exp_dir"
+    needed+=(--set "$given" --watch "$exp_dir/tuned.pt" --input "$exp_dir/tuned.yaml" --made-by tune)
+  elif [[ $first -le 4 && $last -ge 4 ]]; then
+    echo "stage 4, tune: skipped: section tune has no list"
   fi
-  group=()
-  [[ $tuning == false ]] || of_groups decode
-  run_stage 5 "decode" "$done_dir/5-decode" --config "decode data features" \
-    --input "$exp_dir/averaged.pt" --made-by "stage 2 (average)" ${given[@]+"${given[@]}"} \
-    --output "$exp_dir/decode" -- decode ${group[@]+"${group[@]}"}
-  given=()
-  where_there "stage 3 (lm)" "$exp_dir/lm/perplexity.json"
-  run_stage 6 "score" "$done_dir/6-score" --input "$exp_dir/decode" --made-by "stage 5 (decode)" \
-    ${given[@]+"${given[@]}"} --output "$exp_dir/wer.json" -- score
-  if [[ $stop_stage -ge 6 ]]; then
-    cat "$exp_dir/wer.md"
-  fi
+  stage decode --config "decode data.test_parts" "${needed[@]}" --output "$exp_dir/decode" -- decode
+  stage score --input "$exp_dir/decode" --made-by decode --watch "$exp_dir/lm/perplexity.json" --output "$exp_dir/wer.json" \
+    -- score
+  [[ $last -lt 6 ]] || cat "$exp_dir/wer.md"
 }
 
 main "$@"; exit

@@ -140,7 +140,7 @@ train_with_k2() {
   local exp status
   exp=$(mktemp -d)
   ./prepare.sh --corpus tiny --python "$python" &&
-    "$k2_python" local/train.py --conf egs/tiny/conf/tiny.yaml --data-dir data/tiny --exp-dir "$exp" \
+    "$k2_python" -m local.train --conf egs/tiny/conf/tiny.yaml --data-dir data/tiny --exp-dir "$exp" \
       loss.backend=k2 train.max_steps=20 train.max_duration=20 train.warm_step=5 train.log_every=1 &&
     "$k2_python" - "$exp/train.csv" <<'EOF'
 import csv, math, sys

@@ -1,17 +1,16 @@
-# What prepare.sh and run.sh share: options, the Python environment, stages that are skipped when done. Sourced, not run.
+# What prepare.sh and run.sh share: options, the Python environment, and stages that are skipped when done. Sourced, not run.
 #
-# The caller sets `options` (names with underscores), gives them their defaults, defines `usage` (and, where it has stages
-# with names, lists these in `named_stages`), then calls
-#   parse_options "$@"; resolve_options; ensure_python; run_stage ...
+# The caller sets `options` (names with underscores) and their defaults, `stages` (names, in order) and `usage`, then calls
+#   parse_options "$@"; resolve_options; ensure_python; read_config; stage NAME ... -- COMMAND; stage ...
 
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-# parse_options "$@": --name VALUE or --name=VALUE for every name in $options, --force, --help, key.sub=value.
+# parse_options "$@": --name VALUE or --name=VALUE for every name in $options; --force; --help; key.sub=value.
 parse_options() {
   local name value
-  force=${force:-false} overrides=()
+  force=${force:-false} overrides=() call="$0$(printf ' %q' "$@")"
   while [[ $# -gt 0 ]]; do
     case $1 in
       --help|-h) usage; exit 0 ;;
@@ -26,15 +25,25 @@ parse_options() {
     printf -v "${name//-/_}" '%s' "$value"
     [[ $1 == --*=* ]] && shift || shift 2
   done
-  for name in stage stop_stage; do
-    [[ ${!name} =~ ^-?[0-9]+$ || ($name == stage && " ${named_stages:-} " == *" $stage "*) ]] || fail "option --${name//_/-} needs a whole number, not '${!name}'"
-  done
+  first=$(stage_number --stage "$stage")
+  last=$(stage_number --stop-stage "$stop_stage")
 }
 
-# resolve_options: fill in what follows from the corpus: its conf, its data and experiment folders, the number of jobs.
+# stage_number OPTION VALUE: the number of a stage that is given by number or by name.
+stage_number() {
+  local number=0 name
+  for name in $stages; do
+    if [[ $2 == "$name" ]]; then echo "$number"; return; fi
+    number=$((number + 1))
+  done
+  [[ $2 =~ ^-?[0-9]+$ ]] || fail "option $1 must be a number or one of: $stages; not '$2'"
+  echo "$2"
+}
+
+# resolve_options: the conf, the folders and the number of jobs, if they are not given.
 resolve_options() {
   [[ -f egs/$corpus/corpus.yaml ]] || fail "no corpus '$corpus': egs/ has $(cd egs && echo */ | tr -d /)"
-  if [[ -z $conf ]]; then  # an experiment's name chooses its conf, then the corpus's
+  if [[ -z $conf ]]; then  # egs/<corpus>/conf/<experiment>.yaml, then egs/<corpus>/conf/<corpus>.yaml
     for conf in "egs/$corpus/conf/$(basename "${exp_dir:-$corpus}").yaml" "egs/$corpus/conf/$corpus.yaml" conf/base.yaml; do
       [[ ! -f $conf ]] || break
     done
@@ -42,12 +51,12 @@ resolve_options() {
   [[ -f $conf ]] || fail "--conf $conf: no such file"
   [[ -z $corpus_dir || -e $corpus_dir ]] || fail "--corpus-dir $corpus_dir: no such folder"
   data_dir=${data_dir:-data/$corpus}
-  nj=${nj:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)}
-  [[ $nj =~ ^[1-9][0-9]*$ ]] || fail "option --nj needs a whole number above 0, not '$nj'"
+  nj=${nj:-$(getconf _NPROCESSORS_ONLN)}
+  [[ $nj =~ ^[1-9][0-9]*$ ]] || fail "option --nj must be a whole number above 0, not '$nj'"
 }
 
-# ensure_python [requirements file ...]: set $python to one that has them: --python where given (taken as it is), else
-# .venv, made once and brought up to date when a requirements file changes.
+# ensure_python [requirements file ...]: set $python: --python if given, used as it is; else .venv, which is made once and
+# updated when a requirements file changes.
 ensure_python() {
   local file candidate marker sum
   if [[ -n ${python:-} ]]; then
@@ -66,6 +75,9 @@ ensure_python() {
       fail "'$candidate -m venv .venv' failed (Debian and Ubuntu: install python3-venv), or name a Python with --python"
   fi
   python=.venv/bin/python
+  for file in .venv/lib/python3*/site-packages; do  # so that `.venv/bin/python local/decode.py` finds its modules
+    [[ -f $file/recipe.pth ]] || printf '%s\n' "$PWD" > "$file/recipe.pth"
+  done
   for file in "$@"; do
     marker=.venv/.installed-$file sum=$(cksum < "$file")
     [[ "$(cat "$marker" 2>/dev/null)" == "$sum" ]] && continue
@@ -78,113 +90,108 @@ ensure_python() {
   done
 }
 
-# fingerprint PATH: content of a small file, size and time of a large one, the listing of a folder.
+# read_config: the configuration as lines `section.key value` (JSON values) in $config. An error in it stops here.
+read_config() { config=$("$python" -m local.config --conf "$conf" "${overrides[@]}") || exit 1; }
+
+# value_of KEY: its value; nothing for null.
+value_of() {
+  local value
+  value=$(sed -n "s/^${1//./\\.} //p" <<< "$config")
+  [[ $value != \"*\" ]] || value=$(sed 's/^"//; s/"$//; s/\\\(["\\]\)/\1/g' <<< "$value")
+  [[ $value == null ]] || printf '%s' "$value"
+}
+
+# run MODULE [OPTIONS]: print and run a Python program with --conf and all overrides.
+run() {
+  local command=("$python" -m "$@" --conf "$conf" "${overrides[@]}")
+  printf '+%s\n' "$(printf ' %q' "${command[@]}")" >&2
+  "${command[@]}"
+}
+
+# fingerprint PATH: of a file's content, or of the names and contents of a folder's files. Links are followed; copies are
+# equal. Of audio in a folder, names and sizes count.
 fingerprint() {
-  if [[ -d $1 ]]; then
-    (cd "$1" && { ls -lRn --time-style=+%s . 2>/dev/null || ls -lRnT .; } | cksum)
-  elif [[ $(wc -c < "$1") -gt 16000000 ]]; then
-    { ls -ln --time-style=+%s "$1" 2>/dev/null || ls -lnT "$1"; } | cksum
-  else
-    cksum < "$1"
+  local audio='.*\.\(flac\|wav\|mp3\|opus\|ogg\|m4a\|sph\|tar\)' file
+  if [[ ! -d $1 ]]; then
+    content "$1"
+    return
   fi
+  (
+    cd "$1"
+    find -L . -type f -iregex "$audio" -printf '%p %s\n' | sort
+    find -L . -type f ! -iregex "$audio" ! -size +16384k -exec cksum {} + | sort -k 3
+    find -L . -type f ! -iregex "$audio" -size +16384k | sort | while IFS= read -r file; do echo "$file $(content "$file")"; done
+  ) 2>/dev/null | cksum
 }
 
-# conf_files FILE: FILE after the files it includes (relative to conf/ or to itself), as local/config/load.py reads them.
-conf_files() {
-  local name
-  for name in $(awk '/^include:/ {on = 1; sub(/^include:/, "")} /^[A-Za-z_]/ {on = 0}
-      on {sub(/#.*/, ""); gsub(/[][,"\047]|^ *- /, " "); print}' "$1"); do
-    if [[ -f conf/$name ]]; then conf_files "conf/$name"; elif [[ -f ${1%/*}/$name ]]; then conf_files "${1%/*}/$name"; fi
-  done
-  printf '%s\n' "$1"
+# content FILE: a check sum; above 16 MB of the size and both ends (a checkpoint ends with the check sums of its tensors).
+content() {
+  local size
+  size=$(wc -c < "$1")
+  if [[ $size -le 16777216 ]]; then cksum < "$1"; else { echo "$size"; head -c 65536 "$1"; tail -c 65536 "$1"; } | cksum; fi
 }
 
-# config_values KEY...: `key.sub value` of these keys and all below them, as base.yaml, the conf and the overrides leave
-# them. It reads YAML only as far as is needed to see that something changed, so that skipping starts no Python.
-config_values() {
-  { { echo conf/base.yaml; conf_files "$conf"; } | while read -r file; do printf -- '---\n'; cat "$file"; done
-    printf -- '---\n'
-    printf '%s\n' ${overrides[@]+"${overrides[@]}"}
-  } | awk -v wanted="$*" '
-    function keep(name, value,    i, c, nested, from, at) {  # {a: 1, b: {c: 2}} is taken apart
-      if (value ~ /^\{.*\}$/) {
-        value = substr(value, 2, length(value) - 2) ","
-        for (from = i = 1; i <= length(value); i++) {
-          c = substr(value, i, 1)
-          nested += (c ~ /[[{]/) - (c ~ /[]}]/)
-          if (c == "," && !nested && (at = index(substr(value, from, i - from), ":"))) {
-            keep(name "." substr(value, from, at - 1), substr(value, from + at, i - from - at))
-            from = i + 1
-          }
-        }
-        return
-      }
-      if (!(name in values)) names[++count] = name
-      values[name] = value
-    }
-    /^---/ {depth = 0; next}
-    /^[A-Za-z_][A-Za-z0-9_.]*=/ {gsub(/[ "\047]/, ""); at = index($0, "="); keep(substr($0, 1, at - 1), substr($0, at + 1)); next}
-    {sub(/(^|[ \t]+)#.*/, "")}
-    /^ *[A-Za-z_][A-Za-z0-9_]*:/ {
-      match($0, /^ */); indent = RLENGTH
-      while (depth > 0 && indents[depth] >= indent) depth--
-      at = index($0, ":"); value = substr($0, at + 1); gsub(/[ "\047]/, "", value)
-      indents[++depth] = indent; path[depth] = (depth > 1 ? path[depth - 1] "." : "") substr($0, indent + 1, at - indent - 1)
-      if (value != "") keep(path[depth], value)
-      next
-    }
-    NF {gsub(/[ "\047]/, ""); keep(path[depth], ($0 ~ /^-/ ? values[path[depth]] : "") $0)}
-    END {
-      n = split(wanted, keys, " ")
-      for (i = 1; i <= count; i++) for (k = 1; k <= n; k++)
-        if (index(names[i] ".", keys[k] ".") == 1 || index(keys[k] ".", names[i] ".") == 1) {
-          print "config", names[i], values[names[i]]; break
-        }
-    }'
+# changes OLD NEW: what differs between two signatures, in words.
+changes() {
+  awk -F '\t' 'NR == FNR {old[$1] = $2; next}
+    {if (!($1 in old)) print $1 " is new"; else if (old[$1] == $2) ; else if ($1 ~ /^input/) print $1 " has changed"
+     else print $1 " was " old[$1] ", is " $2; delete old[$1]}
+    END {for (name in old) print name " is gone"}' "$1" - <<< "$2" | sed 's/^/  /' | cut -c 1-300 | head -n 5
 }
 
-# configured PROGRAM...: run a Python program with --conf and the overrides, which thus stay out of the stage's signature.
-configured() { "$python" "$@" --conf "$conf" ${overrides[@]+"${overrides[@]}"}; }
-
-# in_parallel PROGRAM...: the same in --nj processes.
-in_parallel() { configured "$@" --nproc "$nj"; }
-
-# run_stage N TITLE MARKER [--input PATH --made-by WORDS]... [--output PATH]... [--config "KEY ..."] -- COMMAND...
-# Run COMMAND unless MARKER says that it was done with the same command, inputs and values of these configuration keys,
-# and every OUTPUT is there. COMMAND may be a function of the caller; see `configured`.
-run_stage() {
-  local n=$1 title=$2 marker=$3 input='' keys='' signature='' began outputs=true
-  shift 3
-  [[ $n -ge $stage && $n -le $stop_stage ]] || return 0
+# stage NAME [--config "KEY ..."] [--input PATH --made-by STAGE]... [--watch PATH]... [--output PATH]... [--set WORDS] -- COMMAND...
+# Run COMMAND (`run MODULE ...` or a function) unless it was done with the same values of these configuration keys (and
+# all below them), inputs and WORDS, and every OUTPUT exists. --watch: an input that may be missing.
+stage() {
+  local name=$1 number marker keys='' signature='' outputs=true began=$SECONDS status=0 log=$log_dir/$1.log
+  number=$(stage_number stage "$name") marker=$done_dir/$name
+  shift
+  [[ $number -ge $first && $number -le $last ]] || return 0
   while [[ $1 != -- ]]; do
     case $1 in
-      --input) input=$2; [[ $3 == --made-by ]] || fail "run_stage: --input needs --made-by" ;;
-      --made-by) [[ -e $input ]] || fail "stage $n ($title): $input is missing; $2 makes it"
-                 signature+="input $input $(fingerprint "$input")"$'\n' ;;
+      --config) signature+=$(grep -E "^(${2// /|})[. ]" <<< "$config" | sed 's/ /\t/')$'\n' ||
+                  fail "stage $name: none of the keys $2 exists" ;;
+      --input) [[ -e $2 ]] || fail "stage $name: $2 is missing; stage $4 makes it"
+               signature+="input $2"$'\t'$(fingerprint "$2")$'\n'; shift 2 ;;
+      --watch) [[ ! -e $2 ]] || signature+="input $2"$'\t'$(fingerprint "$2")$'\n' ;;
       --output) [[ -e $2 ]] || outputs=false ;;
-      --config) keys=$2 ;;
-      *) fail "run_stage: unknown word $1" ;;
+      --set) signature+="given keys"$'\t'$2$'\n' ;;
+      --marker) marker=$done_dir/$2 ;;
+      *) fail "stage: unknown word $1" ;;
     esac
     shift 2
   done
   shift
-  signature+="command $*"
-  [[ -z $keys ]] || signature+=$'\n'$(config_values $keys)
   if [[ $force == false && $outputs == true && -f $marker ]]; then
-    if [[ "$(cat "$marker")" == "$signature" ]]; then
-      echo "stage $n: $title: done before, skipped"
+    if [[ "$(cat "$marker")"$'\n' == "$signature" ]]; then
+      echo "stage $number, $name: done before, skipped"
       return 0
     fi
-    echo "stage $n: $title: its settings or inputs changed, running again"
-    { diff "$marker" - <<< "$signature" || true; } | awk '/^[<>]/ && ++k <= 4 {
-      print substr((/^</ ? "  was: " : "  now: ") substr($0, 3), 1, 300)}'
+    echo "stage $number, $name: runs again, because"
+    changes "$marker" "${signature%$'\n'}"
   fi
-  echo "stage $n: $title: started $(date '+%Y-%m-%d %H:%M:%S')"
-  began=$SECONDS
-  mkdir -p "$(dirname "$marker")"
+  echo "stage $number, $name: started $(date '+%Y-%m-%d %H:%M:%S')"
+  mkdir -p "$done_dir" "$log_dir"
   rm -f "$marker"
-  "$@" || fail "stage $n ($title) failed; when mended, the same command goes on from here"
-  printf '%s\n' "$signature" > "$marker.${HOSTNAME:-}.$$.tmp"  # machines that train together each write one
+  logged "$log" "$@" || status=$?
+  printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "${HOSTNAME:-}" "$name" "$((SECONDS - began))" "$status" \
+    "$call" >> "$log_dir/journal.tsv"
+  [[ $status -eq 0 ]] ||
+    fail "stage $name failed (log: $log); fix the cause and run the same command again: it resumes at this stage"
+  printf '%s' "$signature" > "$marker.${HOSTNAME:-}.$$.tmp"  # machines that train together each write one
   mv "$marker.${HOSTNAME:-}.$$.tmp" "$marker"
-  echo "stage $n: $title: done in $((SECONDS - began)) s"
+  echo "stage $number, $name: done in $((SECONDS - began)) s"
 }
+
+# logged LOG COMMAND...: run it; what it prints goes to the screen and to LOG. Progress bars go to the terminal alone.
+logged() {
+  local log=$1
+  shift
+  printf '== %s %s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "${HOSTNAME:-}" >> "$log"
+  {
+    { PROGRESS_FD=9 "$@" 2>&1 >&3 3>&- | keep "$log" >&2; } 3>&1 | keep "$log"
+  } 9>&2
+}
+
+# keep LOG: pass standard input on and append it to LOG, until its end, whatever signals come.
+keep() { (trap '' INT TERM HUP; exec tee -a "$1"); }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -23,8 +25,9 @@ class Progress:
         self.started = self.last_line = time.monotonic()
         self.note = ""
         self.bar: tqdm | None = None
-        if sys.stderr.isatty():
-            self.bar = tqdm(total=total, desc=desc, unit=f" {unit}", initial=initial, dynamic_ncols=True, leave=False)
+        if (terminal := _terminal()) is not None:
+            options: dict[str, Any] = {"initial": initial, "dynamic_ncols": True, "leave": False, "file": terminal}
+            self.bar = tqdm(total=total, desc=desc, unit=f" {unit}", **options)
 
     def update(self, n: int = 1, note: str | None = None) -> None:
         """Count `n` more items; `note`, where given, replaces the words shown beside the numbers."""
@@ -71,6 +74,15 @@ def progress(iterable: Iterable[T], total: int | None = None, desc: str = "", un
         for item in iterable:
             yield item
             p.update()
+
+
+@functools.cache
+def _terminal() -> TextIO | None:
+    """Return the terminal to draw on, if there is one: standard error, or what stages.sh names while it logs that."""
+    number = int(os.environ.get("PROGRESS_FD", "2"))
+    if not os.isatty(number):
+        return None
+    return sys.stderr if number == 2 else open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def clock(seconds: float) -> str:
