@@ -1,10 +1,11 @@
-"""Time of the searches, and whether they give the recorded tokens.
+"""Measure the time of the searches, and check that they give the recorded tokens.
 
-    benchmarks/bench_decode.py [--shared ../shared] [--k2-python .venv-k2/bin/python] [--repeats 7]
+    .venv/bin/python -m benchmarks.bench_decode [--shared ../shared] [--k2-python .venv-k2/bin/python] [--repeats 7]
 
-Two cases: the recorded model of the reference on the digits' dev-clean-2 (2 threads, batches of 30), whose recorded seconds
-are scaled by a matrix product measured beside ours; and the published size with random weights, 30 utterances of 12 s. The
-methods take turns, k2's fast beam search in its own environment; the median of the passes counts. Writes decode.{json,md}.
+There are two cases: "recorded", the reference's model on dev-clean-2 of the digits (batches of 30), whose recorded seconds
+are scaled by the speed of a matrix product on both machines; and "published", the published size with random weights on 30
+utterances of 12 s. The methods take turns, k2's fast beam search in its own environment; the median pass counts. Writes
+decode.{json,md}.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ RATE = "matmul_gflops_float32_4096x512x500"
 
 
 def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Per search ("fast_beam_search k2" included): median seconds, rate beside them, tokens."""
+    """Return by search ("fast_beam_search k2" included) the median seconds, the speed of a matrix product, and the tokens."""
     options = ["--case", case, "--shared", str(args.shared), "--threads", str(args.threads)]
     workers = [Worker(backend, "decode_worker.py", options, args.k2_python) for backend in args.backends.split(",")]
     passes: dict[str, list[dict[str, Any]]] = {}
@@ -54,25 +55,25 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(result: dict[str, Any], shared: Path) -> None:
-    """Adds to each search of the recorded case the share of equal tokens and the recorded seconds, scaled."""
+    """Add to each search of the recorded case the share of equal tokens and the recorded seconds, scaled."""
     recorded = json.loads((shared / "reference" / "digits_dev.json").read_text())
     for name, search in result["searches"].items():
         method = name.split()[0]
-        # The recorded ids carry lhotse's running number behind the utterance's id.
+        # A recorded id is the utterance's id and a number that lhotse appended.
         expected = {key.rsplit("-", 1)[0]: tokens for key, tokens in recorded["tokens"][method].items()}
         search["equal"] = sum(search["tokens"].get(i) == tokens for i, tokens in expected.items()) / len(expected)
         search["recorded_seconds"] = recorded["seconds"][method] * recorded[RATE] / search["gflops"]
 
 
 def table(results: dict[str, Any], args: argparse.Namespace) -> str:
-    """Markdown of both cases."""
+    """Return both cases as Markdown."""
     lines = ["# Searches", "", f"{datetime.date.today().isoformat()}, {hardware()}, {args.threads} threads, median of"]
-    lines[-1] += f" {args.repeats} passes, taking turns. Seconds are the search's alone, without the encoder."
+    lines[-1] += f" {args.repeats} passes in turn. Seconds of the search alone, without the encoder."
     for case, result in results.items():
         searches = result["searches"]
         greedy = searches[METHODS[0]]["seconds"]
         extra = " reference, scaled (s) | ours / reference | equal tokens |" if case == "recorded" else ""
-        lines += ["", f"## {case}", "", f"| search | seconds | x greedy | GFLOP/s beside it |{extra}"]
+        lines += ["", f"## {case}", "", f"| search | seconds | x greedy | matrix product (GFLOP/s) |{extra}"]
         lines.append("|---|--:|--:|--:|" + "--:|--:|--:|" * bool(extra))
         for name, s in searches.items():
             row = f"| {name} | {s['seconds']:.3f} | {s['seconds'] / greedy:.2f} | {s['gflops']:.0f} |"
@@ -85,6 +86,7 @@ def table(results: dict[str, Any], args: argparse.Namespace) -> str:
 
 @program
 def main() -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--cases", default="recorded,published")

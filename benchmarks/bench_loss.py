@@ -1,10 +1,10 @@
-"""Time and memory of the loss backends.
+"""Measure time and memory of the loss backends.
 
-    benchmarks/bench_loss.py --backends native,k2,torchaudio --mode random|sorted|fixed|growth
+    .venv/bin/python -m benchmarks.bench_loss --backends native,k2,torchaudio --mode random|sorted|fixed|growth
 
-Batches are made of the lengths of a corpus as in the benchmark published with k2's pruned loss: `random`, 30 utterances
-drawn at random, or `sorted`, neighbours in length up to 10,000 frames; --scale makes these smaller for a CPU. `fixed` takes
---shapes; `growth` doubles and redoubles N, T and S of one shape. Each backend runs in a process of its own, k2 in the
+Batches have the lengths of a corpus, as in the benchmark published with k2's pruned loss: `random`, 30 utterances drawn at
+random, or `sorted`, utterances of similar length up to 10,000 frames; --scale makes these smaller for a CPU. `fixed` takes
+--shapes; `growth` doubles and quadruples N, T and S of one shape. Each backend runs in its own process, k2 in the
 interpreter of its own environment; they take turns step by step, and the median step counts. Writes
 loss_<mode>_<device>_<precision>.{json,md,png} to --out.
 """
@@ -34,17 +34,18 @@ Lengths = list[tuple[int, int]]
 
 
 def parse_args() -> argparse.Namespace:
+    """Return the command line's values."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", default="native,k2,torchaudio")
     parser.add_argument("--mode", choices=["random", "sorted", "fixed", "growth"], default="random")
     parser.add_argument("--lengths", type=Path, default=SHARED_LENGTHS, help=".npz with T_U (utterances, 2)")
-    parser.add_argument("--data-dir", type=Path, help="a prepared corpus, whose training lengths are taken instead")
+    parser.add_argument("--data-dir", type=Path, help="a prepared corpus; use its training lengths instead")
     parser.add_argument("--shapes", nargs="+", default=["8,300,50,500", "4,300,50,5000"], help="N,T,U,C[,S] for `fixed`")
-    parser.add_argument("--scale", type=float, help="of utterances or frames per batch (default: 0.2 on a CPU, else 1)")
+    parser.add_argument("--scale", type=float, help="factor on utterances or frames per batch (default: 0.2 on a CPU, else 1)")
     parser.add_argument("--batches", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5, help="timed steps per batch and backend")
     parser.add_argument("--classes", type=int, default=500)
-    parser.add_argument("--width", type=int, default=512, help="of encoder, decoder and joiner")
+    parser.add_argument("--width", type=int, default=512, help="width of encoder, decoder and joiner")
     parser.add_argument("--prune-range", type=int, default=5)
     parser.add_argument("--precision", choices=["float32", "bf16", "fp16"], default="float32")
     parser.add_argument("--device", default="cpu")
@@ -56,7 +57,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def corpus_lengths(args: argparse.Namespace) -> Lengths:
-    """(T, U) after subsampling of every utterance. Raises UserError naming the file."""
+    """Return (T, U) of every utterance, T after subsampling. Raises UserError if a file is missing."""
     if args.data_dir is None:
         if not args.lengths.is_file():
             raise UserError(f"{args.lengths}: no such file; give --lengths FILE or --data-dir data/<corpus>")
@@ -79,7 +80,7 @@ def corpus_lengths(args: argparse.Namespace) -> Lengths:
 
 
 def make_batches(lengths: Lengths, mode: str, count: int, scale: float, seed: int) -> list[Lengths]:
-    """`count` batches drawn from all that the mode would make."""
+    """Return `count` batches, drawn at random from all batches of the mode."""
     rng = random.Random(seed)
     if mode == "random":
         size = max(1, round(30 * scale))
@@ -87,7 +88,7 @@ def make_batches(lengths: Lengths, mode: str, count: int, scale: float, seed: in
     frames = max(1, round(10_000 * scale))
     batches: list[Lengths] = [[]]
     for t, u in sorted(lengths):
-        # sorted by length: the newcomer is the longest, to which the others are padded
+        # sorted by length: the new utterance is the longest, and the others are padded to its length
         if batches[-1] and (len(batches[-1]) + 1) * t > frames:
             batches.append([])
         batches[-1].append((t, u))
@@ -95,7 +96,7 @@ def make_batches(lengths: Lengths, mode: str, count: int, scale: float, seed: in
 
 
 def requests(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One request per batch."""
+    """Return one request per batch."""
     common = {"kind": "step", "width": args.width}
     shapes = GROWTH if args.mode == "growth" else [tuple(int(x) for x in shape.split(",")) for shape in args.shapes]
     if args.mode in ("fixed", "growth"):
@@ -112,7 +113,7 @@ def requests(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def take_turns(workers: list[Worker], request: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
-    """Per backend: `seconds` by part of its median step, all `steps`, `mib` by part and the losses; or its error."""
+    """Return per backend `seconds` by part of its median step, all `steps`, `mib` by part and the losses; or its error."""
     answers: list[list[dict[str, Any]]] = [[] for _ in workers]
     for i in range(repeats):
         for worker, got in zip(workers, answers, strict=True):
@@ -130,10 +131,10 @@ def take_turns(workers: list[Worker], request: dict[str, Any], repeats: int) -> 
 
 
 def differences(workers: list[Worker], request: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Largest relative difference of each backend's losses to the float64 definition, on the two shortest utterances.
+    """Return the largest relative difference of each backend's losses to the float64 definition, on two utterances.
 
-    All take the definition's ranges: where windows keep the same mass but for rounding, any may be chosen. The pruned loss
-    of `torchaudio` is compared with the full one.
+    They are the two shortest. All backends take the definition's ranges, because windows of equal mass differ by rounding
+    alone, so any may be chosen. The pruned loss of `torchaudio` is compared with the full one.
     """
     short = {**request, "lengths": sorted(request["lengths"])[:2], "memory": False}
     exact = workers[0].ask({**short, "kind": "exact"})
@@ -149,7 +150,7 @@ def differences(workers: list[Worker], request: dict[str, Any]) -> dict[str, dic
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All that is saved: one record per batch and backend."""
+    """Return everything that is saved: one record per batch and backend."""
     todo = requests(args)
     options = ["--device", args.device, "--threads", str(args.threads), "--precision", args.precision]
     workers = [Worker(backend, "loss_worker.py", options, args.k2_python) for backend in args.backends.split(",")]
@@ -185,6 +186,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 @program
 def main() -> None:
+    """Run the program."""
     args = parse_args()
     result = measure(args)
     stem = f"loss_{args.mode}_{args.device.split(':')[0]}_{args.precision}"

@@ -1,7 +1,9 @@
-"""Do two trainings go the same way? benchmarks/compare_curves.py exp/a exp/b [--first 50] [--out benchmarks/results]
+"""Compare the losses of two trainings.
+
+    .venv/bin/python -m benchmarks.compare_curves exp/a exp/b [--first 50] [--out benchmarks/results]
 
 Reads the train.csv of two experiments (made with train.log_every=1), prints the largest relative difference of each loss
-over the first steps and over all that both have, and writes curves_<a>_<b>.{md,png} to --out.
+over the first steps and over all steps that both have, and writes curves_<a>_<b>.{md,png} to --out.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ LOSSES = ("loss", "simple_loss", "pruned_loss")
 
 
 def read(folder: Path) -> dict[int, dict[str, float]]:
-    """Losses by step. Raises UserError where the file is missing or was logged too seldom to compare."""
+    """Return the losses by step. Raises UserError if the file is missing or lacks steps."""
     path = folder / "train.csv"
     if not path.is_file():
         raise UserError(f"{path}: no such file; train with train.log_every=1 first")
@@ -28,17 +30,18 @@ def read(folder: Path) -> dict[int, dict[str, float]]:
         rows = {int(row["step"]): {k: float(row[k]) for k in LOSSES} for row in csv.DictReader(f)}
     steps = sorted(rows)
     if len(steps) < 2 or steps != list(range(1, len(steps) + 1)):
-        raise UserError(f"{path}: does not have every step from 1 on; train with train.log_every=1")
+        raise UserError(f"{path}: steps are missing; train with train.log_every=1")
     return rows
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|a - b| / |b| of curves (steps,)."""
+    """Return |a - b| / |b| of curves (steps,)."""
     return np.abs(a - b) / np.abs(b)
 
 
 @program
 def main() -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs=2, type=Path)
     parser.add_argument("--first", type=int, default=50)

@@ -1,4 +1,4 @@
-"""Runs searches over encoder outputs that it makes once, in one interpreter; bench_decode.py starts and asks it."""
+"""Run searches over encoder outputs that are made once; bench_decode.py starts this program and asks it by JSON lines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def recorded_case(shared: Path) -> tuple[Any, Encoded, float]:
-    """-> the recorded model, the digits' dev-clean-2 in batches of 30, seconds of the encoder."""
+    """Return the recorded model, the digits' dev-clean-2 in batches of 30, and the seconds of the encoder."""
     model = load_reference_model(shared / "reference" / "digits_model.npz")
     features = read_features(shared / "speech" / "LibriSpeech-digits" / "dev-clean-2")
     encode(model, dict(list(features.items())[:2]))
@@ -34,7 +34,7 @@ def recorded_case(shared: Path) -> tuple[Any, Encoded, float]:
 
 
 def published_case() -> tuple[Any, Encoded, float]:
-    """-> the published size with random weights and 500 tokens, a batch of 30 utterances of 12 s, encoder's seconds."""
+    """Return a random model of the published size with 500 tokens, 30 utterances of 12 s, and the seconds of the encoder."""
     torch.manual_seed(0)
     model = build_model(load_config(None, []), 500).eval()
     features = {f"{i:02d}": torch.randn(1200, 80, generator=torch.Generator().manual_seed(i)) for i in range(30)}
@@ -44,7 +44,7 @@ def published_case() -> tuple[Any, Encoded, float]:
 
 
 def matmul_rate() -> float:
-    """GFLOP/s of a float32 product of 4096 x 512 and 512 x 500."""
+    """Return the GFLOP/s of a float32 product of 4096 x 512 and 512 x 500."""
     a, b = torch.randn(4096, 512), torch.randn(512, 500)
     a @ b
     start = time.perf_counter()
@@ -54,6 +54,7 @@ def matmul_rate() -> float:
 
 
 def main() -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", choices=["native", "k2"], required=True)
     parser.add_argument("--case", choices=["recorded", "published"], required=True)
@@ -64,7 +65,7 @@ def main() -> None:
     model, encoded, encoder_seconds = recorded_case(args.shared) if args.case == "recorded" else published_case()
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
-        """One pass of a method over all batches: its seconds, the rate measured beside it, its tokens by id."""
+        """Run a method over all batches; return its seconds, the speed of a matrix product, and the tokens by id."""
         method = request["method"]
         options = OPTIONS[method] | ({"backend": args.backend} if method == "fast_beam_search" else {})
         tokens: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Tables and plots of what bench_loss.py measured."""
+"""Tables and plots of the measurements of bench_loss.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PARTS = ("simple projections", "simple loss", "ranges", "joiner projections", "p
 
 
 def groups(result: dict[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Records by what is compared (a fixed shape, or all batches of a mode) and backend."""
+    """Return the records by what is compared (a fixed shape, or all batches of a mode) and by backend."""
     fixed = result["options"]["mode"] in ("fixed", "growth")
     grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for r in result["records"]:
@@ -19,7 +19,7 @@ def groups(result: dict[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]
 
 
 def summary(records: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, float]] | None:
-    """Mean milliseconds and largest MiB of each part and of the whole; None where a batch failed."""
+    """Return the mean milliseconds and largest MiB of each part and of the whole; None if a batch failed."""
     if any("error" in r for r in records):
         return None
     ms = {part: sum(1000 * r["seconds"][part] for r in records) / len(records) for part in PARTS}
@@ -28,7 +28,7 @@ def summary(records: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, 
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: time and peak memory by part, ratios to k2 where it took part, differences to float64."""
+    """Return Markdown: time and peak memory by part, ratios to k2 if it was measured, differences to float64."""
     o = result["options"]
     lines = [
         f"# Loss backends: {o['mode']}, {o['precision']}, {o['device']}",
@@ -67,7 +67,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def growth(result: dict[str, Any]) -> list[str]:
-    """Lines: how the time of the pruned loss and of the step grow from the first shape on, against its own growth."""
+    """Return lines: the growth of the lattice, of the pruned loss's time and of the step's time since the first shape."""
     lines = ["## Growth: of the lattice (N T S), the pruned loss's forward pass, the step", ""]
     lines += ["| backend | N | T | S | lattice | pruned loss | step |", "|---|--:|--:|--:|--:|--:|--:|"]
     first: dict[str, tuple[float, ...]] = {}
@@ -82,7 +82,7 @@ def growth(result: dict[str, Any]) -> list[str]:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Stacked time by part, and peak memory, of each backend."""
+    """Plot the time by part, stacked, and the peak memory of each backend, as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,33 +1,29 @@
-"""One backend of the loss in one interpreter: runs head steps that it is sent as JSON lines, answers with JSON lines.
+"""Measure head steps of one loss backend for bench_loss.py, which starts this program and asks it by JSON lines.
 
 A head step is everything between the encoder and the gradients: the two simple projections, the simple loss, the ranges,
-the joiner's projections, the pruned loss, and the backward pass of 0.5 * simple + pruned. bench_loss.py starts it.
+the joiner's projections, the pruned loss, and the backward pass of 0.5 * simple + pruned.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
 import platform
-import resource
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.worker import serve
 from local.common.allocator import release_free_memory
+from local.common.meter import Meter
 from model.loss import get_backend
-from tests.loss import definition as reference
+from tests.loss.definition import reference
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 LM_SCALE = 0.25
-MIB = 1 << 20
 
 
 class Head(nn.Module):
@@ -41,7 +37,7 @@ class Head(nn.Module):
 
 
 class Problem:
-    """Encoder and decoder output, tokens and lengths of a batch; numpy makes them, so that every torch gets the same."""
+    """Encoder and decoder output, tokens and lengths of a batch, made by numpy so that every version of torch gets the same."""
 
     def __init__(self, request: dict[str, Any], dtype: torch.dtype, device: str) -> None:
         random = np.random.default_rng(request["seed"])
@@ -64,84 +60,36 @@ class Problem:
         self.ranges = torch.tensor(request["ranges"], device=device) if "ranges" in request else None
 
     def leaves(self) -> list[Tensor]:
+        """Return the tensors that get gradients."""
         return [self.encoder_out, self.decoder_out, *self.head.parameters()]
 
 
-class Meter:
-    """Seconds and peak memory (above what was in use before the step) of each part of a step."""
-
-    def __init__(self, device: str, memory: bool) -> None:
-        self.cuda, self.memory = device.startswith("cuda"), memory
-        self.seconds: dict[str, float] = {}
-        self.mib: dict[str, float] = {}
-        if memory and not self.cuda:
-            give_back()
-        self.base = self.used() if memory else 0.0
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        if self.memory:
-            self.reset()
-        start = time.perf_counter()
-        yield
-        if self.cuda:
-            torch.cuda.synchronize()
-        self.seconds[name] = time.perf_counter() - start
-        if self.memory:
-            self.mib[name] = self.peak() - self.base
-
-    def used(self) -> float:
-        return torch.cuda.memory_allocated() / MIB if self.cuda else _status("VmRSS")
-
-    def peak(self) -> float:
-        if self.cuda:
-            return torch.cuda.max_memory_allocated() / MIB
-        try:
-            return _status("VmHWM")
-        except FileNotFoundError:
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if platform.system() == "Darwin" else 1024)
-
-    def reset(self) -> None:
-        """Forget the peak so far; on a CPU this needs Linux, elsewhere the peak of a part is that of all before it."""
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-        elif Path("/proc/self/clear_refs").exists():
-            Path("/proc/self/clear_refs").write_text("5")
-
-
 def give_back() -> None:
-    """Return freed memory to the system, so that a step does not run in the room that one before it left (glibc)."""
+    """Return freed memory to the system, so that a step does not reuse what an earlier one freed (glibc)."""
     gc.collect()
     release_free_memory()
 
 
-def _status(key: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) / 1024
-    raise FileNotFoundError(key)
-
-
 def head_step(backend: Any, p: Problem, meter: Meter, autocast: Callable[[], Any]) -> tuple[Tensor, Tensor]:
-    """One step; returns the losses (N,) of the simple and the true joiner."""
+    """Make one step and return the losses (N,) of the simple and the true joiner."""
     with autocast():
-        with meter.part("simple projections"):
+        with meter.of("simple projections"):
             am, lm = p.head.am(p.encoder_out), p.head.lm(p.decoder_out)
-        with meter.part("simple loss"):
+        with meter.of("simple loss"):
             simple, grads = backend.simple_loss(am, lm, p.tokens, p.boundary, lm_scale=LM_SCALE)
-        with meter.part("ranges"):
+        with meter.of("ranges"):
             ranges = backend.prune_ranges(*grads, p.boundary, p.s_range) if p.ranges is None else p.ranges
-        with meter.part("joiner projections"):
+        with meter.of("joiner projections"):
             enc, dec = p.head.enc(p.encoder_out), p.head.dec(p.decoder_out)
-        with meter.part("pruned loss"):
+        with meter.of("pruned loss"):
             pruned = backend.pruned_loss(enc, dec, p.head.out.weight, p.head.out.bias, p.tokens, ranges, p.boundary)
-    with meter.part("backward"):
+    with meter.of("backward"):
         (0.5 * simple + pruned).sum().backward()
     return simple.detach(), pruned.detach()
 
 
 def exact_losses(p: Problem) -> dict[str, list]:
-    """The float64 definition's losses, simple, pruned and full, and its ranges."""
+    """Return the float64 definition's losses, simple, pruned and full, and its ranges."""
     with torch.no_grad():
         am, lm, enc, dec = (
             f(x)
@@ -161,7 +109,7 @@ def exact_losses(p: Problem) -> dict[str, list]:
 
 
 def answer(request: dict[str, Any], backend: Any, device: str, precision: str) -> dict[str, Any]:
-    """Warm up, a step for memory where it is asked for, and one for time."""
+    """Make a step for memory if the request asks for it, and one for time; return MiB and seconds by part, and the losses."""
     if request["kind"] == "exact":
         return exact_losses(Problem(request, torch.float64, device))
     problem = Problem(request, torch.float32, device)
@@ -171,21 +119,25 @@ def answer(request: dict[str, Any], backend: Any, device: str, precision: str) -
         return torch.autocast(device.split(":")[0], dtype=dtype, enabled=precision != "float32")
 
     result: dict[str, Any] = {}
+    meter = Meter(torch.device(device))
     if request["memory"]:
-        # The first calls compile and allocate what stays; k2 and numba do so at any size.
+        # The first calls of k2 and numba compile and allocate memory that stays, at any size.
         small = {k: v for k, v in request.items() if k != "ranges"} | {"lengths": [[20, 5]]}
-        head_step(backend, Problem(small, torch.float32, device), Meter(device, False), autocast)
-        memory = Meter(device, True)
-        head_step(backend, problem, memory, autocast)
-        result["mib"] = memory.mib
+        head_step(backend, Problem(small, torch.float32, device), meter, autocast)
+        give_back()
+        meter.reset()
+        base = meter.in_use()
+        head_step(backend, problem, meter, autocast)
+        result["mib"] = {part: peak - base for part, peak in meter.peak_mib.items()}
         for leaf in problem.leaves():
             leaf.grad = None
-    meter = Meter(device, False)
+    meter.reset()
     simple, pruned = head_step(backend, problem, meter, autocast)
     return {**result, "seconds": meter.seconds, "simple": simple.tolist(), "pruned": pruned.tolist()}
 
 
 def main() -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", required=True)
     parser.add_argument("--device", default="cpu")

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.loss_worker import Meter
 from benchmarks.worker import serve
-from local.common.allocator import tune_memory
+from local.common.allocator import release_free_memory, tune_memory
+from local.common.meter import Meter
 from local.config import load_config
 from local.config.schema import Config
 from model.average import RunningAverage
 from model.build import build_model
-from model.kernels import matmul as product_cpu
+from model.kernels import matmul, policy
 from model.optim import make_optimizer
 
 import numba
@@ -29,7 +29,7 @@ SIZES: dict[str, tuple[str | None, int, int, int, int]] = {
     "published": (None, 500, 4, 1200, 60),
 }
 PRODUCT = (4096, 512, 500)
-PRODUCTS = {"auto": product_cpu.by_onednn, "mkl": False, "onednn": True}
+PRODUCTS = {"auto": policy.onednn, "mkl": False, "onednn": True}
 PARTS = ("data", "encoder forward", "head forward", "head backward", "encoder backward", "optimiser", "average")
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -145,18 +145,20 @@ def main() -> None:
     args = parser.parse_args()
     tune_memory()  # as training does
     torch.set_num_threads(args.threads)
-    product_cpu.by_onednn = PRODUCTS[args.products]
+    policy.onednn = PRODUCTS[args.products]
     step = Step(args.size, args.precision, args.data_dir, args.device, args.utterances)
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         if request["kind"] == "memory":
-            meter = Meter(step.device.type, memory=True)
-            with meter.part("step"):
+            meter = Meter(step.device)
+            release_free_memory()
+            base = meter.in_use()
+            with meter.of("step"):
                 step.run()
-            return {"mib": meter.mib["step"]}
+            return {"mib": meter.peak_mib["step"] - base}
         rates = {"float32": product_rate(torch.float32, step.device), "bf16": product_rate(torch.bfloat16, step.device)}
         own = torch.bfloat16 if args.precision == "bf16" else torch.float32
-        rates["layers"] = product_rate(own, step.device, product_cpu.mm)
+        rates["layers"] = product_rate(own, step.device, matmul.mm)
         return {"seconds": step.run(), "rates": rates}
 
     parameters = sum(p.numel() for p in step.model.parameters())

@@ -1,4 +1,4 @@
-"""A measuring process in some interpreter, asked by JSON lines over pipes, so that backends can take turns."""
+"""A process that measures, in any interpreter, asked by JSON lines over pipes, so that backends can take turns."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from local.common.atomic import atomic_write
 from local.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}  # the script runs by its path, maybe in another Python
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}  # the script is run by its path, perhaps by another Python
 
 
 class Worker:
-    """A script of this folder, started for one backend; its first line gives versions, or {"error": ...}."""
+    """A script of this folder, started for one backend; the first line it prints has versions, or {"error": ...}."""
 
     def __init__(self, backend: str, script: str, options: Sequence[str], k2_python: Path) -> None:
-        """Raises UserError where the interpreter is missing or the backend does not load."""
+        """Start `script`. Raises UserError if the interpreter is missing or the backend does not load."""
         elsewhere = backend == "k2" and importlib.util.find_spec("k2") is None
         python = k2_python if elsewhere else Path(sys.executable)
         if not python.is_file():
@@ -38,7 +38,7 @@ class Worker:
             raise UserError(f"backend {backend}: {self.versions['error']}")
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The worker's answer, or {"error": ...} where it failed or died (of too little memory, as a rule)."""
+        """Return the worker's answer, or {"error": ...} if it failed or died (usually of too little memory)."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
@@ -53,25 +53,25 @@ class Worker:
         return json.loads(line) if line else {"error": f"process ended with status {self.process.wait()}"}
 
     def close(self) -> None:
-        """Let it end."""
+        """End the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
 
 
 def serve(versions: dict[str, Any], answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """The worker's side: says its versions, then answers requests until the pipe is closed."""
+    """Run the worker's side: print the versions, then answer requests until the pipe is closed."""
     print(json.dumps(versions), flush=True)
     for line in sys.stdin:
         try:
             result = answer(json.loads(line))
-        except (RuntimeError, MemoryError) as e:  # out of memory is a result, too
+        except (RuntimeError, MemoryError) as e:  # too little memory is a result, too
             result = {"error": str(e).splitlines()[0]}
         print(json.dumps(result), flush=True)
 
 
 def hardware() -> str:
-    """The processor's name and the number of cores."""
+    """Return the processor's name and the number of cores."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from model.decoder import StatelessDecoder
-from model.encoder.lstm import LstmEncoder
+from model.encoder.lstm import LayerOptions, LstmEncoder
 from model.joiner import Joiner
 from model.transducer import Transducer
 
 
 def build_model(cfg: Any, vocab_size: int) -> Transducer:
-    """A model with fresh parameters.
+    """Return a model with initial parameters.
 
-    cfg: anything with the sections `model`, `gradient`, `loss` and `features` of conf/base.yaml as attributes.
-    vocab_size: tokens, blank included.
+    cfg: an object with the sections `model`, `gradient`, `loss` and `features` of conf/base.yaml as attributes.
+    vocab_size: number of tokens, blank included.
     """
     enc, dec = cfg.model.encoder, cfg.model.decoder
-    encoder = LstmEncoder(
-        num_features=cfg.features.num_mel_bins,
-        num_layers=enc.num_layers,
-        rnn=enc.rnn,
-        d_model=enc.d_model,
-        rnn_hidden_size=enc.rnn_hidden_size,
-        dim_feedforward=enc.dim_feedforward,
-        dropout=enc.dropout,
-        layer_dropout=enc.layer_dropout,
-        balance_prob=enc.balance_prob,
-        norm=enc.norm,
-        activation=enc.activation,
-        filter_threshold=cfg.gradient.threshold if cfg.gradient.control == "filter" else None,
-    )
+    threshold = cfg.gradient.threshold if cfg.gradient.control == "filter" else None
+    names = [field.name for field in fields(LayerOptions) if field.name != "filter_threshold"]
+    layer = LayerOptions(filter_threshold=threshold, **{name: getattr(enc, name) for name in names})
     return Transducer(
-        encoder,
+        LstmEncoder(cfg.features.num_mel_bins, enc.num_layers, layer),
         StatelessDecoder(vocab_size, dec.dim, dec.context_size),
         Joiner(enc.d_model, dec.dim, cfg.model.joiner.dim, vocab_size),
         loss_backend=cfg.loss.backend,

@@ -21,9 +21,9 @@ class StatelessDecoder(nn.Module):
         self.conv = ScaledConv1d(dim, dim, context_size, groups=dim, bias=False) if context_size > 1 else None
 
     def forward(self, y: Tensor, need_pad: bool = True) -> Tensor:
-        """y (N, U) int64 -> (N, U, dim), position u having seen tokens u - context_size + 1 .. u.
+        """Return (N, U, dim) for y (N, U) int64; position u depends on tokens u - context_size + 1 .. u.
 
-        need_pad=False: no zeros are put before y, so U - context_size + 1 positions come out. Ids below 0 embed to 0.
+        need_pad=False: y is not padded with zeros, so the result has U - context_size + 1 positions. Ids below 0 embed to 0.
         """
         x = self.embedding(y)
         if self.conv is not None:

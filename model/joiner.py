@@ -1,4 +1,4 @@
-"""The joiner: where encoder and decoder meet."""
+"""The joiner: combines encoder and decoder output into logits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 
 class Joiner(nn.Module):
-    """logits = output_linear(tanh(encoder_proj(e) + decoder_proj(d)))."""
+    """logits = output_linear(tanh(encoder_proj(e) + decoder_proj(d))).
+
+    The losses and the searches use the three layers one by one, so that no projection is computed twice.
+    """
 
     def __init__(self, encoder_dim: int, decoder_dim: int, joiner_dim: int, vocab_size: int) -> None:
         super().__init__()
@@ -17,11 +20,6 @@ class Joiner(nn.Module):
         self.decoder_proj = ScaledLinear(decoder_dim, joiner_dim)
         self.output_linear = ScaledLinear(joiner_dim, vocab_size)
 
-    def forward(self, encoder_out: Tensor, decoder_out: Tensor, project_input: bool = True) -> Tensor:
-        """encoder_out (..., E) and decoder_out (..., D), leading axes broadcast -> logits (..., vocab_size).
-
-        project_input=False: the arguments are (..., joiner_dim) already, from `encoder_proj` and `decoder_proj`.
-        """
-        if project_input:
-            encoder_out, decoder_out = self.encoder_proj(encoder_out), self.decoder_proj(decoder_out)
-        return self.output_linear(torch.tanh(encoder_out + decoder_out))
+    def forward(self, encoder_out: Tensor, decoder_out: Tensor) -> Tensor:
+        """Return logits (..., vocab_size) for encoder_out (..., E) and decoder_out (..., D), whose leading axes broadcast."""
+        return self.output_linear(torch.tanh(self.encoder_proj(encoder_out) + self.decoder_proj(decoder_out)))

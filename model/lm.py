@@ -1,4 +1,4 @@
-"""A language model over tokens: embedding, LSTM, softmax; its parts run alone, token by token, for searches."""
+"""A language model over tokens: embedding, LSTM, softmax; for searches it also runs token by token."""
 
 from __future__ import annotations
 
@@ -15,16 +15,22 @@ class LstmLm(nn.Module):
     """Sundermeyer et al., "LSTM neural networks for language modeling" (2012).
 
     Dropout acts between layers only, not from step to step: Zaremba et al., "Recurrent neural network regularization"
-    (2014). Where `dim` equals `hidden`, the output layer's weight is the embedding's: Press and Wolf, "Using the output
+    (2014). If `dim` equals `hidden`, the output layer's weight is the embedding's: Press and Wolf, "Using the output
     embedding to improve language models" (2017).
     """
 
     def __init__(
         self, vocab_size: int, dim: int, hidden: int, num_layers: int, dropout: float = 0.0, sos_eos_id: int = 1
     ) -> None:
-        """vocab_size: tokens, blank included; dim: of the embedding; hidden: LSTM cells of each layer.
+        """Make a model with initial parameters.
 
-        sos_eos_id: the token that stands before each sentence and is predicted at its end.
+        Args:
+          vocab_size: number of tokens, blank included.
+          dim: size of the embedding.
+          hidden: LSTM cells of each layer.
+          num_layers: LSTM layers.
+          dropout: share of units dropped between layers in training.
+          sos_eos_id: the token before each sentence, which is also predicted at its end.
         """
         super().__init__()
         self.vocab_size, self.sos_eos_id = vocab_size, sos_eos_id
@@ -34,20 +40,26 @@ class LstmLm(nn.Module):
         self.output = nn.Linear(hidden, vocab_size)
         if dim == hidden:
             self.output.weight = self.embedding.weight
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)  # a normal distribution's 1 would be too much for the softmax
+        nn.init.uniform_(
+            self.embedding.weight, -0.1, 0.1
+        )  # the default, a standard deviation of 1, is too large for the softmax
         nn.init.zeros_(self.output.bias)
 
     def forward(self, tokens: Tensor, token_lens: Tensor) -> Tensor:
-        """The negative log-probability of each sentence in nats, its end included: (N,).
+        """Return the negative log-probability of each sentence in nats, its end included: (N,).
 
-        tokens (N, U) int64 padded with anything, token_lens (N,); an empty sentence has its end only.
-        Raises ValueError where the lengths do not fit the tokens.
+        tokens (N, U) int64, padded with any id; token_lens (N,); an empty sentence has only its end.
+
+        Raises:
+          ValueError: the shapes do not match.
         """
         if tokens.dim() != 2 or token_lens.shape != tokens.shape[:1]:
-            raise ValueError(f"tokens {tuple(tokens.shape)} and token_lens {tuple(token_lens.shape)} are not (N, U) and (N,)")
+            raise ValueError(
+                f"tokens must be (N, U) and token_lens (N,), got {tuple(tokens.shape)} and {tuple(token_lens.shape)}"
+            )
         position = torch.arange(tokens.size(1) + 1, device=tokens.device)
         ended = position >= token_lens[:, None]  # (N, U + 1)
-        y = F.pad(tokens, (0, 1)).masked_fill(ended, self.sos_eos_id)  # predicted: the tokens, then the end
+        y = F.pad(tokens, (0, 1)).masked_fill(ended, self.sos_eos_id)  # the targets: the tokens, then the end
         x = F.pad(y[:, :-1], (1, 0), value=self.sos_eos_id)
         hidden, _ = self.lstm(self.dropout(self.embedding(x)))
         logits = self.output(self.dropout(hidden))
@@ -55,20 +67,24 @@ class LstmLm(nn.Module):
         return nll.masked_fill(position > token_lens[:, None], 0.0).sum(dim=1)
 
     def init_state(self, batch: int, device: torch.device | str) -> LmState:
-        """The state before a sentence, whose first step takes <sos/eos>: cells' outputs and contents.
+        """Return the state before a sentence, whose first step takes <sos/eos>: outputs and contents of the cells.
 
-        Both are (batch, num_layers, hidden): the batch is dimension 0, so that `tuple(s[rows] for s in state)` chooses
-        or repeats hypotheses.
+        Both are (batch, num_layers, hidden): the batch is dimension 0, so `tuple(s[rows] for s in state)` selects or repeats
+        hypotheses.
         """
         zeros = torch.zeros(batch, self.lstm.num_layers, self.lstm.hidden_size, dtype=self.output.weight.dtype, device=device)
         return zeros, zeros.clone()  # two tensors, since a search may write into them
 
     def step(self, tokens: Tensor, state: LmState) -> tuple[Tensor, LmState]:
-        """One token for each of B hypotheses.
+        """Add one token to each of B hypotheses.
 
-        tokens (B,) int64: what was said last, <sos/eos> at first; state: as `init_state` gives it, left as it is.
-        Returns log-probabilities of the next token (B, vocab_size), float32 (float64 for a float64 model), the end of
-        the sentence under <sos/eos>; and the new state.
+        Args:
+          tokens: (B,) int64, the last token, first <sos/eos>.
+          state: as from `init_state`; it is not changed.
+
+        Returns:
+          Log-probabilities of the next token (B, vocab_size), float32 (float64 for a float64 model), with the end of the
+          sentence at <sos/eos>; and the new state.
         """
         h, c = (s.transpose(0, 1).contiguous() for s in state)
         out, (h, c) = self.lstm(self.dropout(self.embedding(tokens[:, None])), (h, c))

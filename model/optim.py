@@ -14,11 +14,11 @@ SCALAR_MIN, SCALAR_MAX = -10.0, 2.0
 
 
 class Eve(Optimizer):
-    """Adam whose weight decay only acts on tensors that are larger than they need to be (icefall, D. Povey, 2022).
+    """Adam whose weight decay acts on large tensors only (icefall, D. Povey, 2022).
 
-    step = lr / (1 - b1^k); denominator sqrt(v) (1 - b2^k)^-1/2 + eps. Before the step a tensor of more than one element
-    is multiplied by 1 - weight_decay where its rms exceeds target_rms; after it, scalars (the learned scales) are
-    clamped to [-10, 2].
+    The k-th step is p -= lr / (1 - b1^k) m / (sqrt(v) (1 - b2^k)^-1/2 + eps). Before it, a tensor of more than one element
+    is multiplied by 1 - weight_decay if its rms exceeds target_rms; after it, scalars (the learned scales) are clamped to
+    [-10, 2].
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Eve(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step over all parameters that have a gradient; their tensors go through each operation together."""
+        """Update all parameters that have a gradient; each operation takes all their tensors at once."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -57,7 +57,7 @@ class Eve(Optimizer):
         return loss
 
     def _step(self, params: list[Tensor], group: dict[str, Any], k: int) -> None:
-        """The k-th step of these parameters."""
+        """Make the k-th step of these parameters."""
         b1, b2 = group["betas"]
         grads: list[Any] = [p.grad for p in params]
         m = [self.state[p]["exp_avg"] for p in params]
@@ -82,9 +82,9 @@ class Eve(Optimizer):
 class ScaledAdam(Optimizer):
     """Adam on each tensor relative to its own rms, with the rms itself learned as one more parameter.
 
-    After icefall's ScaledAdam (D. Povey, 2022; described in Yao et al., "Zipformer", 2023, section 3.5), without its
-    clipping: the update of p is -lr * rms(p) * m / (sqrt(v) + eps), to which p times the step of the log-scale is
-    added, whose gradient is <g, p>. Tensors of one element take plain Adam steps of lr * scalar_lr_scale.
+    It follows icefall's ScaledAdam (D. Povey, 2022; described in Yao et al., "Zipformer", 2023, section 3.5), without its
+    clipping: the update of p is -lr * rms(p) * m / (sqrt(v) + eps), plus p times the step of the log-scale, whose gradient
+    is <g, p>. Tensors of one element take plain Adam steps of lr * scalar_lr_scale.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ScaledAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step over all parameters that have a gradient."""
+        """Update all parameters that have a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -158,31 +158,31 @@ class Eden:
             group.setdefault("initial_lr", group["lr"])
 
     def step_batch(self, batch: int | None = None) -> None:
-        """Call after each optimiser step; `batch`: how many are done, one more than before if not given."""
+        """Set the rate after an optimiser step; `batch`: the number of steps so far (None: one more than before)."""
         self.batch = self.batch + 1 if batch is None else batch
         self._set_lr()
 
     def step_epoch(self, epoch: int | None = None) -> None:
-        """Call when an epoch begins; `epoch`: how many are done, one more than before if not given."""
+        """Set the rate when an epoch begins; `epoch`: the number of epochs so far (None: one more than before)."""
         self.epoch = self.epoch + 1 if epoch is None else epoch
         self._set_lr()
 
     def factor(self) -> float:
-        """The present rate as a share of the initial one."""
+        """Return the present rate divided by the initial one."""
         by_batch = ((self.batch**2 + self.lr_batches**2) / self.lr_batches**2) ** -0.25
         by_epoch = ((self.epoch**2 + self.lr_epochs**2) / self.lr_epochs**2) ** -0.25
         return by_batch * by_epoch
 
     def get_last_lr(self) -> list[float]:
-        """The rate of each parameter group."""
+        """Return the rate of each parameter group."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, int]:
-        """What `load_state_dict` needs to go on."""
+        """Return the state for `load_state_dict`."""
         return {"batch": self.batch, "epoch": self.epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from `state_dict()`'s values."""
+        """Resume from the values of `state_dict()`."""
         self.batch, self.epoch = state["batch"], state["epoch"]
         self._set_lr()
 
@@ -206,7 +206,11 @@ OPTIMIZERS: dict[str, Callable[[Any, Any], Optimizer]] = {
 
 
 def make_optimizer(params: Iterable[Any], optim: Any) -> Optimizer:
-    """An optimiser by `optim.name` with `optim.lr`, `.weight_decay`, `.momentum`. ValueError for an unknown name."""
+    """Return the optimiser called `optim.name`, with `optim.lr`, `.weight_decay` and `.momentum`.
+
+    Raises:
+      ValueError: no optimiser has this name.
+    """
     if optim.name not in OPTIMIZERS:
-        raise ValueError(f"unknown optimiser '{optim.name}', one of {', '.join(OPTIMIZERS)} is meant")
+        raise ValueError(f"unknown optimiser '{optim.name}'; choose one of {', '.join(OPTIMIZERS)}")
     return OPTIMIZERS[optim.name](params, optim)

@@ -15,20 +15,25 @@ BLANK_ID, UNK_ID = 0, 2
 
 
 def pruned_scale(warmup: float) -> float:
-    """Weight of the pruned loss: the pruning bounds mean nothing before the simple loss has learned something."""
+    """Return the weight of the pruned loss: 0 at first, because untrained simple losses give useless pruning bounds."""
     return 0.0 if warmup < 1 else 0.1 if warmup < 2 else 1.0
 
 
 def training_loss(simple: Tensor, pruned: Tensor, simple_scale: float, pruned_weight: float) -> Tensor:
-    """What training minimises, from the two losses of utterances or their sums. pruned_weight: `pruned_scale(warmup)`;
-    at 0 the pruned loss, which then has no gradient and may be anything, is left out."""
+    """Return what training minimises, from the two losses of utterances or from their sums.
+
+    pruned_weight: `pruned_scale(warmup)`. If it is 0, the pruned loss is left out: it has no gradient and may be infinite.
+    """
     loss = simple_scale * simple
     return loss + pruned_weight * pruned if pruned_weight > 0 else loss
 
 
 class Transducer(nn.Module):
-    """Graves, "Sequence transduction with recurrent neural networks" (2012), trained with the pruned loss of
-    Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training" (2022, arXiv 2206.13236)."""
+    """A transducer trained with the pruned loss.
+
+    Graves, "Sequence transduction with recurrent neural networks" (2012); Kuang et al., "Pruned RNN-T for fast,
+    memory-efficient ASR training" (2022, arXiv 2206.13236).
+    """
 
     blank_id, unk_id = BLANK_ID, UNK_ID
 
@@ -63,12 +68,15 @@ class Transducer(nn.Module):
         warmup: float = 1.0,
         monitor: bool = False,
     ) -> dict[str, Tensor]:
-        """The two losses of each utterance, in nats.
+        """Return the two losses of each utterance, in nats.
 
-        x (N, T, F), x_lens (N,), tokens (N, U) int64 padded with any id, token_lens (N,).
-        warmup: batches so far / warm-up batches. Below 1 the pruned loss gets no gradient (its weight would be 0).
-        Returns {"simple": (N,), "pruned": (N,)}; with `monitor`, also "outside": (N,), the share of the simple
-        lattice's posterior mass that the pruning leaves out.
+        x: (N, T, F) features. x_lens: (N,), their frames.
+        tokens: (N, U) int64, padded with any id. token_lens: (N,).
+        warmup: batches so far / warm-up batches. Below 1 the pruned loss has weight 0 and gets no gradient.
+        monitor: also return "outside".
+
+        Returns:
+          {"simple": (N,), "pruned": (N,)}; "outside": (N,), the share of the simple lattice's posterior mass outside the band.
         """
         loss = get_backend(self.loss_backend)
         encoder_out, out_lens, _ = self.encoder(x, x_lens, warmup=warmup)

@@ -1,4 +1,4 @@
-"""The recorded recogniser of the reference implementation and the speech it was run on (tests use them, too)."""
+"""The model that the reference implementation trained on the digits, and the speech for it (benchmarks use them, too)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Encoded = list[tuple[list[str], torch.Tensor, torch.Tensor]]
 
 
 def load_reference_model(path: Path) -> Transducer:
-    """The model in an .npz of `meta/hyper` and `param/<name>`, in evaluation mode."""
+    """Return the model in an .npz of `meta/hyper` and `param/<name>`, in evaluation mode."""
     arrays = np.load(path)
     names = ["encoder.num_layers", "encoder.d_model", "encoder.rnn_hidden_size", "encoder.dim_feedforward"]
     hyper = arrays["meta/hyper"].tolist()
@@ -32,7 +32,7 @@ def load_reference_model(path: Path) -> Transducer:
 
 
 def read_features(folder: Path) -> dict[str, torch.Tensor]:
-    """80-dimensional log-mel filter banks (T, 80) of every FLAC below a folder, by utterance id, in order of ids."""
+    """Return log-mel filter banks (T, 80) of every FLAC file below a folder, by utterance id, in order of ids."""
     fbank = lhotse.Fbank(lhotse.FbankConfig(num_mel_bins=80))
     features = {}
     for path in sorted(folder.rglob("*.flac"), key=lambda p: p.stem):
@@ -43,7 +43,7 @@ def read_features(folder: Path) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def encode(model: Transducer, features: dict[str, torch.Tensor], batch: int = BATCH) -> Encoded:
-    """Per batch in the order of `features`: ids, encoder output (N, T', D), lengths (N,)."""
+    """Return ids, encoder output (N, T', D) and lengths (N,) of each batch, in the order of `features`."""
     items = list(features.items())
     encoded: Encoded = []
     for start in range(0, len(items), batch):

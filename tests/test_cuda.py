@@ -12,7 +12,8 @@ from local.training import memory_plan
 from local.training.memory_probe import Shape, bytes_of_pass, without_side_effects
 from model.build import build_model
 from model.layers.gradient_filter import GradientFilter
-from model.loss import lattice, native
+from model.loss import lattice
+from model.loss.native import backend as native
 from model.search import SEARCHES, get_search
 from tests.common import test_processes as test_distributed
 from tests.common.test_processes import EXACT, SMALL, trained

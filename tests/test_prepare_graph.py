@@ -11,7 +11,7 @@ from local.artifacts.arpa import estimate, write_arpa
 from local.artifacts.decoding_graph import load_graph, save_graph
 from local.common.errors import UserError
 from local.data.tokenizer import Tokenizer, train_tokenizer
-from model.search.fast_beam_graph import fast_beam_search_graph
+from model.search import get_search
 from model.search.graph import Graph, trivial_graph
 from tests.search.toy import toy_batch, toy_model
 from tests.test_ngram import Arpa, log_prob, read_plain
@@ -226,7 +226,9 @@ def test_unusable_input(data: Path, tokenizer: Tokenizer, capsys: pytest.Capture
 def test_a_search_finds_words_only(data: Path, tokenizer: Tokenizer) -> None:
     graph, model = made(data, tokenizer), toy_model(0, tokenizer.vocab_size)
     out, lens = toy_batch(0, num_utts=8, max_frames=40)
-    heard = [tokenizer.decode(h.tokens) for h in fast_beam_search_graph(model, out, lens, graph=graph, scale=0.3)]
+    wide = {"beam": 20.0, "max_contexts": 8, "max_states": 64}
+    hypotheses = get_search("fast_beam_search")(model, out, lens, graph=graph, scale=0.3, **wide)
+    heard = [tokenizer.decode(h.tokens) for h in hypotheses]
     assert sum(len(text.split()) for text in heard) > 10
     assert {word for text in heard for word in text.split()} <= set(WORDS)
 

@@ -16,7 +16,7 @@ from tests.reference import Encoded, encode, load_reference_model, read_features
 
 @pytest.fixture(scope="module")
 def encoded(shared: Path) -> tuple[Any, Encoded]:
-    """The model, and per batch of 30 in order of ids: ids, encoder output, lengths."""
+    """Return the model, and ids, encoder output and lengths of each batch of 30, in order of ids."""
     model = load_reference_model(shared / "reference" / "digits_model.npz")
     features = read_features(shared / "speech" / "LibriSpeech-digits" / "dev-clean-2")
     return model, encode(model, features)
@@ -27,7 +27,7 @@ def encoded(shared: Path) -> tuple[Any, Encoded]:
 )
 def test_recorded_tokens(shared: Path, encoded: tuple[Any, Encoded], method: str, share: float) -> None:
     recorded = json.loads((shared / "reference" / "digits_dev.json").read_text())["tokens"][method]
-    # The reference's ids carry lhotse's running number behind the utterance's id.
+    # A recorded id is the utterance's id and a number that lhotse appended.
     expected = {key.rsplit("-", 1)[0]: tokens for key, tokens in recorded.items()}
     model, batches = encoded
     found = {}

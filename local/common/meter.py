@@ -45,6 +45,12 @@ class Meter:
         """Whether `peak_mib` is of what ran inside, not of the process since it started."""
         return self._begin_peak()
 
+    def in_use(self) -> float:
+        """Return the MiB in use now."""
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device) / MIB
+        return proc_kib(Path("/proc/self/status"), "VmRSS") / 1024
+
     def _begin_peak(self) -> bool:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)

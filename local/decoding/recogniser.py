@@ -67,9 +67,7 @@ def make_stream(method: Method, resources: Resources, own: DecodeConfig) -> Stre
     if method.supports_scorers:
         options["scorers"] = [resources.scorer(part, own) for part in method.fused] + resources.hotwords(own)
     if method.search == "fast_beam_search_graph":
-        from model.search.fast_beam_graph import FastBeamGraphStream  # needs numba, which is optional otherwise
-
-        return FastBeamGraphStream(resources.model, graph=resources.graph(), **options)
+        return get_stream("fast_beam_search")(resources.model, graph=resources.graph(), **options)
     return get_stream(method.search)(resources.model, **options)
 
 

@@ -1,9 +1,11 @@
-"""The LSTM encoder: a convolutional front end and residual layers of LSTM + feed-forward, gradients filtered in each.
+"""The LSTM encoder: a convolutional front end and residual layers of LSTM and feed-forward, each with a gradient filter.
 
-After icefall's `lstm_transducer_stateless3` (Z. Yao, D. Povey and others, 2022), whose parameter names are kept.
+It follows icefall's `lstm_transducer_stateless3` (Z. Yao, D. Povey and others, 2022) and keeps its parameter names.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from model.encoder.subsampling import Conv2dSubsampling, subsampled
 from model.layers.activation import make_activation
@@ -20,6 +22,25 @@ States = tuple[Tensor, Tensor]
 """h (layers, N, d_model) and c (layers, N, rnn_hidden_size)."""
 
 
+@dataclass(frozen=True)
+class LayerOptions:
+    """Sizes and choices of a layer; names and values are those of `model.encoder` in conf/base.yaml.
+
+    filter_threshold: of the gradient filter; None: no filter.
+    """
+
+    rnn: str
+    d_model: int
+    rnn_hidden_size: int
+    dim_feedforward: int
+    dropout: float
+    layer_dropout: float
+    balance_prob: float
+    norm: str
+    activation: str
+    filter_threshold: float | None
+
+
 class RecurrentLayer(nn.Module):
     """y = x + dropout(lstm(x)); y = y + dropout(ff(y)); y = norm(balancer(y)); out = alpha y + (1 - alpha) x.
 
@@ -27,37 +48,27 @@ class RecurrentLayer(nn.Module):
     (stochastic depth that never quite cuts the gradient).
     """
 
-    def __init__(
-        self,
-        *,
-        rnn: str,
-        d_model: int,
-        rnn_hidden_size: int,
-        dim_feedforward: int,
-        dropout: float,
-        layer_dropout: float,
-        balance_prob: float,
-        norm: str,
-        activation: str,
-        filter_threshold: float | None,
-    ) -> None:
+    def __init__(self, o: LayerOptions) -> None:
         super().__init__()
-        self.layer_dropout = layer_dropout
-        self.lstm = ScaledRNN(rnn, d_model, rnn_hidden_size, d_model)
+        self.layer_dropout = o.layer_dropout
+        self.lstm = ScaledRNN(o.rnn, o.d_model, o.rnn_hidden_size, o.d_model)
         self.feed_forward = nn.Sequential(
-            ScaledLinear(d_model, dim_feedforward),
-            ActivationBalancer(-1, balance_prob),
-            make_activation(activation),
-            Dropout(dropout),
-            ScaledLinear(dim_feedforward, d_model, initial_scale=0.25),
+            ScaledLinear(o.d_model, o.dim_feedforward),
+            ActivationBalancer(-1, o.balance_prob),
+            make_activation(o.activation),
+            Dropout(o.dropout),
+            ScaledLinear(o.dim_feedforward, o.d_model, initial_scale=0.25),
         )
-        self.dropout = Dropout(dropout)
-        self.balancer = ActivationBalancer(-1, balance_prob, Bounds(0.45, 0.55, max_abs=6.0))
-        self.norm_final = make_norm(norm, d_model, time_axis=0)
-        self.gradient_filter = None if filter_threshold is None else GradientFilter(filter_threshold)
+        self.dropout = Dropout(o.dropout)
+        self.balancer = ActivationBalancer(-1, o.balance_prob, Bounds(0.45, 0.55, max_abs=6.0))
+        self.norm_final = make_norm(o.norm, o.d_model, time_axis=0)
+        self.gradient_filter = None if o.filter_threshold is None else GradientFilter(o.filter_threshold)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor, warmup: float) -> tuple[Tensor, Tensor, Tensor]:
-        """x (T, N, C), h (1, N, C), c (1, N, hidden) -> out (T, N, C) and the states after the last frame."""
+        """Run the layer: x (T, N, C), h (1, N, C), c (1, N, hidden) -> out (T, N, C), the states after the last frame.
+
+        warmup: see `LstmEncoder.forward`.
+        """
         alpha = 1.0
         if self.training:
             keep = self.layer_dropout == 0 or torch.rand(()).item() >= self.layer_dropout
@@ -76,14 +87,14 @@ class RecurrentLayer(nn.Module):
 
 
 class RecurrentStack(nn.Module):
-    """The layers one after another; states are kept layer by layer."""
+    """The layers one after another."""
 
     def __init__(self, layers: list[RecurrentLayer]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, states: States, warmup: float) -> tuple[Tensor, States]:
-        """x (T, N, C) -> out (T, N, C) and new states."""
+        """Run all layers: x (T, N, C) -> out (T, N, C) and new states."""
         hs, cs = [], []
         for i, layer in enumerate(self.layers):
             x, h, c = layer(x, states[0][i : i + 1], states[1][i : i + 1], warmup)
@@ -95,16 +106,14 @@ class RecurrentStack(nn.Module):
 class LstmEncoder(nn.Module):
     """Features (N, T, F) -> encoder output (N, T', d_model), left to right, with states for streaming."""
 
-    def __init__(self, num_features: int, num_layers: int, **layer_options) -> None:  # type: ignore[no-untyped-def]
-        """layer_options: those of `RecurrentLayer`."""
+    def __init__(self, num_features: int, num_layers: int, o: LayerOptions) -> None:
         super().__init__()
-        o = layer_options
-        self.num_features, self.d_model, self.rnn_hidden_size = num_features, o["d_model"], o["rnn_hidden_size"]
-        self.encoder_embed = Conv2dSubsampling(num_features, o["d_model"], o["balance_prob"], o["norm"], o["activation"])
-        self.encoder = RecurrentStack([RecurrentLayer(**o) for _ in range(num_layers)])
+        self.num_features, self.d_model, self.rnn_hidden_size = num_features, o.d_model, o.rnn_hidden_size
+        self.encoder_embed = Conv2dSubsampling(num_features, o.d_model, o.balance_prob, o.norm, o.activation)
+        self.encoder = RecurrentStack([RecurrentLayer(o) for _ in range(num_layers)])
 
     def initial_states(self, batch_size: int, like: Tensor) -> States:
-        """Zero states for `batch_size` sequences, on the device and in the type of `like`."""
+        """Return zero states for `batch_size` sequences, on the device and in the type of `like`."""
         h = like.new_zeros(len(self.encoder.layers), batch_size, self.d_model)
         return h, like.new_zeros(len(self.encoder.layers), batch_size, self.rnn_hidden_size)
 
@@ -113,13 +122,19 @@ class LstmEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor, States]:
         """Encode a batch.
 
-        x: (N, T, F) features, padded. x_lens: (N,) int64 frames. states: as returned for what came before, or None.
-        warmup: batches so far / warm-up batches; layers come in gradually below 0.9 (training only).
-        Returns out (N, T', d_model), out_lens (N,) = ((x_lens-3)//2 - 1)//2, and the states after the last frame
-        (meaningful for sequences without padding). ValueError where x does not have the model's features.
+        x: (N, T, F) features, padded. x_lens: (N,) int64, their frames.
+        states: those returned for the frames before, or None.
+        warmup: batches so far / warm-up batches; in training, below 0.9, a layer's output is mixed with its input.
+
+        Returns:
+          out (N, T', d_model), out_lens (N,) = ((x_lens-3)//2 - 1)//2, and the states after the last frame (valid for
+          sequences without padding).
+
+        Raises:
+          ValueError: x has another shape than (N, T, num_features).
         """
         if x.ndim != 3 or x.size(2) != self.num_features:
-            raise ValueError(f"features of shape (N, T, {self.num_features}) are meant, got {tuple(x.shape)}")
+            raise ValueError(f"features must have the shape (N, T, {self.num_features}), got {tuple(x.shape)}")
         y = self.encoder_embed(x).transpose(0, 1)
         if states is None:
             states = self.initial_states(x.size(0), y)

@@ -1,4 +1,4 @@
-"""The convolutional front end: a quarter of the frames, each of d_model channels."""
+"""The convolutional front end: it makes a quarter of the frames, each with d_model channels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def subsampled(frames: Tensor) -> Tensor: ...
 @overload
 def subsampled(frames: int) -> int: ...
 def subsampled(frames: int | Tensor) -> int | Tensor:
-    """Output frames of the front end for `frames` input frames: ((T-3)//2 - 1)//2, at least 0."""
+    """Return the output frames of the front end for `frames` input frames: ((T-3)//2 - 1)//2, at least 0."""
     if isinstance(frames, Tensor):
         return ((((frames - 3) >> 1) - 1) >> 1).clamp(min=0)
     return max((((frames - 3) >> 1) - 1) >> 1, 0)
@@ -32,7 +32,8 @@ def subsampled(frames: int | Tensor) -> int | Tensor:
 class Conv2dSubsampling(nn.Module):
     """Three 3x3 convolutions without padding, strides 1, 2, 2, each with balancer and activation; then a linear layer.
 
-    (N, T, F) -> (N, T', d_model), T' = ((T-3)//2 - 1)//2. One output frame sees 9 input frames, the next 4 further on.
+    (N, T, F) -> (N, T', d_model), T' = ((T-3)//2 - 1)//2. An output frame depends on 9 input frames, the next one on those
+    4 frames later.
     """
 
     CHANNELS = (8, 32, 128)
@@ -55,15 +56,15 @@ class Conv2dSubsampling(nn.Module):
         self.out_balancer = ActivationBalancer(-1, balance_prob, Bounds(min_positive=0.45, max_positive=0.55))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (N, T, F) -> (N, T', d_model); fewer than 9 frames are padded with silence, so that T' is at least 1."""
+        """Return (N, T', d_model) for x (N, T, F); fewer than 9 frames are padded with silence, so that T' is at least 1."""
         if x.size(1) < MIN_FRAMES:
             x = F.pad(x, (0, 0, 0, MIN_FRAMES - x.size(1)), value=PAD_VALUE)
         x = x.unsqueeze(1)
-        if x.device.type == "cpu":  # channels last saves oneDNN's reordering, and with the next lines all copies
+        if x.device.type == "cpu":  # channels last saves oneDNN's reordering and, with the lines below, all copies
             x = x.to(memory_format=torch.channels_last)
         x = self.conv(x)
         n, c, t, f = x.shape
-        # the linear layer's inputs are channels x mel bins, in memory they lie the other way round
+        # the weight's inputs are ordered channel by channel, x in memory bin by bin: reorder the weight, the smaller of the two
         weight = self.out.get_weight().view(-1, c, f).transpose(1, 2).reshape(-1, f * c)
         x = linear(x.permute(0, 2, 3, 1).reshape(n, t, f * c), weight, self.out.get_bias())
         return self.out_balancer(self.out_norm(x))

@@ -13,7 +13,10 @@ from torch import Tensor
 
 @njit(**SUMS)
 def _moments(x, in_rows, positive, magnitude):
-    """Add each channel's number of x > 0 and sum of |x|. x: (rows, channels) or, not in_rows, a row of each channel in turn."""
+    """Add each channel's number of x > 0 and its sum of |x|.
+
+    x: (rows, channels) if in_rows; else each row belongs to one channel, and the channels take turns.
+    """
     for n in range(x.shape[0]):
         row = x[n]
         if in_rows:
@@ -33,7 +36,7 @@ def _moments(x, in_rows, positive, magnitude):
 
 @njit(**FLAGS)
 def _balance(x, g, in_rows, above, below, out):
-    """out = g - |g| share: the channel's `above` where x > 0, else its `below`. Layouts as in `_moments`."""
+    """Set out = g - |g| share: the channel's `above` if x > 0, else its `below`. Layouts as in `_moments`."""
     for n in range(x.shape[0]):
         a, b, c = x[n], g[n], out[n]
         if in_rows:
@@ -48,7 +51,7 @@ def _balance(x, g, in_rows, above, below, out):
 
 
 def by_channel(x: Tensor, axis: int) -> tuple[Tensor, bool] | None:
-    """x's memory as (rows, channels) and True, or as a row for each channel in turn and False; None where it is neither."""
+    """Return x's memory as (rows, channels) and True, or as one row per channel in turn and False; None if it is neither."""
     if x.movedim(axis, -1).is_contiguous():
         return x.movedim(axis, -1).reshape(-1, x.size(axis)), True
     if axis == 1 and x.is_contiguous():
@@ -57,9 +60,9 @@ def by_channel(x: Tensor, axis: int) -> tuple[Tensor, bool] | None:
 
 
 def moments(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Of each channel the share of x > 0 and the mean of |x|, (channels,) float32, made in float64."""
+    """Return each channel's share of x > 0 and its mean of |x|, both (channels,) float32, made in float64."""
     channels = x.size(axis)
-    rows, in_rows = _known(x, axis)
+    rows, in_rows = _as_rows(x, axis)
     sums = np.zeros((torch.get_num_threads(), 2, channels))
     size, parts = _share_rows(rows, 1 if in_rows else channels)
     run_parallel(parts, lambda i: _moments(rows[i * size : (i + 1) * size], in_rows, sums[i, 0], sums[i, 1]))
@@ -68,9 +71,9 @@ def moments(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 def balance(x: Tensor, grad: Tensor, axis: int, above: Tensor, below: Tensor) -> Tensor:
-    """grad - |grad| times its channel's share, `above` where x > 0 and else `below`. grad has x's layout, the result too."""
+    """Return grad - |grad| share: the channel's `above` if x > 0, else its `below`. grad and the result have x's layout."""
     out = torch.empty_like(grad)
-    (a, in_rows), (g, _), (o, _) = (_known(t, axis) for t in (x, grad, out))
+    (a, in_rows), (g, _), (o, _) = (_as_rows(t, axis) for t in (x, grad, out))
     yes, no = as_numpy(above), as_numpy(below)
     size, parts = _share_rows(a, 1 if in_rows else len(above))
 
@@ -82,14 +85,14 @@ def balance(x: Tensor, grad: Tensor, axis: int, above: Tensor, below: Tensor) ->
     return out
 
 
-def _known(x: Tensor, axis: int) -> tuple[np.ndarray, bool]:
-    found = by_channel(x, axis)
-    assert found is not None
-    return as_numpy(found[0]), found[1]
+def _as_rows(x: Tensor, axis: int) -> tuple[np.ndarray, bool]:
+    layout = by_channel(x, axis)
+    assert layout is not None
+    return as_numpy(layout[0]), layout[1]
 
 
 def _share_rows(x: np.ndarray, unit: int) -> tuple[int, int]:
-    """Rows of each thread, a multiple of `unit`, and the number of threads."""
+    """Return the rows of each thread, a multiple of `unit`, and the number of threads."""
     units = len(x) // unit
     parts = max(1, min(torch.get_num_threads(), units, x.size // (8 * CHUNK)))
     return -(-units // parts) * unit, parts

@@ -1,66 +1,96 @@
-"""The searches' bookkeeping for one frame, compiled for the CPU; what the tensor versions beside the searches do elsewhere.
+"""One frame of the beam searches, compiled for the CPU; on other devices the tensor versions beside the searches run.
 
-A frame has few hypotheses, so that on a CPU the thirty small tensor operations of a frame cost more than the model.
-All arrays are written in place. Contexts are numbered as `model.search.contexts.Contexts` does: `base` values per token, and
+A frame has few hypotheses, so on a CPU the thirty small tensor operations of a frame would take longer than the model. All
+arrays are written in place. Contexts are numbered as in `model.search.contexts.Contexts`: `base` values per token, and
 context % tail drops the oldest token.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from model.kernels.beam_state import Chosen, CompiledGraph, GraphState, Limits, MergeIds, MergeState, Numbering
+
 import numpy as np
 from numba import njit
 
 INF = np.inf
+BLANK = 0  # over graphs, whose label 0 is epsilon
+FLAGS = {"cache": True, "nogil": True}
 
 
-@njit(cache=True, nogil=True)
-def merge_step(log_probs, scores, context, prefix, parents, tokens, taken, blank, unk, base, tail, multiplier):
-    """`model.search.modified_beam.merge_step`, of which the arguments are described there."""
-    num_utts, beam, vocab = log_probs.shape
-    top = np.empty(beam)
-    source = np.empty(beam, np.int64)
-    token = np.empty(beam, np.int64)
-    new_context = np.empty(beam, np.int64)
-    new_prefix = np.empty(beam, np.int64)
+@njit(**FLAGS)
+def merge_step(log_probs, state, decisions, numbers):
+    """Do what `model.search.modified_beam.merge_step` does, with the same arguments."""
+    beam, chosen, ids = MergeState(*state), Chosen(*decisions), MergeIds(*numbers)
+    num_utts, width, vocab = log_probs.shape
+    top = np.empty(width)
+    source = np.empty(width, np.int64)
+    token = np.empty(width, np.int64)
+    new_context = np.empty(width, np.int64)
+    new_prefix = np.empty(width, np.int64)
     for n in range(num_utts):
         top[:] = -INF
         source[:] = 0
-        token[:] = blank
-        for k in range(beam):
-            base_score = scores[n, k]
+        token[:] = ids.blank
+        for k in range(width):
+            base_score = beam.scores[n, k]
             if base_score == -INF:
                 continue
             for v in range(vocab):
                 score = base_score + log_probs[n, k, v]
-                if score > top[beam - 1]:
-                    i = beam - 1
+                if score > top[width - 1]:
+                    i = width - 1
                     while i > 0 and score > top[i - 1]:
                         top[i], source[i], token[i] = top[i - 1], source[i - 1], token[i - 1]
                         i -= 1
                     top[i], source[i], token[i] = score, k, v
-        for i in range(beam):
-            taken[n, i] = log_probs[n, source[i], token[i]]
-            new_context[i], new_prefix[i] = context[n, source[i]], prefix[n, source[i]]
-            if token[i] != blank and token[i] != unk:
-                new_context[i] = new_context[i] % tail * base + token[i] + 1
-                new_prefix[i] = new_prefix[i] * multiplier + token[i] + 1
+        for i in range(width):
+            chosen.taken[n, i] = log_probs[n, source[i], token[i]]
+            new_context[i], new_prefix[i] = beam.context[n, source[i]], beam.prefix[n, source[i]]
+            if token[i] != ids.blank and token[i] != ids.unk:
+                new_context[i] = new_context[i] % ids.tail * ids.base + token[i] + 1
+                new_prefix[i] = new_prefix[i] * ids.multiplier + token[i] + 1
             for j in range(i):
                 if top[i] > -INF and new_prefix[j] == new_prefix[i]:
-                    # j is the first of its prefix, hence the better one of the two before any merging
+                    # j is the first of its prefix, so before any merging it was the better one of the two
                     high, low = max(top[i], top[j]), min(top[i], top[j])
                     top[j] = high + np.log1p(np.exp(low - high))
                     top[i] = -INF
                     break
-        scores[n], context[n], prefix[n] = top, new_context, new_prefix
-        parents[n], tokens[n] = source, token
+        beam.scores[n], beam.context[n], beam.prefix[n] = top, new_context, new_prefix
+        chosen.parents[n], chosen.tokens[n] = source, token
 
 
-@njit(cache=True, nogil=True)
-def _insert(score, state, parent, token, count, best, states, parents, tokens):
-    """Puts an arc into the list of best arcs to distinct states, best first and, at a tie, lower state first.
+class Arcs(NamedTuple):
+    """The best arcs of one utterance's frame to distinct new states, best first; each (max_states,).
 
-    The first `count` entries are in use. Returns how many are then.
+    Attributes:
+      score: of the path through the arc. state: the new state. parent: the place of the old state. token: the arc's.
+      place: the place of the new state's context in the list of new contexts.
     """
+
+    score: np.ndarray
+    state: np.ndarray
+    parent: np.ndarray
+    token: np.ndarray
+    place: np.ndarray
+
+
+@njit(**FLAGS)
+def _new_arcs(size):
+    return Arcs(
+        np.empty(size), np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64)
+    )
+
+
+@njit(**FLAGS)
+def _insert(score, state, parent, token, count, arcs):
+    """Put an arc into its place among the first `count` arcs, and return the new count.
+
+    Of two arcs to one state the better one stays. Arcs of equal score are ordered by state, lower first.
+    """
+    best, states, parents, tokens, _ = arcs
     at = count
     for i in range(count):
         if states[i] == state:
@@ -82,116 +112,142 @@ def _insert(score, state, parent, token, count, best, states, parents, tokens):
     return count
 
 
-@njit(cache=True, nogil=True)
-def _best_arcs(log_probs, scores, context, threshold, blank, base, tail, best, states, parents, tokens):
-    """Fills the list of `_insert` from all arcs of one utterance; returns its length."""
-    count, size = 0, len(best)
+@njit(**FLAGS)
+def _prune(n, log_probs, beam, graph, contexts, limits, arcs, new_context):
+    """Fill `arcs` with the new states of utterance n that stay.
+
+    A state has the number context * (S + 1) + graph state; graph state S is where utterances end. An arc with a token, or to
+    S, is dropped if its score is more than `limits.beam` below the best old state's (without blank's log-probability for an
+    arc to S, although its score includes that). Arcs of blank are never dropped. Of the new states the `max_states` best
+    stay; of these the ones at most `beam` below the best; of these the ones of the `max_contexts` best contexts.
+
+    n: the utterance. log_probs, beam, graph, contexts, limits: as in `graph_step`.
+    arcs: written, best first.
+    new_context: (C,), written: the new contexts.
+
+    Returns:
+      The score below which arcs are dropped, the number of new states, and the number of new contexts.
+    """
+    context, scores, place, node = beam.context[n], beam.scores[n], beam.place[n], beam.node[n]
+    nodes, size, threshold, count = len(graph.ends) + 1, len(arcs.score), scores.max() - limits.beam, 0
     for k in range(len(scores)):
         if scores[k] == -INF:
             continue
-        score = scores[k] + log_probs[k, blank]
-        count = _insert(score, context[k], k, blank, count, best, states, parents, tokens)
-        head = context[k] % tail * base + 1
-        for v in range(log_probs.shape[1]):
-            score = scores[k] + log_probs[k, v]
-            if score >= threshold and v != blank and (count < size or score >= best[size - 1]):
-                count = _insert(score, head + v, k, v, count, best, states, parents, tokens)
+        old, now = context[place[k]], log_probs[n, place[k]]
+        score = scores[k] + now[BLANK]
+        count = _insert(score, old * nodes + node[k], k, BLANK, count, arcs)
+        end = scores[k] + graph.scale * graph.ends[node[k]] if graph.ends[node[k]] > -INF else -INF
+        if end >= threshold and end > -INF:
+            count = _insert(end + now[BLANK], old * nodes + nodes - 1, k, BLANK, count, arcs)
+        head = old % contexts.tail * contexts.base + 1
+        for r in range(graph.reach_offsets[node[k]], graph.reach_offsets[node[k] + 1]):
+            start = scores[k] + graph.scale * graph.reach_weights[r]
+            reached = graph.reached[r]
+            first, last = graph.offsets[reached], graph.offsets[reached + 1]
+            labels, weights, after = graph.labels[first:last], graph.weights[first:last], graph.next_states[first:last]
+            for a in range(len(labels)):
+                label = labels[a]
+                score = start + graph.scale * weights[a] + now[np.uint32(label)]  # unsigned: no test for an index below 0
+                if score >= threshold and (count < size or score >= arcs.score[size - 1]):
+                    count = _insert(score, (head + label) * nodes + after[a], k, label, count, arcs)
+    best, states, parents, tokens, places = arcs
+    kept, num_contexts = 0, 0
+    for i in range(count):
+        if best[i] < best[0] - limits.beam:
+            break
+        at = _find(states[i] // nodes, new_context, num_contexts)
+        if at == len(new_context):
+            continue
+        if at == num_contexts:
+            new_context[at] = states[i] // nodes
+            num_contexts += 1
+        best[kept], states[kept], parents[kept], tokens[kept] = best[i], states[i], parents[i], tokens[i]
+        places[kept] = at
+        kept += 1
+    return threshold, kept, num_contexts
+
+
+@njit(**FLAGS)
+def _find(item, items, count):
+    """Return the place of `item` among the first `count` items, or `count` if it is not there."""
+    for i in range(count):
+        if items[i] == item:
+            return i
     return count
 
 
-@njit(cache=True, nogil=True)
-def _count_kept(best, count, final, limits):
-    """How many states of the list of best arcs stay, `final` (K,) being the scores of the arcs to final states.
+@njit(**FLAGS)
+def graph_step(log_probs, state, decisions, compiled_graph, numbering, bounds):
+    """Search one frame, not the last, of N utterances, in place.
 
-    limits: (beam, max_contexts, max_states).
+    log_probs: (N, C, V), of each utterance's contexts.
+    state, decisions, compiled_graph, numbering, bounds: the fields of `GraphState`, `Chosen`, `CompiledGraph`,
+      `Numbering` and `Limits`.
     """
-    kept = 0
-    for i in range(min(count, limits[1])):
-        rank = i
-        for k in range(len(final)):
-            if final[k] > best[i]:
-                rank += 1
-        if rank >= limits[2] or best[i] < best[0] - limits[0]:
-            break
-        kept += 1
-    return kept
-
-
-@njit(cache=True, nogil=True)
-def _prune(log_probs, scores, context, blank, base, tail, limits, final, best, states, parents, tokens):
-    """Fills `final` and the list of `_insert` for one utterance.
-
-    Returns the score below which token arcs are dropped, the list's length and how many of its states stay.
-    """
-    threshold = scores.max() - limits[0]
-    for k in range(len(scores)):
-        final[k] = scores[k] + log_probs[k, blank]
-    count = _best_arcs(log_probs, scores, context, threshold, blank, base, tail, best, states, parents, tokens)
-    return threshold, count, _count_kept(best, count, final, limits)
-
-
-@njit(cache=True, nogil=True)
-def viterbi_step(log_probs, scores, context, parents, tokens, taken, blank, base, tail, beam, max_contexts, max_states):
-    """`model.search.fast_beam.viterbi_step`, of which the arguments are described there."""
-    num_utts, num_kept, _ = log_probs.shape
-    limits, final = (beam, max_contexts, max_states), np.empty(num_kept)
-    best, states = np.empty(max_states), np.empty(max_states, np.int64)
-    parent, token = np.empty(max_states, np.int64), np.empty(max_states, np.int64)
-    for n in range(num_utts):
-        old = (log_probs[n], scores[n], context[n])
-        _, _, kept = _prune(*old, blank, base, tail, limits, final, best, states, parent, token)
+    beam, chosen, graph = GraphState(*state), Chosen(*decisions), CompiledGraph(*compiled_graph)
+    contexts, limits = Numbering(*numbering), Limits(*bounds)
+    arcs, new_context = _new_arcs(limits.max_states), np.empty(beam.context.shape[1], np.int64)
+    nodes = len(graph.ends) + 1
+    for n in range(len(log_probs)):
+        _, kept, num_contexts = _prune(n, log_probs, beam, graph, contexts, limits, arcs, new_context)
+        beam.scores[n] = -INF
+        at = 0
         for i in range(kept):
-            scores[n, i], context[n, i], parents[n, i], tokens[n, i] = best[i], states[i], parent[i], token[i]
-            taken[n, i] = log_probs[n, parent[i], token[i]]
-        for i in range(kept, num_kept):
-            scores[n, i] = -INF
+            node = arcs.state[i] % nodes
+            if node == nodes - 1:
+                continue
+            parent, token = arcs.parent[i], arcs.token[i]
+            beam.scores[n, at], beam.node[n, at] = arcs.score[i], node
+            chosen.parents[n, at], chosen.tokens[n, at] = parent, token
+            chosen.taken[n, at] = log_probs[n, beam.place[n, parent], token]
+            arcs.place[at] = arcs.place[i]
+            at += 1
+        beam.place[n, :at] = arcs.place[:at]
+        beam.context[n, :num_contexts] = new_context[:num_contexts]
 
 
-@njit(cache=True, nogil=True)
-def viterbi_end(log_probs, scores, context, blank, base, tail, beam, max_contexts, max_states, partial):
-    """`model.search.fast_beam.viterbi_end`, of which the arguments are described there."""
-    num_utts, num_kept, _ = log_probs.shape
-    limits, final = (beam, max_contexts, max_states), np.empty(num_kept)
-    best, states = np.empty(max_states), np.empty(max_states, np.int64)
-    parent, token = np.empty(max_states, np.int64), np.empty(max_states, np.int64)
-    for n in range(num_utts):
-        old = (log_probs[n], scores[n], context[n])
-        threshold, count, kept = _prune(*old, blank, base, tail, limits, final, best, states, parent, token)
-        ends = _may_end(final, best[:count], states[:kept], context[n], limits)
-        if partial and not ends.any():
-            ends = _leave(*old, threshold, states[:kept], base, tail)
-        for k in range(num_kept):
-            if not ends[k]:
-                scores[n, k] = -INF
+@njit(**FLAGS)
+def graph_end(log_probs, state, compiled_graph, numbering, bounds, allow_partial):
+    """Search the last frame: add the final weights to the scores; -inf for a state that may not end the utterance.
+
+    If no state may end it and `allow_partial` is set, a state may if any of its arcs leads to a new state that stays.
+    Other arguments as `graph_step`; nothing but the scores changes.
+    """
+    beam, graph = GraphState(*state), CompiledGraph(*compiled_graph)
+    contexts, limits = Numbering(*numbering), Limits(*bounds)
+    arcs, new_context = _new_arcs(limits.max_states), np.empty(beam.context.shape[1], np.int64)
+    nodes = len(graph.ends) + 1
+    final = np.empty(beam.scores.shape[1])
+    for n in range(len(log_probs)):
+        scores, place, node = beam.scores[n], beam.place[n], beam.node[n]
+        threshold, kept, _ = _prune(n, log_probs, beam, graph, contexts, limits, arcs, new_context)
+        states = arcs.state[:kept]
+        final[:] = -INF
+        for k in range(len(final)):
+            if scores[k] > -INF and graph.ends[node[k]] > -INF:
+                end = scores[k] + graph.scale * graph.ends[node[k]]
+                if end >= threshold and _find(beam.context[n, place[k]] * nodes + nodes - 1, states, kept) < kept:
+                    final[k] = end
+        if allow_partial and final.max() == -INF:
+            for k in range(len(final)):
+                now = log_probs[n, place[k]]
+                if _leaves(scores[k], beam.context[n, place[k]], node[k], now, graph, contexts, threshold, states):
+                    final[k] = scores[k]
+        beam.scores[n] = final
 
 
-@njit(cache=True, nogil=True)
-def _may_end(final, best, states, context, limits):
-    """(K,): whether each old state's arc to the final state survives; `states` are the new ones that stay."""
-    ends = np.zeros(len(final), np.bool_)
-    for k in range(len(final)):
-        if final[k] == -INF or final[k] < best[0] - limits[0]:
-            continue
-        rank = 0
-        for score in best:
-            rank += score >= final[k]
-        for score in final:
-            rank += score > final[k]
-        for state in states:
-            if state == context[k] and rank < limits[2]:
-                ends[k] = True
-    return ends
-
-
-@njit(cache=True, nogil=True)
-def _leave(log_probs, scores, context, threshold, states, base, tail):
-    """(K,): whether any arc of each old state leads to a state that stays."""
-    leaves = np.zeros(len(scores), np.bool_)
-    for k in range(len(scores)):
-        for state in states:
-            v = state % base - 1
-            if state == context[k]:
-                leaves[k] = True
-            elif context[k] % tail * base + v + 1 == state and scores[k] + log_probs[k, v] >= threshold:
-                leaves[k] = True
-    return leaves
+@njit(**FLAGS)
+def _leaves(score, context, node, log_probs, graph, contexts, threshold, states):
+    """Return whether an arc that is not dropped leads from an old state to one of `states`."""
+    nodes, head, kept = len(graph.ends) + 1, context % contexts.tail * contexts.base + 1, len(states)
+    if score == -INF or _find(context * nodes + node, states, kept) < kept:
+        return score > -INF
+    for r in range(graph.reach_offsets[node], graph.reach_offsets[node + 1]):
+        reached = graph.reached[r]
+        for a in range(graph.offsets[reached], graph.offsets[reached + 1]):
+            label = graph.labels[a]
+            after = score + graph.scale * graph.reach_weights[r] + graph.scale * graph.weights[a] + log_probs[label]
+            state = (head + label) * nodes + graph.next_states[a]
+            if after >= threshold and _find(state, states, kept) < kept:
+                return True
+    return False

@@ -1,4 +1,4 @@
-"""The recursion of lattice.py compiled for the CPU, utterances in parallel, forward and backward in one call."""
+"""The recursion of `model.loss.lattice` compiled for the CPU: utterances in parallel, forward and backward in one call."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 @njit(nogil=True, cache=True)
 def _forward(px, py, starts, num_tokens, num_frames, alpha, share):
-    """Return the total; fill `share` (T, S) with the probability that a path at a node has come by its token arc.
+    """Return the total; fill `share` (T, S) with the probability that a path at a node came by its token arc.
 
-    `alpha` (S,) is room for one frame.
+    `alpha` (S,) is a work array for one frame.
     """
     s_max = px.shape[1]
     for t in range(num_frames):
@@ -26,14 +26,14 @@ def _forward(px, py, starts, num_tokens, num_frames, alpha, share):
         for s in range(last):
             if t == 0:
                 by_blank = 0.0 if starts[0] + s == 0 else -inf
-            elif 0 <= s + back < s_max:  # alpha still holds the frame before from here on, as back >= 0
+            elif 0 <= s + back < s_max:  # from here on alpha still holds the frame before, because back >= 0
                 by_blank = alpha[s + back] + py[t - 1, s + back]
             else:
                 by_blank = -inf
             if by_token == -inf:
                 value, token_share = by_blank, 0.0
             else:
-                # log(1 + e) and not log1p: its error is absolute, below float64's of the sum
+                # log(1 + e) instead of log1p: its absolute error is below the rounding error of the sum
                 difference = by_token - by_blank
                 if difference > 0:
                     e = exp(-difference)
@@ -54,9 +54,9 @@ def _forward(px, py, starts, num_tokens, num_frames, alpha, share):
 
 @njit(nogil=True, cache=True)
 def _backward(starts, num_tokens, num_frames, share, node, px_occ, py_occ):
-    """Fill the occupations from the end: what passes a node is split between the arcs it can have come by.
+    """Fill the occupations from the end: the probability of a node is split between the two arcs into it.
 
-    `node` (S,) is room for one frame: the probability that a path passes the node by an arc out of this frame.
+    `node` (S,) is a work array for one frame: the probability that a path leaves this frame from the node.
     """
     s_max = share.shape[1]
     node[:] = 0.0
@@ -80,7 +80,7 @@ def _backward(starts, num_tokens, num_frames, share, node, px_occ, py_occ):
 
 @njit(nogil=True, cache=True)
 def _utterances(px, py, starts, boundary, first, step, total, px_occ, py_occ, occupation):
-    """Utterances first, first + step, ..."""
+    """Compute utterances first, first + step, ..."""
     share = np.empty((px.shape[1], px.shape[2]))
     row = np.empty(px.shape[2])
     for n in range(first, px.shape[0], step):
@@ -96,7 +96,7 @@ def _utterances(px, py, starts, boundary, first, step, total, px_occ, py_occ, oc
 def band_recursion(
     px: Tensor, py: Tensor, starts: Tensor, boundary: Tensor, occupation: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """See `model.loss.lattice.band_recursion`; CPU tensors. Inner sums are float64."""
+    """Do what `model.loss.lattice.band_recursion` does, for CPU tensors. Inner sums are float64."""
     n, t_max, s = px.shape
     total = px.new_empty(n)
     shape = (n, t_max + 1, s) if occupation else (0, 1, s)

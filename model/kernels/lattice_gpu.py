@@ -1,12 +1,12 @@
-"""The recursion of lattice.py on a GPU as one kernel, in place of a dozen launches for every frame.
+"""The recursion of `model.loss.lattice` on a GPU as one Triton kernel instead of a dozen launches per frame.
 
-A program takes an utterance through its frames. Within a frame the recursion is a linear one in the log semiring,
-alpha(u) = log-add(b(u), a(u) + alpha(u - 1)), which is solved by a scan over pairs (a, b):
+One program takes one utterance through its frames. Within a frame the recursion is linear in the log semiring,
+alpha(u) = log-add(b(u), a(u) + alpha(u - 1)), and a scan over pairs (a, b) solves it:
 
     (a1, b1) then (a2, b2)   is   (a1 + a2, log-add(b1 + a2, b2)).
 
-From one frame to the next the window of nodes moves, so that values change places among a program's threads: they go
-through memory, with a barrier between. Sums are float64, as in the other recursions.
+From one frame to the next the window of nodes moves, so values move between a program's threads: they go through memory,
+with a barrier between writing and reading. Sums are float64, as in the other recursions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NOTHING = tl.constexpr(float("-inf"))
 
 @triton.jit
 def _log_add(a, b):
-    """log(exp(a) + exp(b)); a NaN stays one."""
+    """Return log(exp(a) + exp(b)); a NaN stays NaN."""
     larger = tl.maximum(a, b)
     larger = tl.where(larger == NOTHING, 0.0, larger)
     return larger + tl.log(tl.exp(a - larger) + tl.exp(b - larger))
@@ -29,14 +29,15 @@ def _log_add(a, b):
 
 @triton.jit
 def _then(a1, b1, a2, b2):
+    """Return (a1, b1) then (a2, b2), the scan's operation."""
     return a1 + a2, _log_add(b1 + a2, b2)
 
 
 @triton.jit
 def _recursion(px, py, starts, boundary, total, px_occ, py_occ, alphas, betas, t_max, s, OCC: tl.constexpr, S: tl.constexpr):
-    """An utterance: px, py, py_occ, alphas, betas are (t_max, s), px_occ (t_max + 1, s); S is a power of 2 from s on.
+    """Compute one utterance: px, py, py_occ, alphas, betas are (t_max, s), px_occ is (t_max + 1, s).
 
-    OCC: whether occupations are wanted.
+    S: a power of 2, at least s. OCC: whether to compute the occupations.
     """
     n = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, S)
@@ -48,13 +49,13 @@ def _recursion(px, py, starts, boundary, total, px_occ, py_occ, alphas, betas, t
     starts += n * t_max
     start = tl.load(starts)
     arriving = tl.where(start + column == 0, 0.0, NOTHING).to(tl.float64)
-    end = tl.full((S,), NOTHING, tl.float64)  # of the paths that leave the last node
-    t = frames * 0  # not `for`: Triton's interpreter, by which this is tested without a GPU, cannot with new versions of NumPy
+    end = tl.full((S,), NOTHING, tl.float64)  # the sum of the paths that leave the last node
+    t = frames * 0  # `while`, not `for`: Triton's interpreter, which tests use without a GPU, fails at `for` with new NumPy
     while t < frames:
         u = start + column
         real = inside & (u <= tokens)
         y = tl.load(py + t * s + column, mask=real, other=NOTHING).to(tl.float64)
-        # a(u) is the token arc into u: that of the node before
+        # a(u) is the token arc into u: it starts at the node before
         into = tl.load(px + t * s + column - 1, mask=real & (column > 0), other=NOTHING).to(tl.float64)
         arriving = tl.where(real, arriving, NOTHING)
         _, alpha = tl.associative_scan((into, arriving), 0, _then)
@@ -70,7 +71,7 @@ def _recursion(px, py, starts, boundary, total, px_occ, py_occ, alphas, betas, t
             arriving = before + blank
             start = following
         t += 1
-    score = tl.sum(tl.where(end == NOTHING, 0.0, end), 0)  # one node at most is not -inf
+    score = tl.sum(tl.where(end == NOTHING, 0.0, end), 0)  # at most one node is not -inf
     score = tl.where(tl.max((end != NOTHING).to(tl.int32), 0) > 0, score, NOTHING)
     tl.store(total + n, score)
     if OCC:
@@ -105,7 +106,7 @@ def _recursion(px, py, starts, boundary, total, px_occ, py_occ, alphas, betas, t
 def band_recursion(
     px: Tensor, py: Tensor, starts: Tensor, boundary: Tensor, occupation: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """See lattice.py. All tensors on one GPU."""
+    """Do what `model.loss.lattice.band_recursion` does, for tensors on one GPU."""
     n, t_max, s = px.shape
     total = px.new_empty(n)
     kept = (n, t_max, s) if occupation else (0,)
@@ -113,9 +114,7 @@ def band_recursion(
     alphas, betas = px.new_empty((n, t_max, s), dtype=torch.float64), px.new_empty(kept, dtype=torch.float64)
     width = max(2, triton.next_power_of_2(s))
     inputs = [a.contiguous() for a in (px, py, starts, boundary)]
-    with torch.cuda.device_of(px):  # Triton launches on the current one
-        _recursion[(n,)](
-            *inputs, total, px_occ, py_occ, alphas, betas, t_max, s, OCC=occupation, S=width,
-            num_warps=min(8, max(1, width // 32)),
-        )  # fmt: skip
+    arrays = (*inputs, total, px_occ, py_occ, alphas, betas)
+    with torch.cuda.device_of(px):  # Triton launches on the current device
+        _recursion[(n,)](*arrays, t_max, s, OCC=occupation, S=width, num_warps=min(8, max(1, width // 32)))
     return total, px_occ if occupation else None, py_occ if occupation else None

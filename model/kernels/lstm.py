@@ -1,7 +1,8 @@
-"""The time loop of lstm_cpu.py compiled, for float32: sequences are independent, so each thread takes some through all frames.
+"""The time loop of `model.layers.lstm`, compiled, for float32.
 
-The recurrent products are made here, too. With few sequences they are bound by reading the weights, and a library's
-product, made for large matrices, takes two to three times as long. Weights may be bfloat16; sums are float32.
+Sequences are independent, so each thread takes some of them through all frames. The recurrent products are made here, too:
+with few sequences reading the weights takes most of the time, and a library's product, made for large matrices, takes two to
+three times as long. Weights may be bfloat16; sums are float32.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from torch import Tensor
 
 @njit(**SUMS)
 def rows_by_rows(x, w, out):
-    """out (N, M) = x (N, K) w' for w (M, K): dot products of 4 rows of w with 4, 2 or 1 of x, whose sums stay in registers."""
+    """Set out (N, M) = x (N, K) w' for w (M, K).
+
+    Each step makes the dot products of 4 rows of w with 4, 2 or 1 rows of x, whose sums stay in registers.
+    """
     n_max, k_max = x.shape
     m_max = w.shape[0] - w.shape[0] % 4
     for m in range(0, m_max, 4):
@@ -67,7 +71,7 @@ def rows_by_rows(x, w, out):
 
 @njit(**FLAGS)
 def _cell(by_x, by_h, bias, gates, c_before, c, m):
-    """One frame of one sequence."""
+    """Compute one frame of one sequence."""
     hidden = c.size
     for j in range(4 * hidden):
         gates[j] = load(by_x[j]) + by_h[j] + bias[j]
@@ -86,7 +90,7 @@ def _cell(by_x, by_h, bias, gates, c_before, c, m):
 
 @njit(**FLAGS)
 def _cell_backward(d_m, gates, c_before, c, d_c, d_gates, d_bias, tanh_c):
-    """One frame of one sequence, backward; `tanh_c` is room."""
+    """Compute one frame of one sequence, backward; `tanh_c` (H,) is a work array."""
     hidden = c.size
     i, f, g, o = gates[:hidden], gates[hidden : 2 * hidden], gates[2 * hidden : 3 * hidden], gates[3 * hidden :]
     d_i, d_f = d_gates[:hidden], d_gates[hidden : 2 * hidden]
@@ -111,7 +115,7 @@ def _cell_backward(d_m, gates, c_before, c, d_c, d_gates, d_bias, tanh_c):
 
 @njit(**FLAGS)
 def _forward(first, last, by_x, bias, gates, c, m, h, w_hh, w_hr):
-    """Sequences first, ..., last - 1; w_hr has no rows where there is no projection."""
+    """Compute sequences first, ..., last - 1; w_hr has no rows if there is no projection."""
     by_h = np.empty((last - first, by_x.shape[2]), np.float32)
     for t in range(by_x.shape[0]):
         rows_by_rows(h[t, first:last], w_hh, by_h)
@@ -125,7 +129,7 @@ def _forward(first, last, by_x, bias, gates, c, m, h, w_hh, w_hr):
 
 @njit(**FLAGS)
 def _backward(first, last, gates, c, d_h, d_c, d_gates, d_bias, d_h0, w_hh, w_hr):
-    """Sequences first, ..., last - 1; w_hh (P, 4H) and w_hr (H, P) are transposed here."""
+    """Compute sequences first, ..., last - 1, backward; here w_hh (P, 4H) and w_hr (H, P) are transposed."""
     d_m = np.empty((last - first, c.shape[2]), np.float32)
     back = np.empty((last - first, w_hh.shape[0]), np.float32)
     room = np.empty(c.shape[2], np.float32)
@@ -146,7 +150,7 @@ def _backward(first, last, gates, c, d_h, d_c, d_gates, d_bias, d_h0, w_hh, w_hr
 def forward(
     by_x: Tensor, bias: Tensor, gates: Tensor, c: Tensor, m: Tensor, h: Tensor, w_hh: Tensor, w_hr: Tensor | None
 ) -> None:
-    """See `model.layers.lstm.forward`."""
+    """Do what `model.layers.lstm.forward` does."""
     projection = w_hh.new_empty(0, 1) if w_hr is None else w_hr
     arrays = [as_numpy(a) for a in (by_x, bias, gates, c, m, h, w_hh.contiguous(), projection.contiguous())]
     bounds = _bounds(by_x.size(1))
@@ -156,7 +160,7 @@ def forward(
 def backward(
     gates: Tensor, c: Tensor, d_h: Tensor, d_c: Tensor, w_hh: Tensor, w_hr: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `model.layers.lstm.backward`."""
+    """Do what `model.layers.lstm.backward` does."""
     bounds = _bounds(gates.size(1))
     parts = len(bounds) - 1
     d_gates, d_h0 = torch.empty_like(gates), torch.zeros_like(d_h[0])
@@ -170,6 +174,6 @@ def backward(
 
 
 def _bounds(n: int) -> list[int]:
-    """Where the threads' sequences begin, and n at the end."""
+    """Return where each thread's sequences begin, and n at the end."""
     parts = max(1, min(torch.get_num_threads(), n))
     return [n * i // parts for i in range(parts + 1)]

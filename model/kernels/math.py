@@ -1,7 +1,7 @@
-"""Element-wise work of the layers on the CPU, compiled: one pass over memory where torch makes several.
+"""Element-wise work of the layers on the CPU, compiled: one pass over memory instead of torch's several.
 
-Numbers are float32 or bfloat16 (as their int16 bit patterns; inside it is float32). Loops are written so that LLVM
-vectorises them: one or two arrays written in each, and exp as a polynomial that it can inline. Only `contract` (fused
+Numbers are float32 or bfloat16 (as their int16 bit patterns; computed in float32). Loops are written so that LLVM
+vectorises them: each writes one or two arrays, and exp is a polynomial that LLVM can inline. Only `contract` (fused
 multiply-add) of the fast-math flags is on: reordering would undo the range reduction of exp.
 """
 
@@ -17,10 +17,9 @@ from numba import njit, types
 from numba.extending import overload, register_jitable
 from torch import Tensor
 
-TYPES = (torch.float32, torch.bfloat16)
-CHUNK = 1 << 13  # elements whose random bits are made together
+CHUNK = 1 << 13  # the random bits of this many elements are made together
 FLAGS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
-SUMS = {**FLAGS, "fastmath": {"contract", "reassoc"}}  # of loops whose sums LLVM may make in any order
+SUMS = {**FLAGS, "fastmath": {"contract", "reassoc"}}  # for loops whose sums LLVM may make in any order
 
 _LOG2_E = np.float32(np.log2(np.e))
 _LN_2_HIGH = np.float32(0.693359375)  # 9 bits, so that its multiples are exact
@@ -33,7 +32,7 @@ _LOWEST, _HIGHEST = np.float32(-87), np.float32(88)
 
 @register_jitable
 def _exp_parts(x):
-    """s, q with exp(x) = s + s q: s a power of 2, q = exp(r) - 1 for |r| <= log(2) / 2 by its Taylor series."""
+    """Return s, q with exp(x) = s + s q: s a power of 2, q = exp(r) - 1 for |r| <= log(2) / 2 by its Taylor series."""
     x = _LOWEST if x < _LOWEST else x  # a NaN stays one
     x = _HIGHEST if x > _HIGHEST else x
     shifted = x * _LOG2_E + _ROUND
@@ -46,25 +45,25 @@ def _exp_parts(x):
 
 @register_jitable
 def sigmoid(x):
-    """1 / (1 + exp(-x)) to 2e-7 of its value."""
+    """Return 1 / (1 + exp(-x)), to 2e-7 of its value."""
     s, q = _exp_parts(-x)
     return ONE / (ONE + (s + s * q))
 
 
 @register_jitable
 def tanh(x):
-    """expm1(2 x) / (expm1(2 x) + 2), so that small values keep their relative precision: 2e-7."""
+    """Return expm1(2 x) / (expm1(2 x) + 2): in this form small values keep their relative precision, 2e-7."""
     s, q = _exp_parts(TWO * x)
     e = s * q + (s - ONE)
     return ONE - TWO / (e + TWO) if e > ONE else e / (e + TWO)
 
 
 def load(x):
-    """A number as float32."""
+    """Return a number as float32."""
 
 
 def store(out, i, x):
-    """out[i] = x, rounded to the nearest in bfloat16."""
+    """Set out[i] = x, rounded to the nearest if out is bfloat16."""
 
 
 @overload(load)
@@ -108,9 +107,10 @@ def _swish_backward(x, g, out):
 
 @njit(**FLAGS)
 def philox_words(first, key0, key1, a, b, c, d):
-    """Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) of the counters first, first + 1, ...
+    """Fill a, b, c, d with the four words of Philox4x32-10 for the counters first, first + 1, ...
 
-    The four words of each counter go to the arrays a, b, c, d; all of them take a round together, as LLVM vectorises that.
+    Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). All counters take a round together, because LLVM
+    vectorises that.
     """
     for j in range(a.size):
         a[j], b[j] = np.uint32(first + j), np.uint32((first + j) >> 32)
@@ -128,7 +128,7 @@ def philox_words(first, key0, key1, a, b, c, d):
 
 @njit(**FLAGS)
 def _dropout(x, y, seed, first, limit, scale):
-    """y = x scale where 16 random bits are `limit` or more, else 0; x begins at chunk `first` of the whole."""
+    """Set y = x scale if 16 random bits are `limit` or more, else 0; x begins at chunk `first` of the whole."""
     bits = np.empty((4, CHUNK // 8), np.uint32)
     numbers = bits.reshape(CHUNK // 2).view(np.uint16)
     key0, key1 = np.uint32(seed), np.uint32(seed >> np.uint64(32))
@@ -143,7 +143,7 @@ def _dropout(x, y, seed, first, limit, scale):
 
 @njit(**SUMS)
 def _scale_backward(g, p, factor, out, sums):
-    """out = g factor; sums of g p, one of each CHUNK."""
+    """Set out = g factor, and `sums` to the sums of g p over each CHUNK."""
     for k in range(sums.size):
         a, b, c = g[k * CHUNK : (k + 1) * CHUNK], p[k * CHUNK : (k + 1) * CHUNK], out[k * CHUNK : (k + 1) * CHUNK]
         total = 0.0
@@ -153,15 +153,10 @@ def _scale_backward(g, p, factor, out, sums):
         sums[k] = total
 
 
-def supports(x: Tensor) -> bool:
-    """Whether x is of a type and on a device that the kernels take."""
-    return x.device.type == "cpu" and x.dtype in TYPES
-
-
 def dropout(x: Tensor, p: float, seed: int) -> Tensor:
-    """x (dense) with each number dropped with probability p, to 1/65536, the others divided by 1 - p.
+    """Return x (dense) with each number dropped with probability p, to 1/65536, and the others divided by 1 - p.
 
-    The same numbers are dropped for the same seed (64 bits), whatever the threads.
+    The same numbers are dropped for the same seed (64 bits), however many threads there are.
     """
     y = torch.empty_like(x)
     source, target = flat(x), flat(y)
@@ -177,7 +172,7 @@ def dropout(x: Tensor, p: float, seed: int) -> Tensor:
 
 
 def double_swish(x: Tensor) -> Tensor:
-    """x sigmoid(x - 1) of a dense tensor."""
+    """Return x sigmoid(x - 1) for a dense tensor."""
     y = torch.empty_like(x)
     source, target = flat(x), flat(y)
     size, parts = _share(x.numel())
@@ -186,8 +181,8 @@ def double_swish(x: Tensor) -> Tensor:
 
 
 def double_swish_backward(x: Tensor, grad: Tensor) -> Tensor:
-    """The gradient by x, in x's layout."""
-    grad, out = laid_out(grad.to(x.dtype), x.stride()), torch.empty_like(x)
+    """Return the gradient of `double_swish` by x (dense), in x's layout."""
+    grad, out = with_strides(grad.to(x.dtype), x.stride()), torch.empty_like(x)
     arrays = [flat(a) for a in (x, grad, out)]
     size, parts = _share(x.numel())
     run_parallel(parts, lambda i: _swish_backward(*(a[i * size : (i + 1) * size] for a in arrays)))
@@ -195,7 +190,7 @@ def double_swish_backward(x: Tensor, grad: Tensor) -> Tensor:
 
 
 def scale_backward(grad: Tensor, p: Tensor, factor: float) -> tuple[Tensor, float]:
-    """grad factor, and the sum of grad p made in float64, which is the same whatever the threads. float32, contiguous."""
+    """Return grad factor, and the sum of grad p made in float64, equal for any number of threads. float32, contiguous."""
     out, sums = torch.empty_like(p), np.empty(-(-p.numel() // CHUNK))
     arrays = [flat(a) for a in (grad, p, out)]
     size, parts = _share(p.numel())
@@ -209,14 +204,14 @@ def scale_backward(grad: Tensor, p: Tensor, factor: float) -> tuple[Tensor, floa
 
 
 def _share(numel: int) -> tuple[int, int]:
-    """Elements of each thread, a multiple of CHUNK, and the number of threads."""
+    """Return the elements of each thread, a multiple of CHUNK, and the number of threads."""
     chunks = -(-numel // CHUNK)
     parts = max(1, min(torch.get_num_threads(), chunks // 4))
     return -(-chunks // parts) * CHUNK, parts
 
 
 def dense(x: Tensor) -> Tensor:
-    """x, copied where its memory has gaps."""
+    """Return x, or a contiguous copy if its memory has gaps."""
     order = sorted(range(x.dim()), key=lambda d: (x.stride(d), x.size(d)))
     expected = 1
     for d in order:
@@ -226,17 +221,17 @@ def dense(x: Tensor) -> Tensor:
     return x
 
 
-def laid_out(x: Tensor, stride: tuple[int, ...]) -> Tensor:
-    """x with these strides, copied where it has others."""
+def with_strides(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """Return x, or a copy with these strides if it has others."""
     return x if x.stride() == stride else torch.empty_strided(x.shape, stride, dtype=x.dtype).copy_(x)
 
 
 def as_numpy(x: Tensor) -> np.ndarray:
-    """The memory of a CPU tensor as the kernels want it: bfloat16 as int16."""
+    """Return the memory of a CPU tensor as the kernels take it: bfloat16 as int16."""
     x = x.detach()
     return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def flat(x: Tensor) -> np.ndarray:
-    """A dense tensor's numbers in the order of memory."""
+    """Return a dense tensor's numbers in the order of memory."""
     return as_numpy(x.as_strided((x.numel(),), (1,)))

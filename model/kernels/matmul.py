@@ -1,56 +1,31 @@
-"""Matrix products on the CPU by whichever of torch's ways is the fastest on this processor.
+"""Matrix products on the CPU, in the way of torch's ways that is fastest on this processor (`model.kernels.Policy`).
 
-float32: torch.mm uses MKL, which keeps to narrow instructions on processors that are not Intel's. There oneDNN, which asks
-what the processor can do and not who made it, takes a fraction of the time; on Intel's both take the same, within a tenth.
-
-bfloat16: without instructions for it, oneDNN's emulation takes five times as long as float32. The product of two bfloat16
-numbers is exact in float32, in which sums are made in either case: such processors multiply in float32.
+The sums of a product of bfloat16 matrices are made in float32 in either way.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from model.kernels import policy
 from model.precision import product_dtype
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMALLEST = 1 << 21  # multiplications from which on the product takes longer than oneDNN's preparations
 
-
-def _cpu_info(key: str) -> str:
-    """A value of /proc/cpuinfo; empty where there is none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return next((value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() == key), "")
-
-
-# Of the machine, not of a measurement: a training that is resumed must round as before.
-by_onednn = (
-    not torch.__version__.startswith("1.")
-    and torch.backends.mkl.is_available()
-    and torch.backends.mkldnn.is_available()
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    and _cpu_info("vendor_id") not in ("", "GenuineIntel")
-)
-bfloat16_in_float32 = not {"avx512_bf16", "amx_bf16", "bf16"} & set(_cpu_info("flags").split() or ["bf16"])
-
-
-def _by_onednn(a: Tensor, b: Tensor, size: int) -> bool:
-    return by_onednn and size >= SMALLEST and a.device.type == "cpu" and a.dtype == b.dtype == torch.float32
+def _by_onednn(a: Tensor, b: Tensor) -> bool:
+    large = a.numel() * b.size(1) >= policy.onednn_min_size
+    return policy.onednn and large and a.device.type == "cpu" and a.dtype == b.dtype == torch.float32
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
-    """a (M, K) times b (K, N), of one type, which the result has too. For use where autograd does not look on."""
-    if bfloat16_in_float32 and a.dtype == torch.bfloat16 and a.device.type == "cpu":
-        with torch.autocast("cpu", enabled=False):  # it would round the operands back
+    """Return a (M, K) times b (K, N), both and the result of one type. Autograd does not see it."""
+    if policy.bfloat16_in_float32 and a.dtype == torch.bfloat16 and a.device.type == "cpu":
+        with torch.autocast("cpu", enabled=False):  # autocast would round the operands back
             return mm(a.float(), b.float()).to(torch.bfloat16)
-    if _by_onednn(a, b, a.numel() * b.size(1)):
+    if _by_onednn(a, b):
         return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
     return torch.mm(a, b)
 
@@ -77,9 +52,9 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear`: x (..., K), weight (M, K), bias (M,) or None -> (..., M), of the type that autocast wants."""
+    """Return `F.linear` of x (..., K), weight (M, K), bias (M,) or None: (..., M), in the type that autocast asks for."""
     dtype = product_dtype(x)
-    own = (by_onednn and dtype == torch.float32) or (bfloat16_in_float32 and dtype == torch.bfloat16)
+    own = (policy.onednn and dtype == torch.float32) or (policy.bfloat16_in_float32 and dtype == torch.bfloat16)
     traced = torch.jit.is_tracing() or torch.jit.is_scripting()  # an exported model knows no such operation
     if own and x.device.type == "cpu" and x.dim() > 1 and not traced:
         return _Linear.apply(x, weight, bias, dtype)
@@ -87,8 +62,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> Tensor:
-    """`F.conv2d` without padding: x (N, C, T, F), weight (C', C, 3, 3) -> (N, C', T', F'), of the type that autocast wants."""
-    if bfloat16_in_float32 and x.device.type == "cpu" and product_dtype(x) == torch.bfloat16:
+    """Return `F.conv2d` without padding: x (N, C, T, F), weight (C', C, 3, 3) -> (N, C', T', F').
+
+    The result has the type that autocast asks for.
+    """
+    if policy.bfloat16_in_float32 and x.device.type == "cpu" and product_dtype(x) == torch.bfloat16:
         with torch.autocast("cpu", enabled=False):
             x, weight = (a.to(torch.bfloat16).float() for a in (x, weight))
             bias = None if bias is None else bias.to(torch.bfloat16).float()

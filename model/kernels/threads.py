@@ -1,6 +1,6 @@
 """Plain Python threads for compiled code that releases the GIL.
 
-Not numba's own threading layers: those either abort when a data-loading worker is forked (OpenMP) or are not safe to call
+numba's own threading layers do not serve: they abort when a data-loading worker is forked (OpenMP), or must not be called
 from two threads (workqueue).
 """
 
@@ -14,7 +14,7 @@ _pool: ThreadPoolExecutor | None = None
 
 
 def _forget_pool() -> None:
-    """A forked child inherits the pool's bookkeeping but none of its threads."""
+    """Drop the pool: a forked child inherits its bookkeeping without its threads."""
     global _pool
     _pool = None
 
@@ -24,7 +24,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def run_parallel(parts: int, work: Callable[[int], object]) -> None:
-    """work(0), ..., work(parts - 1) at the same time, the first in the calling thread; raises what any of them raises."""
+    """Run work(0), ..., work(parts - 1) at the same time, the first in the calling thread; raise what any of them raises."""
     global _pool
     if parts == 1:
         work(0)

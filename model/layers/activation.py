@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from model.kernels import compiles
+
 import torch
 from torch import Tensor, nn
-
-try:
-    from model.kernels import math as kernels
-except ImportError:  # numba is optional
-    kernels = None  # type: ignore[assignment]
 
 
 class _DoubleSwish(torch.autograd.Function):
@@ -30,28 +27,31 @@ class _DoubleSwish(torch.autograd.Function):
         return grads[0] * torch.addcmul(s + y, s, y, value=-1.0)
 
 
-class _DoubleSwishCpu(torch.autograd.Function):
+class _CompiledDoubleSwish(torch.autograd.Function):
     """The same, each pass compiled; only the input is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = kernels.dense(x)
+        from model.kernels.math import dense, double_swish
+
+        x = dense(x)
         ctx.save_for_backward(x)
-        return kernels.double_swish(x)
+        return double_swish(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        from model.kernels.math import double_swish_backward
+
         (x,) = ctx.saved_tensors
-        return kernels.double_swish_backward(x, grads[0])
+        return double_swish_backward(x, grads[0])
 
 
 class DoubleSwish(nn.Module):
     """x * sigmoid(x - 1): close to swish applied twice, and cheap in memory (icefall, D. Povey, 2022)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if kernels is not None and kernels.supports(x):
-            return _DoubleSwishCpu.apply(x)
-        return _DoubleSwish.apply(x)
+        """Return the activations of x, of any shape."""
+        return (_CompiledDoubleSwish if compiles(x) else _DoubleSwish).apply(x)
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -63,7 +63,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def make_activation(name: str) -> nn.Module:
-    """An activation by name. ValueError for an unknown name."""
+    """Return the activation called `name`.
+
+    Raises:
+      ValueError: no activation has this name.
+    """
     if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation '{name}', one of {', '.join(ACTIVATIONS)} is meant")
+        raise ValueError(f"unknown activation '{name}'; choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()

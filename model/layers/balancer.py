@@ -5,19 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from model.kernels import compiles
+
 import torch
 from torch import Tensor, nn
-
-try:
-    from model.kernels import balancer as balancer_numba
-    from model.kernels import math as kernels
-except ImportError:  # numba is optional
-    kernels = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a channel's activations should keep to: share of positive values, and mean magnitude."""
+    """Limits of a channel's activations: its share of positive values, and its mean magnitude."""
 
     min_positive: float = 0.05
     max_positive: float = 0.95
@@ -51,25 +47,37 @@ class _Balance(torch.autograd.Function):
         return grad.addcmul(grad.abs(), share, value=-1.0), None, None, None
 
 
-class _BalanceCpu(torch.autograd.Function):
-    """The same, each pass compiled, for x in a layout that `balancer_numba.by_channel` knows."""
+class _CompiledBalance(torch.autograd.Function):
+    """The same, each pass compiled, for x in a layout that `model.kernels.balancer.by_channel` knows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, channel_axis: int, factor: float, bounds: Bounds) -> Tensor:
-        p, a = balancer_numba.moments(x, channel_axis)
+        from model.kernels.balancer import moments
+
+        p, a = moments(x, channel_axis)
         ctx.save_for_backward(x, *_shares(p, a, factor, bounds))
         ctx.axis = channel_axis
         return x
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        from model.kernels.balancer import balance
+        from model.kernels.math import with_strides
+
         x, above, below = ctx.saved_tensors
-        grad = kernels.laid_out(grads[0], x.stride())
-        return balancer_numba.balance(x, grad, ctx.axis, above, below), None, None, None
+        return balance(x, with_strides(grads[0], x.stride()), ctx.axis, above, below), None, None, None
+
+
+def _compiles(x: Tensor, channel_axis: int) -> bool:
+    if not compiles(x):
+        return False
+    from model.kernels.balancer import by_channel
+
+    return by_channel(x, channel_axis) is not None
 
 
 def _shares(p: Tensor, a: Tensor, factor: float, bounds: Bounds) -> tuple[Tensor, Tensor]:
-    """f + d where x > 0, and elsewhere, from a channel's p and a."""
+    """Return f + d for x > 0, and f + d for the other x, from a channel's p and a."""
     f = (bounds.min_positive - p).clamp(min=0) * (factor / bounds.min_positive)
     f = f + (p - bounds.max_positive).clamp(min=0) * (factor / (bounds.max_positive - 1.0))
     d = ((a < bounds.min_abs).float() - (a > bounds.max_abs).float()) * factor
@@ -77,9 +85,9 @@ def _shares(p: Tensor, a: Tensor, factor: float, bounds: Bounds) -> tuple[Tensor
 
 
 class ActivationBalancer(nn.Module):
-    """Applies the balancing with probability `balance_prob` on each call in training, else the identity.
+    """Balance with probability `balance_prob` on each call in training; be the identity otherwise.
 
-    `max_factor` / balance_prob is the factor of one application, so its mean does not depend on the probability.
+    One application has the factor `max_factor` / balance_prob, so the mean effect does not depend on the probability.
     """
 
     def __init__(self, channel_axis: int, balance_prob: float, bounds: Bounds | None = None, max_factor: float = 0.01) -> None:
@@ -88,12 +96,11 @@ class ActivationBalancer(nn.Module):
         self.max_factor, self.bounds = max_factor, bounds or Bounds()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x of any shape with channels on `channel_axis` -> x itself."""
+        """Return x itself, of any shape with channels on `channel_axis`; only its gradient may change."""
         if not (self.training and x.requires_grad and self.balance_prob > 0):
             return x
         if self.balance_prob < 1 and torch.rand(()).item() >= self.balance_prob:  # the CPU's generator: no GPU sync
             return x
         axis = self.channel_axis % x.ndim
-        compiled = kernels is not None and kernels.supports(x) and balancer_numba.by_channel(x, axis) is not None
-        function = _BalanceCpu if compiled else _Balance
+        function = _CompiledBalance if _compiles(x, axis) else _Balance
         return function.apply(x, axis, self.max_factor / self.balance_prob, self.bounds)

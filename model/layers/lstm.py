@@ -1,34 +1,29 @@
 """An LSTM with a projection, for the CPU: torch's own runs such a layer as separate small operations under autograd.
 
-Here everything that does not wait for the frame before is one matrix product over all frames: the input's share of the
-gates, and in the backward pass the gradients of all weights. What is left is a loop over frames, compiled for float32.
+Here everything that does not depend on the frame before is one matrix product over all frames: the input's share of the
+gates, and in the backward pass the gradients of all weights. The rest is a loop over frames, compiled for float32.
 
-With gates i, f, o (sigmoid) and g (tanh), r the projection (Sak et al., 2014; identity where there is none):
+With gates i, f, o (sigmoid) and g (tanh), and the projection W_hr (Sak et al., 2014; the identity if there is none):
 
     a_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh;   c_t = f c_{t-1} + i g;   m_t = o tanh(c_t);   h_t = W_hr m_t
 
-Backward, with d the gradient of the loss by what follows it:
+Backward, with dz for the gradient of the loss by z:
 
     dm = W_hr' dh;   dc += dm o (1 - tanh(c)^2);   da_o = dm tanh(c) o (1 - o)
     da_i = dc g i (1 - i);   da_f = dc c_{t-1} f (1 - f);   da_g = dc i (1 - g^2);   dc_{t-1} = dc f;   dh_{t-1} = W_hh' da
 
-Large matrix products are made in `dtype`, to which all weights are rounded; gates, cells and sums have x's own type.
+Large matrix products are made in `dtype`, and all weights are rounded to it; gates, cells and sums have x's own type.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from model.kernels import compiles
 from model.kernels.matmul import mm
 
 import torch
 from torch import Tensor
-
-try:
-    from model.kernels import lstm as lstm_numba
-    from model.kernels import math as kernels
-except ImportError:  # numba is optional: the torch operations give the same numbers
-    lstm_numba = None  # type: ignore[assignment]
 
 Saved = tuple[Tensor, ...]
 
@@ -36,10 +31,10 @@ Saved = tuple[Tensor, ...]
 def forward(
     by_x: Tensor, bias: Tensor, gates: Tensor, c: Tensor, m: Tensor, h: Tensor, w_hh: Tensor, w_hr: Tensor | None
 ) -> None:
-    """The loop over frames: fills gates (T, N, 4H) after their non-linearities, c[1:], m (T, N, H) and h[1:].
+    """Loop over frames: fill gates (T, N, 4H) after their non-linearities, c[1:], m (T, N, H) and h[1:].
 
-    by_x (T, N, 4H): the input's share of the gates i, f, g, o; bias (4H,); c (T + 1, N, H) and h (T + 1, N, P) begin with
-    the states before the first frame; w_hh (4H, P), w_hr (P, H) or None.
+    by_x (T, N, 4H): the input's share of the gates i, f, g, o. bias (4H,). c (T + 1, N, H) and h (T + 1, N, P) begin with
+    the states before the first frame. w_hh (4H, P), w_hr (P, H) or None.
     """
     for t in range(by_x.size(0)):
         i, f, g, o = (by_x[t] + torch.mm(h[t], w_hh.t()) + bias).chunk(4, 1)
@@ -53,10 +48,10 @@ def forward(
 def backward(
     gates: Tensor, c: Tensor, d_h: Tensor, d_c: Tensor, w_hh: Tensor, w_hr: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loop back: gradients by the gates' inputs (T, N, 4H), by h0 (N, P) and by the bias (4H,).
+    """Loop back over frames: return the gradients by the gates' inputs (T, N, 4H), by h0 (N, P) and by the bias (4H,).
 
-    d_h (T, N, P) of the outputs, to which what comes through later frames is added; d_c (N, H) of the last cells, which
-    becomes that of c0.
+    d_h (T, N, P): the gradient by the outputs; the gradient through later frames is added to it. d_c (N, H): the gradient
+    by the last cells; it becomes the gradient by c0.
     """
     d_gates, d_h0 = torch.empty_like(gates), torch.zeros_like(d_h[0])
     for t in range(gates.size(0) - 1, -1, -1):
@@ -72,16 +67,12 @@ def backward(
     return d_gates, d_h0, d_gates.sum((0, 1))
 
 
-def _compiled(exact: torch.dtype, dtype: torch.dtype) -> bool:
-    return lstm_numba is not None and exact == torch.float32 and dtype in kernels.TYPES
-
-
 def lstm_frames(
     x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The forward pass: x (T, N, C) and weights (w_ih, w_hh[, w_hr]) of one type -> h, gates, c, m as in `forward`.
+    """Run the forward pass: x (T, N, C) and weights (w_ih, w_hh[, w_hr]) of one type -> h, gates, c, m as in `forward`.
 
-    h0 (N, P), c0 (N, H) and bias (4H,) are of the type in which the results are.
+    h0 (N, P), c0 (N, H) and bias (4H,) have the type of the results.
     """
     t_max, n, _ = x.shape
     w_ih, w_hh = weights[:2]
@@ -90,8 +81,10 @@ def lstm_frames(
     c, h = bias.new_empty(t_max + 1, n, c0.size(1)), bias.new_empty(t_max + 1, n, h0.size(1))
     c[0], h[0] = c0, h0
     m = bias.new_empty(t_max, n, c0.size(1))
-    if _compiled(bias.dtype, x.dtype):
-        lstm_numba.forward(by_x, bias, gates, c, m, h, w_hh, weights[2] if len(weights) > 2 else None)
+    if bias.dtype == torch.float32 and compiles(x):
+        from model.kernels.lstm import forward as compiled_forward
+
+        compiled_forward(by_x, bias, gates, c, m, h, w_hh, weights[2] if len(weights) > 2 else None)
     else:
         w_hh, w_hr = w_hh.to(bias.dtype), weights[2].to(bias.dtype) if len(weights) > 2 else None
         forward(by_x.to(bias.dtype), bias, gates, c, m, h, w_hh, w_hr)
@@ -114,8 +107,10 @@ class _LstmCpu(torch.autograd.Function):
         exact, dtype = gates.dtype, x.dtype
         d_h, d_h_last, d_c = (g.clone(memory_format=torch.contiguous_format) for g in grads)
         d_h[-1] += d_h_last
-        if _compiled(exact, dtype):
-            d_gates, d_h0, d_bias = lstm_numba.backward(gates, c, d_h, d_c, w_hh, w_hr)
+        if exact == torch.float32 and compiles(x):
+            from model.kernels.lstm import backward as compiled_backward
+
+            d_gates, d_h0, d_bias = compiled_backward(gates, c, d_h, d_c, w_hh, w_hr)
         else:
             wide = None if w_hr is None else w_hr.to(exact)
             d_gates, d_h0, d_bias = backward(gates, c, d_h, d_c, w_hh.to(exact), wide)
@@ -128,10 +123,10 @@ class _LstmCpu(torch.autograd.Function):
 
 
 def lstm_cpu(x: Tensor, h0: Tensor, c0: Tensor, params: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """One LSTM layer over x (T, N, C) from h0 (N, P), c0 (N, H) -> out (T, N, P), h (N, P), c (N, H).
+    """Run one LSTM layer over x (T, N, C) from h0 (N, P), c0 (N, H) -> out (T, N, P), h (N, P), c (N, H).
 
-    params: in torch's order and gate order: w_ih, w_hh, b_ih, b_hh[, w_hr]; gradients flow into them, x, h0 and c0.
-    dtype: of the matrix products (bfloat16 under autocast, else x's own).
+    params: w_ih, w_hh, b_ih, b_hh[, w_hr] with gates in torch's order; gradients flow into them, x, h0 and c0.
+    dtype: the type of the matrix products (bfloat16 under autocast, else x's own).
     """
     if torch.is_grad_enabled() and any(p.requires_grad for p in [x, h0, c0, *params]):
         return _LstmCpu.apply(x, h0, c0, dtype, *params)

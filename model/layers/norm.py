@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 
 class _BasicNorm(torch.autograd.Function):
-    """y = x r, r = (mean(x^2) + e)^-1/2, e = exp(eps); with C channels and g the gradient of y:
+    """y = x r, r = (mean(x^2) + e)^-1/2, e = exp(eps).
+
+    With C channels and g the gradient of y:
 
     dx = r (g - y (g.y) / C);   d eps = -1/2 e sum(r^2 (g.y))
 
-    Behind this layer the gradient has almost no part along x, so the scale of the layer before it gets a gradient that is
-    the small rest of large terms; in this form, with g.y in float64, that rest keeps its digits.
+    The resulting gradient is almost orthogonal to x, so the gradient of the scale of the layer before is the small difference
+    of large terms; in this form, with g.y in float64, the difference keeps its digits.
     """
 
     @staticmethod
@@ -42,8 +44,8 @@ class _BasicNorm(torch.autograd.Function):
 class BasicNorm(nn.Module):
     """x * (mean(x^2 over channels) + exp(eps))^-1/2; icefall's BasicNorm (D. Povey, 2022).
 
-    Unlike LayerNorm it neither centres nor scales, and the learned `eps` (kept as its log) lets the layer keep some
-    information on the length of x. `learn_eps=False` makes eps a buffer.
+    Unlike LayerNorm it neither centres nor scales, and the learned `eps` (stored as its log) lets some information about
+    the length of x through. `learn_eps=False` makes eps a buffer.
     """
 
     eps: Tensor
@@ -57,27 +59,29 @@ class BasicNorm(nn.Module):
             self.register_buffer("eps", log_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., C) -> the same shape, computed in float32 or better."""
+        """Return x (..., C) normalised, computed in float32 or better."""
         return _BasicNorm.apply(x, self.eps)
 
 
 class _ChannelsSecond(nn.Module):
-    """Runs a torch norm that wants (N, C, T) on x (A, B, C); `over_axis` is the axis that takes T's place (0 or 1)."""
+    """A torch norm for (N, C, T), applied to x (A, B, C); `over_axis` (0 or 1) is the axis in the place of T."""
 
     def __init__(self, norm: nn.Module, over_axis: int) -> None:
         super().__init__()
         self.norm, self.over_axis = norm, over_axis
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x (A, B, C) normalised."""
         axes = (1, 2, 0) if self.over_axis == 0 else (0, 2, 1)
         inverse = (2, 0, 1) if self.over_axis == 0 else (0, 2, 1)
         return self.norm(x.permute(axes)).permute(inverse)
 
 
 class _PerFrameGroupNorm(nn.GroupNorm):
-    """Group norm of each frame by itself, so that it needs no future: x (A, B, C)."""
+    """Group norm of each frame by itself, so that it needs no later frames."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x (A, B, C) normalised."""
         return super().forward(x.reshape(-1, x.size(-1))).reshape(x.shape)
 
 
@@ -86,7 +90,7 @@ def _group(channels: int, time_axis: int, learn_eps: bool) -> nn.Module:
     return _PerFrameGroupNorm(groups, channels)
 
 
-# name -> constructor (channels, time_axis, learn_eps). batch and instance look over time: ablation, not streaming.
+# name -> constructor (channels, time_axis, learn_eps). batch and instance use all frames: for ablation, not for streaming.
 NORMS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "basic": lambda channels, time_axis, learn_eps: BasicNorm(channels, learn_eps=learn_eps),
     "layer": lambda channels, time_axis, learn_eps: nn.LayerNorm(channels),
@@ -98,7 +102,11 @@ NORMS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 
 
 def make_norm(name: str, channels: int, *, time_axis: int, learn_eps: bool = True) -> nn.Module:
-    """A norm by name for x with channels last and time on `time_axis` (0 or 1). ValueError for an unknown name."""
+    """Return the norm called `name` for x with channels last and time on `time_axis` (0 or 1).
+
+    Raises:
+      ValueError: no norm has this name.
+    """
     if name not in NORMS:
-        raise ValueError(f"unknown norm '{name}', one of {', '.join(NORMS)} is meant")
+        raise ValueError(f"unknown norm '{name}'; choose one of {', '.join(NORMS)}")
     return NORMS[name](channels, time_axis, learn_eps)

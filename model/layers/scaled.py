@@ -12,6 +12,7 @@ import math
 import warnings
 from typing import Any
 
+from model.kernels import compiled_on
 from model.kernels.matmul import conv2d, linear
 from model.layers.lstm import lstm_cpu
 from model.precision import exact_dtype, product_dtype
@@ -20,19 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-try:
-    from model.kernels import math as kernels
-except ImportError:  # numba is optional
-    kernels = None  # type: ignore[assignment]
-
 INITIAL_STD = 0.1
-LARGE = 1 << 18  # elements from which on a compiled pass over memory pays for its calling
-# The parameters in use are made anew for every pass, so that cuDNN has to lay them out anew, too.
+COMPILED_MIN_SIZE = 1 << 18  # elements; for fewer, calling the compiled pass takes longer than it saves
+# The scaled parameters are new tensors in every pass, so cuDNN has to copy them into one chunk each time.
 warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk of memory")
 
 
 def _init_uniform(weight: Tensor, initial_speed: float) -> float:
-    """Fill `weight` uniformly with standard deviation 0.1 / initial_speed, which is returned."""
+    """Fill `weight` uniformly with the standard deviation 0.1 / initial_speed, and return that."""
     std = INITIAL_STD / initial_speed
     bound = math.sqrt(3) * std
     nn.init.uniform_(weight, -bound, bound)
@@ -40,12 +36,12 @@ def _init_uniform(weight: Tensor, initial_speed: float) -> float:
 
 
 def _initial_weight_scale(fan_in: int, std: float, initial_scale: float) -> float:
-    """log of what takes `std` to initial_scale / sqrt(fan_in)."""
+    """Return the log of the factor that turns `std` into initial_scale / sqrt(fan_in)."""
     return math.log(initial_scale) + math.log(fan_in**-0.5 / std)
 
 
 class _Scale(torch.autograd.Function):
-    """p exp(s). The gradient of s is a sum over all of p whose terms nearly cancel, so it is taken in float64."""
+    """p exp(s). The gradient of s is a sum over all of p whose terms nearly cancel, so it is made in float64."""
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, s: Tensor) -> Tensor:
@@ -57,20 +53,22 @@ class _Scale(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         p, factor = ctx.saved_tensors
         grad = grads[0]
-        large = p.numel() >= LARGE and p.device.type == "cpu" and p.dtype == grad.dtype == torch.float32
-        if kernels is not None and large and p.is_contiguous() and grad.is_contiguous():
-            d_p, total = kernels.scale_backward(grad, p, float(factor))
+        large = p.numel() >= COMPILED_MIN_SIZE and p.dtype == grad.dtype == torch.float32
+        if large and p.is_contiguous() and grad.is_contiguous() and compiled_on(p.device):
+            from model.kernels.math import scale_backward
+
+            d_p, total = scale_backward(grad, p, float(factor))
             return d_p, total * factor
         return grad * factor, (grad * p).sum(dtype=torch.float64).to(p.dtype) * factor
 
 
 def scaled(p: Tensor, s: Tensor) -> Tensor:
-    """The tensor in use, p * exp(s), for a parameter p of any shape and its scalar s."""
+    """Return p * exp(s), the tensor in use, for a parameter p of any shape and its scalar s."""
     return _Scale.apply(p, s)
 
 
 class _Scaled(nn.Module):
-    """Mixed into a torch layer with `weight` and `bias`: adds `weight_scale`, `bias_scale` and the scaled accessors."""
+    """A mixin for a torch layer with `weight` and `bias`: adds `weight_scale`, `bias_scale` and the scaled accessors."""
 
     weight: Any  # the torch layer's
     bias: Any
@@ -86,11 +84,11 @@ class _Scaled(nn.Module):
             self.bias_scale = nn.Parameter(torch.tensor(math.log(initial_scale)))
 
     def get_weight(self) -> Tensor:
-        """The weight in use: weight * exp(weight_scale)."""
+        """Return weight * exp(weight_scale), the weight in use."""
         return scaled(self.weight, self.weight_scale)
 
     def get_bias(self) -> Tensor | None:
-        """The bias in use: bias * exp(bias_scale), or None."""
+        """Return bias * exp(bias_scale), the bias in use, or None."""
         return None if self.bias is None else scaled(self.bias, self.bias_scale)
 
 
@@ -109,6 +107,7 @@ class ScaledLinear(nn.Linear, _Scaled):
         self._add_scales(initial_scale, initial_speed)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output (..., out_features) for x (..., in_features)."""
         return linear(x, self.get_weight(), self.get_bias())
 
 
@@ -120,6 +119,7 @@ class ScaledConv1d(nn.Conv1d, _Scaled):
         self._add_scales(1.0, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output (N, C', T') for x (N, C, T)."""
         return F.conv1d(x, self.get_weight(), self.get_bias(), self.stride, self.padding, self.dilation, self.groups)
 
 
@@ -131,6 +131,7 @@ class ScaledConv2d(nn.Conv2d, _Scaled):
         self._add_scales(1.0, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output (N, C', T', F') for x (N, C, T, F)."""
         return conv2d(x, self.get_weight(), self.get_bias(), self.stride)
 
 
@@ -144,6 +145,7 @@ class ScaledEmbedding(nn.Module):
         self.scale = nn.Parameter(torch.tensor(math.log(1 / INITIAL_STD)))
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return the embeddings (..., embedding_dim) of ids (...)."""
         embedded = F.embedding(ids.clamp(min=0), self.weight) * self.scale.exp()
         return embedded * (ids >= 0).unsqueeze(-1)
 
@@ -157,13 +159,13 @@ class ScaledRNN(nn.Module):
     Sak et al., "Long short-term memory based recurrent neural network architectures for large vocabulary speech
     recognition" (2014) describe the projection. Parameters are named as torch names them, each with `<name>_scale`.
 
-    mode: lstm | gru | rnn (tanh). hidden_size: cells. proj_size: output width; equal to hidden_size for none.
+    mode: lstm | gru | rnn (tanh). hidden_size: cells. proj_size: output width; equal to hidden_size without a projection.
     """
 
     def __init__(self, mode: str, input_size: int, hidden_size: int, proj_size: int) -> None:
         super().__init__()
         if mode not in GATES:
-            raise ValueError(f"unknown recurrent layer '{mode}', one of {', '.join(GATES)} is meant")
+            raise ValueError(f"unknown recurrent layer '{mode}'; choose one of {', '.join(GATES)}")
         if proj_size != hidden_size and mode != "lstm":
             raise ValueError(f"'{mode}' has no projection: hidden size {hidden_size} must equal width {proj_size}")
         self.mode, self.hidden_size = mode, hidden_size
@@ -185,19 +187,19 @@ class ScaledRNN(nn.Module):
             self.register_parameter(name + "_scale", nn.Parameter(torch.tensor(scale)))
 
     def scaled_parameters(self) -> list[Tensor]:
-        """The parameters in use, in torch's order: w_ih, w_hh, b_ih, b_hh and, with a projection, w_hr."""
+        """Return the parameters in use, in torch's order: w_ih, w_hh, b_ih, b_hh and, with a projection, w_hr."""
         return [scaled(getattr(self, name), getattr(self, name + "_scale")) for name in self.names]
 
     def forward(self, x: Tensor, h0: Tensor, c0: Tensor, params: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """x (T, N, C), h0 (1, N, proj_size), c0 (1, N, hidden_size) -> out (T, N, proj_size), h, c.
+        """Run the layer: x (T, N, C), h0 (1, N, proj_size), c0 (1, N, hidden_size) -> out (T, N, proj_size), h, c.
 
-        `params` are `scaled_parameters()`, perhaps passed through the gradient filter. gru and rnn return c0 as it is.
+        params: `scaled_parameters()`, perhaps passed through the gradient filter. gru and rnn return c0 unchanged.
         """
         if self.mode == "lstm" and x.device.type == "cpu":
             states = h0[0].to(exact_dtype(x)), c0[0].to(exact_dtype(x))
             out, h, c = lstm_cpu(x.to(exact_dtype(x)), *states, params, product_dtype(x))
             return out, h.unsqueeze(0), c.unsqueeze(0)
-        # Autocast runs cuDNN's layers in float16 whatever type it was asked for, which gradients of summed losses overflow.
+        # Autocast runs cuDNN's layers in float16 even if it was asked for bfloat16; gradients of summed losses overflow that.
         dtype = product_dtype(x)
         options = (True, 1, 0.0, self.training, False, False)
         with torch.autocast(x.device.type, enabled=False):

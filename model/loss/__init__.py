@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
-from typing import cast
 
-from model.loss.bounds import pruned_mass
 from model.loss.interface import LossBackend
 
-__all__ = ["BACKENDS", "LossBackend", "get_backend", "pruned_mass"]
+__all__ = ["BACKENDS", "LossBackend", "get_backend"]
 
 BACKENDS = {
     "native": "model.loss.native",
@@ -20,9 +17,11 @@ BACKENDS = {
 
 
 def get_backend(name: str = "native") -> LossBackend:
-    """The backend `native`, `k2` or `torchaudio`; `auto` is k2 where it imports, else native, and says which.
+    """Return the backend `native`, `k2` or `torchaudio`; `auto` is k2 if it imports, else native; the choice is logged.
 
-    Raises ValueError for another name, ImportError with one clear line where the backend's library is missing.
+    Raises:
+      ValueError: no backend has this name.
+      ImportError: the backend's library is missing.
     """
     if name == "auto":
         try:
@@ -33,5 +32,5 @@ def get_backend(name: str = "native") -> LossBackend:
             logging.info("loss.backend=auto: native (%s)", e)
         return backend
     if name not in BACKENDS:
-        raise ValueError(f"unknown loss backend {name!r}: choose one of {', '.join([*BACKENDS, 'auto'])}")
-    return cast(LossBackend, importlib.import_module(BACKENDS[name]))
+        raise ValueError(f"unknown loss backend {name!r}; choose one of {', '.join([*BACKENDS, 'auto'])}")
+    return importlib.import_module(BACKENDS[name]).backend

@@ -1,4 +1,7 @@
-"""Which part of the lattice to keep: the pruning bounds (section 3.2 of the paper) and how much they leave outside."""
+"""Which part of the lattice to keep: the pruning bounds, and how much they leave outside.
+
+Kuang et al. 2022, arXiv 2206.13236, section 3.2.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,24 @@ from torch import Tensor
 
 
 def prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: int) -> Tensor:
-    """For each frame the S consecutive nodes that keep most of the simple lattice's occupation.
+    """Return for each frame the S consecutive nodes that keep most of the simple lattice's occupation.
 
-    The mass that a window starting at u keeps of frame t is the blanks leaving its nodes less the token arc that enters it
-    from below: sum_{k < S} py_grad[u + k, t] - px_grad[u - 1, t]. The best starts are then bounded so
-    that a path through the band exists: non-decreasing, rising by at most S - 1 per frame, 0 in the first frame and
-    max(U_n + 1 - S, 0) from the last real frame on.
+    A window that starts at u keeps in frame t the mass of the blanks that leave its nodes, minus that of the token arc that
+    enters it from below: sum_{k < S} py_grad[u + k, t] - px_grad[u - 1, t]. The best starts are then bounded so that a path
+    through the band exists: non-decreasing, rising by at most S - 1 per frame, 0 in the first frame and
+    max(U_n + 1 - S, 0) in the last real frame and after it.
 
-    Args:
-      px_grad: (N, U, T + 1), py_grad: (N, U + 1, T), boundary: (N, 4).
-      s_range: the S wanted, at least 2; all U + 1 nodes are kept where the batch has no more.
+    px_grad: (N, U, T + 1), py_grad: (N, U + 1, T), boundary: (N, 4).
+    s_range: S, at least 2; if the batch has fewer nodes, all U + 1 are kept.
+
     Returns:
       ranges (N, T, S) int64.
+
+    Raises:
+      ValueError: `s_range` is below 2.
     """
     if s_range < 2:
-        raise ValueError(f"a prune range must be at least 2 so that a path can climb, got {s_range}")
+        raise ValueError(f"the prune range must be at least 2, or no path can emit a token; got {s_range}")
     n, nodes, t_max = py_grad.shape
     s = min(s_range, nodes)
     kept = py_grad.unfold(1, s, 1).permute(0, 1, 3, 2).sum(2)  # (N, U + 2 - S, T)
@@ -32,20 +38,20 @@ def prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: in
     last_start = (boundary[:, 2:3] + 1 - s).clamp(min=0)
     best = torch.where(frame < boundary[:, 3:4] - 1, best, last_start)
     starts = _running_min_from_right(best)
-    # rising at most S - 1 per frame is the same as (S - 1) t - start being non-decreasing
+    # "start rises by at most S - 1 per frame" means: (S - 1) t - start does not decrease
     slack = _running_min_from_right((s - 1) * frame - starts).clamp(min=0)
     starts = (s - 1) * frame - slack
     return starts.unsqueeze(2) + torch.arange(s, device=best.device)
 
 
 def pruned_mass(px_grad: Tensor, py_grad: Tensor, ranges: Tensor, boundary: Tensor) -> Tensor:
-    """Share of the simple lattice's posterior mass that falls outside the band, a check whether S suffices.
+    """Return the share of the simple lattice's posterior mass outside the band, which shows whether S is large enough.
 
-    Mass counts arcs: an utterance's paths have T_n blanks and U_n tokens each, so the occupations sum to T_n + U_n. An arc is
-    inside where both of its nodes are.
+    Mass counts arcs: every path of an utterance has T_n blanks and U_n tokens, so the occupations sum to T_n + U_n. An arc is
+    inside if both of its nodes are.
 
-    Args:
-      px_grad: (N, U, T + 1), py_grad: (N, U + 1, T), ranges: (N, T, S), boundary: (N, 4).
+    px_grad: (N, U, T + 1), py_grad: (N, U + 1, T), ranges: (N, T, S), boundary: (N, 4).
+
     Returns:
       (N,) between 0 and 1.
     """
@@ -64,5 +70,5 @@ def pruned_mass(px_grad: Tensor, py_grad: Tensor, ranges: Tensor, boundary: Tens
 
 
 def _running_min_from_right(x: Tensor) -> Tensor:
-    """The largest non-decreasing sequence along the last axis that nowhere exceeds x."""
+    """Return the largest non-decreasing sequence along the last axis that nowhere exceeds x."""
     return x.flip(-1).cummin(-1).values.flip(-1)

@@ -1,14 +1,14 @@
-"""The RNN-T recursion over a band of the lattice, forward and backward, without gradients of its own.
+"""The RNN-T recursion over a band of the lattice, forward and backward, outside autograd.
 
 A node (t, u) of the lattice means: t frames consumed, u tokens emitted. From it `px[t, u]` emits token u + 1 and stays in
-frame t, `py[t, u]` emits blank and moves to frame t + 1. With the paper's y(t, u) = px and ∅(t, u) = py
+frame t; `py[t, u]` emits blank and moves to frame t + 1. With the paper's y(t, u) = px and ∅(t, u) = py
 (Kuang et al. 2022, arXiv 2206.13236):
 
     alpha(t, u) = log-add(alpha(t, u - 1) + px(t, u - 1), alpha(t - 1, u) + py(t - 1, u)),    alpha(0, 0) = 0
     total       = alpha(T - 1, U) + py(T - 1, U)
 
-Of each frame only the S nodes u = starts[t], ..., starts[t] + S - 1 exist; the full lattice is the band with starts 0 and
-S = U + 1. The gradients of `total` by px and py are the probabilities that the path goes through that arc (occupations).
+In each frame only the S nodes u = starts[t], ..., starts[t] + S - 1 exist; the full lattice is the band with starts 0 and
+S = U + 1. The gradients of `total` by px and py are the probabilities that the path takes that arc (occupations).
 """
 
 from __future__ import annotations
@@ -17,69 +17,70 @@ import functools
 import sys
 from collections.abc import Callable
 
+from model.kernels import compiled_on
+
 import torch
 from torch import Tensor
-
-try:
-    from model.kernels import lattice_cpu as lattice_numba
-except ImportError:  # numba is optional: the torch recursion gives the same numbers
-    lattice_numba = None  # type: ignore[assignment]
 
 
 def band_recursion(
     px: Tensor, py: Tensor, starts: Tensor, boundary: Tensor, occupation: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Total log-probability of all paths through a band, and the occupation of every arc.
+    """Return the total log-probability of all paths through a band, and the occupation of every arc.
 
-    Args:
-      px, py: (N, T, S) log-probabilities of token and blank; entries outside an utterance's frames and tokens are ignored.
-      starts: (N, T) int64, the first u of each frame's window; starts[:, 0] is 0.
-      boundary: (N, 4) int64 rows [0, 0, U_n, T_n].
-      occupation: whether the occupations are needed; else None stands for them.
+    px, py: (N, T, S) log-probabilities of token and blank; entries outside an utterance's frames and tokens are ignored.
+    starts: (N, T) int64, the first u of each frame's window; starts[:, 0] is 0.
+    boundary: (N, 4) int64 rows [0, 0, U_n, T_n].
+    occupation: whether to compute the occupations; if not, they are None.
+
     Returns:
-      total (N,), px_occ (N, T + 1, S), py_occ (N, T, S), in px's dtype. The frame T of px_occ is 0: it is there so that a
-      transposed view has k2's shape. Where no path fits into the band total is -inf and the occupations are 0.
+      total (N,), px_occ (N, T + 1, S), py_occ (N, T, S), in px's dtype. Frame T of px_occ is 0: with it a transposed view
+      has k2's shape. If no path fits into the band, total is -inf and the occupations are 0.
     """
-    if lattice_numba is not None and px.device.type == "cpu":
-        return lattice_numba.band_recursion(px, py, starts, boundary, occupation)
+    if compiled_on(px.device):
+        from model.kernels import lattice_cpu
+
+        return lattice_cpu.band_recursion(px, py, starts, boundary, occupation)
     recursion = on_gpu(px.device) if px.device.type == "cuda" else band_recursion_torch
     return recursion(px, py, starts, boundary, occupation)
 
 
 @functools.cache
 def on_gpu(device: torch.device) -> Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]:
-    """Triton's recursion where Triton, which torch brings along on Linux, compiles for this GPU (it also needs a C
-    compiler), else that in torch operations."""
+    """Return Triton's recursion if Triton works for this GPU, else the one in torch operations.
+
+    Triton comes with torch on Linux, and needs a C compiler.
+    """
     try:
-        from model.kernels import lattice_gpu as lattice_triton
+        from model.kernels import lattice_gpu
 
         one = torch.zeros(1, 1, 1, device=device)
         start, boundary = torch.zeros(1, 1, dtype=torch.long), torch.tensor([[0, 0, 0, 1]])
-        total = lattice_triton.band_recursion(one, one, start.to(device), boundary.to(device))[0].item()
+        total = lattice_gpu.band_recursion(one, one, start.to(device), boundary.to(device))[0].item()
         if total != 0:
-            raise RuntimeError(f"it gives {total} in place of 0")
-        return lattice_triton.band_recursion
-    except Exception as e:  # whatever it is, there is another way
+            raise RuntimeError(f"a test gives {total} instead of 0")
+        return lattice_gpu.band_recursion
+    except Exception as e:  # Triton fails with errors of many kinds
         why = str(e).strip().split("\n")[0][:200]
-        print(f"warning: the loss is slower than it need be, as Triton does not work here: {why}", file=sys.stderr)
+        print(f"warning: Triton is unavailable ({why}); using the slower PyTorch loss", file=sys.stderr)
         return band_recursion_torch
 
 
 def band_recursion_torch(
     px: Tensor, py: Tensor, starts: Tensor, boundary: Tensor, occupation: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """`band_recursion` in torch operations: a scan over frames, each row solved by one cumulative log-sum-exp.
+    """Do what `band_recursion` does in torch operations: a scan over frames, each row solved by one log-cumsum-exp.
 
-    Within a frame alpha(u) = log-add(alpha(u - 1) + px(u - 1), b(u)), b coming from the frame before. With
+    Within a frame alpha(u) = log-add(alpha(u - 1) + px(u - 1), b(u)), with b from the frame before. With
     c(u) = px(0) + ... + px(u - 1) this is alpha(u) = c(u) + log-cumsum-exp(b - c)(u). Sums are float64. No value is
-    brought to the host, so that a GPU runs without waiting.
+    copied to the host, so a GPU never waits.
     """
     n, t_max, s = px.shape
     tokens, frames = boundary[:, 2, None], boundary[:, 3, None]
     u = starts.unsqueeze(2) + torch.arange(s, device=px.device)  # (N, T, S)
     real = (u <= tokens.unsqueeze(2)) & (torch.arange(t_max, device=px.device) < frames).unsqueeze(2)
     emits = real & (u < tokens.unsqueeze(2)) & (torch.arange(s, device=px.device) < s - 1)
-    # a zero where nothing may be emitted keeps the cumulative sums finite; those nodes are closed by -inf below
+    # zeros at nodes that may emit no token keep the cumulative sums finite; -inf closes those nodes below
     x = px.double().masked_fill(~emits, 0.0)
     y = py.double().masked_fill(~real, -torch.inf)
     before = torch.nn.functional.pad(x.cumsum(2), (1, 0))[:, :, :s]  # c(u)
@@ -114,7 +115,7 @@ def band_recursion_torch(
 
 
 def _shifted(row: Tensor, by: Tensor) -> Tensor:
-    """`row` (N, S) moved left by `by` (N,) places (right where negative), -inf coming in."""
+    """Return `row` (N, S) moved left by `by` (N,) places (to the right if negative), filled up with -inf."""
     s = row.shape[1]
     index = torch.arange(s, device=row.device) + by[:, None]
     return row.gather(1, index.clamp(0, s - 1)).masked_fill((index < 0) | (index >= s), -torch.inf)

@@ -1,14 +1,13 @@
 """The RNN-T loss of the true joiner within a band, from the joiner's projections to the loss in one operation.
 
-Tiles of lattice nodes go through tanh, the output matrix and log-softmax; of each node only the log-probabilities of its
-token and of blank are kept. The backward pass makes a tile's logits anew and turns the occupations straight into
-gradients of the two projections, the output matrix and the bias: for a node with token occupation x, blank occupation y,
-token k and blank b,
+Tiles of lattice nodes go through tanh, the output matrix and log-softmax; only the log-probabilities of each node's token
+and of blank are kept. The backward pass makes a tile's logits again and turns the occupations directly into gradients of the
+two projections, the output matrix and the bias: for a node with token occupation x, blank occupation y, token k and blank b,
 
     d loss / d logits = (x + y) softmax(logits) - x e_k - y e_b.
 
-So memory does not depend on the number of classes beyond the output matrix: tiles hold a fixed number of logits, and so
-does the store of those that need not be made again (all of them where C <= J).
+So apart from the output matrix, memory does not depend on the number of classes: a tile holds a fixed number of logits, and
+the store of logits that are kept for the backward pass is no larger than the hidden units would be (all fit if C <= J).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from model.loss.interface import JoinerInput, Lattice
 from model.loss.lattice import band_recursion
 from model.loss.simple import delay_bonus
 from model.precision import exact_dtype, no_autocast
@@ -24,22 +24,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits (or hidden units, if these are more) of one tile: enough for an efficient matrix product, and on a CPU few enough
+# Logits (or hidden units, if there are more) of one tile: enough for an efficient matrix product, and on a CPU few enough
 # to stay in its caches.
 TILE_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
-class Options(NamedTuple):
-    """Blank, delay penalty, the dtype of matrix products, and whether a backward pass will come."""
-
-    blank: int
-    delay_penalty: float
-    product: torch.dtype
-    keep: bool
-
-
 class PrunedLoss(torch.autograd.Function):
-    """See `LossBackend.pruned_loss`."""
+    """`LossBackend.pruned_loss` as one operation.
+
+    product: the type of matrix products. keep: whether a backward pass will follow.
+    """
 
     @staticmethod
     @no_autocast
@@ -49,48 +43,50 @@ class PrunedLoss(torch.autograd.Function):
         dec: Tensor,
         weight: Tensor,
         bias: Tensor,
-        tokens: Tensor,
         ranges: Tensor,
-        boundary: Tensor,
-        options: Options,
+        lattice: Lattice,
+        product: torch.dtype,
+        keep: bool,
     ) -> Tensor:
+        """Return the losses (N,)."""
         exact = exact_dtype(enc)
-        nodes = _Nodes(tokens, ranges, boundary, options.blank)
-        joiner = _Joiner(enc, dec, weight, bias, options.product)
+        nodes = _Nodes(ranges, lattice)
+        joiner = _Joiner(JoinerInput(enc, dec, weight, bias), product)
         px = torch.zeros(ranges.shape, dtype=exact, device=enc.device)
         py = torch.zeros_like(px)
-        kept = joiner.room(len(nodes.place) if options.keep else 0)
+        kept = joiner.room(len(nodes.place) if keep else 0)
         for first, tile in nodes.tiles(weight):
             logits = joiner.logits(joiner.hidden(tile), _rows(kept, first, tile))
             log_p = torch.log_softmax(logits, 1, dtype=exact)
             px.view(-1)[tile.place] = log_p.gather(1, tile.token.unsqueeze(1)).squeeze(1)
-            py.view(-1)[tile.place] = log_p[:, options.blank]
-        if options.delay_penalty:
-            px += delay_bonus(boundary, ranges.shape[1], options.delay_penalty, exact).unsqueeze(2)
-        total, px_occ, py_occ = band_recursion(px, py, ranges[:, :, 0].contiguous(), boundary, options.keep)
-        if options.keep:
-            ctx.save_for_backward(enc, dec, weight, bias, tokens, ranges, boundary, px_occ, py_occ)
-            ctx.options, ctx.kept = options, kept
+            py.view(-1)[tile.place] = log_p[:, lattice.blank]
+        if lattice.delay_penalty:
+            px += delay_bonus(lattice, ranges.shape[1], exact).unsqueeze(2)
+        total, px_occ, py_occ = band_recursion(px, py, ranges[:, :, 0].contiguous(), lattice.boundary, keep)
+        if keep:
+            ctx.save_for_backward(enc, dec, weight, bias, ranges, px_occ, py_occ)
+            ctx.lattice, ctx.product, ctx.kept = lattice, product, kept
         return -total
 
     @staticmethod
     @once_differentiable
     @no_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        enc, dec, weight, bias, tokens, ranges, boundary, px_occ, py_occ = ctx.saved_tensors
-        options: Options = ctx.options
-        kept, ctx.kept = ctx.kept, None  # a second backward pass makes all logits anew
+        """Return the gradients by enc, dec, weight and bias."""
+        enc, dec, weight, bias, ranges, px_occ, py_occ = ctx.saved_tensors
+        lattice: Lattice = ctx.lattice
+        kept, ctx.kept = ctx.kept, None  # a second backward pass makes all logits again
         exact = px_occ.dtype
         grad = grad.to(exact)
         scale = torch.ones((), dtype=exact, device=grad.device)
-        if options.product == torch.float16:  # a loss scale would overflow: it is taken out here and put back at the end
+        if ctx.product == torch.float16:  # a loss scale would overflow: divide by it here, multiply at the end
             scale = grad.abs().amax().clamp(min=torch.finfo(exact).tiny)
         per_utterance = (grad / scale).view(-1, 1, 1)
         x, y = (px_occ[:, :-1] * per_utterance).flatten(), (py_occ * per_utterance).flatten()
         both = x + y
         counts = _counts(px_occ[:, :-1], py_occ) & (both != 0)
-        nodes = _Nodes(tokens, ranges, boundary, options.blank)
-        joiner = _Joiner(enc, dec, weight, bias, options.product)
+        nodes = _Nodes(ranges, lattice)
+        joiner = _Joiner(JoinerInput(enc, dec, weight, bias), ctx.product)
         d_enc, d_dec, d_weight, d_bias = (p.new_zeros(p.shape, dtype=exact) for p in (enc, dec, weight, bias))
         for first, whole in nodes.tiles(weight):
             tile, logits = _only(counts, whole, _rows(kept, first, whole))
@@ -98,7 +94,7 @@ class PrunedLoss(torch.autograd.Function):
             d_logits = torch.softmax(joiner.logits(hidden) if logits is None else logits, 1, dtype=exact)
             d_logits.mul_(both[tile.place].unsqueeze(1))
             d_logits.scatter_add_(1, tile.token.unsqueeze(1), -x[tile.place].unsqueeze(1))
-            d_logits[:, options.blank] -= y[tile.place]
+            d_logits[:, lattice.blank] -= y[tile.place]
             d_bias += d_logits.sum(0)
             d_hidden = joiner.backward(hidden, d_logits, d_weight)
             d_enc.view(-1, d_enc.shape[2]).index_add_(0, tile.enc, d_hidden)
@@ -119,17 +115,18 @@ class _Tile(NamedTuple):
 class _Nodes:
     """The lattice nodes of a band that are computed.
 
-    On the CPU those in padded frames and beyond an utterance's last token are left out; a GPU would have to wait for the
+    On the CPU, nodes in padded frames and beyond an utterance's last token are left out; a GPU would have to wait for the
     lengths.
     """
 
-    def __init__(self, tokens: Tensor, ranges: Tensor, boundary: Tensor, blank: int) -> None:
+    def __init__(self, ranges: Tensor, lattice: Lattice) -> None:
+        tokens, boundary = lattice.tokens, lattice.boundary
         n, t_max, s = ranges.shape
         nodes = tokens.shape[1] + 1
         device = ranges.device
         first = torch.arange(0, n * nodes, nodes, device=device).view(n, 1, 1)  # row of u = 0 in dec
         self.dec = (first + ranges.clamp(max=nodes - 1)).flatten()
-        self.token = torch.nn.functional.pad(tokens, (0, 1), value=blank).flatten()[self.dec]
+        self.token = torch.nn.functional.pad(tokens, (0, 1), value=lattice.blank).flatten()[self.dec]
         self.enc = torch.arange(n * t_max, device=device).repeat_interleave(s)
         if _may_wait(ranges):
             in_time = torch.arange(t_max, device=device).view(1, t_max, 1) < boundary[:, 3].view(n, 1, 1)
@@ -138,35 +135,35 @@ class _Nodes:
             self.place = torch.arange(n * t_max * s, device=device)
 
     def tiles(self, weight: Tensor) -> Iterator[tuple[int, _Tile]]:
-        """The nodes in tiles for an output matrix (C, J), each with the number of nodes before it."""
+        """Yield the nodes in tiles for an output matrix (C, J), each with the number of nodes before it."""
         size = max(16, TILE_NUMBERS.get(weight.device.type, 1 << 22) // max(weight.shape))
         for i, place in enumerate(self.place.split(size)):
             yield i * size, _Tile(place, self.enc[place], self.dec[place], self.token[place])
 
 
 class _Joiner:
-    """tanh and output matrix on tiles of nodes, with the matrix products in the dtype that autocast wants."""
+    """tanh and output matrix on tiles of nodes, with the matrix products in the type `product`."""
 
-    def __init__(self, enc: Tensor, dec: Tensor, weight: Tensor, bias: Tensor, product: torch.dtype) -> None:
-        exact = exact_dtype(enc)
-        self.enc, self.dec = (x.reshape(-1, x.shape[2]).to(exact) for x in (enc, dec))
-        self.weight, self.bias = weight.to(product), bias.to(product)
+    def __init__(self, given: JoinerInput, product: torch.dtype) -> None:
+        exact = exact_dtype(given.enc)
+        self.enc, self.dec = (x.reshape(-1, x.shape[2]).to(exact) for x in (given.enc, given.dec))
+        self.weight, self.bias = given.weight.to(product), given.bias.to(product)
         self.low_d_weight: Tensor | None = None
 
     def room(self, nodes: int) -> Tensor:
-        """For the logits of as many of `nodes` as take no more than the hidden units of all would, (kept nodes, C)."""
+        """Return an empty store (nodes to keep, C) for logits, no larger than the hidden units of all `nodes` would be."""
         classes, width = self.weight.shape
         return self.weight.new_empty(min(nodes, nodes * width // classes), classes)
 
     def hidden(self, tile: _Tile) -> Tensor:
-        """tanh(enc + dec), (nodes, J)."""
+        """Return tanh(enc + dec) (nodes, J)."""
         total = self.dec.index_select(0, tile.dec).add_(self.enc.index_select(0, tile.enc))
         if not _may_wait(total):
             return total.tanh_()
         return total.mul_(2).sigmoid_().mul_(2).sub_(1)  # the same; torch's tanh on the CPU takes five times as long
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """(nodes, J) -> (nodes, C), in `out` if given."""
+        """Return the logits (nodes, C) of hidden units (nodes, J), in `out` if given."""
         return torch.addmm(self.bias, hidden.to(self.weight.dtype), self.weight.t(), out=out)
 
     def backward(self, hidden: Tensor, d_logits: Tensor, d_weight: Tensor) -> Tensor:
@@ -183,23 +180,23 @@ class _Joiner:
 
 
 def _may_wait(x: Tensor) -> bool:
-    """Whether sizes may depend on values: on a GPU the host would have to wait for them."""
+    """Return whether sizes may depend on values: on a GPU the host would have to wait for them."""
     return x.device.type == "cpu"
 
 
 def _rows(kept: Tensor | None, first: int, tile: _Tile) -> Tensor | None:
-    """Where the logits of a tile that begins with node `first` are kept; None where there is no room for them."""
+    """Return the rows of `kept` for a tile that begins with node `first`; None if there is no room for its logits."""
     last = first + len(tile.place)
     return None if kept is None or last > len(kept) else kept[first:last]
 
 
 def _counts(px_occ: Tensor, py_occ: Tensor) -> Tensor:
-    """Which nodes of the flat band add more to the gradients than a hundredth of a rounding error of a certain node."""
+    """Return which nodes of the flat band add to the gradients more than a hundredth of the rounding error of one node."""
     return (px_occ + py_occ).flatten() > torch.finfo(px_occ.dtype).eps / 100
 
 
 def _only(counts: Tensor, tile: _Tile, logits: Tensor | None) -> tuple[_Tile, Tensor | None]:
-    """The nodes of a tile that count; in a trained model most of the band is as good as impossible."""
+    """Return the nodes of a tile that count; in a trained model most of the band has almost no probability."""
     if not _may_wait(counts):
         return tile, logits
     chosen = counts[tile.place].nonzero().squeeze(1)

@@ -1,8 +1,8 @@
-"""Searches by name, of whole utterances and of chunks.
+"""Searches by name, for whole utterances and for chunks.
 
 `get_search("modified_beam_search")(model, encoder_out, encoder_out_lens, **options)` returns the hypotheses of a batch;
-`get_stream("modified_beam_search")(model, **options)` is an object that takes the same batch piece by piece, and gives the
-same hypotheses.
+`get_stream("modified_beam_search")(model, **options)` returns an object that takes the same batch chunk by chunk and gives
+the same hypotheses.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from model.search.modified_beam import ModifiedBeamStream, modified_beam_search
 from model.search.rescore import rescore
 from model.search.stream import Stream
 
-Chosen = TypeVar("Chosen")
+Value = TypeVar("Value")
 Search = Callable[..., list[Hypothesis]]
 
 SEARCHES: dict[str, Search] = {
@@ -33,27 +33,27 @@ STREAMS: dict[str, Callable[..., Stream]] = {
 
 
 def get_search(name: str) -> Search:
-    """The search of that name: `search(model, encoder_out (N, T, C), encoder_out_lens (N,), **options)`.
+    """Return the search called `name`: `search(model, encoder_out (N, T, C), encoder_out_lens (N,), **options)`.
 
     Every search returns one `Hypothesis` per utterance, in the order of the batch; an utterance of 0 frames gets an empty one.
-    Options are keyword arguments, checked: an unknown one is a TypeError that names it, a bad value a ValueError.
+    Options are keyword arguments: an unknown one raises a TypeError that names it, a value out of range a ValueError.
 
     Raises:
-      ValueError: no search of that name.
+      ValueError: no search has this name.
     """
     return _choose(SEARCHES, name)
 
 
 def get_stream(name: str) -> Callable[..., Stream]:
-    """The search of that name for chunks: `stream(model, **options)` is a `Stream`. Names and options as `get_search`.
+    """Return the search called `name` for chunks: `stream(model, **options)` is a `Stream`. Options as in `get_search`.
 
     Raises:
-      ValueError: no search of that name.
+      ValueError: no search has this name.
     """
     return _choose(STREAMS, name)
 
 
-def _choose(table: dict[str, Callable[..., Chosen]], name: str) -> Callable[..., Chosen]:
+def _choose(table: dict[str, Callable[..., Value]], name: str) -> Callable[..., Value]:
     try:
         return table[name]
     except KeyError:

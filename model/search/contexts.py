@@ -1,63 +1,67 @@
-"""Token log-probabilities for many (frame, context) pairs at once, with all that stays the same computed once.
+"""Token log-probabilities for many (frame, context) pairs at once; everything that stays the same is computed once.
 
-The decoder is stateless: its output depends on the last `context_size` tokens only. A context is numbered by
-reading its tokens, each plus one, as digits to the base vocab_size + 1 (-1, "no token yet", is the digit 0).
+The decoder is stateless: its output depends on the last `context_size` tokens only. The number of a context has its tokens,
+each plus one, as digits to the base vocab_size + 1 (-1, "no token yet", is the digit 0).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from model.kernels.beam_state import Numbering
+
 import torch
 
-# Up to so many contexts the decoder's outputs are all computed beforehand (a 44-token model with 2 tokens of context).
-SMALL_TABLE = 2048
-# So many known contexts are too many to take over into the next batch.
-MAX_KNOWN = 65536
+# If there are at most this many contexts, the decoder's outputs for all are computed beforehand (44 tokens, 2 in a context).
+MAX_TABLE = 2048
+# More computed contexts than this are not taken over into the next batch.
+MAX_CACHED = 65536
 
 
 class Contexts:
-    """Numbers contexts and gives the joiner's projection of the decoder's output for them, each computed only once."""
+    """Numbers contexts, and gives the joiner's projection of the decoder's output for them, each computed only once."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
+        """Prepare a table for `model`, whose weights are on `device`.
+
+        Raises:
+          ValueError: there are too many contexts for 62 bits.
+        """
         self.model = model
         self.size = int(model.context_size)
         self.base = int(model.vocab_size) + 1
-        self.tail = self.base ** (self.size - 1)
+        self.numbering = Numbering(self.base, self.base ** (self.size - 1))
         if self.base**self.size >= 2**62:
             raise ValueError(f"{self.size} tokens of context over {model.vocab_size} tokens are too many to number")
         self.device = device
-        self._complete = self.base**self.size <= SMALL_TABLE
+        self._complete = self.base**self.size <= MAX_TABLE
         self._rows = torch.empty(0)
         if self._complete:
             self._rows = self._compute(torch.arange(self.base**self.size, device=device))
-        # Known contexts in rising order, and for each its row of `_rows`.
+        # The contexts computed so far in rising order, and the row of `_rows` of each.
         self._keys = torch.empty(0, dtype=torch.int64, device=device)
         self._slots = torch.empty(0, dtype=torch.int64, device=device)
 
     def trim(self) -> None:
-        """Forgets what is known if that has become much: to be called now and then, between batches."""
-        if len(self._keys) > MAX_KNOWN:
+        """Empty the table if it has become large. Call this between batches."""
+        if len(self._keys) > MAX_CACHED:
             self._keys, self._slots, self._rows = (x.new_empty(0) for x in (self._keys, self._slots, self._rows))
 
     def number(self, tokens: list[int]) -> int:
-        """The number of a context given as `context_size` token ids (-1 allowed)."""
+        """Return the number of a context given as `context_size` token ids (-1: no token yet)."""
         number = 0
         for token in tokens:
             number = number * self.base + token + 1
         return number
 
-    def extend(self, contexts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Numbers of the contexts that `tokens` lead to."""
-        return contexts % self.tail * self.base + tokens + 1
-
     def decode(self, contexts: torch.Tensor) -> torch.Tensor:
-        """Projected decoder output for context numbers of any shape (...): (..., J)."""
+        """Return the projected decoder output (..., J) for context numbers of any shape (...)."""
         flat = contexts.reshape(-1)
         rows = flat if self._complete else self._find(flat)
         return self._rows.index_select(0, rows).view(*contexts.shape, self._rows.shape[1])
 
     def _find(self, contexts: torch.Tensor) -> torch.Tensor:
+        """Return the rows of `contexts` in `_rows`; compute those that are missing."""
         if len(self._keys):
             place = torch.searchsorted(self._keys, contexts).clamp_(max=len(self._keys) - 1)
             missing = contexts[self._keys[place] != contexts]
@@ -73,12 +77,12 @@ class Contexts:
         return self._slots[torch.searchsorted(self._keys, contexts)]
 
     def _append(self, rows: torch.Tensor, used: int) -> None:
-        """Stores rows behind the `used` ones; the storage doubles when it is full."""
+        """Store rows after the `used` ones; the storage doubles when it is full."""
         if used + len(rows) > len(self._rows):
-            grown = rows.new_empty(max(1024, 2 * (used + len(rows))), rows.shape[1])
+            larger = rows.new_empty(max(1024, 2 * (used + len(rows))), rows.shape[1])
             if used:
-                grown[:used] = self._rows[:used]
-            self._rows = grown
+                larger[:used] = self._rows[:used]
+            self._rows = larger
         self._rows[used : used + len(rows)] = rows
 
     def _compute(self, contexts: torch.Tensor) -> torch.Tensor:
@@ -89,9 +93,14 @@ class Contexts:
 
 
 class Joint:
-    """The joiner's output layer, its effective weights computed once, followed by temperature and log-softmax."""
+    """The joiner's output layer, its scaled weights computed once, followed by temperature and log-softmax."""
 
     def __init__(self, model: Any, temperature: float, blank_penalty: float) -> None:
+        """Take the output layer of `model`; temperature divides the logits, blank_penalty is subtracted from blank's.
+
+        Raises:
+          ValueError: the temperature is not above 0.
+        """
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         layer = model.joiner.output_linear
@@ -99,10 +108,10 @@ class Joint:
         if blank_penalty:
             bias = bias.clone()
             bias[model.blank_id] -= blank_penalty
-        # log_softmax(logits / temperature): the division goes into the layer.
+        # log_softmax(logits / temperature): the layer's weights include the division.
         self.weight, self.bias = weight / temperature, bias / temperature
 
     def log_probs(self, enc: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
-        """Encoder and decoder projections that broadcast to (..., J) -> log-probabilities (..., V)."""
+        """Return the log-probabilities (..., V) for encoder and decoder projections that broadcast to (..., J)."""
         hidden = torch.add(enc, dec).tanh_()
         return torch.nn.functional.linear(hidden, self.weight, self.bias).log_softmax(-1)

@@ -21,7 +21,7 @@ def decode_k2(
     encoder_out_lens: torch.Tensor,
     limits: tuple[float, int, int, bool],
 ) -> list[Hypothesis]:
-    """Searches whole utterances, encoder_out (N, T, C) and encoder_out_lens (N,); no n-best lists. Blank is token 0.
+    """Search whole utterances, encoder_out (N, T, C) and encoder_out_lens (N,); no n-best lists. Blank is token 0.
 
     limits: (beam, max_contexts, max_states, allow_partial).
 
@@ -49,7 +49,7 @@ def decode_k2(
     streams = k2.RnntDecodingStreams([k2.RnntDecodingStream(graph) for _ in range(num_utts)], config)
     powers = torch.tensor([contexts.base**i for i in range(contexts.size - 1, -1, -1)], device=device)
     for t in range(len(frames)):
-        # Utterances that have ended go on through padding; only their real frames are read below.
+        # Utterances that have ended run through padding; only their real frames are read below.
         shape, context = streams.get_contexts()
         number = ((context.to(torch.int64) + 1) * powers).sum(1)
         enc = frames.enc[t, :num_utts].index_select(0, shape.row_ids(1).to(torch.int64))
@@ -69,7 +69,7 @@ def decode_k2(
 
 
 def with_confidences(results: list[Hypothesis], enc: torch.Tensor, joint: Joint, contexts: Contexts) -> list[Hypothesis]:
-    """Adds the probabilities of the tokens, of all results at once. enc: (T, >= N, J), utterances as in `results`."""
+    """Return the results with the probabilities of their tokens. enc: (T, >= N, J), utterances as in `results`."""
     if not any(h.tokens for h in results):
         return results
     emissions = []  # (context, token, frame, utterance)

@@ -1,4 +1,4 @@
-"""The batch as a search walks it: frame by frame, longest utterance first, so that those that end drop off the end."""
+"""A batch laid out for a search: frame by frame, longest utterance first, so the active utterances are always the first."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 def check_chunk(encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> torch.Tensor:
-    """`encoder_out_lens` (N,) as int64 on the CPU, where the frames are counted.
+    """Return `encoder_out_lens` (N,) as int64 on the CPU, for `encoder_out` (N, T, C).
 
     Raises:
-      ValueError: not `encoder_out` (N, T, C) with its lengths (N,), or a length outside 0..T.
+      ValueError: the shapes do not match, or a length is outside 0..T.
     """
     if encoder_out.dim() != 3 or encoder_out_lens.shape != encoder_out.shape[:1]:
         raise ValueError(
@@ -33,14 +33,14 @@ class Frames:
       enc: (T, N, J), utterances sorted by length, longest first; T is the longest length.
       active: for each frame t, how many utterances reach it: enc[t, :active[t]] is real, the rest padding.
       lens: (N,) int64 on the CPU, in the order of the batch.
-      inverse: (N,) int64 on the CPU, at which place of the sorted ones each utterance of the batch is.
+      inverse: (N,) int64 on the CPU, the place of each utterance of the batch among the sorted ones.
     """
 
     def __init__(self, model: Any, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> None:
-        """Checks and projects `encoder_out` (N, T, C), of which `encoder_out_lens` (N,) frames count.
+        """Check and project `encoder_out` (N, T, C), of which the first `encoder_out_lens` (N,) frames count.
 
         Raises:
-          ValueError: as `check_chunk`.
+          ValueError: see `check_chunk`.
         """
         self.lens = check_chunk(encoder_out, encoder_out_lens)
         self.num_utts = len(self.lens)
@@ -52,16 +52,17 @@ class Frames:
         self.enc = model.joiner.encoder_proj(encoder_out[self._order, :longest].transpose(0, 1)).float().contiguous()
 
     def __len__(self) -> int:
+        """Return the number of frames of the longest utterance."""
         return len(self.active)
 
     def sort(self, rows: torch.Tensor) -> torch.Tensor:
-        """A copy of `rows` (N, ...), one per utterance of the batch, in the order of `enc`."""
+        """Return a copy of `rows` (N, ...), one per utterance of the batch, in the order of `enc`."""
         return rows.index_select(0, self._order)
 
     def unsort(self, rows: torch.Tensor) -> torch.Tensor:
-        """A copy of `rows` (N, ...), in the order of `enc`, in the order of the batch."""
+        """Return a copy of `rows` (N, ...), given in the order of `enc`, in the order of the batch."""
         return rows.index_select(0, self._back)
 
     def unsort_list(self, items: list[T]) -> list[T]:
-        """Puts one item per utterance back into the order of the batch."""
+        """Return one item per utterance, given in the order of `enc`, in the order of the batch."""
         return [items[place] for place in self.inverse.tolist()]

@@ -1,31 +1,34 @@
-"""Decoding graphs: which token sequences may be recognised, and what each is worth.
+"""Decoding graphs: which token sequences may be recognised, and the weight of each.
 
-Arcs without a token, an n-gram model's back-off arcs before all, are followed during the search, by a table of the states
-that each state reaches through them. To remove them from the graph would give every history the arcs of all shorter ones:
-of a large model many times its size. The search finds the same either way.
+Arcs without a token, above all the back-off arcs of an n-gram model, are followed during the search, by a table of the states
+that each state reaches through them. Removing them from the graph beforehand would give every history the arcs of all shorter
+ones, which makes a large model many times larger. The search finds the same either way.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+
+from model.kernels.beam_state import CompiledGraph
 
 import numpy as np
 
-EPSILON = 0  # label of arcs without a token: blank's id, which no arc needs
-MAX_EPSILONS = 100  # longest chain of them
+EPSILON = 0  # label of arcs without a token: blank's id, which no arc uses
+MAX_EPSILONS = 100  # longest chain of such arcs
 INF = np.inf
 
 
 @dataclass
 class Graph:
-    """A weighted acceptor of token sequences; state 0 is its start. Weights are log-probabilities, the best path counts.
+    """A weighted acceptor of token sequences; state 0 is its start. Weights are log-probabilities; the best path counts.
 
     Attributes:
       offsets: (S + 1,) int64; the arcs of state s are offsets[s] .. offsets[s + 1] - 1.
       labels: (A,) int32, token ids, or `EPSILON`.
       next_states: (A,) int32.
       weights: (A,) float32.
-      finals: (S,) float32, weight of ending in each state, -inf where that cannot be.
+      finals: (S,) float32, weight of ending in each state, -inf if no sequence may end there.
     """
 
     offsets: np.ndarray
@@ -35,21 +38,23 @@ class Graph:
     finals: np.ndarray
 
     def __post_init__(self) -> None:
-        """Raises ValueError for arrays that are no such graph, or arcs without a token that form a cycle."""
+        """Check the arrays and compile them.
+
+        Raises:
+          ValueError: the arrays are not a graph, or arcs without a token form a cycle.
+        """
         states, arcs = len(self.finals), len(self.labels)
         if states < 1 or self.offsets.shape != (states + 1,) or not self.next_states.shape == self.weights.shape == (arcs,):
-            raise ValueError("the graph's arrays do not go together")
+            raise ValueError("the lengths of the graph's arrays do not match")
         if self.offsets[0] != 0 or self.offsets[-1] != arcs or (np.diff(self.offsets) < 0).any():
-            raise ValueError("the graph's offsets must rise from 0 to the number of its arcs")
+            raise ValueError("the graph's offsets must rise from 0 to the number of arcs")
         if arcs and not (0 <= self.next_states.min() and self.next_states.max() < states and self.labels.min() >= 0):
-            raise ValueError("the graph has arcs to states that it lacks, or labels below 0")
+            raise ValueError("the graph has arcs to missing states, or labels below 0")
         if not np.isfinite(self.weights).all() or not (self.finals < INF).all():
-            raise ValueError("the graph's weights must be finite, final ones finite or -inf")
+            raise ValueError("the graph's weights must be finite; final weights finite or -inf")
         self.compiled = self._compile()
 
-    def _compile(self) -> tuple[np.ndarray, ...]:
-        """What the search reads: the states that each state reaches without a token (itself too) and the weights of that,
-        as rows with offsets; arcs with a token, likewise; and the best weight of ending in what is reached."""
+    def _compile(self) -> CompiledGraph:
         epsilon = self.labels == EPSILON
         offsets = _before(epsilon)[self.offsets]
         next_states, weights = self.next_states[epsilon], self.weights[epsilon]
@@ -58,7 +63,7 @@ class Graph:
         levels: list[tuple[np.ndarray, ...]] = []
         while len(source):
             if len(levels) > MAX_EPSILONS:
-                raise ValueError(f"the graph has more than {MAX_EPSILONS} arcs without a token in a row, or a cycle of them")
+                raise ValueError(f"the graph has a cycle or more than {MAX_EPSILONS} arcs without a token in a row")
             levels.append((source, reached, weight))
             counts = offsets[reached + 1] - offsets[reached]
             row = np.repeat(np.arange(len(reached)), counts)
@@ -69,17 +74,18 @@ class Graph:
         ends = np.full(len(self.finals), -INF)
         np.maximum.at(ends, source, weight + self.finals[reached])
         reach = (_before(np.bincount(source)), reached[order].astype(np.int64), weight[order])
-        tokens = tuple(x[~epsilon] for x in (self.labels, self.next_states, self.weights))
-        return (*reach, _before(~epsilon)[self.offsets], *tokens, ends)
+        labels, next_states, weights = (x[~epsilon] for x in (self.labels, self.next_states, self.weights))
+        return CompiledGraph(*reach, _before(~epsilon)[self.offsets], labels, next_states, weights, ends, 1.0)
 
 
 def _before(counts: np.ndarray) -> np.ndarray:
-    """(n + 1,) int64: the sum of what stands before each place of `counts` (n,)."""
+    """Return (n + 1,) int64: the sum of the first i of `counts` (n,), for i = 0 .. n."""
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
+@functools.cache
 def trivial_graph(vocab_size: int) -> Graph:
-    """One state, any token but blank (0) any time, all weights 0: with it the search is `fast_beam_search`."""
+    """Return the graph of one state in which any token but blank (0) may follow any, with weight 0."""
     arcs = vocab_size - 1
     labels, zeros = np.arange(1, vocab_size, dtype=np.int32), np.zeros(arcs, np.float32)
     return Graph(np.array([0, arcs]), labels, np.zeros(arcs, np.int32), zeros, np.zeros(1, np.float32))

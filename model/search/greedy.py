@@ -1,4 +1,4 @@
-"""Greedy search: at each frame the likeliest symbol."""
+"""Greedy search: at each frame the likeliest token."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ import torch
 
 
 class GreedyStream(Stream):
-    """Greedy search over a batch. Blank and unknown move on to the next frame without emitting."""
+    """Greedy search over a batch. At blank and unknown it moves to the next frame without a token."""
 
     def __init__(self, model: Any, *, max_sym_per_frame: int = 1, temperature: float = 1.0, blank_penalty: float = 0.0) -> None:
-        """Raises ValueError for a value that makes no sense.
+        """Prepare the search.
 
         Args:
-          max_sym_per_frame: after so many symbols the search moves on without blank.
+          model: the transducer.
+          max_sym_per_frame: after this many tokens the search moves to the next frame without blank.
           temperature: divides the logits; changes scores only.
           blank_penalty: subtracted from blank's logit.
+
+        Raises:
+          ValueError: an option is out of its range.
         """
         if max_sym_per_frame < 1:
             raise ValueError(f"max_sym_per_frame must be 1 or more, got {max_sym_per_frame}")
@@ -42,29 +46,29 @@ class GreedyStream(Stream):
         shape = (len(frames), per_frame, frames.num_utts)
         path, scores = back.tokens.view(shape), back.log_probs.view(shape)
         for t, n in enumerate(frames.active):
-            going = None  # utterances still on this frame; None: all
+            active = None  # which utterances are still in this frame; None: all
             for s in range(per_frame):
                 score, token = joint.log_probs(frames.enc[t, :n], dec[:n]).max(-1)
                 emit = (token != self.blank) & (token != self.unk)
-                if going is not None:
-                    emit &= going
-                    score = score * going
+                if active is not None:
+                    emit &= active
+                    score = score * active
                 scores[t, s, :n] = score
                 if not emit.any():
                     break
-                going = emit
+                active = emit
                 path[t, s, :n] = torch.where(emit, token, self.blank)
-                context[:n] = torch.where(emit, contexts.extend(context[:n], token), context[:n])
+                context[:n] = torch.where(emit, contexts.numbering.extend(context[:n], token), context[:n])
                 dec[:n] = contexts.decode(context[:n])
         total += scores.double().sum((0, 1))
         return back
 
     def results(self, final: bool = True) -> list[Hypothesis]:
-        """See `Stream.results`: an end changes nothing here."""
+        """Return what `Stream.results` returns; `final` changes nothing here."""
         paths, scores = self._history.trace(), self._rows[1].cpu().numpy()[:, None]
         return [replace(h, nbest=None) for h in best_paths(paths, paths.tokens != self.blank, scores, scores)]
 
 
 def greedy_search(model: Any, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor, **options: Any) -> list[Hypothesis]:
-    """Greedy search over whole utterances: encoder_out (N, T, C), encoder_out_lens (N,), options of `GreedyStream`."""
+    """Search whole utterances, encoder_out (N, T, C) and encoder_out_lens (N,), with the options of `GreedyStream`."""
     return GreedyStream(model, **options).decode(encoder_out, encoder_out_lens)

@@ -1,10 +1,8 @@
-"""What a search returns, and the record of its decisions from which that is read off."""
+"""What a search returns, and the record of its decisions from which the result is read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from model.search.frames import Frames
 
@@ -18,10 +16,10 @@ class Hypothesis:
 
     Attributes:
       tokens: token ids, without blanks.
-      times: frame of the encoder's output at which each token was emitted.
-      score: log-probability that the search gave the sequence, its scorers' shares included (no length normalisation).
-      nbest: the surviving sequences, best first, this one included; None where the search has only one.
-      confidences: probability of each token at its frame, from the transducer alone.
+      times: the frame of the encoder's output at which each token was emitted.
+      score: the sequence's log-probability in the search, its scorers' shares included (no length normalisation).
+      nbest: the surviving sequences, best first, this one included; None if the search keeps only one.
+      confidences: the probability of each token at its frame, from the transducer alone.
     """
 
     tokens: list[int]
@@ -30,16 +28,12 @@ class Hypothesis:
     nbest: list[Hypothesis] | None = None
     confidences: list[float] = field(default_factory=list)
 
-    def __iter__(self) -> Iterator[Any]:
-        """So that `for tokens, times, score in hypothesis.nbest` reads well."""
-        return iter((self.tokens, self.times, self.score))
-
 
 class BackPointers:
-    """Decisions over a chunk, by row (a frame, or one of a frame's `rows_per_frame` symbols) and hypothesis.
+    """Decisions over a chunk, by row (a frame, or one of a frame's `rows_per_frame` tokens) and hypothesis.
 
     Attributes:
-      parents: (R, N, K) int64, which hypothesis of the row before each one came from.
+      parents: (R, N, K) int64, the hypothesis of the row before that each one came from.
       tokens: (R, N, K) int64, the token that it took.
       log_probs: (R, N, K), that token's log-probability.
     """
@@ -54,11 +48,11 @@ class BackPointers:
 
 @dataclass
 class Paths:
-    """Every hypothesis followed back to its start; rows in which nobody emitted anything are left out.
+    """Every hypothesis followed back to its start; rows in which no hypothesis emitted a token are left out.
 
     Attributes:
-      tokens: (R, N, K) int64, blank where none.
-      log_probs: (R, N, K) of these tokens.
+      tokens: (R, N, K) int64, blank if the hypothesis emitted no token.
+      log_probs: (R, N, K), of these tokens.
       frames: (R, N), the frame of each row in each utterance.
     """
 
@@ -68,10 +62,10 @@ class Paths:
 
 
 class History:
-    """The decisions of a search from the beginning on, chunk by chunk.
+    """The decisions of a search since its start, chunk by chunk.
 
-    Chunks stay on their device as they are until a result is asked for; then what has come since the last time is
-    followed back and joined to the paths known by then, of which each hypothesis takes those of its ancestor.
+    Chunks stay on their device until a result is asked for. Then the chunks since the last result are followed back and
+    joined to the earlier paths: each hypothesis takes the path of its ancestor.
     """
 
     def __init__(self, num_utts: int, beam: int, blank: int) -> None:
@@ -82,13 +76,13 @@ class History:
         self._paths = Paths(np.empty(shape, np.int64), np.empty(shape, np.float32), np.empty(shape[:2], np.int64))
 
     def append(self, back: BackPointers, frames: Frames) -> None:
-        """Adds the decisions over `frames`, which are in its order."""
+        """Add the decisions over `frames`, in the order of `frames`."""
         row_frames = np.arange(len(back.tokens))[:, None] // back.rows_per_frame + self._num_frames
         self._chunks.append((back, frames.inverse.numpy(), row_frames))
         self._num_frames = self._num_frames + frames.lens.numpy()
 
     def trace(self) -> Paths:
-        """The paths of the hypotheses as they now are, utterances in the order of the batch."""
+        """Return the paths of the present hypotheses, utterances in the order of the batch."""
         _, num_utts, beam = self._paths.tokens.shape
         flat = num_utts * beam  # hypothesis k of utterance n is at n * beam + k
         first = np.arange(num_utts)[:, None] * beam
@@ -124,13 +118,13 @@ class History:
 
 
 def best_paths(paths: Paths, emitted: np.ndarray, scores: np.ndarray, rank: np.ndarray) -> list[Hypothesis]:
-    """Turns paths into results with n-best lists; an utterance without any gets an empty one of score -inf.
+    """Return one result with its n-best list per utterance; one without tokens and of score -inf if no hypothesis is left.
 
     Args:
       paths: R rows of N utterances and K hypotheses, from `History.trace`.
-      emitted: bool (R, N, K), True where the token counts (neither blank nor, for some searches, unknown).
-      scores: log-probability (N, K); -inf for a hypothesis that is no more.
-      rank: what hypotheses are compared by (N, K), larger is better.
+      emitted: bool (R, N, K), whether the token counts (not blank and, in some searches, not unknown).
+      scores: (N, K), log-probabilities; -inf if there is no hypothesis.
+      rank: (N, K), by which hypotheses are compared; larger is better.
     """
     results = []
     for n in range(scores.shape[0]):

@@ -1,11 +1,12 @@
-"""Modified beam search: at most one symbol per frame, hypotheses of equal tokens merged, all as batched tensors."""
+"""Modified beam search: at most one token per frame; hypotheses with equal tokens are merged; all in batched tensors."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from model.kernels import compiled_on
+from model.kernels.beam_state import Chosen, MergeIds, MergeState
 from model.search.frames import Frames
 from model.search.hypothesis import BackPointers, Hypothesis, best_paths
 from model.search.scorers import Fusion, Scorer
@@ -13,25 +14,19 @@ from model.search.stream import Stream
 
 import torch
 
-compiled_step: Any = None
-with contextlib.suppress(ImportError):  # numba is optional: the tensor operations give the same
-    from model.kernels import beam as kernels
-
-    compiled_step = kernels.merge_step
-
-# Multiplier of the rolling 64-bit hash that stands for a token sequence (odd, so that no information is shifted out).
+# Multiplier of the rolling 64-bit hash of a token sequence (odd, so no information is shifted out).
 HASH = 6364136223846793005
 
 
 class ModifiedBeamStream(Stream):
     """Beam search over a batch, all utterances and hypotheses in one tensor.
 
-    Per frame the `beam` best of hypotheses x tokens are kept; those that then hold the same tokens become one, their
-    probabilities added. Blank and unknown leave the tokens as they are. The result is the hypothesis with the best
-    log-probability per token, the start context counted in.
+    Per frame the `beam` best pairs of hypothesis and token are kept; hypotheses that then have the same tokens become one,
+    and their probabilities are added. Blank and unknown leave the tokens as they are. The result is the hypothesis with the
+    best log-probability per token; the tokens of the start context count, too.
 
-    Scorers depend on the tokens alone, so that hypotheses which become one agree on them: what is added up is
-    p(tokens, alignment) over the alignments, each times the same exp(scorers' total).
+    Scorers depend on the tokens alone, so hypotheses that become one agree on them. The sum is therefore
+    p(tokens, alignment) over the alignments, each times the same exp(total of the scorers).
     """
 
     def __init__(
@@ -43,14 +38,18 @@ class ModifiedBeamStream(Stream):
         blank_penalty: float = 0.0,
         scorers: Sequence[tuple[Scorer, float]] = (),
     ) -> None:
-        """Raises ValueError for a value that makes no sense.
+        """Prepare the search.
 
         Args:
+          model: the transducer.
           beam: hypotheses kept per utterance.
           temperature: divides the logits.
           blank_penalty: subtracted from blank's logit.
-          scorers: (scorer, scale) pairs, of which scale * score is added to every token but blank and unknown before the
-            best are chosen; those of scale 0 are left out.
+          scorers: (scorer, scale) pairs; scale * score is added to every token but blank and unknown before the best are
+            chosen. Pairs of scale 0 are left out.
+
+        Raises:
+          ValueError: an option is out of its range.
         """
         if beam < 1:
             raise ValueError(f"beam must be 1 or more, got {beam}")
@@ -66,27 +65,33 @@ class ModifiedBeamStream(Stream):
         return [context, torch.zeros_like(context), scores, *self.fusion.initial(num_utts, self.beam)], self.beam
 
     def _walk(self, frames: Frames, rows: list[torch.Tensor]) -> BackPointers:
-        context, prefix, scores, *fused = rows
-        joint, contexts, fusion = self.joint, self.contexts, self.fusion
+        state, fused = rows[:3], rows[3:]
+        context = state[0]
         back = BackPointers(len(frames), frames.num_utts, self.beam, self.blank, self.device)
-        ids = (self.blank, self.unk, contexts.base, contexts.tail, HASH)
+        chosen = [back.parents, back.tokens, back.log_probs]
+        step, view = self._step()
+        state_view, chosen_view = [view(x) for x in state], [view(x) for x in chosen]
+        ids = (self.blank, self.unk, *self.contexts.numbering, HASH)
         for t, n in enumerate(frames.active):
-            log_probs = joint.log_probs(frames.enc[t, :n].unsqueeze(1), contexts.decode(context[:n]))
-            taken = (back.parents[t, :n], back.tokens[t, :n], back.log_probs[t, :n])
+            log_probs = self.joint.log_probs(frames.enc[t, :n].unsqueeze(1), self.contexts.decode(context[:n]))
             if fused:
                 log_probs += fused[0][:n]
-            state = (log_probs, scores[:n], context[:n], prefix[:n], *taken)
-            if compiled_step is not None and self.device.type == "cpu":
-                compiled_step(*(x.numpy() for x in state), *ids)
-            else:
-                merge_step(*state, *ids)
+            step(view(log_probs), tuple(x[:n] for x in state_view), tuple(x[t, :n] for x in chosen_view), ids)
             if fused:
-                fusion.update(fused, *taken)
+                self.fusion.update(fused, *(x[t, :n] for x in chosen))
         return back
+
+    def _step(self) -> tuple[Callable[..., None], Callable[[torch.Tensor], Any]]:
+        """Return `merge_step`, compiled if possible, and the function that turns a tensor into its argument."""
+        if not compiled_on(self.device):
+            return merge_step, lambda x: x
+        from model.kernels.beam import merge_step as compiled_step
+
+        return compiled_step, torch.Tensor.numpy
 
     @torch.no_grad()
     def results(self, final: bool = True) -> list[Hypothesis]:
-        """See `Stream.results`: with `final` the scorers' scores of the end are included."""
+        """Return what `Stream.results` returns; with `final` the scorers' scores of the end are included."""
         _, _, total, *fused = self._rows
         if final and fused:
             total = total + self.fusion.final(fused)
@@ -98,51 +103,34 @@ class ModifiedBeamStream(Stream):
 def modified_beam_search(
     model: Any, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor, **options: Any
 ) -> list[Hypothesis]:
-    """`ModifiedBeamStream`, whose options it takes, over whole utterances: encoder_out (N, T, C), encoder_out_lens (N,)."""
+    """Search whole utterances, encoder_out (N, T, C) and encoder_out_lens (N,), with the options of `ModifiedBeamStream`."""
     return ModifiedBeamStream(model, **options).decode(encoder_out, encoder_out_lens)
 
 
 def merge_step(
-    log_probs: torch.Tensor,
-    scores: torch.Tensor,
-    context: torch.Tensor,
-    prefix: torch.Tensor,
-    parents: torch.Tensor,
-    tokens: torch.Tensor,
-    taken: torch.Tensor,
-    blank: int,
-    unk: int,
-    base: int,
-    tail: int,
-    multiplier: int,
+    log_probs: torch.Tensor, state: tuple[torch.Tensor, ...], decisions: tuple[torch.Tensor, ...], numbers: tuple[int, ...]
 ) -> None:
-    """One frame for N utterances of K hypotheses, in place.
+    """Search one frame in place.
 
-    Args:
-      log_probs: (N, K, V).
-      scores: (N, K) float64, -inf where there is no hypothesis.
-      context, prefix: (N, K) int64, the number of the last tokens and the hash of all tokens.
-      parents, tokens: (N, K) int64, written: where each new hypothesis came from.
-      taken: (N, K), written: which of `log_probs` that was.
-      blank, unk: ids that leave the tokens as they are.
-      base, tail: see `Contexts`.
-      multiplier: of the hash.
+    log_probs: (N, K, V). state, decisions, numbers: the fields of `MergeState`, `Chosen` and `MergeIds`.
     """
-    num_utts, beam, vocab = log_probs.shape
-    top, place = (log_probs + scores.unsqueeze(2)).view(num_utts, beam * vocab).topk(beam)
+    beam, chosen, ids = MergeState(*state), Chosen(*decisions), MergeIds(*numbers)
+    num_utts, width, vocab = log_probs.shape
+    top, place = (log_probs + beam.scores.unsqueeze(2)).view(num_utts, width * vocab).topk(width)
+    parents, tokens = chosen.parents, chosen.tokens
     parents.copy_(place.div(vocab, rounding_mode="floor"))
     tokens.copy_(place % vocab)
-    taken.copy_(log_probs.view(num_utts, beam * vocab).gather(1, place))
-    emit = (tokens != blank) & (tokens != unk)
-    old = context.gather(1, parents)
-    context.copy_(torch.where(emit, old % tail * base + tokens + 1, old))
-    old = prefix.gather(1, parents)
-    prefix.copy_(torch.where(emit, old * multiplier + tokens + 1, old))
-    scores.copy_(merge(prefix, top))
+    chosen.taken.copy_(log_probs.view(num_utts, width * vocab).gather(1, place))
+    emit = (tokens != ids.blank) & (tokens != ids.unk)
+    old = beam.context.gather(1, parents)
+    beam.context.copy_(torch.where(emit, old % ids.tail * ids.base + tokens + 1, old))
+    old = beam.prefix.gather(1, parents)
+    beam.prefix.copy_(torch.where(emit, old * ids.multiplier + tokens + 1, old))
+    beam.scores.copy_(merge(beam.prefix, top))
 
 
 def merge(prefix: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Adds up the probabilities of hypotheses of one prefix.
+    """Add up the probabilities of hypotheses of one prefix.
 
     Args:
       prefix: (N, K), equal for equal token sequences.

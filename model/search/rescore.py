@@ -1,4 +1,4 @@
-"""A second pass: n-best lists put in a new order by scorers."""
+"""A second pass: scorers sort n-best lists again."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from model.search.scorers import Scorer, totals
 
 
 def rescore(hypotheses: Sequence[Hypothesis], scorers: Sequence[tuple[Scorer, float]]) -> list[Hypothesis]:
-    """Adds to the score of every n-best entry scale * the scorer's total, its end included, and takes the best by that.
+    """Add scale * the scorer's total, its end included, to the score of every n-best entry, and take the best entry.
 
     Args:
       hypotheses: one per utterance; one without n-best list keeps its tokens.
-      scorers: (scorer, scale) pairs; those of scale 0 are left out. Unknown is a token like any other here.
+      scorers: (scorer, scale) pairs; pairs of scale 0 are left out. Unknown is a token like any other here.
 
     Returns:
       One `Hypothesis` per utterance, its n-best list in the new order.

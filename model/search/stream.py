@@ -1,4 +1,4 @@
-"""A search that takes the encoder's output in chunks; the whole of it is one chunk."""
+"""A search that takes the encoder's output in chunks; a whole utterance is one chunk."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ import torch
 
 
 class Stream(abc.ABC):
-    """Searches a batch of utterances that all begin together; `start` begins another batch.
+    """A search over a batch of utterances that begin together; `start` begins another batch.
 
-    What depends on the model's weights alone is computed once for the object's life: they must not change meanwhile.
+    Everything that depends on the model's weights alone is computed once for the object's life, so they must not change.
     """
 
     def __init__(self, model: Any, temperature: float, blank_penalty: float) -> None:
-        """temperature: divides the logits; blank_penalty: is subtracted from blank's logit."""
+        """Prepare a search with `model`; temperature divides the logits, blank_penalty is subtracted from blank's logit.
+
+        Raises:
+          ValueError: the temperature is not above 0, or there are too many contexts to number.
+        """
         self.model, self.blank, self.unk = model, int(model.blank_id), int(model.unk_id)
         with torch.no_grad():
             self.joint = Joint(model, temperature, blank_penalty)
@@ -29,23 +33,23 @@ class Stream(abc.ABC):
 
     @torch.no_grad()
     def start(self, num_utts: int) -> None:
-        """Begins `num_utts` utterances, none of which has any frames yet."""
+        """Begin `num_utts` utterances without any frames."""
         self.contexts.trim()
         self.num_utts = num_utts
-        # What is known of each utterance, (N, ...) each: contexts, scores ... as the search has them.
+        # The state of the search, (N, ...) each: contexts, scores and whatever else the search keeps per utterance.
         self._rows, beam = self._begin(num_utts)
         self._history = History(num_utts, beam, self.blank)
 
     @torch.no_grad()
     def advance(self, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> None:
-        """Takes the next frames of every utterance.
+        """Search the next frames of every utterance.
 
         Args:
           encoder_out: (N, T, C).
-          encoder_out_lens: (N,), how many of the T frames count, for each utterance; 0 where it has none now.
+          encoder_out_lens: (N,), how many of the T frames count for each utterance; 0 if it has no new frames.
 
         Raises:
-          ValueError: shapes that do not go together or with `start`, or a length outside 0..T.
+          ValueError: the shapes do not match each other or `start`, or a length is outside 0..T.
         """
         lens = check_chunk(encoder_out, encoder_out_lens)
         if len(lens) != self.num_utts:
@@ -57,26 +61,26 @@ class Stream(abc.ABC):
 
     @abc.abstractmethod
     def results(self, final: bool = True) -> list[Hypothesis]:
-        """One `Hypothesis` per utterance, in the order of the batch.
+        """Return one `Hypothesis` per utterance, in the order of the batch.
 
-        final: these are the utterances' ends: what scorers and the search say of an end counts. With False it is what
-        is best so far. Both may be asked for at any time, and more frames may follow.
+        final: True: the utterances end here, so the scores that scorers and the search give to an end count. False: return
+        the best hypotheses so far. Both may be asked for at any time, and more frames may follow.
         """
 
     def decode(self, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> list[Hypothesis]:
-        """Whole utterances (N, T, C) with lengths (N,) -> one `Hypothesis` each."""
+        """Search whole utterances (N, T, C) with lengths (N,) and return one `Hypothesis` each."""
         self.start(len(encoder_out))
         self.advance(encoder_out, encoder_out_lens)
         return self.results()
 
     @abc.abstractmethod
     def _begin(self, num_utts: int) -> tuple[list[torch.Tensor], int]:
-        """The rows at the start, and how many hypotheses per utterance there are back pointers of."""
+        """Return the rows at the start, and the number of hypotheses per utterance that have back pointers."""
 
     @abc.abstractmethod
     def _walk(self, frames: Frames, rows: list[torch.Tensor]) -> BackPointers:
-        """Searches `frames`, of which `rows` are in the order; changes `rows` in place."""
+        """Search `frames`; change `rows`, which are in the order of `frames`, in place."""
 
     def _usable(self, encoder_out: torch.Tensor, lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The frames that can be searched now, given the new ones."""
+        """Return the frames that can be searched now, given the new ones."""
         return encoder_out, lens

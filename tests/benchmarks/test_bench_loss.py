@@ -1,4 +1,4 @@
-"""The loss benchmark runs end to end, and its batches are those that it describes."""
+"""The loss benchmark runs end to end, and its batches are as its docstring says."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from model.kernels import math as kernels
+from model.kernels import COMPILED_TYPES
 from model.kernels.balancer import by_channel
 from model.kernels.lstm import rows_by_rows
+from model.kernels.math import as_numpy, philox_words
 from model.layers.activation import DoubleSwish
 from model.layers.balancer import ActivationBalancer, Bounds
 from model.layers.dropout import Dropout
@@ -17,9 +18,9 @@ import torch
 
 
 def test_philox_gives_the_published_numbers() -> None:
-    """Known answers of Random123 for counter 0 and key 0."""
+    """These are the known answers of Random123 for counter 0 and key 0."""
     words = np.zeros((4, 2), np.uint32)
-    kernels.philox_words(0, np.uint32(0), np.uint32(0), *words)
+    philox_words(0, np.uint32(0), np.uint32(0), *words)
     assert [hex(w) for w in words[:, 0]] == ["0x6627e8d5", "0xe169c58d", "0xbc57ac4c", "0x9b00dbd8"]
 
 
@@ -45,7 +46,7 @@ def test_not_a_number_stays_one() -> None:
     assert y[::3].isnan().all() and y[1::3].isinf().all() and (y[2::3] == 0).all()
 
 
-@pytest.mark.parametrize("dtype", kernels.TYPES)
+@pytest.mark.parametrize("dtype", COMPILED_TYPES)
 def test_dropout(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x = torch.full((300, 999), 3.0, dtype=dtype).requires_grad_()
@@ -70,7 +71,7 @@ def test_dropout(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 5), (530, 577)])
 def test_scale_gradient(shape: tuple[int, ...]) -> None:
-    """Of one thread and of three, of a gradient in another layout; the scale's sum is float64's though terms nearly cancel."""
+    """One and three threads and another layout give equal gradients; the scale's sum is exact though its terms nearly cancel."""
     torch.manual_seed(0)
     p, s = torch.randn(shape), torch.tensor(0.3)
     grad = torch.randn(shape)
@@ -95,7 +96,7 @@ def test_scale_gradient(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape, axis", [((3, 8, 5, 8), 1), ((3, 8, 90, 70), 1), ((40, 30, 20, 12), -1)])
 def test_balancer(shape: tuple[int, ...], axis: int, layout: torch.memory_format, dtype: torch.dtype, tolerance: float) -> None:
-    """Channels too small, too large, hardly ever or nearly always positive; gradients of the same and another layout."""
+    """Channels are too small, too large, almost never or almost always positive; gradients have the same and another layout."""
     torch.manual_seed(0)
     x = torch.randn(shape).movedim(axis, -1)
     x = x * torch.logspace(-3, 3, x.size(-1)) + torch.linspace(-3, 3, x.size(-1))
@@ -108,7 +109,7 @@ def test_balancer(shape: tuple[int, ...], axis: int, layout: torch.memory_format
             results.append(torch.autograd.grad(balancer(leaf), leaf, grad.to(exact))[0])
         torch.testing.assert_close(results[0].double(), results[1], rtol=tolerance, atol=1e-7)
         assert not torch.equal(results[0], grad)
-    assert (by_channel(x, axis % 4) is None) == (axis == -1 and layout == torch.channels_last)  # that is left to torch
+    assert (by_channel(x, axis % 4) is None) == (axis == -1 and layout == torch.channels_last)  # torch computes that layout
 
 
 @pytest.mark.parametrize("n, k, m", [(1, 3, 1), (2, 8, 5), (7, 30, 13), (9, 144, 32)])
@@ -117,14 +118,14 @@ def test_rows_by_rows(n: int, k: int, m: int) -> None:
     x, w = torch.randn(n, k), torch.randn(m, k)
     for weight in (w, w.bfloat16()):
         out = torch.empty(n, m)
-        rows_by_rows(x.numpy(), kernels.as_numpy(weight), out.numpy())
+        rows_by_rows(x.numpy(), as_numpy(weight), out.numpy())
         torch.testing.assert_close(out.double(), x.double() @ weight.double().t(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("n, hidden, proj", [(1, 6, 6), (3, 7, 5), (8, 40, 24)])
 def test_lstm_equals_float64(n: int, hidden: int, proj: int, dtype: torch.dtype, tolerance: float) -> None:
-    """All outputs and gradients, each relative to its largest value."""
+    """Compare all outputs and gradients, each relative to its largest value."""
     torch.manual_seed(0)
     shapes = [(4 * hidden, 9), (4 * hidden, proj), (4 * hidden,), (4 * hidden,)] + [(proj, hidden)] * (proj != hidden)
     inputs = [torch.randn(12, n, 9), torch.randn(n, proj), torch.randn(n, hidden)]

@@ -1,8 +1,9 @@
-"""Every way of making a product gives the product: values and gradients against float64 on the same rounded operands."""
+"""Every way to multiply gives the product: values and gradients against float64 on the same rounded operands."""
 
 from __future__ import annotations
 
-from model.kernels import matmul as product_cpu
+from model.kernels import policy
+from model.kernels.matmul import mm
 from model.layers.scaled import ScaledConv2d, ScaledLinear
 
 import pytest
@@ -19,19 +20,19 @@ HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and not torch.__vers
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "onednn" and not HAS_ONEDNN:
         pytest.skip("this torch has no such operation of oneDNN")
-    monkeypatch.setattr(product_cpu, "by_onednn", request.param == "onednn")
-    monkeypatch.setattr(product_cpu, "bfloat16_in_float32", request.param == "bf16 in float32")
-    monkeypatch.setattr(product_cpu, "SMALLEST", 1)
+    monkeypatch.setattr(policy, "onednn", request.param == "onednn")
+    monkeypatch.setattr(policy, "bfloat16_in_float32", request.param == "bf16 in float32")
+    monkeypatch.setattr(policy, "onednn_min_size", 1)
     return str(request.param)
 
 
 def exact(x: torch.Tensor, way: str) -> torch.Tensor:
-    """In float64, rounded to bfloat16 where products are of that type."""
+    """Return x in float64, rounded to bfloat16 first if products have that type."""
     return (x.to(torch.bfloat16) if way.startswith("bf16") else x).double()
 
 
 def results(module: torch.nn.Module, x: torch.Tensor, grad: torch.Tensor, way: str) -> list[torch.Tensor]:
-    """The output and the gradients by x, weight and bias."""
+    """Return the output and the gradients by x, weight and bias."""
     x = x.clone().requires_grad_()
     module.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way.startswith("bf16")):
@@ -50,9 +51,9 @@ def test_linear(rows: int, width: int, out: int, in_batches: bool) -> None:
         if name == "onednn" and not HAS_ONEDNN:
             continue
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(product_cpu, "by_onednn", name == "onednn")
-            patch.setattr(product_cpu, "bfloat16_in_float32", name == "bf16 in float32")
-            patch.setattr(product_cpu, "SMALLEST", 1)
+            patch.setattr(policy, "onednn", name == "onednn")
+            patch.setattr(policy, "bfloat16_in_float32", name == "bf16 in float32")
+            patch.setattr(policy, "onednn_min_size", 1)
             check_linear(rows, width, out, in_batches, name)
 
 
@@ -93,12 +94,12 @@ def test_conv2d(way: str) -> None:
 
 @pytest.mark.skipif(not HAS_ONEDNN, reason="this torch has no such operation of oneDNN")
 def test_transposed_and_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product_cpu, "by_onednn", True)
+    monkeypatch.setattr(policy, "onednn", True)
     calls = []
     plain = torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b: calls.append(a.shape) or plain(a, b))
     for m, k, n, by_torch in ((3, 4, 5, True), (130, 140, 150, False)):
         a, b = torch.randn(k, m), torch.randn(n, k)
-        assert torch.allclose(product_cpu.mm(a.t(), b.t()), plain(a.t(), b.t()), atol=1e-4)
+        assert torch.allclose(mm(a.t(), b.t()), plain(a.t(), b.t()), atol=1e-4)
         assert bool(calls) == by_torch
         calls.clear()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 
 def both(t: int, n: int, c: int, hidden: int, proj: int, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Results and gradients of ours and of torch's layer with the same random parameters."""
+    """Return results and gradients of our layer and of torch's with the same random parameters."""
     torch.manual_seed(seed)
     reference = torch.nn.LSTM(c, hidden, proj_size=proj if proj != hidden else 0).double()
     x = torch.randn(t, n, c, dtype=torch.float64, requires_grad=True)

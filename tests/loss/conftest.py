@@ -1,4 +1,4 @@
-"""A small problem that most tests of the loss share."""
+"""A small problem for most tests of the loss, and one thread."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 
 @pytest.fixture
 def problem() -> Problem:
-    """Three ragged utterances in float64."""
+    """Return three utterances of different lengths in float64."""
     return make_problem([(12, 5), (9, 3), (7, 0)])
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Operations this small are faster without a second thread, many times so on a busy machine."""
+    """Use one thread: operations this small are faster so, on a busy machine many times."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

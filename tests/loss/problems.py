@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Problem(NamedTuple):
-    """Everything a backend is given; see `LossBackend` for the shapes."""
+    """All arguments of a backend; see `LossBackend` for the shapes."""
 
     am: Tensor
     lm: Tensor
@@ -21,7 +21,7 @@ class Problem(NamedTuple):
     boundary: Tensor
 
     def to(self, dtype: torch.dtype, grad: bool = True) -> Problem:
-        """Fresh leaves in another dtype."""
+        """Return new leaves in another dtype."""
         floats = [x.detach().to(dtype).clone().requires_grad_(grad) for x in self[:6]]
         return Problem(*floats, self.tokens, self.boundary)
 
@@ -36,7 +36,7 @@ def make_problem(
     padding: tuple[int, int] = (0, 0),
     dtype: torch.dtype = torch.float64,
 ) -> Problem:
-    """Utterances of the given (frames, tokens), padded to the longest and by `padding` more; `spread` scales the logits."""
+    """Return utterances of (frames, tokens), padded to the longest and by `padding` more; `spread` scales the logits."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

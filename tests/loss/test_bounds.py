@@ -1,9 +1,9 @@
-"""Pruning bounds: what every band must satisfy, and the share of mass that it loses."""
+"""Pruning bounds: properties of every band, and the share of mass outside it."""
 
 from __future__ import annotations
 
-from model.loss import native, pruned_mass
-from tests.loss import definition as reference
+from model.loss.native import backend as native
+from tests.loss.definition import reference
 from tests.loss.problems import make_problem
 
 import torch
@@ -34,15 +34,15 @@ def test_bounds(lengths: list[tuple[int, int]], s_range: int, seed: int) -> None
 
 
 def test_mass_outside() -> None:
-    """Nothing is outside the full lattice; what a band loses is what its arcs do not carry."""
+    """Nothing is outside the full lattice; a band loses the mass of the arcs outside it."""
     p = make_problem([(12, 6), (9, 4), (5, 0)])
     _, (px_grad, py_grad) = native.simple_loss(p.am, p.lm, p.tokens, p.boundary)
     everything = native.prune_ranges(px_grad, py_grad, p.boundary, 7)
     torch.testing.assert_close(
-        pruned_mass(px_grad, py_grad, everything, p.boundary), torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0
+        native.pruned_mass(px_grad, py_grad, everything, p.boundary), torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0
     )
     band = native.prune_ranges(px_grad, py_grad, p.boundary, 3)
-    outside = pruned_mass(px_grad, py_grad, band, p.boundary)
+    outside = native.pruned_mass(px_grad, py_grad, band, p.boundary)
     for n, (_, _, tokens, frames) in enumerate(p.boundary.tolist()):
         inside = [set(band[n, t].tolist()) for t in range(frames)] + [{tokens}]
         kept = 0.0

@@ -6,21 +6,22 @@ import os
 import subprocess
 import sys
 
+from model.kernels import numba_available
 from model.loss import lattice
 from model.loss.lattice import band_recursion, band_recursion_torch
 from tests.conftest import ROOT
-from tests.loss import definition as reference
+from tests.loss.definition import lattice_total
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-numba_only = pytest.mark.skipif(lattice.lattice_numba is None, reason="numba is not installed")
+numba_only = pytest.mark.skipif(not numba_available(), reason="numba is not installed")
 
 
 def random_band(seed: int, n: int, t: int, s: int) -> tuple[torch.Tensor, ...]:
-    """px, py, starts, boundary of a random band; some leave no path."""
+    """Return px, py, starts, boundary of a random band; some have no path."""
     generator = torch.Generator().manual_seed(seed)
     frames = torch.randint(1, t + 1, (n,), generator=generator)
     rises = torch.randint(0, s, (n, t), generator=generator)
@@ -47,29 +48,29 @@ def test_recursions_agree(seed: int, n: int, t: int, s: int) -> None:
 
 INTERPRETED = """
 import torch
-from model.kernels import lattice_gpu as lattice_triton
+from model.kernels import lattice_gpu
 from model.loss.lattice import band_recursion_torch
 from tests.loss.test_lattice import random_band
 for seed in range(40):
     band = random_band(seed, 1 + seed % 4, 1 + seed % 9, 1 + seed % 6)
     want = band_recursion_torch(*band)
-    for a, b in zip(lattice_triton.band_recursion(*band), want, strict=True):
+    for a, b in zip(lattice_gpu.band_recursion(*band), want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-    total, *none = lattice_triton.band_recursion(*band, occupation=False)
+    total, *none = lattice_gpu.band_recursion(*band, occupation=False)
     assert torch.equal(total.isinf(), want[0].isinf()) and none == [None, None]
 px, py, starts, boundary = random_band(5, 3, 8, 4)
 boundary[:, 3], boundary[:, 2] = 8, starts[:, -1]
 for value in (torch.nan, torch.inf):
     py[1, 4] = value
-    total, px_occ, _ = lattice_triton.band_recursion(px, py, starts, boundary)
+    total, px_occ, _ = lattice_gpu.band_recursion(px, py, starts, boundary)
     assert total.isfinite().tolist() == [True, False, True] and px_occ[[0, 2]].isfinite().all()
 print("agree")
 """
 
 
 def test_the_gpus_kernel_interpreted() -> None:
-    """Triton's interpreter runs it on the CPU; test_cuda.py has it compiled."""
-    pytest.importorskip("triton", reason="Triton comes with torch on Linux alone")
+    """Triton's interpreter runs it on the CPU; test_cuda.py tests it compiled."""
+    pytest.importorskip("triton", reason="Triton comes with torch on Linux only")
     command, variables = [sys.executable, "-W", "ignore", "-c", INTERPRETED], {**os.environ, "TRITON_INTERPRET": "1"}
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, check=False)
     assert run.stdout == "agree\n", run.stderr
@@ -77,12 +78,12 @@ def test_the_gpus_kernel_interpreted() -> None:
 
 @pytest.mark.parametrize("recursion", [band_recursion, band_recursion_torch])
 def test_full_lattice(recursion) -> None:
-    """starts 0 and S = U + 1: total and occupations are the definition's."""
+    """With starts 0 and S = U + 1, total and occupations equal the definition's."""
     px, py, starts, _ = random_band(3, 1, 6, 4)
     px.requires_grad_()
     py.requires_grad_()
     boundary = torch.tensor([[0, 0, 3, 5]])
-    want = reference.lattice_total(px[0, :5, :3].t(), py[0, :5].t())
+    want = lattice_total(px[0, :5, :3].t(), py[0, :5].t())
     want.backward()
     total, px_occ, py_occ = recursion(px.detach(), py.detach(), torch.zeros_like(starts), boundary)
     torch.testing.assert_close(total[0], want.detach())
@@ -121,7 +122,7 @@ def test_forked_child_can_run_it() -> None:
         torch.set_num_threads(threads)
 
 
-def test_where_triton_does_not_work_torch_takes_its_place(capsys: pytest.CaptureFixture[str]) -> None:
-    """On a CPU it does not."""
+def test_torch_replaces_triton_if_it_does_not_work(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a CPU it does not work."""
     assert lattice.on_gpu(torch.device("cpu")) is lattice.band_recursion_torch
-    assert "Triton does not work here" in capsys.readouterr().err
+    assert "Triton" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The pruned loss needs no more memory for more classes, the output matrix and its gradient aside."""
+"""The pruned loss needs no more memory for more classes, except for the output matrix and its gradient."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 PROGRAM = """
 import sys
 import torch
-from benchmarks.loss_worker import Meter
-from model.loss import native
+from local.common.allocator import release_free_memory
+from local.common.meter import Meter
+from model.loss.native import backend as native
 
 torch.set_num_threads(1)
 
@@ -31,15 +32,17 @@ def loss(n, t, u, c, j=512, s=5):
 c = int(sys.argv[1])
 loss(1, 20, 8, c)()
 step = loss(8, 300, 50, c)
-meter = Meter("cpu", True)
-with meter.part("pruned"):
+release_free_memory()
+meter = Meter(torch.device("cpu"))
+base = meter.in_use()
+with meter.of("pruned"):
     step()
-print(meter.mib["pruned"] - c * 512 * 4 / 2**20)
+print(meter.peak_mib["pruned"] - base - c * 512 * 4 / 2**20)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory can be reset on Linux alone")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory can be reset on Linux only")
 def test_independent_of_the_classes() -> None:
     few, many = (
         float(subprocess.run([sys.executable, "-c", PROGRAM, c], cwd=ROOT, check=True, capture_output=True).stdout)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from model.loss import get_backend, lattice, native
-from model.loss import pruned as fused
-from tests.loss import definition as reference
+from model.kernels import policy
+from model.loss import get_backend
+from model.loss.native import backend as native
+from model.loss.pruned import TILE_NUMBERS
+from tests.loss.definition import reference
 from tests.loss.problems import Problem, make_problem
 
 import pytest
@@ -55,7 +57,7 @@ def test_any_lengths(
     padding: tuple[int, int],
     seed: int,
 ) -> None:
-    """T of 1, U of 0, windows wider than the lattice, ragged batches, padding beyond the longest utterance."""
+    """These include T of 1, U of 0, windows wider than the lattice, and padding beyond the longest utterance."""
     lengths = [(frames, min(tokens, frames)) for frames, tokens in lengths]
     compare(make_problem(lengths, seed=seed, padding=padding), s_range, *scales)
 
@@ -90,11 +92,11 @@ def _simple(p: Problem) -> torch.Tensor:
 
 @pytest.mark.parametrize(("tile", "width"), [(64, 6), (200, 6), (64, 300)])
 def test_tiles_and_store_change_nothing(monkeypatch: pytest.MonkeyPatch, tile: int, width: int) -> None:
-    """Small tiles, with more classes than hidden units (few logits kept) and with fewer (all kept)."""
+    """Tiles are small; with more classes than hidden units few logits are kept, with fewer all."""
     p = make_problem([(30, 12), (17, 9)], classes=40, width=width, spread=0.3)
     want = _pruned(p)
     grads = torch.autograd.grad(want.sum(), p[2:6])
-    monkeypatch.setitem(fused.TILE_NUMBERS, "cpu", tile)
+    monkeypatch.setitem(TILE_NUMBERS, "cpu", tile)
     got = _pruned(p)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
     for _ in range(2):  # the second backward pass has no kept logits
@@ -104,17 +106,15 @@ def test_tiles_and_store_change_nothing(monkeypatch: pytest.MonkeyPatch, tile: i
 
 
 def test_simple_loss_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from model.loss import simple
-
-    monkeypatch.setattr(simple, "CHUNK_NUMBERS", 100)
+    monkeypatch.setattr("model.loss.simple.CHUNK_NUMBERS", 100)
     compare(make_problem([(8, 4), (5, 2), (6, 6), (3, 1), (7, 0)]), 3, 0.1, 0.25, 0.0)
 
 
 @pytest.mark.parametrize("scales", SCALES)
 def test_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, problem: Problem, scales: tuple[float, float, float]) -> None:
-    """Padded nodes computed, recursion in torch operations: what a GPU runs, on the CPU."""
-    monkeypatch.setattr(fused, "_may_wait", lambda x: False)
-    monkeypatch.setattr(lattice, "lattice_numba", None)
+    """Run on the CPU as on a GPU: padded nodes are computed, the recursion runs in torch operations."""
+    monkeypatch.setattr("model.loss.pruned._may_wait", lambda x: False)
+    monkeypatch.setattr(policy, "compiled", False)
     compare(problem, 3, *scales)
 
 
@@ -133,7 +133,7 @@ def test_pruned_loss_is_never_below_the_full(seed: int, s_range: int) -> None:
 
 
 def test_float32_is_close() -> None:
-    """A longer utterance in float32, where the recursion sums hundreds of log-probabilities."""
+    """In a longer utterance the recursion sums hundreds of log-probabilities in float32."""
     p = make_problem([(300, 50), (220, 41)], classes=50, width=32, spread=0.5, padding=(1, 1))
     exact, single = p.to(torch.float64), p.to(torch.float32)
     results = []
@@ -150,7 +150,7 @@ def test_float32_is_close() -> None:
 
 
 def test_strides_do_not_matter(problem: Problem) -> None:
-    """An encoder that works in (T, N, C) hands over transposed views."""
+    """An encoder that works in (T, N, C) passes transposed views."""
     want = torch.autograd.grad((_pruned(problem) + _simple(problem)).sum(), problem[:6])
     turned = [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in problem[:5]]
     p = Problem(*turned, problem.bias, problem.tokens, problem.boundary)
@@ -159,7 +159,7 @@ def test_strides_do_not_matter(problem: Problem) -> None:
 
 
 def test_no_gradient_no_backward(problem: Problem) -> None:
-    """Without gradients the recursion runs forward only and nothing is kept."""
+    """Without gradients the recursion runs forward only and keeps nothing."""
     with torch.no_grad():
         loss = _pruned(problem)
     assert not loss.requires_grad
@@ -169,7 +169,7 @@ def test_no_gradient_no_backward(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("where", ["enc", "am"])
-def test_non_finite_input_names_its_utterance(problem: Problem, where: str) -> None:
+def test_a_non_finite_input_spoils_its_own_utterance_only(problem: Problem, where: str) -> None:
     p = problem.to(torch.float64, grad=False)
     getattr(p, where)[1, 2, 0] = torch.nan
     losses = native.simple_loss(p.am, p.lm, p.tokens, p.boundary)[0] if where == "am" else _pruned(p)
@@ -177,7 +177,7 @@ def test_non_finite_input_names_its_utterance(problem: Problem, where: str) -> N
 
 
 def test_band_too_narrow_is_infinite() -> None:
-    """Two frames and a window of 2 climb at most 2 tokens."""
+    """With two frames and a window of 2 a path has at most 2 tokens."""
     p = make_problem([(2, 2), (2, 3)])
     loss = _pruned(p, 2)
     assert torch.isfinite(loss).tolist() == [True, False]
@@ -187,7 +187,7 @@ def test_band_too_narrow_is_infinite() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
 def test_autocast(dtype: torch.dtype) -> None:
-    """Products in bfloat16, the rest in float32: losses within 1 %, gradients alike."""
+    """With products in bfloat16 and the rest in float32, losses are within 1 % and gradients within 3 %."""
     p = make_problem([(80, 20), (60, 15)], classes=60, width=64, spread=0.4, dtype=torch.float32)
     want = _pruned(p)
     grads = torch.autograd.grad(want.sum(), p[2:6])
@@ -209,7 +209,7 @@ def test_bad_arguments(problem: Problem) -> None:
         native.simple_loss(p.am, p.lm[:, 1:], p.tokens, p.boundary)
     with pytest.raises(ValueError, match="delay_penalty"):
         native.simple_loss(p.am, p.lm, p.tokens, p.boundary, delay_penalty=-1.0)
-    with pytest.raises(ValueError, match="at least 2"):
+    with pytest.raises(ValueError, match="at least 2.*got 1"):
         native.prune_ranges(torch.zeros(1, 2, 4), torch.zeros(1, 3, 3), torch.tensor([[0, 0, 2, 3]]), 1)
-    with pytest.raises(ValueError, match="choose one of native, k2, torchaudio, auto"):
+    with pytest.raises(ValueError, match="warp.*native, k2, torchaudio, auto"):
         get_backend("warp")

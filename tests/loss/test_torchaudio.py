@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from model.loss import get_backend, native
+from model.loss import get_backend
+from model.loss.native import backend as native
 from tests.loss.problems import make_problem
 
 import pytest

@@ -47,7 +47,7 @@ def hyper_config(numbers: np.lib.npyio.NpzFile, backend: str) -> Config:
 
 
 def load(path: Path, backend: str) -> tuple[dict[str, np.ndarray], Transducer, dict[str, torch.Tensor]]:
-    """The file's numbers, the model with its initial parameters, and the batch as `Transducer.forward` wants it."""
+    """Return the file's numbers, the model with its initial parameters, and the arguments of `Transducer.forward`."""
     with np.load(path) as archive:
         numbers = {key: archive[key] for key in archive.files}
     model = build_model(hyper_config(numbers, backend), int(numbers["meta/hyper"][4])).train()
@@ -65,7 +65,7 @@ def load(path: Path, backend: str) -> tuple[dict[str, np.ndarray], Transducer, d
 
 
 def relative(ours: torch.Tensor, theirs: np.ndarray) -> float:
-    """Largest difference over the reference tensor's largest value."""
+    """Return the largest difference divided by the reference tensor's largest value."""
     difference = np.abs(ours.detach().numpy() - theirs).max()
     return float(difference / max(np.abs(theirs).max(), 1e-30))
 
@@ -122,7 +122,7 @@ def test_losses_gradients_and_five_steps(shared: Path, file: str, backend: str) 
 
 @pytest.mark.parametrize("file", FILES)
 def test_streaming_states_from_the_references_own_parameters(shared: Path, file: str) -> None:
-    """With the reference's parameters after five steps only rounding may differ."""
+    """With the reference's own parameters after five steps, only rounding may differ."""
     numbers, model, batch = load(shared / "reference" / file, "native")
     after = {k[len("param_after_5_steps/") :]: v for k, v in numbers.items() if k.startswith("param_after_5_steps/")}
     state = model.state_dict()

@@ -1,4 +1,4 @@
-"""The searches' tests run in one thread: their tensors are so small that a second one only costs."""
+"""The searches' tests run in one thread: their tensors are so small that a second thread makes them slower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fast beam search over graphs against a plain one over dictionaries, brute force, the trivial graph's search, and k2."""
+"""Fast beam search over graphs against a plain one over dictionaries, brute force, and k2."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import itertools
 import math
 from typing import Any
 
-from model.search import Hypothesis, get_search
-from model.search.fast_beam_graph import FastBeamGraphStream, fast_beam_search_graph
+from model.search import Hypothesis, get_search, get_stream
 from model.search.graph import Graph, trivial_graph
 from model.transducer import Transducer
 
@@ -20,8 +19,15 @@ Arcs = list[list[tuple[int, int, float]]]
 LIMITS = [(4.0, 4, 8), (1.0, 4, 8), (20.0, 8, 64), (8.0, 8, 8), (4.0, 4, 2), (30.0, 3, 5), (2.0, 1, 1), (6.0, 16, 20)]
 
 
+WIDE = {"beam": 20.0, "max_contexts": 8, "max_states": 64}
+
+
+def search(model: Transducer, out: torch.Tensor, lens: torch.Tensor, **options: Any) -> list[Hypothesis]:
+    return get_search("fast_beam_search")(model, out, lens, **{**WIDE, **options})
+
+
 def graph_of(arcs: Arcs, finals: list[float]) -> Graph:
-    """arcs: for each state (label, next state, weight)."""
+    """Return the graph of arcs (label, next state, weight), given for each state."""
     flat = [arc for row in arcs for arc in row]
     labels, next_states = (np.array([arc[i] for arc in flat], np.int32) for i in range(2))
     weights = np.array([arc[2] for arc in flat], np.float32)
@@ -29,7 +35,7 @@ def graph_of(arcs: Arcs, finals: list[float]) -> Graph:
 
 
 def random_graph(seed: int, vocab_size: int, num_states: int = 6) -> Graph:
-    """Parallel arcs, loops and chains of arcs without a token among them; every other state is final, or so."""
+    """Return a graph with parallel arcs, loops and chains of arcs without a token; about half of the states are final."""
     generator = np.random.default_rng(seed)
     arcs: Arcs = []
     for state in range(num_states):
@@ -46,7 +52,7 @@ def random_graph(seed: int, vocab_size: int, num_states: int = 6) -> Graph:
 
 
 def without_epsilon(graph: Graph) -> tuple[Arcs, list[list[float]]]:
-    """For each state the arcs with a token and the final weights that it has by itself or after arcs without one."""
+    """Return, for each state, the arcs with a token and the final weights, also those after arcs without a token."""
     arcs: Arcs = [[] for _ in graph.finals]
     finals: list[list[float]] = [[] for _ in graph.finals]
     for state in range(len(arcs)):
@@ -80,7 +86,7 @@ class Table:
 def plain_search(
     model: Transducer, frames: torch.Tensor, graph: Graph, beam: float, limits: tuple[int, int], scale: float, partial: bool
 ) -> tuple[list[int], list[int], float]:
-    """limits: contexts and states kept. A state is (context, graph state), the one where all ends being -1."""
+    """Search with dictionaries; limits: contexts and states kept. A state is (context, graph state), -1 for the final one."""
     (arcs, finals), table = without_epsilon(graph), Table(model, frames)
     paths = {((0,) * model.context_size, 0): (0.0, [], [])}
     results = list(paths.values())
@@ -129,13 +135,11 @@ def test_plain_search(partial: bool) -> None:
         model, graph = toy_model(seed, vocab_size, 1 + seed % 3, 0.5 + seed % 2), random_graph(seed, vocab_size)
         out, lens = toy_batch(seed, num_utts=3, max_frames=12, min_frames=1)
         scale = (1.0, 0.3)[seed % 2]
-        results = fast_beam_search_graph(
-            model, out, lens, graph=graph, scale=scale, beam=beam, max_contexts=max_contexts, max_states=max_states,
-            allow_partial=partial,
-        )  # fmt: skip
+        limits = {"beam": beam, "max_contexts": max_contexts, "max_states": max_states}
+        results = search(model, out, lens, graph=graph, scale=scale, allow_partial=partial, **limits)
         for result, frames, length in zip(results, out, lens.tolist(), strict=True):
-            limits = (max_contexts, max_states)
-            tokens, times, score = plain_search(model, frames[:length], graph, beam, limits, scale, partial)
+            kept = (max_contexts, max_states)
+            tokens, times, score = plain_search(model, frames[:length], graph, beam, kept, scale, partial)
             assert (result.tokens, result.times) == (tokens, times)
             assert result.score == pytest.approx(score, abs=1e-4)
             empty += score == -math.inf
@@ -144,7 +148,7 @@ def test_plain_search(partial: bool) -> None:
 
 @torch.no_grad()
 def test_wide_beam_is_the_best_path() -> None:
-    """Nothing pruned, the result is the likeliest alignment that the graph accepts, of all frames but the last."""
+    """Without pruning, the result is the likeliest alignment that the graph accepts, of all frames but the last."""
     for seed in range(5):
         model, graph = toy_model(seed, vocab_size=4, sharpness=0.5), random_graph(seed, 4, num_states=4)
         arcs, finals = without_epsilon(graph)
@@ -166,7 +170,7 @@ def test_wide_beam_is_the_best_path() -> None:
             if score > best:
                 best, sequence = score, tokens[2:]
         wide = {"beam": 1e3, "max_contexts": 99, "max_states": 999}
-        result = fast_beam_search_graph(model, out, torch.tensor([5]), graph=graph, **wide)[0]
+        result = search(model, out, torch.tensor([5]), graph=graph, **wide)[0]
         assert result.tokens == sequence
         assert result.score == pytest.approx(best, abs=1e-4)
 
@@ -175,31 +179,18 @@ def same(ours: Hypothesis, others: Hypothesis) -> bool:
     return (ours.tokens, ours.times) == (others.tokens, others.times) and ours.score == pytest.approx(others.score, abs=1e-4)
 
 
-def test_trivial_graph_is_fast_beam_search() -> None:
-    for seed, (beam, max_contexts, max_states) in enumerate(LIMITS):
-        model = toy_model(seed, 4 + 5 * (seed % 4), 1 + seed % 3, sharpness=0.5 + seed % 2)
-        out, lens = toy_batch(seed)
-        options: dict[str, Any] = {"beam": beam, "max_contexts": max_contexts, "max_states": max_states}
-        options["allow_partial"] = seed % 2 == 0
-        over_graph = fast_beam_search_graph(model, out, lens, graph=trivial_graph(model.vocab_size), **options)
-        for ours, others in zip(over_graph, get_search("fast_beam_search")(model, out, lens, **options), strict=True):
-            assert same(ours, others)
-            assert [h.tokens for h in ours.nbest or []] == [h.tokens for h in others.nbest or []]
-            assert ours.confidences == pytest.approx(others.confidences, abs=1e-5)
-
-
 def test_alone_and_in_chunks_as_in_the_batch() -> None:
     model, graph = toy_model(7), random_graph(7, 12)
     out, lens = toy_batch(7, num_utts=12, max_frames=25)
-    batch = fast_beam_search_graph(model, out, lens, graph=graph, max_states=16)
+    batch = search(model, out, lens, graph=graph, max_states=16)
     assert sum(len(h.tokens) for h in batch) > 10
-    stream = FastBeamGraphStream(model, graph=graph, max_states=16)
+    stream = get_stream("fast_beam_search")(model, graph=graph, **{**WIDE, "max_states": 16})
     stream.start(len(lens))
     for first in range(0, 25, 4):
         chunk = out[:, first : first + 4]
         stream.advance(chunk, (lens - first).clamp(0, chunk.shape[1]))
     for n, (together, by_chunks) in enumerate(zip(batch, stream.results(), strict=True)):
-        alone = fast_beam_search_graph(model, out[n : n + 1, : int(lens[n])], lens[n : n + 1], graph=graph, max_states=16)[0]
+        alone = search(model, out[n : n + 1, : int(lens[n])], lens[n : n + 1], graph=graph, max_states=16)[0]
         assert same(alone, together) and same(by_chunks, together)
 
 
@@ -208,7 +199,7 @@ def test_nbest_has_each_sequence_once_and_the_graph_accepts_it() -> None:
     arcs, finals = without_epsilon(graph)
     out, lens = toy_batch(1, num_utts=6)
     told = 0
-    for result in fast_beam_search_graph(model, out, lens, graph=graph):
+    for result in search(model, out, lens, graph=graph):
         sequences = [tuple(h.tokens) for h in result.nbest or []]
         assert len(set(sequences)) == len(sequences)
         for tokens in sequences:
@@ -221,15 +212,15 @@ def test_nbest_has_each_sequence_once_and_the_graph_accepts_it() -> None:
 
 
 def test_scale() -> None:
-    """It multiplies weights; with 0 the graph still says what may follow what."""
+    """The scale multiplies weights; with 0 the graph still restricts the sequences."""
     model, graph = toy_model(4), random_graph(4, 12)
     out, lens = toy_batch(4)
     doubled = Graph(graph.offsets, graph.labels, graph.next_states, 2 * graph.weights, 2 * graph.finals)
     ends = np.where(graph.finals > -np.inf, 0, -np.inf)
     weightless = Graph(graph.offsets, graph.labels, graph.next_states, 0 * graph.weights, ends)
     for scale, other in ((2.0, doubled), (0.0, weightless)):
-        scaled = fast_beam_search_graph(model, out, lens, graph=graph, scale=scale)
-        for ours, others in zip(scaled, fast_beam_search_graph(model, out, lens, graph=other), strict=True):
+        scaled = search(model, out, lens, graph=graph, scale=scale)
+        for ours, others in zip(scaled, search(model, out, lens, graph=other), strict=True):
             assert same(ours, others)
 
 
@@ -237,7 +228,7 @@ def test_nothing_in_nothing_out() -> None:
     model, graph = toy_model(0), trivial_graph(12)
     for num_utts, frames in ((2, 3), (2, 0), (0, 3)):
         lens = torch.zeros(num_utts, dtype=torch.int64)
-        results = fast_beam_search_graph(model, torch.randn(num_utts, frames, 16), lens, graph=graph)
+        results = search(model, torch.randn(num_utts, frames, 16), lens, graph=graph)
         assert [(r.tokens, r.times, r.score) for r in results] == [([], [], 0.0)] * num_utts
 
 
@@ -253,13 +244,13 @@ def test_nothing_in_nothing_out() -> None:
 )
 def test_impossible_values(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        fast_beam_search_graph(toy_model(0), *toy_batch(0), **{"graph": trivial_graph(12), **options})
+        search(toy_model(0), *toy_batch(0), **{"graph": trivial_graph(12), **options})
 
 
-def test_what_is_no_graph() -> None:
+def test_arrays_that_are_not_a_graph() -> None:
     with pytest.raises(ValueError, match="cycle"):
         graph_of([[(0, 1, 0.0)], [(0, 0, 0.0)]], [0.0, 0.0])
-    with pytest.raises(ValueError, match="states that it lacks"):
+    with pytest.raises(ValueError, match="missing states"):
         graph_of([[(1, 2, 0.0)], []], [0.0, 0.0])
     with pytest.raises(ValueError, match="labels below 0"):
         graph_of([[(-1, 0, 0.0)]], [0.0])
@@ -267,9 +258,9 @@ def test_what_is_no_graph() -> None:
         graph_of([[(1, 0, math.nan)]], [0.0])
     with pytest.raises(ValueError, match="finite"):
         graph_of([[(1, 0, 0.0)]], [math.inf])
-    with pytest.raises(ValueError, match="rise"):
+    with pytest.raises(ValueError, match="offsets"):
         Graph(np.array([0, 2, 1]), *(np.zeros(1, t) for t in (np.int32, np.int32, np.float32)), np.zeros(2))
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="lengths"):
         graph_of([], [0.0])
 
 
@@ -277,9 +268,9 @@ def test_what_is_no_graph() -> None:
 def by_k2(
     model: Transducer, out: torch.Tensor, lens: list[int], graph: Graph, limits: tuple[float, int, int], partial: bool
 ) -> list[Hypothesis]:
-    """k2's decoding streams over the same arcs.
+    """Search with k2's decoding streams over the same arcs.
 
-    k2 leaves the last frame's scores out, final weights among them, which an attribute of the arcs brings back.
+    k2 leaves out the last frame's scores, which include the final weights; an attribute of the arcs adds these again.
     """
     import k2
 
@@ -291,9 +282,12 @@ def by_k2(
     fsa = k2.Fsa.from_str("\n".join([*lines, str(len(arcs))]))
     fsa.end = torch.where(fsa.labels == -1, fsa.scores, torch.zeros_like(fsa.scores))
     config = k2.RnntDecodingConfig(
-        vocab_size=model.vocab_size, decoder_history_len=model.context_size, beam=limits[0], max_contexts=limits[1],
+        vocab_size=model.vocab_size,
+        decoder_history_len=model.context_size,
+        beam=limits[0],
+        max_contexts=limits[1],
         max_states=limits[2],
-    )  # fmt: skip
+    )
     streams = k2.RnntDecodingStreams([k2.RnntDecodingStream(fsa) for _ in lens], config)
     for t in range(max(lens)):
         shape, contexts = streams.get_contexts()
@@ -325,7 +319,7 @@ def test_as_k2(vocab_size: int, partial: bool) -> None:
             graph = random_graph(seed + 100 * context_size, vocab_size)
             out, lens = toy_batch(seed, num_utts=4, min_frames=1)
             options: dict[str, Any] = dict(zip(("beam", "max_contexts", "max_states"), limits, strict=True))
-            native = fast_beam_search_graph(model, out, lens, graph=graph, allow_partial=partial, **options)
+            native = search(model, out, lens, graph=graph, allow_partial=partial, **options)
             for ours, k2s in zip(native, by_k2(model, out, lens.tolist(), graph, limits, partial), strict=True):
                 cases += 1
                 if not same(ours, k2s):

@@ -1,4 +1,4 @@
-"""The native fast beam search finds what k2's finds."""
+"""The native fast beam search gives k2's results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Beam search with scorers against exhaustive enumeration and plain loops; n-best lists in a new order."""
+"""Beam search with scorers against exhaustive enumeration and plain loops; rescored n-best lists."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import itertools
 import math
 from collections.abc import Callable
 
+from model.kernels import policy
 from model.lm import LstmLm
-from model.search import Hypothesis, get_search, get_stream, modified_beam, rescore
+from model.search import Hypothesis, get_search, get_stream, rescore
 from model.search.scorers import HotwordScorer, InternalLmScorer, LstmLmScorer, NGramScorer, Scorer, read_arpa
 from model.transducer import Transducer
 
@@ -26,7 +27,7 @@ def names(vocab_size: int) -> list[str]:
 
 
 class Toys:
-    """Four scorers with their scales, and the same as plain functions of (tokens so far, next token or None: the end)."""
+    """Four scorers with their scales, and the same as plain functions of the tokens so far and the next one (None: the end)."""
 
     def __init__(self, model: Transducer, seed: int = 0) -> None:
         self.model = model
@@ -44,11 +45,14 @@ class Toys:
             (HotwordScorer(list(self.phrases.items()), size), 1.0),
         ]
         self.plain: list[tuple[Plain, float]] = [
-            (self.lstm, 0.6), (self.ngram(self.table), -0.3), (self.internal, -0.2), (self.hotwords, 1.0)
-        ]  # fmt: skip
+            (self.lstm, 0.6),
+            (self.ngram(self.table), -0.3),
+            (self.internal, -0.2),
+            (self.hotwords, 1.0),
+        ]
 
     def total(self, tokens: list[int]) -> float:
-        """The scaled total of a whole sequence and its end."""
+        """Return the scaled total of a whole sequence and its end."""
         steps = [(tokens[:u], token) for u, token in enumerate([*tokens, None])]
         return sum(scale * plain(*step) for plain, scale in self.plain for step in steps)
 
@@ -70,7 +74,7 @@ class Toys:
         return float(self.model.joiner.output_linear(torch.tanh(dec))[1:].log_softmax(0)[token - 1])
 
     def hotwords(self, tokens: list[int], token: int | None) -> float:
-        def given(text: list[int]) -> float:  # for complete phrases, and for the best begun one
+        def given(text: list[int]) -> float:  # for complete phrases, and for the best incomplete one
             ends = itertools.product(self.phrases.items(), range(len(text) + 1))
             whole = sum(boost for (p, boost), end in ends if tuple(text[:end][-len(p) :]) == p)
             begun = [b * n / len(p) for p, b in self.phrases.items() for n in range(1, len(p)) if tuple(text[-n:]) == p[:n]]
@@ -85,8 +89,7 @@ class Toys:
 @torch.no_grad()
 def test_exhaustive(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
     """With all alignments kept, a sequence's score is the sum over them times the scorers' share."""
-    if not compiled:
-        monkeypatch.setattr(modified_beam, "compiled_step", None)
+    monkeypatch.setattr(policy, "compiled", compiled)
     model, (out, _) = toy_model(0, vocab_size=5, sharpness=0.3), toy_batch(0, num_utts=1, max_frames=4)
     toys = Toys(model)
     sums: dict[tuple[int, ...], float] = {}
@@ -98,13 +101,13 @@ def test_exhaustive(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
         sums[tuple(tokens[2:])] = sums.get(tuple(tokens[2:]), 0.0) + math.exp(score)
     expected = {tokens: math.log(x) + toys.total(list(tokens)) for tokens, x in sums.items()}
     result = get_search("modified_beam_search")(model, out, torch.tensor([4]), beam=5**4, scorers=toys.scorers)[0]
-    assert {tuple(t): s for t, _, s in result.nbest or []} == pytest.approx(expected, abs=1e-3)
+    assert {tuple(h.tokens): h.score for h in result.nbest or []} == pytest.approx(expected, abs=1e-3)
     assert result.tokens == list(max(expected, key=lambda tokens: expected[tokens] / (len(tokens) + 2)))
 
 
 @torch.no_grad()
 def plain_fused(toys: Toys, frames: torch.Tensor, beam: int) -> list[tuple[float, list[int]]]:
-    """Beam search with scorers over Python lists; hypotheses with the end scored."""
+    """Search with scorers over Python lists; return hypotheses with the score of the end."""
     hyps = {(): 0.0}
     for frame in frames:
         grown = []
@@ -124,9 +127,8 @@ def plain_fused(toys: Toys, frames: torch.Tensor, beam: int) -> list[tuple[float
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_narrow_beam(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
-    """Scores come before the pruning: what survives is what survives in plain loops."""
-    if not compiled:
-        monkeypatch.setattr(modified_beam, "compiled_step", None)
+    """Scores are added before the pruning: the same hypotheses survive as in plain loops."""
+    monkeypatch.setattr(policy, "compiled", compiled)
     model, (out, lens) = toy_model(1, vocab_size=7, sharpness=0.5), toy_batch(1, num_utts=4, max_frames=8)
     toys = Toys(model, 1)
     results = get_search("modified_beam_search")(model, out, lens, beam=3, scorers=toys.scorers)
@@ -163,8 +165,8 @@ def test_chunks_batches_and_confidences() -> None:
             history.append(token)
 
 
-def test_nothing_changes_nothing() -> None:
-    """Scale 0 and no hotwords: the same bits as without scorers."""
+def test_scorers_without_effect_change_nothing() -> None:
+    """With scale 0 and without hotwords, results are bit-identical to those without scorers."""
     model, (out, lens) = toy_model(3), toy_batch(3)
     toys, search = Toys(model), get_search("modified_beam_search")
     without = search(model, out, lens)
@@ -176,8 +178,8 @@ def test_nothing_changes_nothing() -> None:
         assert h.nbest == sorted(before.nbest or [], key=lambda e: -e.score)
 
 
-def test_hotwords_are_heard() -> None:
-    """A boost brings its phrase into utterances that have none; the score tells the boost."""
+def test_hotwords_are_recognised() -> None:
+    """A boost brings its phrase into utterances that do not have it."""
     model, (out, lens) = toy_model(4), toy_batch(4, num_utts=8, min_frames=10)
     search, phrase = get_search("modified_beam_search"), [5, 9, 4]
     scorer = HotwordScorer([(phrase, 12.0)], model.vocab_size)

@@ -30,7 +30,7 @@ NAMES = ["<blk>", "<sos/eos>", "<unk>", "a", "b", "▁c", "d"]
 
 
 def after(scorer: Scorer, tokens: Sequence[int]) -> State:
-    """The state of one sequence."""
+    """Return the state after one sequence."""
     state = scorer.initial(1)
     for token in tokens:
         state = scorer.advance(state, torch.tensor([token]))
@@ -70,11 +70,11 @@ def test_ngram_states_are_batched() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("\\end\\", ""), "ends before"),
-        (("\\data\\", ""), "no .data"),
-        (("ngram 2=", "ngram 2=1"), "of order 2 were to come"),
-        (("ngram 1=", "ngram one="), "not the head"),
-        (("\\2-grams:", "\\3-grams:"), "not an n-gram of order 1"),
+        (("\\end\\", ""), "end"),
+        (("\\data\\", ""), "data"),
+        (("ngram 2=", "ngram 2=1"), "line .*order 2"),
+        (("ngram 1=", "ngram one="), "line 3.*ngram one"),
+        (("\\2-grams:", "\\3-grams:"), "line .*order 1"),
         (("</s>", "</S>"), "</s>"),
     ],
 )
@@ -88,7 +88,7 @@ def test_not_an_arpa_file(change: tuple[str, str], message: str) -> None:
 def test_ngram_without_its_beginning() -> None:
     head = "\\data\\\nngram 1=3\nngram 2=1\nngram 3=1\n\\1-grams:\n-1 <s>\n-1 </s>\n-1 a\n\\2-grams:\n-1 a a\n"
     assert read_arpa((head + "\\3-grams:\n-1 a a a\n\\end\\").splitlines()).order == 3
-    with pytest.raises(ValueError, match="line 12: there is no n-gram '<s> a'"):
+    with pytest.raises(ValueError, match="line 12.*'<s> a'"):
         read_arpa((head + "\\3-grams:\n-1 <s> a a\n\\end\\").splitlines())
 
 
@@ -99,7 +99,7 @@ def test_ngram_of_another_vocabulary() -> None:
 
 
 def test_lstm_lm() -> None:
-    """`forward` of the whole sentence is what the steps add up to."""
+    """The steps add up to `forward` of the whole sentence."""
     torch.manual_seed(0)
     lm = LstmLm(7, 8, 8, 2).eval()
     texts = sequences(1, 7)
@@ -127,7 +127,7 @@ def test_internal_lm(context_size: int) -> None:
 
 
 def occurrences(tokens: Sequence[int], phrases: dict[tuple[int, ...], float]) -> float:
-    """The sum of boosts over every place where a phrase stands."""
+    """Return the sum of boosts over all occurrences of the phrases."""
     ends = range(1, len(tokens) + 1)
     return sum(boost for p, boost in phrases.items() for end in ends if tuple(tokens[max(0, end - len(p)) : end]) == p)
 
@@ -140,11 +140,11 @@ PHRASES = st.dictionaries(
 @settings(deadline=None, max_examples=150)
 @given(PHRASES, st.lists(st.lists(st.integers(1, 3), max_size=10), min_size=1, max_size=5))
 def test_hotwords(phrases: dict[tuple[int, ...], float], texts: list[list[int]]) -> None:
-    """Each occurrence gains its boost, whatever broke off before, after or within it gains nothing."""
+    """Each occurrence gains its boost; an incomplete phrase before, after or within it gains nothing."""
     scorer = HotwordScorer(list(phrases.items()), 4)
     assert totals(scorer, texts).tolist() == pytest.approx([occurrences(t, phrases) for t in texts], abs=1e-4)
     for tokens in texts:
-        # At any time, what is given beyond the complete phrases is the most that a phrase begun there has earned.
+        # Beyond the complete phrases, the largest share of an incomplete phrase is added at any time.
         begun = [boost * n / len(p) for p, boost in phrases.items() for n in range(1, len(p)) if tuple(tokens[-n:]) == p[:n]]
         assert -float(scorer.final(after(scorer, tokens))) == pytest.approx(max([0.0, *begun]), abs=1e-5)
 
@@ -152,7 +152,7 @@ def test_hotwords(phrases: dict[tuple[int, ...], float], texts: list[list[int]])
 def test_hotwords_step_by_step() -> None:
     scorer = HotwordScorer([([1, 2, 3], 6.0), ([2, 4], 1.0), ([2, 4], 2.0)], 6)
     given_at = [float(scorer.score(after(scorer, s[:-1]))[0, s[-1]]) for s in ([1], [1, 2], [1, 2, 3], [1, 2, 5], [1, 2, 4])]
-    # 2 of 6 each; then the third, or both taken back, or both taken back for the other phrase's 2
+    # 2 of 6 each; then the third, or minus both, or minus both plus the other phrase's 2
     assert given_at == pytest.approx([2.0, 2.0, 2.0, -4.0, -2.0])
 
 

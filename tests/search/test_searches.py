@@ -1,10 +1,11 @@
-"""The searches against plain loops over Python lists, and what must hold of every search."""
+"""The searches against plain loops over Python lists, and properties that every search must have."""
 
 from __future__ import annotations
 
 import math
 
-from model.search import SEARCHES, fast_beam, get_search, modified_beam
+from model.kernels import policy
+from model.search import SEARCHES, get_search
 from model.transducer import Transducer
 
 import pytest
@@ -27,7 +28,7 @@ def plain_greedy(model: Transducer, frames: torch.Tensor, per_frame: int) -> tup
 
 @torch.no_grad()
 def plain_beam(model: Transducer, frames: torch.Tensor, beam: int) -> dict[tuple[int, ...], float]:
-    """Log-probability of each surviving token sequence, the start context included in it."""
+    """Return the log-probability of each surviving token sequence, which includes the start context."""
     hyps = {(-1,) * (model.context_size - 1) + (model.blank_id,): 0.0}
     for frame in frames:
         grown = []
@@ -54,7 +55,7 @@ def test_greedy(context_size: int, per_frame: int) -> None:
     assert sum(len(r.tokens) for r in results) > 5
 
 
-def test_unknown_moves_on() -> None:
+def test_unknown_emits_no_token() -> None:
     model = toy_model(3)
     with torch.no_grad():
         model.joiner.output_linear.bias[model.unk_id] += 5
@@ -66,8 +67,7 @@ def test_unknown_moves_on() -> None:
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize(("beam", "vocab_size"), [(4, 12), (7, 4), (20, 3)])
 def test_modified_beam(monkeypatch: pytest.MonkeyPatch, compiled: bool, beam: int, vocab_size: int) -> None:
-    if not compiled:
-        monkeypatch.setattr(modified_beam, "compiled_step", None)
+    monkeypatch.setattr(policy, "compiled", compiled)
     for seed in range(3):
         model = toy_model(seed, vocab_size, sharpness=0.5)
         out, lens = toy_batch(seed, num_utts=3, max_frames=8, min_frames=1)
@@ -77,13 +77,13 @@ def test_modified_beam(monkeypatch: pytest.MonkeyPatch, compiled: bool, beam: in
             best = max(expected, key=lambda tokens: expected[tokens] / len(tokens))
             assert result.tokens == list(best[model.context_size :])
             assert result.nbest is not None
-            found = {tuple(tokens): score for tokens, _, score in result.nbest}
+            found = {tuple(h.tokens): h.score for h in result.nbest}
             assert found == pytest.approx({k[model.context_size :]: v for k, v in expected.items()}, abs=1e-3)
 
 
 @torch.no_grad()
 def test_large_beam_is_exhaustive() -> None:
-    """With all alignments kept, a sequence's score is the sum over them: one symbol per frame at most."""
+    """With all alignments kept, a sequence's score is the sum over them, with at most one token per frame."""
     model = toy_model(0, vocab_size=4, sharpness=0.3)
     out, _ = toy_batch(0, num_utts=1, max_frames=4)
     totals: dict[tuple[int, ...], float] = {}
@@ -95,24 +95,25 @@ def test_large_beam_is_exhaustive() -> None:
                 tokens.append(symbol)
         totals[tuple(tokens[2:])] = totals.get(tuple(tokens[2:]), 0.0) + math.exp(score)
     nbest = get_search("modified_beam_search")(model, out, torch.tensor([4]), beam=256)[0].nbest
-    assert {tuple(t): math.exp(s) for t, _, s in nbest or []} == pytest.approx(totals, rel=1e-4)
+    assert {tuple(h.tokens): math.exp(h.score) for h in nbest or []} == pytest.approx(totals, rel=1e-4)
 
 
 def test_compiled_fast_beam_is_the_tensor_one(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba")
     search = get_search("fast_beam_search")
-    limits = [(4.0, 4, 8), (20.0, 8, 64), (8.0, 8, 8), (4.0, 4, 2), (30.0, 3, 5), (2.0, 1, 1), (6.0, 16, 20)]
+    limits = [(4.0, 4, 8), (1.0, 4, 8), (20.0, 8, 64), (8.0, 8, 8), (4.0, 4, 2), (30.0, 3, 5), (2.0, 1, 1), (6.0, 16, 20)]
     for seed, (beam, max_contexts, max_states) in enumerate(limits * 2):
         model = toy_model(seed, 4 + 5 * (seed % 3), 1 + seed % 3, sharpness=0.5 + seed % 2)
         out, lens = toy_batch(seed)
-        options = {"beam": beam, "max_contexts": max_contexts, "max_states": max_states, "allow_partial": seed < 7}
+        options = {"beam": beam, "max_contexts": max_contexts, "max_states": max_states, "allow_partial": seed < 8}
         compiled = search(model, out, lens, **options)
         with monkeypatch.context() as m:
-            m.setattr(fast_beam, "compiled_step", None)
+            m.setattr(policy, "compiled", False)
             for by_tensors, by_kernel in zip(search(model, out, lens, **options), compiled, strict=True):
                 assert (by_tensors.tokens, by_tensors.times) == (by_kernel.tokens, by_kernel.times)
                 assert by_tensors.score == pytest.approx(by_kernel.score, abs=1e-5)
-                assert [t for t, _, _ in by_tensors.nbest] == [t for t, _, _ in by_kernel.nbest]
+                assert [h.tokens for h in by_tensors.nbest] == [h.tokens for h in by_kernel.nbest]
+                assert by_tensors.confidences == pytest.approx(by_kernel.confidences, abs=1e-5)
 
 
 @torch.no_grad()
@@ -208,7 +209,7 @@ def test_unknown_names() -> None:
 
 
 def test_many_contexts_are_cached_in_parts() -> None:
-    """A vocabulary too large to know all contexts beforehand: every row comes back for its own context."""
+    """With a vocabulary too large to compute all contexts beforehand, each context still gets its own row."""
     from model.search.contexts import Contexts
 
     model = toy_model(0, vocab_size=200)

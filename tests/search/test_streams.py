@@ -1,10 +1,11 @@
-"""A search in chunks gives what it gives of the whole; tokens' confidences are the model's probabilities."""
+"""A search in chunks gives the results of the whole; confidences are the model's probabilities."""
 
 from __future__ import annotations
 
 import math
 
-from model.search import STREAMS, Hypothesis, fast_beam, get_search, get_stream, modified_beam
+from model.kernels import policy
+from model.search import STREAMS, Hypothesis, get_search, get_stream
 
 import pytest
 import torch
@@ -22,15 +23,8 @@ OPTIONS = [
 ]
 
 
-def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the searches their tensor operations, as on a GPU."""
-    monkeypatch.setattr(modified_beam, "compiled_step", None)
-    monkeypatch.setattr(fast_beam, "compiled_step", None)
-    monkeypatch.setattr(fast_beam, "compiled_end", None)
-
-
 def assert_same(found: list[Hypothesis], expected: list[Hypothesis]) -> None:
-    """Tokens and times equal; scores and confidences as far as float32 goes; n-best lists too."""
+    """Check that tokens and times are equal, scores and confidences equal to float32's rounding; n-best lists too."""
     assert [(h.tokens, h.times) for h in found] == [(h.tokens, h.times) for h in expected]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.score == pytest.approx(theirs.score, abs=1e-4)
@@ -43,8 +37,7 @@ def assert_same(found: list[Hypothesis], expected: list[Hypothesis]) -> None:
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_chunks_are_the_whole(monkeypatch: pytest.MonkeyPatch, name: str, options: dict, compiled: bool) -> None:
-    if not compiled:
-        without_kernels(monkeypatch)
+    monkeypatch.setattr(policy, "compiled", compiled)
     num_tokens = 0
     for seed in range(3):
         model = toy_model(seed, vocab_size=(12, 70)[seed % 2], context_size=1 + seed % 3)
@@ -52,7 +45,7 @@ def test_chunks_are_the_whole(monkeypatch: pytest.MonkeyPatch, name: str, option
         whole = get_search(name)(model, out, lens, **options)
         num_tokens += sum(len(h.tokens) for h in whole)
         stream = get_stream(name)(model, **options)
-        for _ in range(2):  # the second time with what the first one has left in the caches
+        for _ in range(2):  # the second time with the caches filled by the first
             stream.start(len(lens))
             for chunk in random_chunks(out, lens, seed):
                 stream.advance(*chunk)
@@ -111,8 +104,7 @@ def test_partial_fast_beam_is_the_best_path() -> None:
 @pytest.mark.parametrize("name", STREAMS)
 @torch.no_grad()
 def test_confidences(monkeypatch: pytest.MonkeyPatch, name: str, compiled: bool) -> None:
-    if not compiled:
-        without_kernels(monkeypatch)
+    monkeypatch.setattr(policy, "compiled", compiled)
     model, (out, lens) = toy_model(6), toy_batch(6, num_utts=8)
     seen = 0
     for n, result in enumerate(get_search(name)(model, out, lens)):
@@ -141,5 +133,5 @@ def test_chunks_that_do_not_fit(name: str) -> None:
 def test_unknown_streams() -> None:
     with pytest.raises(ValueError, match="viterbi"):
         get_stream("viterbi")
-    with pytest.raises(ValueError, match="whole utterances"):
+    with pytest.raises(ValueError, match="k2"):
         get_stream("fast_beam_search")(toy_model(0), backend="k2").start(1)

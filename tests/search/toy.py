@@ -15,7 +15,7 @@ import torch
 
 @functools.cache
 def small_config(context_size: int) -> Config:
-    """The default configuration with all widths 16; read once, as that takes longer than most searches here."""
+    """Return the default configuration with all widths 16; cached, because reading it takes longer than most searches."""
     small = {"num_layers": 1, "d_model": 16, "rnn_hidden_size": 16, "dim_feedforward": 16}
     overrides = [f"model.encoder.{key}={value}" for key, value in small.items()]
     overrides += ["model.decoder.dim=16", "model.joiner.dim=16", f"model.decoder.context_size={context_size}"]
@@ -23,7 +23,7 @@ def small_config(context_size: int) -> Config:
 
 
 def toy_model(seed: int, vocab_size: int = 12, context_size: int = 2, sharpness: float = 1.0) -> Transducer:
-    """A model of joiner width 16; `sharpness` scales its logits, as training makes them sharp."""
+    """Return a model of joiner width 16; `sharpness` scales its logits, which training makes sharp."""
     torch.manual_seed(seed)
     model = build_model(small_config(context_size), vocab_size)
     with torch.no_grad():
@@ -36,7 +36,7 @@ def toy_model(seed: int, vocab_size: int = 12, context_size: int = 2, sharpness:
 
 
 def toy_batch(seed: int, num_utts: int = 6, max_frames: int = 20, min_frames: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encoder output (N, T, 16), random in its padding too, and lengths (N,)."""
+    """Return encoder output (N, T, 16), random in its padding too, and lengths (N,)."""
     generator = torch.Generator().manual_seed(seed)
     lens = torch.randint(min_frames, max_frames + 1, (num_utts,), generator=generator)
     lens[num_utts // 2] = max_frames
@@ -44,7 +44,7 @@ def toy_batch(seed: int, num_utts: int = 6, max_frames: int = 20, min_frames: in
 
 
 def log_probs_after(model: Transducer, frame: torch.Tensor, tokens: list[int]) -> torch.Tensor:
-    """(V,) for one frame (C,) of encoder output and the last tokens, through the model's own modules."""
+    """Return the log-probabilities (V,) after the last tokens at a frame (C,) of encoder output, by the model's own modules."""
     context = torch.tensor([tokens[-model.context_size :]])
     decoder_out = model.decoder(context, need_pad=False)[0, 0]
     return model.joiner(frame, decoder_out).log_softmax(-1)
@@ -53,7 +53,7 @@ def log_probs_after(model: Transducer, frame: torch.Tensor, tokens: list[int]) -
 def random_chunks(
     out: torch.Tensor, lens: torch.Tensor, seed: int, sizes: tuple[int, ...] = (0, 0, 1, 1, 2, 7)
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Cuts each utterance of a batch on its own: chunks (N, T, C), noise in their padding, and lengths (N,)."""
+    """Yield chunks (N, T, C), with noise in their padding, and lengths (N,); each utterance is cut at its own places."""
     generator = torch.Generator().manual_seed(seed)
     done = torch.zeros_like(lens)
     while (done < lens).any():

@@ -1,14 +1,14 @@
-"""Scorers: what else than the transducer says how likely tokens are, for beam search and n-best lists.
+"""Scorers: external token scores (language models, hotwords) that beam search and rescoring add.
 
-A scorer looks at the tokens of a hypothesis alone, never at frames or blanks. Searches take (scorer, scale) pairs and add
-scale * score, which makes these of them:
+A scorer depends on the tokens of a hypothesis alone, never on frames or blanks. Searches take (scorer, scale) pairs and add
+scale * score. This gives:
 
 - shallow fusion (Gulcehre et al. 2015, arXiv 1503.03535): `LstmLmScorer` or `NGramScorer` with a scale above 0;
 - LODR (Zheng et al. 2022, arXiv 2203.16776): `LstmLmScorer` above 0 and the `NGramScorer` of a bigram of the transducer's
   training text below 0;
 - internal LM subtraction (Variani et al. 2020, arXiv 2003.07705; Meng et al. 2020, arXiv 2011.01991):
   `InternalLmScorer` below 0, beside a language model above 0;
-- contextual biasing: `HotwordScorer`, whose boosts carry their own size, with the scale 1.
+- contextual biasing: `HotwordScorer` with the scale 1, because its boosts have their own sizes.
 """
 
 from model.search.scorers.arpa import NGramLm, read_arpa

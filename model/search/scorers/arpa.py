@@ -10,26 +10,26 @@ from dataclasses import dataclass
 import numpy as np
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
-# The format writes log10(0) as -99, and some tools as -inf; finite, it may be scaled and subtracted.
-LEAST = -99.0
+# The format writes log10(0) as -99, some tools write -inf; a finite number can be scaled and subtracted.
+LOG10_ZERO = -99.0
 
 NGrams = dict[tuple[int, ...], tuple[float, float]]
 
 
 @dataclass
 class NGramLm:
-    """An n-gram model as an automaton: a state is a history that the model knows, state 0 the empty one.
+    """An n-gram model as an automaton: a state is a history that the model has; state 0 is the empty history.
 
-    Arcs are the n-grams of order 2 and above, sorted by state * num_words + word; a history's other words have the
-    back-off weight and what the history's `backoff` state says. Logarithms are natural.
+    Arcs are the n-grams of order 2 and above, sorted by state * num_words + word. For other words a history has its back-off
+    weight plus the log-probability of its `backoff` state. Logarithms are natural.
 
     Attributes:
-      words: what each word's id stands for; "<unk>" is always among them.
-      unigrams: (W,), log-probability of each word without history; unigram_next: (W,), the state after it.
-      weights: (S,), back-off weight of each state; backoff: (S,), its longest known proper suffix.
+      words: the word of each id; "<unk>" is always among them.
+      unigrams: (W,), log-probability of each word without history. unigram_next: (W,), the state after it.
+      weights: (S,), back-off weight of each state. backoff: (S,), the state of its longest proper suffix in the model.
       first: (S + 1,), the arcs of state s are first[s] .. first[s + 1] - 1.
-      keys, log_probs, next: (A,), state * W + word of each arc, its log-probability and the state after it.
-      start: the state of a sentence's beginning.
+      keys, log_probs, next: (A,), state * W + word of each arc, its log-probability, and the state after it.
+      start: the state at the beginning of a sentence.
       order: n.
     """
 
@@ -47,10 +47,12 @@ class NGramLm:
 
 
 def read_arpa(lines: Iterable[str]) -> NGramLm:
-    """Reads a model in ARPA format (man page ngram-format(5) of SRILM). A word without <unk> gets its rarest word's value.
+    """Read a model in ARPA format (man page ngram-format(5) of SRILM).
+
+    If the model has no <unk>, <unk> gets the log-probability of its rarest word.
 
     Raises:
-      ValueError: not such a model, cut off, or an n-gram without the shorter ones that it begins with; names the line.
+      ValueError: the text is not such a model, ends early, or has an n-gram whose beginning is missing; names the line.
     """
     words: dict[str, int] = {}
     ngrams: NGrams = {}
@@ -66,8 +68,8 @@ def read_arpa(lines: Iterable[str]) -> NGramLm:
         except (ValueError, IndexError, KeyError):
             raise ValueError(f"line {number}: not an n-gram of order {order} of known words: {' '.join(fields)!r}") from None
         if order > 1 and ngram[:-1] not in ngrams:
-            raise ValueError(f"line {number}: there is no n-gram {' '.join(fields[1:order])!r} that this one extends")
-        ngrams[ngram] = (max(log_prob, LEAST) * math.log(10), max(weight, LEAST) * math.log(10))
+            raise ValueError(f"line {number}: the n-gram {' '.join(fields[1:order])!r}, which this one extends, is missing")
+        ngrams[ngram] = (max(log_prob, LOG10_ZERO) * math.log(10), max(weight, LOG10_ZERO) * math.log(10))
     for word in (START, END):
         if word not in words:
             raise ValueError(f"the model has no word {word!r}")
@@ -79,13 +81,13 @@ def read_arpa(lines: Iterable[str]) -> NGramLm:
 
 
 def _entries(lines: Iterable[str]) -> Iterable[tuple[int, list[str], int]]:
-    """The order, fields and line number of each n-gram; checks that there are as many as the file's head says."""
+    """Yield the order, fields and line number of each n-gram; check their numbers against the file's head."""
     counts: dict[int, int] = {}
-    order, seen, begun = 0, 0, False
+    order, seen, in_data = 0, 0, False
     for number, line in enumerate(lines, 1):
         line = line.strip(" \t\r\n")
-        if not begun:  # anything may stand before the head
-            begun = line == "\\data\\"
+        if not in_data:  # any text may stand before the head
+            in_data = line == "\\data\\"
             continue
         if not line:
             continue
@@ -94,7 +96,9 @@ def _entries(lines: Iterable[str]) -> Iterable[tuple[int, list[str], int]]:
             counts[int(head[1])] = int(head[2])
         elif line == f"\\{order + 1}-grams:" or line == "\\end\\":
             if seen != counts.get(order, 0):
-                raise ValueError(f"line {number}: {counts.get(order, 0)} n-grams of order {order} were to come, not {seen}")
+                raise ValueError(
+                    f"line {number}: the head announces {counts.get(order, 0)} n-grams of order {order}, found {seen}"
+                )
             if line == "\\end\\":
                 if not counts or order != max(counts):
                     raise ValueError(f"line {number}: the model ends after order {order}")
@@ -105,11 +109,11 @@ def _entries(lines: Iterable[str]) -> Iterable[tuple[int, list[str], int]]:
         else:
             seen += 1
             yield order, re.split(r"[ \t]+", line), number
-    raise ValueError("the ARPA file has no \\data\\" if not begun else "the ARPA file ends before its \\end\\")
+    raise ValueError("the ARPA file has no \\data\\" if not in_data else "the ARPA file ends before \\end\\")
 
 
 def _compile(words: dict[str, int], ngrams: NGrams, order: int) -> NGramLm:
-    """The automaton of n-grams, given as (log-probability, back-off weight) by word ids."""
+    """Return the automaton of n-grams, given as (log-probability, back-off weight) by word ids."""
     histories = {ngram[:-1] for ngram in ngrams} | {g for g, (_, weight) in ngrams.items() if len(g) < order and weight}
     states = {history: state for state, history in enumerate(sorted(histories, key=lambda h: (len(h), h)))}
 

@@ -1,4 +1,4 @@
-"""What a scorer is, and the weighted sum of several over the hypotheses of a search."""
+"""The interface of scorers, and the weighted sum of several over the hypotheses of a search."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ State = tuple[torch.Tensor, ...]
 
 
 class Scorer(Protocol):
-    """Scores token sequences from left to right, many at once; equal sequences have equal states."""
+    """Scores of token sequences from left to right, many at once; equal sequences have equal states."""
 
     def initial(self, num: int) -> State:
-        """The state of `num` empty sequences."""
+        """Return the state of `num` empty sequences."""
 
     def score(self, state: State) -> torch.Tensor:
-        """(H, V): what each token that may come next adds to the log-probability. Blank's value is not looked at."""
+        """Return what each possible next token adds to the log-probability (H, V). Blank's value is not used."""
 
     def advance(self, state: State, tokens: torch.Tensor) -> State:
-        """The state after one more token each, `tokens` (H,) int64; the argument stays as it is."""
+        """Return the state after one more token each, `tokens` (H,) int64; do not change the argument."""
 
     def final(self, state: State) -> torch.Tensor:
-        """(H,): what the end of the utterance adds."""
+        """Return what the end of the utterance adds (H,)."""
 
 
 class Fusion:
     """Several scorers, each with its scale, over utterances x hypotheses.
 
     Its tensors have the shape (N, K, ...): first the sum of scaled scores (N, K, V) of every next token, 0 at `silent` ones,
-    then the scorers' states. The sum is kept because it changes only where a token came out, in few frames.
+    then the scorers' states. The sum is stored because it changes only when a token is emitted, in few frames.
     """
 
     def __init__(self, scorers: Sequence[tuple[Scorer, float]], vocab_size: int, silent: Sequence[int]) -> None:
-        """vocab_size: of the search; silent: ids that are no tokens to the scorers: blank and, for some searches, unknown.
+        """Take (scorer, scale) pairs; those of scale 0 are left out.
+
+        vocab_size: of the search. silent: ids without a score: blank and, in some searches, unknown.
 
         Raises:
-          ValueError: a scale that is not a finite number.
+          ValueError: a scale is not a finite number.
         """
         for scorer, scale in scorers:
             if not math.isfinite(scale):
@@ -49,10 +51,10 @@ class Fusion:
         self._ends: list[int] = []  # where each scorer's tensors end in the list of all states
 
     def initial(self, num_utts: int, beam: int) -> list[torch.Tensor]:
-        """The tensors of empty hypotheses; none where there are no scorers.
+        """Return the tensors of empty hypotheses; an empty list if there are no scorers.
 
         Raises:
-          ValueError: a scorer of another vocabulary.
+          ValueError: a scorer has another vocabulary.
         """
         if not self.scorers:
             return []
@@ -68,11 +70,11 @@ class Fusion:
         return [x.view(num_utts, beam, *x.shape[1:]) for x in (self._sum(tensors), *tensors)]
 
     def update(self, tensors: list[torch.Tensor], parents: torch.Tensor, tokens: torch.Tensor, taken: torch.Tensor) -> None:
-        """After one frame of the first n utterances; changes `tensors` in place.
+        """Update `tensors` in place after one frame of the first n utterances.
 
-        Args:
-          parents, tokens: (n, K) int64, the hypotheses that were chosen.
-          taken: (n, K), the scores by which they were; the scorers' share of each is taken out of it.
+        tensors: as from `initial`.
+        parents, tokens: (n, K) int64, the hypotheses chosen.
+        taken: (n, K), the scores of their tokens; the scorers' share is subtracted from it.
         """
         num_utts, beam = parents.shape
         tensors = [x[:num_utts].view(num_utts * beam, *x.shape[2:]) for x in tensors]
@@ -81,10 +83,10 @@ class Fusion:
         taken -= tensors[0][parents, tokens].view_as(taken)
         for x in tensors:
             x.copy_(x.index_select(0, parents))
-        spoken = torch.ones_like(tokens, dtype=torch.bool)
+        emitted = torch.ones_like(tokens, dtype=torch.bool)
         for token in self.silent:
-            spoken &= tokens != token
-        rows = spoken.nonzero().squeeze(1)
+            emitted &= tokens != token
+        rows = emitted.nonzero().squeeze(1)
         if not len(rows):
             return
         new: list[torch.Tensor] = []
@@ -95,18 +97,18 @@ class Fusion:
             x[rows] = y
 
     def final(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        """(N, K) float64: the scaled scores of the end."""
+        """Return the scaled scores of the end (N, K), float64."""
         num_utts, beam = tensors[0].shape[:2]
         states = self._split([x.view(num_utts * beam, *x.shape[2:]) for x in tensors[1:]])
         parts = [scale * s.final(state).double() for (s, scale), state in zip(self.scorers, states, strict=True)]
         return torch.stack(parts).sum(0).view(num_utts, beam)
 
     def _split(self, tensors: Sequence[torch.Tensor]) -> list[State]:
-        """The list of all states' tensors as one state per scorer."""
+        """Return the list of all states' tensors as one state per scorer."""
         return [tuple(tensors[a:b]) for a, b in zip([0, *self._ends], self._ends, strict=False)]
 
     def _sum(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(H, V) float32: the scaled scores of every next token."""
+        """Return the scaled scores of every next token (H, V), float32."""
         states = zip(self.scorers, self._split(tensors), strict=True)
         total = torch.stack([scale * scorer.score(state).float() for (scorer, scale), state in states]).sum(0)
         total[:, self.silent] = 0
@@ -115,10 +117,12 @@ class Fusion:
 
 @torch.no_grad()
 def totals(scorer: Scorer, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-    """The scores of whole token sequences, their ends included, all at once: (len(sequences),) float64, on the CPU."""
+    """Return the scores of whole token sequences, their ends included: (len(sequences),) float64, on the CPU."""
     if not sequences:
         return torch.zeros(0, dtype=torch.float64)
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))  # those that end drop off the end
+    order = sorted(
+        range(len(sequences)), key=lambda i: -len(sequences[i])
+    )  # longest first, so active sequences are always the first
     lens = torch.tensor([len(sequences[i]) for i in order])
     state = scorer.initial(len(order))
     device = state[0].device

@@ -1,4 +1,4 @@
-"""Phrases that are to be heard more often."""
+"""Contextual biasing: phrases that should be recognised more often."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 
 class HotwordScorer:
-    """Adds each phrase's boost wherever the phrase stands in the tokens; occurrences may overlap.
+    """Adds each phrase's boost wherever the phrase occurs in the tokens; occurrences may overlap.
 
-    A phrase of L tokens gives boost / L with each token, so that it has a chance before it is complete; when a phrase breaks
-    off, what it gave is taken back, at the end of the utterance too. Of several phrases begun at once the one that has given
-    most counts. A whole utterance therefore gains exactly the sum of the boosts of the phrases in it.
+    A phrase of L tokens adds boost / L with each token, so that it helps before it is complete. If a phrase breaks off, its
+    share is subtracted again, also at the end of the utterance. Of several incomplete phrases the one with the largest share
+    counts. A whole utterance therefore gains exactly the sum of the boosts of the phrases in it.
 
     The states are those of Aho and Corasick, "Efficient string matching" (1975), with failure links followed beforehand:
     a table of states x tokens, 4 bytes each.
@@ -25,10 +25,12 @@ class HotwordScorer:
     def __init__(
         self, phrases: Sequence[tuple[Sequence[int], float]], vocab_size: int, device: torch.device | str = "cpu"
     ) -> None:
-        """phrases: (token ids, boost in nats), a boost below 0 to hear it less; of equal phrases the larger boost counts.
+        """Take phrases as (token ids, boost in nats); of equal phrases the larger boost counts.
+
+        A boost below 0 makes its phrase less likely.
 
         Raises:
-          ValueError: a phrase without tokens or with an id outside 0..vocab_size - 1, or a boost that is not finite.
+          ValueError: a phrase has no tokens or an id outside 0..vocab_size - 1, or a boost is not finite.
         """
         boosts: dict[tuple[int, ...], float] = {}
         for tokens, boost in phrases:
@@ -41,30 +43,32 @@ class HotwordScorer:
         children, whole, part = _trie(boosts)
         goto = _follow(children, whole, part, vocab_size)
         self.goto = torch.from_numpy(goto).to(device)
-        # Of each state: what its predecessors' tokens gave that may yet be lost; and the same with what is now complete.
+        # Of each state: the share of incomplete phrases, which may be subtracted again; and with complete phrases added.
         self.pending = torch.tensor(part, dtype=torch.float32, device=device)
         self.value = torch.tensor(whole, dtype=torch.float32, device=device) + self.pending
 
     def initial(self, num: int) -> State:
-        """See `Scorer`."""
+        """Return the state of `num` empty sequences."""
         return (torch.zeros(num, dtype=torch.int64, device=self.goto.device),)
 
     def score(self, state: State) -> torch.Tensor:
-        """See `Scorer`."""
+        """Return the scores of next tokens."""
         return self.value[self.goto[state[0]].long()] - self.pending[state[0]].unsqueeze(1)
 
     def advance(self, state: State, tokens: torch.Tensor) -> State:
-        """See `Scorer`."""
+        """Return the state after one more token each."""
         return (self.goto[state[0], tokens].long(),)
 
     def final(self, state: State) -> torch.Tensor:
-        """See `Scorer`: nothing is given for a phrase that is not complete."""
+        """Return the scores of the end: the share of an incomplete phrase is subtracted."""
         return -self.pending[state[0]]
 
 
 def _trie(boosts: dict[tuple[int, ...], float]) -> tuple[list[dict[int, int]], list[float], list[float]]:
-    """Per state, 0 being the root: its children by token, the boost of the phrase it completes, and the most that a longer
-    phrase through it has given by then."""
+    """Return, for each state (0: the root), its children by token, the boost of the phrase that it completes, and its share.
+
+    The share is the largest one that an incomplete phrase through the state has added so far.
+    """
     children: list[dict[int, int]] = [{}]
     whole, part = [0.0], [0.0]
     for phrase, boost in boosts.items():
@@ -83,13 +87,14 @@ def _trie(boosts: dict[tuple[int, ...], float]) -> tuple[list[dict[int, int]], l
 
 
 def _follow(children: list[dict[int, int]], whole: list[float], part: list[float], vocab_size: int) -> np.ndarray:
-    """The next state (states, vocab_size) int32 by state and token.
+    """Return the next state by state and token, (states, vocab_size) int32.
 
-    Adds to `whole` and `part` of each state what its failure state, the longest other one that the tokens end in, brings.
+    Add to `whole` and `part` of each state those of its failure state, which is the longest other state that the tokens end
+    in.
     """
     goto = np.zeros((len(children), vocab_size), dtype=np.int32)
     fail, queue = [0] * len(children), [0]
-    for state in queue:  # grows meanwhile: breadth first, so that the failure state, a shorter one, is complete
+    for state in queue:  # the queue grows in the loop: breadth first, so the failure state, a shorter one, is complete
         if state:
             whole[state] += whole[fail[state]]
             part[state] = max(part[state], part[fail[state]])

@@ -1,4 +1,4 @@
-"""The transducer's own idea of how tokens follow each other, to be subtracted where a language model is added."""
+"""The transducer's internal language model, which is subtracted when an external language model is added."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 
 class InternalLmScorer:
-    """Estimate of the internal language model: the joiner without the encoder, without blank.
+    """Estimate of the internal language model: the joiner without the encoder and without blank.
 
-    Variani et al., "Hybrid autoregressive transducer" (2020, arXiv 2003.07705), appendix A: where the encoder's projection is
-    zero, the softmax over the tokens other than blank approximates p(token | tokens before). A state is the context.
+    Variani et al., "Hybrid autoregressive transducer" (2020, arXiv 2003.07705), appendix A: with the encoder's projection set
+    to zero, the softmax over the tokens other than blank approximates p(token | tokens before). A state is the context.
     """
 
     def __init__(self, model: Any) -> None:
-        """model: the transducer; its weights must not change while the scorer is in use."""
+        """Take the transducer, whose weights must not change while the scorer is in use."""
         self.blank = int(model.blank_id)
         with torch.no_grad():
             self.joint = Joint(model, temperature=1.0, blank_penalty=0.0)
@@ -26,14 +26,14 @@ class InternalLmScorer:
         self.zero = torch.zeros(self.joint.weight.shape[1], device=self.joint.weight.device)
 
     def initial(self, num: int) -> State:
-        """See `Scorer`."""
+        """Return the state of `num` empty sequences."""
         self.contexts.trim()
         start = self.contexts.number([-1] * (self.contexts.size - 1) + [self.blank])
         return (torch.full((num,), start, dtype=torch.int64, device=self.zero.device),)
 
     @torch.no_grad()
     def score(self, state: State) -> torch.Tensor:
-        """See `Scorer`; 0 for blank."""
+        """Return the scores of next tokens; 0 for blank."""
         log_probs = self.joint.log_probs(self.zero, self.contexts.decode(state[0]))
         log_probs[:, self.blank] = -torch.inf
         log_probs = log_probs.log_softmax(1)
@@ -41,9 +41,9 @@ class InternalLmScorer:
         return log_probs
 
     def advance(self, state: State, tokens: torch.Tensor) -> State:
-        """See `Scorer`."""
-        return (self.contexts.extend(state[0], tokens),)
+        """Return the state after one more token each."""
+        return (self.contexts.numbering.extend(state[0], tokens),)
 
     def final(self, state: State) -> torch.Tensor:
-        """See `Scorer`: a transducer has no token for the end."""
+        """Return zeros: a transducer has no token for the end."""
         return torch.zeros(len(state[0]), device=self.zero.device)

@@ -14,23 +14,23 @@ class NGramScorer:
     """Log-probabilities of an n-gram model with back-off, the end of the sentence included.
 
     Katz, "Estimation of probabilities from sparse data for the language model component of a speech recognizer" (1987):
-    p(w | h) is that of the n-gram h w if the model has it, else weight(h) * p(w | h without its first word). A token that the
-    model does not know is its "<unk>". A state is the model's.
+    p(w | h) is that of the n-gram h w if the model has it, else weight(h) * p(w | h without its first word). A token that is
+    not a word of the model is its "<unk>". A state is the model's.
     """
 
     def __init__(self, lm: NGramLm, tokens: Sequence[str], device: torch.device | str = "cpu") -> None:
-        """tokens: what each token id is called in the model.
+        """Take the model and the name of each token id in it.
 
         Raises:
-          ValueError: the model has a word that is not among the tokens: it belongs to another vocabulary.
+          ValueError: the model has a word that is not a token, so it belongs to another vocabulary.
         """
         ids = {word: i for i, word in enumerate(lm.words)}
         strange = sorted(set(lm.words) - set(tokens) - {START, END, UNKNOWN})
         if strange:
-            raise ValueError(f"{len(strange)} words of the n-gram model are not tokens, {strange[0]!r} among them")
+            raise ValueError(f"the n-gram model has {len(strange)} words that are not tokens, such as {strange[0]!r}")
         self.device, self.order, self.start, self.num_words = torch.device(device), lm.order, lm.start, len(lm.words)
         self.end = ids[END]
-        # <s> and </s> are no tokens of a sentence, should the table have some of those names.
+        # A token called <s> or </s> is not the model's mark of a sentence's start or end.
         names = [UNKNOWN if token in (START, END) else token for token in tokens]
         self.column = torch.tensor([ids.get(name, ids[UNKNOWN]) for name in names], device=self.device)
         self.unigrams, self.weights, self.log_probs = (
@@ -41,21 +41,21 @@ class NGramScorer:
         )
 
     def initial(self, num: int) -> State:
-        """See `Scorer`."""
+        """Return the state of `num` empty sequences."""
         return (torch.full((num,), self.start, dtype=torch.int64, device=self.device),)
 
     def score(self, state: State) -> torch.Tensor:
-        """See `Scorer`."""
+        """Return the scores of next tokens."""
         return self._words(state[0]).index_select(1, self.column)
 
     def advance(self, state: State, tokens: torch.Tensor) -> State:
-        """See `Scorer`."""
+        """Return the state after one more token each."""
         words, history = self.column[tokens], state[0]
         following = self.unigram_next[words]
         if not len(self.keys):
             return (following,)
         found = torch.zeros_like(words, dtype=torch.bool)
-        for _ in range(self.order - 1):  # the longest history that knows the word, the empty one at last
+        for _ in range(self.order - 1):  # find the longest history that has the word; the empty one always has it
             key = history * self.num_words + words
             place = torch.searchsorted(self.keys, key).clamp_(max=len(self.keys) - 1)
             here = (self.keys[place] == key) & ~found
@@ -65,11 +65,14 @@ class NGramScorer:
         return (following,)
 
     def final(self, state: State) -> torch.Tensor:
-        """See `Scorer`."""
+        """Return the scores of the end."""
         return self._words(state[0])[:, self.end]
 
     def _words(self, history: torch.Tensor) -> torch.Tensor:
-        """(H,) states -> (H, W), the log-probability of every word: the unigrams', then what longer histories know better."""
+        """Return the log-probability of every word after each state (H, W) for states (H,).
+
+        Start from the unigrams; each longer history adds its back-off weight, then sets the words that it has itself.
+        """
         chain = [history]
         for _ in range(self.order - 2):
             chain.append(self.backoff[chain[-1]])
@@ -79,7 +82,7 @@ class NGramScorer:
             first = self.first[states]
             count = self.first[states + 1] - first
             rows = torch.arange(len(states), device=self.device).repeat_interleave(count)
-            # The arcs of all rows one after another: number i of them is arc i - (those of the rows before) + first.
+            # The arcs of all rows in one list: entry i is arc i - (arcs of the rows before) + first.
             arcs = torch.arange(len(rows), device=self.device) + (first - count.cumsum(0) + count)[rows]
             out[rows, self.keys[arcs] % self.num_words] = self.log_probs[arcs]
         return out

@@ -1,0 +1,101 @@
+"""What a frame of a beam search reads and writes, for N utterances of K hypotheses over V tokens.
+
+The tensor steps take tensors, the compiled ones arrays. numba takes 3 microseconds to unpack a named tuple that Python hands
+over and 0.3 for a plain one, so the compiled steps are called with plain tuples and name the fields themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Numbering(NamedTuple):
+    """How contexts are numbered: base = vocab_size + 1; context % tail drops the oldest token."""
+
+    base: int
+    tail: int
+
+    def extend(self, contexts: Any, tokens: Any) -> Any:
+        """Return the numbers of the contexts that `tokens` lead to."""
+        return contexts % self.tail * self.base + tokens + 1
+
+
+class Chosen(NamedTuple):
+    """The decisions of one frame, written in place.
+
+    Attributes:
+      parents, tokens: (N, K) int64, the old hypothesis and the token of each new one.
+      taken: (N, K), the log-probability of that token.
+    """
+
+    parents: Any
+    tokens: Any
+    taken: Any
+
+
+class MergeState(NamedTuple):
+    """The hypotheses of modified beam search, changed in place.
+
+    Attributes:
+      context, prefix: (N, K) int64, the number of the last tokens and the hash of all tokens.
+      scores: (N, K) float64, -inf if there is no hypothesis.
+    """
+
+    context: Any
+    prefix: Any
+    scores: Any
+
+
+class MergeIds(NamedTuple):
+    """blank and unk leave the tokens as they are; base and tail: see `Numbering`; multiplier: of the hash."""
+
+    blank: int
+    unk: int
+    base: int
+    tail: int
+    multiplier: int
+
+
+class Limits(NamedTuple):
+    """How much a frame of fast beam search keeps; see `model.search.fast_beam.FastBeamStream`."""
+
+    beam: float
+    max_contexts: int
+    max_states: int
+
+
+class GraphState(NamedTuple):
+    """The states of fast beam search over a graph, in C contexts; changed in place.
+
+    Attributes:
+      context: (N, C) int64, the numbers of the contexts. scores: (N, K) float64, -inf if there is no state.
+      place, node: (N, K) int64, the place of each state's context among the C, and its graph state.
+    """
+
+    context: Any
+    scores: Any
+    place: Any
+    node: Any
+
+
+class CompiledGraph(NamedTuple):
+    """A decoding graph as the search reads it: S states, A arcs with a token, R pairs of a state and one reached from it.
+
+    Attributes:
+      reach_offsets: (S + 1,) int64; state s reaches without a token reached[reach_offsets[s]:reach_offsets[s + 1]].
+      reached, reach_weights: (R,), the states reached, the state itself included, and the weight of the way there.
+      offsets: (S + 1,) int64; the arcs of state s are offsets[s] .. offsets[s + 1] - 1.
+      labels, next_states, weights: (A,), of the arcs with a token.
+      ends: (S,), the best weight of ending in a state reached, -inf if there is none.
+      scale: multiplies all weights.
+    """
+
+    reach_offsets: Any
+    reached: Any
+    reach_weights: Any
+    offsets: Any
+    labels: Any
+    next_states: Any
+    weights: Any
+    ends: Any
+    scale: float

@@ -1,0 +1,155 @@
+"""The frames of fast beam search over the trivial graph in tensor operations: on a GPU, and without numba."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from model.kernels.beam_state import Chosen, Limits, Numbering
+from model.search.contexts import Contexts
+
+import torch
+
+
+class Beam(NamedTuple):
+    """The states of a frame, for N utterances of K states; changed in place.
+
+    Attributes:
+      context: (N, K) int64, the states, numbered as in `Contexts`. scores: (N, K) float64, best first, -inf if there is none.
+    """
+
+    context: torch.Tensor
+    scores: torch.Tensor
+
+
+class TensorSteps:
+    """The steps of `FastBeamStream`. Rows are the tensors of `Beam`."""
+
+    def __init__(self, contexts: Contexts, blank: int, limits: Limits, device: torch.device) -> None:
+        """Prepare the steps of a search with these contexts, blank, limits and device."""
+        self.device, self._limits, self._search = device, limits, (blank, contexts.numbering, limits)
+
+    def begin(self, start: int, num_utts: int, device: torch.device) -> list[torch.Tensor]:
+        """Return the rows of `num_utts` utterances with one state each, context number `start`."""
+        shape = (num_utts, min(self._limits.max_contexts, self._limits.max_states))
+        scores = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
+        scores[:, 0] = 0
+        return [torch.full(shape, start, device=device), scores]
+
+    def view(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return what `step` takes: the tensors."""
+        return tensors
+
+    def step(self, log_probs: torch.Tensor, state: tuple[torch.Tensor, ...], chosen: tuple[torch.Tensor, ...]) -> None:
+        """Search one frame, not the last; log_probs: (N, K, V)."""
+        viterbi_step(log_probs, Beam(*state), Chosen(*chosen), *self._search)
+
+    def end(self, log_probs: torch.Tensor, rows: list[torch.Tensor], allow_partial: bool) -> torch.Tensor:
+        """Return the scores (N, K) after the last frame, -inf for a state that may not end. `rows` may be overwritten."""
+        viterbi_end(log_probs, Beam(*rows), *self._search, allow_partial)
+        return rows[1]
+
+
+class _Pruned(NamedTuple):
+    """The arcs of a frame and the new states they lead to.
+
+    Attributes:
+      arcs: (N, K, V), scores, -inf if dropped. final: (N, K), scores of the arcs to the final state.
+      best, state, parent, token: (N, M), new states, best first, with their best arcs. kept: bool (N, M), which stay.
+    """
+
+    arcs: torch.Tensor
+    final: torch.Tensor
+    best: torch.Tensor
+    state: torch.Tensor
+    parent: torch.Tensor
+    token: torch.Tensor
+    kept: torch.Tensor
+
+
+def viterbi_step(log_probs: torch.Tensor, beam: Beam, chosen: Chosen, blank: int, contexts: Numbering, limits: Limits) -> None:
+    """Search one frame, not the last, in place: log_probs (N, K, V) of the states of `beam`."""
+    num_utts, num_kept, vocab = log_probs.shape
+    new = _prune(log_probs, beam, blank, contexts, limits)
+    slots = min(num_kept, new.best.shape[1])
+    beam.scores.fill_(-torch.inf)
+    beam.scores[:, :slots] = new.best.masked_fill(~new.kept, -torch.inf)[:, :slots]
+    beam.context[:, :slots] = new.state[:, :slots]
+    chosen.parents[:, :slots] = new.parent[:, :slots]
+    chosen.tokens[:, :slots] = new.token[:, :slots]
+    chosen.taken.copy_(log_probs.view(num_utts, -1).gather(1, chosen.parents * vocab + chosen.tokens))
+
+
+def viterbi_end(
+    log_probs: torch.Tensor, beam: Beam, blank: int, contexts: Numbering, limits: Limits, allow_partial: bool
+) -> None:
+    """Search the last frame: the scores of `beam` become -inf for states that may not end the utterance.
+
+    If none may and `allow_partial` is set, those may that have an arc to a new state that stays.
+    """
+    num_kept = beam.context.shape[1]
+    new = _prune(log_probs, beam, blank, contexts, limits)
+    kept = new.kept[:, :num_kept]
+    ends = _ends(new, kept, beam.context, limits)
+    if allow_partial:
+        leaves = _leaves(new.arcs, new.state[:, :num_kept], kept, beam.context, blank, contexts)
+        ends |= leaves & ~ends.any(1, keepdim=True)
+    beam.scores.masked_fill_(~ends, -torch.inf)
+
+
+def _prune(log_probs: torch.Tensor, beam: Beam, blank: int, contexts: Numbering, limits: Limits) -> _Pruned:
+    """Return the arcs of one frame and the states they lead to; the arguments are those of `viterbi_step`.
+
+    Token arcs more than `limits.beam` below the best old state are dropped, arcs of blank and to the final state never. Of
+    the pairs (context, graph state) that they lead to, the `max_states` best are kept, and of their contexts the ones at most
+    `limits.beam` below the best; the caller takes the `max_contexts` best of them.
+    """
+    num_utts, num_kept, vocab = log_probs.shape
+    arcs = beam.scores.unsqueeze(2) + log_probs
+    final = arcs[:, :, blank].clone()
+    behind = arcs < (beam.scores.amax(1) - limits.beam).view(num_utts, 1, 1)
+    behind[:, :, blank] = False
+    arcs.masked_fill_(behind, -torch.inf)
+    # An old state has at most one token arc to each new state, and blank: the best M states have their best arcs among the
+    # best M * (K + 1) arcs.
+    num_arcs = min(limits.max_states * (num_kept + 1), num_kept * vocab)
+    top, place = arcs.view(num_utts, -1).topk(num_arcs)
+    parent = place.div(vocab, rounding_mode="floor")
+    token = place % vocab
+    old = beam.context.gather(1, parent)
+    state = torch.where(token == blank, old, contexts.extend(old, token))
+    # The first of the arcs into one state is the best; a stable sort by state puts it first among them.
+    by_state, order = state.sort(dim=1, stable=True)
+    again = torch.zeros_like(by_state, dtype=torch.bool)
+    again[:, 1:] = by_state[:, 1:] == by_state[:, :-1]
+    top = top.masked_fill(torch.zeros_like(again).scatter(1, order, again), -torch.inf)
+    best, place = top.topk(min(limits.max_states, num_arcs))
+    state, parent, token = (x.gather(1, place) for x in (state, parent, token))
+    rank = (final.unsqueeze(1) > best.unsqueeze(2)).sum(2) + torch.arange(best.shape[1], device=best.device)
+    kept = (rank < limits.max_states) & (best >= best[:, :1] - limits.beam) & (best > -torch.inf)
+    return _Pruned(arcs, final, best, state, parent, token, kept)
+
+
+def _ends(new: _Pruned, kept: torch.Tensor, context: torch.Tensor, limits: Limits) -> torch.Tensor:
+    """Return whether the arc from each old state (N, K) to the final state survives the frame's pruning: bool (N, K).
+
+    kept: (N, <= K), which of the new states stay. context: (N, K), the old states.
+    """
+    final, best = new.final, new.best
+    better = (best.unsqueeze(1) >= final.unsqueeze(2)).sum(2) + (final.unsqueeze(1) > final.unsqueeze(2)).sum(2)
+    stays = ((context.unsqueeze(2) == new.state[:, : kept.shape[1]].unsqueeze(1)) & kept.unsqueeze(1)).any(2)
+    return stays & (better < limits.max_states) & (final >= best[:, :1] - limits.beam) & (final > -torch.inf)
+
+
+def _leaves(
+    arcs: torch.Tensor, state: torch.Tensor, kept: torch.Tensor, context: torch.Tensor, blank: int, contexts: Numbering
+) -> torch.Tensor:
+    """Return whether any arc of each old state leads to a new state that stays: bool (N, K).
+
+    arcs: (N, K, V), -inf if dropped. state, kept: (N, <= K), the new states and which stay. context: (N, K), the old states.
+    """
+    token = state % contexts.base - 1
+    score = arcs.gather(2, token.clamp(min=0).unsqueeze(1).expand(-1, context.shape[1], -1))
+    follows = contexts.extend(context.unsqueeze(2), token.unsqueeze(1)) == state.unsqueeze(1)
+    same = context.unsqueeze(2) == state.unsqueeze(1)
+    reached = (same & (arcs[:, :, blank : blank + 1] > -torch.inf)) | (follows & (score > -torch.inf))
+    return (reached & kept.unsqueeze(1)).any(2)
