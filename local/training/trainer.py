@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 COUNTS = ("epoch", "batch", "step", "bad_steps")
+DAMAGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)  # raised for damaged values of a checkpoint
 MONITOR_EVERY = 10  # steps between measurements of the posterior mass outside the pruning bounds
 
 
@@ -91,7 +92,9 @@ class Trainer:
                 self.save(self.folder / f"step-{self.step}.pt")
             else:
                 self.validate()
-                self._advance_epoch()
+                self.epoch, self.batch = self.epoch + 1, 0
+                self.save(self.folder / f"epoch-{self.epoch - 1}.pt")
+                self._tidy()
         if self.telemetry is not None:
             self.telemetry.close()
 
@@ -100,12 +103,6 @@ class Trainer:
 
     def _at_limit(self) -> bool:
         return 0 < self.cfg.train.max_steps <= self.step
-
-    def _advance_epoch(self) -> None:
-        done = self.epoch
-        self.epoch, self.batch = done + 1, 0
-        self.save(self.folder / f"epoch-{done}.pt")
-        self._tidy()
 
     def _run_epoch(self) -> None:
         """Train on the rest of this epoch."""
@@ -249,13 +246,7 @@ class Trainer:
         path, saved = found
         try:
             self._restore(path, saved)
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            RuntimeError,
-        ) as e:  # a damaged value may raise any of these
+        except DAMAGED as e:
             why = f"{type(e).__name__}: {str(e).strip()[:200]}"
             raise UserError(f"{path}: damaged ({why}); remove it to resume from an earlier one") from None
         return saved

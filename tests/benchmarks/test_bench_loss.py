@@ -1,4 +1,4 @@
-"""The loss benchmark runs end to end, and its batches are those that it describes."""
+"""The loss benchmark runs end to end, and its batches are as described."""
 
 from __future__ import annotations
 
