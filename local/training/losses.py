@@ -26,6 +26,10 @@ class Losses(NamedTuple):
     pruned: Tensor
     outside: Tensor | None
 
+    def detach(self) -> Losses:
+        """Return the losses without their graph."""
+        return Losses(self.simple.detach(), self.pruned.detach(), None if self.outside is None else self.outside.detach())
+
 
 def forward_losses(
     model: Transducer, batch: Batch, *, warmup: float, precision: str = "float32", monitor: bool = False

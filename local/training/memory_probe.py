@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -75,7 +76,7 @@ class PassMeter:
             training_loss(losses.simple.sum(), losses.pruned.sum(), self.cfg.loss.simple_scale, 1.0).backward()
         return (usage.peak_mib["pass"] - usage.peak_mib["before"]) * MIB
 
-    def _own_random_numbers(self) -> torch.random.fork_rng:
+    def _own_random_numbers(self) -> AbstractContextManager[None]:
         return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
 
 

@@ -94,7 +94,7 @@ class StepGradient:
         for p, grad in zip(self.params, before, strict=True):
             if grad is not None:
                 p.grad = grad if p.grad is None else grad.add_(p.grad)
-        self.passes.append(Pass(batch, Losses(*(x if x is None else x.detach() for x in losses))))
+        self.passes.append(Pass(batch, losses.detach()))
         counts = torch.tensor([int(subsampled(batch.input_lens).sum()), batch.num_frames, len(batch)])
         self.sums[:3] += torch.stack([loss, simple, pruned]).detach().double()
         self.sums[3:] += counts.to(self.device, non_blocking=True)

@@ -279,7 +279,8 @@ class Trainer:
         states = [saved, *saved.get("others", [])]
         rank, size = self.processes.rank, self.processes.size
         if len(states) != size:
-            print(f"warning: {path} was written by {len(states)} processes, now there are {size}; dropout differs from here on")
+            what = "dropout differs" if self.cfg.train.batch_seconds else "dropout and the size of steps differ"
+            print(f"warning: {path} was written by {len(states)} processes, now there are {size}; {what} from here on")
         if rank >= len(states):
             seed_apart(self.cfg.train.seed, rank, self.step)
         else:

@@ -293,7 +293,9 @@ def test_processes_train_as_one_on_the_same_micro_batches(data: Path, tmp_path: 
     assert valid[0] == pytest.approx(valid[1], rel=1e-4)
     outliers = [(tmp_path / d / "outliers.tsv").read_text() for d in ("alone", "runs")]
     names = [sorted(line.split("\t")[:2] for line in text.splitlines()) for text in outliers]
-    assert names[0] == names[1] and len(names[0]) > 3
+    assert names[0] == names[1]
+    if not overrides:  # the micro-batches of the others hold one or two utterances, which are their own median
+        assert len(names[0]) > 3
 
 
 def test_gradients_of_processes_are_those_of_one(data: Path, tmp_path: Path) -> None:
