@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +17,6 @@ from model.transducer import Transducer, pruned_scale, training_loss
 
 import torch
 from torch import Tensor
-
-
-@dataclass
-class Pass:
-    """One backward pass: its batch and its losses, detached."""
-
-    batch: Batch
-    losses: Losses
 
 
 class StepSums(NamedTuple):
@@ -58,7 +49,7 @@ class StepGradient:
 
     def clear(self) -> None:
         """Begin a step."""
-        self.passes: list[Pass] = []
+        self.passes: list[tuple[Batch, Losses]] = []  # without their graphs
         self.sums = torch.zeros(len(StepSums._fields) - 1, dtype=torch.float64, device=self.device)
         for p in self.params:
             p.grad = None
@@ -94,7 +85,7 @@ class StepGradient:
         for p, grad in zip(self.params, before, strict=True):
             if grad is not None:
                 p.grad = grad if p.grad is None else grad.add_(p.grad)
-        self.passes.append(Pass(batch, losses.detach()))
+        self.passes.append((batch, losses.detach()))
         counts = torch.tensor([int(subsampled(batch.input_lens).sum()), batch.num_frames, len(batch)])
         self.sums[:3] += torch.stack([loss, simple, pruned]).detach().double()
         self.sums[3:] += counts.to(self.device, non_blocking=True)
@@ -110,7 +101,7 @@ class StepGradient:
 
     def outside(self) -> Tensor | None:
         """Return the `outside` of this process's utterances, (N,), if they were monitored."""
-        found = [p.losses.outside for p in self.passes if p.losses.outside is not None]
+        found = [losses.outside for _, losses in self.passes if losses.outside is not None]
         return torch.cat(found) if found else None
 
     def save_bad(self, folder: Path, name: str) -> tuple[str, list[str], list[str]]:
@@ -119,16 +110,16 @@ class StepGradient:
         If a loss is not finite, only the utterances of such losses are written; otherwise all of them.
         Returns "loss" or "gradient", the ids of the utterances, the paths of the files.
         """
-        bad = [~torch.isfinite(p.losses.simple + p.losses.pruned).cpu() for p in self.passes]
+        bad = [~torch.isfinite(losses.simple + losses.pruned).cpu() for _, losses in self.passes]
         what = "loss" if any(self.processes.gather(any(bool(b.any()) for b in bad))) else "gradient"
         ids: list[str] = []
         paths = []
-        for i, (one, rows) in enumerate(zip(self.passes, bad, strict=True)):
+        for i, ((batch, _), rows) in enumerate(zip(self.passes, bad, strict=True)):
             keep = rows if what == "loss" else torch.ones_like(rows)
             if keep.any():
                 suffix = "".join(f"-{n}" for n in (self.processes.rank, i) if n)  # first process and pass: none
-                tensors = {k: getattr(one.batch, k)[keep].clone() for k in ("inputs", "input_lens", "tokens", "token_lens")}
-                here = [utterance for utterance, k in zip(one.batch.ids, keep.tolist(), strict=True) if k]
+                tensors = {k: getattr(batch, k)[keep].clone() for k in ("inputs", "input_lens", "tokens", "token_lens")}
+                here = [utterance for utterance, k in zip(batch.ids, keep.tolist(), strict=True) if k]
                 save_file({"model": {}, "ids": here, **tensors}, folder / f"{name}{suffix}.pt")
                 ids += here
                 paths.append(str(folder / f"{name}{suffix}.pt"))

@@ -338,7 +338,7 @@ def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path) -> None:
 
 
 def test_all_processes_skip_a_step_that_is_not_finite(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    victim = module(data).train_dataloader(1).__iter__().__next__().ids[0]
+    victim = next(iter(module(data, processes=Processes(1, 2)).train_dataloader(1))).ids[0]
     load = AsrDataset._load
     monkeypatch.setattr(AsrDataset, "_load", lambda self, c: load(self, c) * (math.inf if c.id == victim else 1))
     runs = in_processes(2, lambda p: trained(data, tmp_path, processes=p))
