@@ -254,7 +254,7 @@ def test_a_damaged_line_is_named_also_by_a_worker(data: Path, monkeypatch: pytes
 
 
 @given(LENGTHS, st.floats(1.0, 100.0), st.integers(1, 5))
-def test_a_step_has_room_for_so_many_micro_batches(seconds: list[float], limit: float, width: int) -> None:
+def test_a_step_has_room_for_its_micro_batches(seconds: list[float], limit: float, width: int) -> None:
     steps = list(pack_by_duration(range(len(seconds)), seconds, limit, width))
     assert list(itertools.chain(*steps)) == list(range(len(seconds)))
     assert all(len(s) == 1 or math.ceil(len(s) / width) * max(seconds[i] for i in s) <= limit for s in steps)
