@@ -1,11 +1,11 @@
-"""Does training keep its memory? Resident memory of the trainer and its data workers over thousands of steps.
+"""Does the memory of a training grow? Resident memory of the trainer and its data workers over thousands of steps.
 
     benchmarks/bench_memory.py [--conf egs/tiny/conf/tiny.yaml] [--data-dir data/tiny] [--steps 2000] [key.sub=value ...]
 
-Runs local/train.py on a prepared corpus, reads the processes' memory from /proc ten times a second (Linux only) and prints
-one row per `--window` steps: the largest resident memory seen of the trainer, and of its largest worker. File pages (of
-the memory-mapped feature archives) are the system's cache and are counted apart. `growth`
-compares the last quarter of the windows with the first after the warm-up. Writes memory.{json,md,png}.
+Runs local/train.py on a prepared corpus, reads the memory of its processes from /proc ten times per second (Linux only) and
+prints one row per `--window` steps: the largest resident memory of the trainer and of its largest worker. File pages of the
+memory-mapped feature archives are the cache of the system and have columns of their own. `growth` compares the last
+quarter of the windows with the first quarter after the warm-up. Writes memory.{json,md,png}.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.worker import ENVIRONMENT, ROOT, hardware, write_results
 from local.common.atomic import atomic_write
-from local.common.cli import program
+from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.common.html_page import new_figure
 
@@ -35,7 +35,7 @@ Sample = dict[str, float]
 
 
 def resident(pid: int) -> tuple[float, float] | None:
-    """MiB of a process that no file backs, and MiB of file pages; None once it has ended."""
+    """Return the MiB of a process without and with a file behind them; None if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -45,7 +45,7 @@ def resident(pid: int) -> tuple[float, float] | None:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that this one has started."""
+    """Return the processes that process `pid` has started."""
     try:
         return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
@@ -53,7 +53,7 @@ def children(pid: int) -> list[int]:
 
 
 def last_step(table: Path) -> int:
-    """The step of the last whole line of train.csv, 0 before there is one."""
+    """Return the step of the last complete line of train.csv, or 0."""
     if not table.is_file():
         return 0
     rows = table.read_text().split("\n")[1:-1]
@@ -61,7 +61,7 @@ def last_step(table: Path) -> int:
 
 
 def watch(process: subprocess.Popen[bytes], table: Path) -> list[Sample]:
-    """Readings until the process ends, each with the steps that train.csv has by then."""
+    """Return readings until the process ends, each with the last step in train.csv."""
     samples: list[Sample] = []
     begun = time.monotonic()
     while process.poll() is None:
@@ -69,16 +69,14 @@ def watch(process: subprocess.Popen[bytes], table: Path) -> list[Sample]:
         workers = [r for r in map(resident, children(process.pid)) if r is not None]
         if own is not None:
             largest = max(workers, default=(0.0, 0.0))
-            samples.append({
-                "step": last_step(table), "seconds": time.monotonic() - begun, "trainer": own[0], "trainer_files": own[1],
-                "worker": largest[0], "worker_files": largest[1],
-            })  # fmt: skip
+            memory = {"trainer": own[0], "trainer_files": own[1], "worker": largest[0], "worker_files": largest[1]}
+            samples.append({"step": last_step(table), "seconds": time.monotonic() - begun, **memory})
         time.sleep(INTERVAL)
     return samples
 
 
 def windows(samples: Sequence[Sample]) -> list[Sample]:
-    """For the readings between two lines of train.csv: its first step, when it began, and the largest of each memory."""
+    """Return for the readings between two lines of train.csv: the first step, its time, and the largest of each memory."""
     by_step: dict[float, list[Sample]] = {}
     for sample in samples:
         by_step.setdefault(sample["step"], []).append(sample)
@@ -86,13 +84,13 @@ def windows(samples: Sequence[Sample]) -> list[Sample]:
     for step, group in sorted(by_step.items()):
         largest = {key: max(s[key] for s in group) for key in group[0] if key not in ("step", "seconds")}
         result.append({"step": step, "seconds": group[0]["seconds"], **largest})
-    return result[:-1]  # the last ends with the process
+    return result[:-1]  # the last one is cut short by the end of the process
 
 
 def growth(rows: Sequence[Sample], key: str, warm_up: int) -> float:
-    """By what share the median of the last quarter of the windows lies above that of the first quarter after the warm-up.
+    """Return the relative growth of the median from the first quarter of the windows after the warm-up to the last.
 
-    Raises UserError where fewer than four windows follow the warm-up.
+    Raises `UserError` if fewer than four windows follow the warm-up.
     """
     values = [row[key] for row in rows if row["step"] >= warm_up]
     quarter = len(values) // 4
@@ -103,23 +101,21 @@ def growth(rows: Sequence[Sample], key: str, warm_up: int) -> float:
 
 
 def run(args: argparse.Namespace, exp_dir: Path) -> list[Sample]:
-    """Train in exp_dir and give the windows. Raises UserError where training fails."""
-    command = [
-        sys.executable, str(ROOT / "local" / "train.py"), "--conf", str(args.conf), "--data-dir", str(args.data_dir),
-        "--exp-dir", str(exp_dir), "train.num_epochs=1000000", f"train.max_steps={args.steps}",
-        f"train.log_every={args.window}", *args.overrides,
-    ]  # fmt: skip
+    """Train in exp_dir and return the windows. Raises `UserError` if training fails."""
+    command = [sys.executable, str(ROOT / "local" / "train.py"), "--conf", str(args.conf)]
+    command += ["--data-dir", str(args.data_dir), "--exp-dir", str(exp_dir), "train.num_epochs=1000000"]
+    command += [f"train.max_steps={args.steps}", f"train.log_every={args.window}", *args.overrides]
     with (exp_dir / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)})
         samples = watch(process, exp_dir / "train.csv")
     if process.returncode:
-        text = (exp_dir / "log").read_text().strip().splitlines() or ["without a word"]
+        text = (exp_dir / "log").read_text().strip().splitlines() or ["no output"]
         raise UserError(f"training ended with status {process.returncode}: {text[-1]}")
     return windows(samples)
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: growth, then a row for each window."""
+    """Return Markdown: the growth, then a row per window."""
     o = result["options"]
     lines = [
         "# Memory of a training run",
@@ -143,7 +139,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Memory of the trainer and of its largest worker over steps, PNG."""
+    """Plot the memory of the trainer and of its largest worker over steps as PNG."""
     figure = new_figure(5.0)
     axes = figure.subplots()
     for key in ("trainer", "worker"):
@@ -155,14 +151,16 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 @program
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--conf", type=Path, default=Path("egs/tiny/conf/tiny.yaml"))
+    """Train, measure and write the table and the plot."""
+    parser = make_parser(__doc__)
+    parser.set_defaults(conf=Path("egs/tiny/conf/tiny.yaml"))
     parser.add_argument("--data-dir", type=Path, default=Path("data/tiny"))
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--window", type=int, default=50, help="steps in a row of the table")
-    parser.add_argument("--warm-up", type=int, default=400, help="steps before growth counts: those without the whole loss")
+    parser.add_argument("--window", type=int, default=50, help="steps per row of the table")
+    parser.add_argument(
+        "--warm-up", type=int, default=400, help="steps before growth is measured, as the loss is not complete yet"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as exp_dir:
         rows = run(args, Path(exp_dir))

@@ -1,15 +1,14 @@
-"""How long does a training that goes on at the end of an epoch look for its place in the data?
+"""How long does a training that resumes at the end of an epoch need to find its place in the data?
 
     benchmarks/bench_resume.py [--utterances 281241] [--seconds 300]
 
-Writes a manifest of as many utterances as LibriSpeech trains on, with stored features and in three speeds, whose lines are
-as lhotse writes them; then does what one process does before its first batch: reads lines and lengths, draws the epoch's
-batches, makes the cuts of the last one. Features are not read. Writes resume.{json,md}.
+Writes a manifest as lhotse does, with as many utterances as LibriSpeech has for training, stored features and three speeds.
+Then it does what a process does before its first batch: it reads lines and lengths, draws the batches of the epoch and
+makes the cuts of the last one. Features are not read. Writes resume.{json,md}.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import gzip
 import json
@@ -23,9 +22,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.worker import ROOT, hardware, write_results
-from local.common.cli import program
+from local.common.cli import make_parser, program
 from local.config import load_config
-from local.data.batching import Shares, train_batches
+from local.data.batching import train_batches
 from local.data.durations import NUM_TOKENS, SPEED, SPEEDS
 from local.data.training_cuts import ShuffledCuts
 
@@ -38,26 +37,30 @@ RATE = 16000
 
 
 def lines(utterances: int) -> Iterator[str]:
-    """A cut for each utterance and speed: 12 seconds on the average, 2.7 words of 5 letters and 3 tokens a second."""
+    """Yield a cut per utterance and speed: 12 seconds on average, 2.7 words of 5 letters and 3 tokens per second."""
     rng = np.random.default_rng(0)
     for i, length in enumerate(np.clip(rng.normal(12.3, 3.8, utterances), 1.5, 17)):
         for speed in (1.0, *SPEEDS):
             samples = int(length * RATE / speed)
             name, seconds = f"1234-567890-{i:06d}" + (f"_sp{speed}" if speed != 1.0 else ""), samples / RATE
             sources = [AudioSource("file", [0], f"/corpora/LibriSpeech/train/1234/567890/{name}.flac")]
+            text, frames = " ".join(["SPEAK"] * int(length * 2.7)), round(seconds * 100)
+            archive = ("float16_archive", f"/data/librispeech/features/train/{i % 8}.f16", f"{i}:{frames}:80")
             cut = MonoCut(
-                name, 0.0, seconds, 0,
-                [SupervisionSegment(name, name, 0.0, seconds, text=" ".join(["SPEAK"] * int(length * 2.7)), speaker="1234")],
-                Features("kaldi-fbank", round(seconds * 100), 80, 0.01, RATE, 0.0, seconds, "float16_archive",
-                         f"/data/librispeech/features/train/{i % 8}.f16", f"{i}:{round(seconds * 100)}:80", channels=0),
+                name,
+                0.0,
+                seconds,
+                0,
+                [SupervisionSegment(name, name, 0.0, seconds, text=text, speaker="1234")],
+                Features("kaldi-fbank", frames, 80, 0.01, RATE, 0.0, seconds, *archive, channels=0),
                 Recording(name, sources, RATE, samples, seconds, [0]),
                 {NUM_TOKENS: int(length * 3), **({SPEED: speed} if speed != 1.0 else {})},
-            )  # fmt: skip
+            )
             yield json.dumps(cut.to_dict()) + "\n"
 
 
 def measure(manifest: Path, seconds: float) -> dict[str, Any]:
-    """Seconds on the clock and of CPU time by part, cuts and batches of the epoch, and the most memory the process took."""
+    """Return clock and CPU seconds by part, cuts and batches of the epoch, and the peak memory of the process in MiB."""
     num_buckets = load_config().data.num_buckets
     took: dict[str, dict[str, float]] = {}
 
@@ -69,42 +72,46 @@ def measure(manifest: Path, seconds: float) -> dict[str, Any]:
 
     cuts = timed("lines and lengths", lambda: ShuffledCuts([manifest], 42, speed_perturb=True, precomputed=True))
     batches = timed("batches of the epoch", lambda: train_batches(cuts, num_buckets, seconds, epoch=1))
-    timed("cuts of the last batch", lambda: next(iter(Shares(batches[-1:], cuts, seconds, 0, 1))))
+    timed("cuts of the last batch", lambda: [cuts.cut(number) for number in batches[-1]])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
     return {"cuts": len(cuts), "batches": len(batches), "seconds": took, "peak_mib": peak}
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: a row for each part and their sum."""
+    """Return Markdown with a row per part and one for their sum."""
     parts = result["seconds"]
     rows = [*parts.items(), ("together", {key: sum(p[key] for p in parts.values()) for key in ("clock", "cpu")})]
-    return "\n".join([
-        "# Finding the place in the data again",
-        "",
-        f"{result['date']}, {result['hardware']}, Python {result['python']}: {result['cuts']} cuts, at the end of an epoch of "
-        f"{result['batches']} batches; the process takes {result['peak_mib']:.0f} MiB at most.",
-        "",
-        "| part | seconds | of CPU time |",
-        "|---|--:|--:|",
-        *(f"| {name} | {took['clock']:.2f} | {took['cpu']:.2f} |" for name, took in rows),
-    ]) + "\n"  # fmt: skip
+    return (
+        "\n".join(
+            [
+                "# Finding the place in the data",
+                "",
+                f"{result['date']}, {result['hardware']}, Python {result['python']}: {result['cuts']} cuts, at the end of an "
+                f"epoch of {result['batches']} batches; the process takes {result['peak_mib']:.0f} MiB at most.",
+                "",
+                "| part | seconds | of CPU time |",
+                "|---|--:|--:|",
+                *(f"| {name} | {took['clock']:.2f} | {took['cpu']:.2f} |" for name, took in rows),
+            ]
+        )
+        + "\n"
+    )
 
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure and write the table."""
+    parser = make_parser(__doc__, conf=False)
     parser.add_argument("--utterances", type=int, default=281_241)
-    parser.add_argument("--seconds", type=float, default=300.0, help="of audio in a batch")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of audio per batch")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         manifest = Path(folder) / "train.jsonl.gz"
         with gzip.open(manifest, "wt", compresslevel=1, encoding="utf-8") as out:
             out.writelines(lines(args.utterances))
-        result = {
-            "date": datetime.date.today().isoformat(), "hardware": hardware(), "python": platform.python_version(),
-            **measure(manifest, args.seconds),
-        }  # fmt: skip
+        where = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "python": platform.python_version()}
+        result = {**where, **measure(manifest, args.seconds)}
     text = table(result)
     print(text)
     write_results(args.out, "resume", result, text)

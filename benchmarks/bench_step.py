@@ -3,10 +3,10 @@
     benchmarks/bench_step.py --sizes small,published --precisions float32,bf16 --threads 2
     benchmarks/bench_step.py --device cuda --sizes published --utterances 40,166
 
-Random features; `small` is conf/model/small.yaml with 28 tokens on 20 utterances of 300 frames and 18 tokens, `published`
-is conf/base.yaml with 500 tokens on 4 of 1200 frames and 60 tokens; --utterances takes other numbers of them. A float32
-product of 4096 x 512 x 500 is timed before every step. `scaled` is the step's time on a machine where that product runs at
-65 GFLOP/s, which can be compared with 0.649 s (small) and 20.8 s (published) of the reference there. Writes
+Features are random. `small` is conf/model/small.yaml with 28 tokens, on 20 utterances of 300 frames and 18 tokens.
+`published` is conf/base.yaml with 500 tokens, on 4 utterances of 1200 frames and 60 tokens. --utterances changes their
+number. A float32 product of 4096 x 512 x 500 is timed before every step. `scaled` is the time of a step on a machine that
+makes this product at 65 GFLOP/s; the reference takes 0.649 s (small) and 20.8 s (published) there. Writes
 step_<device>.{json,md} to --out.
 """
 
@@ -22,35 +22,39 @@ from typing import Any
 
 from benchmarks.step_worker import PARTS, PRODUCTS, SIZES
 from benchmarks.worker import ROOT, Worker, hardware, write_results
-from local.common.cli import program
+from local.common.cli import make_parser, program
 from local.common.errors import UserError
 
-REFERENCE_RATE = 65e9  # of the machine on which the reference's steps were timed
+REFERENCE_RATE = 65e9  # FLOP/s of the machine that timed the steps of the reference
 REFERENCE_SECONDS = {"small": 0.649, "published": 20.8}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return the options. Raises `UserError` for an unknown size."""
+    parser = make_parser(__doc__, conf=False)
     parser.add_argument("--sizes", default="small,published")
-    parser.add_argument("--utterances", default="0", help="of a batch, one or several numbers; 0: that of the size")
+    parser.add_argument("--utterances", default="0", help="per batch, one or several numbers; 0: that of the size")
     parser.add_argument("--precisions", default="float32,bf16")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=9, help="timed steps of each case; the median counts")
-    parser.add_argument("--products", choices=list(PRODUCTS), default="auto", help="who makes float32's (as training does)")
-    parser.add_argument("--data-dir", type=Path, help="a prepared corpus whose training batches are taken instead")
+    parser.add_argument("--repeats", type=int, default=9, help="timed steps of each case; the result is the median")
+    parser.add_argument(
+        "--products", choices=list(PRODUCTS), default="auto", help="library of float32 products; auto: as in training"
+    )
+    parser.add_argument("--data-dir", type=Path, help="a prepared corpus; use its training batches instead")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args()
     for size in args.sizes.split(","):
         if size not in SIZES:
-            raise UserError(f"--sizes: '{size}' is none of {', '.join(SIZES)}")
+            raise UserError(f"--sizes: '{size}' must be one of {', '.join(SIZES)}")
     return args
 
 
 def products(size: str, utterances: int = 0) -> float:
-    """Floating-point operations of the matrix products and convolutions of one step, forward and twice that backward.
+    """Return the floating-point operations of the matrix products and convolutions of one step.
 
-    Of the head only the projections and the pruned band's output layer are counted.
+    The backward pass counts twice the forward pass. Of the head, only the projections and the output layer within the
+    pruning bounds count.
     """
     from local.config import load_config
     from model.encoder.subsampling import Conv2dSubsampling, subsampled
@@ -73,7 +77,7 @@ def products(size: str, utterances: int = 0) -> float:
 
 
 def measure(worker: Worker, size: str, utterances: int, precision: str, repeats: int, real: bool) -> dict[str, Any]:
-    """One case: medians of the parts, of the whole step, and of the rates timed in turn with the steps."""
+    """Return medians of the parts, of the whole step and of the rates, which are timed in turn with the steps."""
     for _ in range(2):
         _asked(worker, "time")  # the first compiles and warms up
     memory = _asked(worker, "memory")["mib"]
@@ -100,7 +104,7 @@ def _asked(worker: Worker, kind: str) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: a column per case."""
+    """Return Markdown with a column per case."""
     records = result["records"]
     rows: list[tuple[str, list[str]]] = [(f"{p}, ms", [f"{1000 * r['parts'][p]:.1f}" for r in records]) for p in PARTS]
     rows += [
@@ -122,14 +126,14 @@ def table(result: dict[str, Any]) -> str:
             "# One training step",
             "",
             f"{result['date']}, {versions.get('gpu', result['hardware'])}, {versions['threads']} threads; "
-            f"python {versions['python']}, torch {versions['torch']}, numba {versions['numba']}. Medians; each part's own, so "
-            "that they need not add up.",
+            f"python {versions['python']}, torch {versions['torch']}, numba {versions['numba']}. Medians; those of the parts "
+            "need not add up to that of the step.",
             "",
             "| | " + " | ".join(f"{r['size']}, {r['precision']}" for r in records) + " |",
             "|---|" + "--:|" * len(records),
             *(f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows),
             "",
-            "The running average is updated every 100 steps; the table gives its share of one step.",
+            "The running average is updated every 100 steps; the table has a hundredth of its time.",
             "",
         ]
     )
@@ -137,6 +141,7 @@ def table(result: dict[str, Any]) -> str:
 
 @program
 def main() -> None:
+    """Measure all cases and write the table."""
     args = parse_args()
     records = []
     cases = itertools.product(args.sizes.split(","), map(int, args.utterances.split(",")), args.precisions.split(","))

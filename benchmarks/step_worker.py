@@ -1,4 +1,4 @@
-"""Measures training steps for bench_step.py: one process per model size and precision, asked by JSON lines."""
+"""Measures training steps for bench_step.py, which asks one process per model size and precision by JSON lines."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from local.common.allocator import release_free_memory, tune_memory
 from local.common.meter import Meter
 from local.config import load_config
 from local.config.schema import Config
+from local.data.batch import Batch
+from local.training.losses import forward_losses
 from model.average import RunningAverage
 from model.build import build_model
 from model.kernels import matmul, policy
@@ -31,7 +33,6 @@ SIZES: dict[str, tuple[str | None, int, int, int, int]] = {
 PRODUCT = (4096, 512, 500)
 PRODUCTS = {"auto": policy.onednn, "mkl": False, "onednn": True}
 PARTS = ("data", "encoder forward", "head forward", "head backward", "encoder backward", "optimiser", "average")
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Step:
@@ -40,7 +41,7 @@ class Step:
     def __init__(
         self, size: str, precision: str, data_dir: Path | None = None, device: str = "cpu", utterances: int = 0
     ) -> None:
-        """utterances: N, or 0 for that of the size."""
+        """Build the model of `size`, a key of `SIZES`; utterances: N, or 0 for that of the size."""
         conf, classes, n, frames, tokens = SIZES[size]
         torch.manual_seed(0)
         self.cfg = load_config(conf, ["data.num_workers=0"])
@@ -65,13 +66,12 @@ class Step:
         outputs[0].register_hook(lambda grad: self._mark("head backward"))
 
     def run(self) -> dict[str, float]:
-        """One step; seconds by part."""
+        """Make one step and return the seconds of each part."""
         self._mark("start")
-        batch = [x.to(self.device) for x in next(self.batches)]
+        batch = next(self.batches).to(self.device)
         self._mark("data")
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            losses = self.model(*batch, warmup=2.0)
-        total = self.cfg.loss.simple_scale * losses["simple"].sum() + losses["pruned"].sum()
+        losses = forward_losses(self.model, batch, warmup=2.0, precision=self.precision)
+        total = self.cfg.loss.simple_scale * losses.simple.sum() + losses.pruned.sum()
         self._mark("head forward")
         total.backward()
         self._mark("encoder backward")
@@ -87,22 +87,22 @@ class Step:
 
 
 def wait(device: torch.device) -> None:
-    """Until a GPU has done all that it was given."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def random_batches(classes: int, n: int, frames: int, tokens: int) -> Iterator[Batch]:
-    """Batches of utterances of one length with random features and tokens, collated anew for each step."""
+    """Yield batches of equally long utterances with random features and tokens, collated again for each step."""
     features = [torch.randn(frames, 80) for _ in range(n)]
     words = torch.randint(3, classes, (n, tokens))
     while True:
         x = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
-        yield x, torch.full((n,), frames), words, torch.full((n,), tokens)
+        yield Batch(x, torch.full((n,), frames), words, torch.full((n,), tokens), ids=[""] * n)
 
 
 def real_batches(cfg: Config, data_dir: Path) -> tuple[int, Iterator[Batch]]:
-    """Number of tokens, and the training batches of a prepared corpus, made in this process."""
+    """Return the number of tokens and the training batches of a prepared corpus, made in this process."""
     from local.data.datamodule import AsrDataModule
     from local.data.tokenizer import Tokenizer
 
@@ -112,15 +112,14 @@ def real_batches(cfg: Config, data_dir: Path) -> tuple[int, Iterator[Batch]]:
     def batches() -> Iterator[Batch]:
         epoch = 1
         while True:
-            for b in data.train_dataloader(epoch):
-                yield b.inputs, b.input_lens, b.tokens, b.token_lens
+            yield from data.train_dataloader(epoch)
             epoch += 1
 
     return tokenizer.vocab_size, batches()
 
 
 def product_rate(dtype: torch.dtype, device: torch.device, product: Callable[[Tensor, Tensor], Tensor] = torch.mm) -> float:
-    """Floating-point operations per second of one (4096, 512) x (512, 500) product, five in a row."""
+    """Return the floating-point operations per second of five (4096, 512) x (512, 500) products."""
     m, k, n = PRODUCT
     a, b = torch.randn(m, k).to(device, dtype), torch.randn(k, n).to(device, dtype)
     product(a, b)
@@ -133,6 +132,7 @@ def product_rate(dtype: torch.dtype, device: torch.device, product: Callable[[Te
 
 
 def main() -> None:
+    """Answer requests from stdin until it ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", choices=["native"], default="native")
     parser.add_argument("--size", choices=list(SIZES), required=True)

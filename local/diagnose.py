@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from local.data.tokenizer import Tokenizer
 from local.diagnosis import plots
 from local.diagnosis.probe import Probe, recurrent_rms
 from local.diagnosis.verdict import Verdict, number, verdict
+from local.training.losses import forward_losses
 from model.build import build_model
 from model.transducer import Transducer, pruned_scale, training_loss
 
@@ -110,15 +112,14 @@ def measure(model: Transducer, cfg: Config, batches: Sequence[Batch], warmup: fl
     bf16 runs under autocast as in training; fp16 is looked at in float32, since its scaled gradients say no more.
     """
     device = next(model.parameters()).device
+    precision = "bf16" if cfg.train.precision == "bf16" else "float32"
     losses = []
     with Probe(model) as probe:
         for batch in batches:
             probe.batch(batch.ids, batch.inputs.size(1), batch.input_lens, batch.token_lens)
             x = batch.inputs.to(device).detach().requires_grad_()  # so that the first layer's amplification is seen too
-            rest = (lens.to(device) for lens in (batch.input_lens, batch.tokens, batch.token_lens))
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=cfg.train.precision == "bf16"):
-                found = model(x, *rest, warmup=warmup)
-            loss = training_loss(found["simple"], found["pruned"], cfg.loss.simple_scale, pruned_scale(warmup))
+            found = forward_losses(model, replace(batch, inputs=x), warmup=warmup, precision=precision)
+            loss = training_loss(found.simple, found.pruned, cfg.loss.simple_scale, pruned_scale(warmup))
             model.zero_grad(set_to_none=True)
             loss.sum().backward()
             losses.append(loss.detach().cpu() / probe.encoder_lens)

@@ -13,18 +13,19 @@ State = dict[str, Tensor]
 class RunningAverage:
     """The mean of a model's floating-point tensors over all batches so far, sampled every `period` batches, in float64.
 
-    avg += (model - avg) * period / batches. Two such averages, at batches s < e, give the mean over (s, e] exactly
-    (`average_between`), without keeping the models in between. Other tensors (counters) are the latest value.
+    avg += (model - avg) * period / batches. Two such averages, after s < e batches, give the mean over (s, e] exactly
+    (`average_between`); the models in between are not needed. Other tensors (counters) have their latest value.
     """
 
     def __init__(self, model: torch.nn.Module, period: int) -> None:
+        """Start from the weights of `model`; period: batches."""
         self.period = period
         self.batches = 0
         self.state: State = {k: _wide(v) for k, v in model.state_dict().items()}
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module, batches: int) -> None:
-        """Call after every batch; acts when `batches` (done so far, from 1) is a multiple of the period."""
+        """Add the weights if `batches`, those done so far, is a multiple of the period; call this after every batch."""
         if batches % self.period != 0:
             return
         weight = self.period / batches
@@ -37,11 +38,11 @@ class RunningAverage:
         self.batches = batches
 
     def state_dict(self) -> dict[str, object]:
-        """The average and the number of batches it covers, for a checkpoint; float64 stays float64."""
+        """Return the average in float64 and the number of its batches, for a checkpoint."""
         return {"state": {k: v.clone() for k, v in self.state.items()}, "batches": self.batches, "period": self.period}
 
     def load_state_dict(self, saved: dict) -> None:  # type: ignore[type-arg]
-        """Go on from `state_dict()`'s values; the period is kept from the saved run."""
+        """Resume from the values of `state_dict`; the period is that of the saved run."""
         self.batches, self.period = saved["batches"], saved["period"]
         for key, value in saved["state"].items():
             self.state[key].copy_(value)
@@ -52,9 +53,9 @@ def _wide(value: Tensor) -> Tensor:
 
 
 def average_between(start: State, start_batches: int, end: State, end_batches: int) -> State:
-    """(avg_e e - avg_s s) / (e - s): the mean over the batches (s, e], from running averages at both ends, float64.
+    """Return the mean over the batches (s, e], (avg_e e - avg_s s) / (e - s), from the running averages at both, in float64.
 
-    ValueError where the range holds no batch.
+    Raises ValueError if the range holds no batch.
     """
     if end_batches <= start_batches:
         raise ValueError(f"no batches lie between {start_batches} and {end_batches}")
@@ -69,7 +70,7 @@ def average_between(start: State, start_batches: int, end: State, end_batches: i
 
 
 def average_plain(states: Sequence[State]) -> State:
-    """The mean of several models' parameters, float64; other tensors from the last. ValueError for none."""
+    """Return the mean of the parameters in float64 and other tensors of the last model; ValueError if there is no model."""
     if not states:
         raise ValueError("no checkpoints to average")
     result = {k: _wide(v) for k, v in states[-1].items()}

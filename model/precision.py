@@ -1,4 +1,4 @@
-"""Precision: autocast says in what dtype matrix products are made; everything else is float32 or better."""
+"""Precision: autocast sets the dtype of matrix products; everything else is float32 or better."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def exact_dtype(x: Tensor) -> torch.dtype:
-    """float64 for float64 input, else float32."""
+    """Return float64 for float64 input, otherwise float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of matrix products: autocast's on x's device where it is on, else x's."""
+    """Return the dtype of matrix products with x: that of autocast if it is on for the device, otherwise that of x."""
     device = x.device.type
     if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and later
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -28,9 +28,9 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 
 def no_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run `function(ctx, tensor, ...)` with autocast off on the tensor's device.
+    """Decorate `function(ctx, tensor, ...)` to run with autocast off on the tensor's device.
 
-    Casts are written out in the loss, so that the same products are made in the forward and in the backward pass.
+    The loss casts explicitly, so that the forward and the backward pass have the same products.
     """
 
     @functools.wraps(function)

@@ -24,6 +24,7 @@ from local.data.batch import Batch
 from local.data.dataset import AsrDataset
 from local.data.tokenizer import Tokenizer
 from local.data.training_cuts import ShuffledCuts
+from local.training.losses import forward_losses
 from model.encoder.subsampling import subsampled
 from model.transducer import Transducer, pruned_scale, training_loss
 
@@ -107,8 +108,8 @@ class Speech:
 
 def utterance_losses(model: Transducer, batch: Batch, simple_scale: float, warmup: float) -> dict[str, Tensor]:
     """Losses (N,) of a batch in nats: `simple`, `pruned`, and `loss`, in which training combines them at that warm-up."""
-    losses = model(batch.inputs, batch.input_lens, batch.tokens, batch.token_lens, warmup=warmup)
-    return {**losses, "loss": training_loss(losses["simple"], losses["pruned"], simple_scale, pruned_scale(warmup))}
+    simple, pruned, _ = forward_losses(model, batch, warmup=warmup)
+    return {"simple": simple, "pruned": pruned, "loss": training_loss(simple, pruned, simple_scale, pruned_scale(warmup))}
 
 
 @torch.no_grad()

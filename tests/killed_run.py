@@ -1,4 +1,4 @@
-"""local/train.py as a process that tests can stop, look at and kill, and a small corpus for it."""
+"""local/train.py as a process that tests can stop, inspect and kill, and a small corpus for it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from local.prepare_manifests import main as prepare_manifests
 from tests.conftest import ROOT
 from tests.speech_tree import make_part
 
-PATIENCE = 600.0  # seconds that a moment may be waited for; the machine may have other work
+PATIENCE = 600.0  # seconds to wait for a moment; the machine may be busy
 SMALL = [
-    *(f"model.encoder.{key}=16" for key in ("d_model", "rnn_hidden_size", "dim_feedforward")), "model.encoder.num_layers=2",
-    "model.decoder.dim=16", "model.joiner.dim=16", "features.type=precomputed", "data.num_buckets=3", "train.max_duration=12",
-    "train.warm_step=10", "train.num_threads=1",
-]  # fmt: skip
+    *(f"model.encoder.{key}=16" for key in ("d_model", "rnn_hidden_size", "dim_feedforward")),
+    *("model.encoder.num_layers=2", "model.decoder.dim=16", "model.joiner.dim=16", "features.type=precomputed"),
+    *("data.num_buckets=3", "train.max_duration=12", "train.warm_step=10", "train.num_threads=1"),
+]
 
 
 def prepared_corpus(root: Path) -> Path:
-    """Data with stored features of three speeds: parts tr (24 utterances) and te (36)."""
+    """Prepare data with stored features of three speeds: parts tr (24 utterances) and te (36)."""
     (root / "corpus.yaml").write_text("name: t\nsource: librispeech\ntrain: [tr]\ndev: [te]\ntest: [te]\n")
     make_part(root / "audio", "tr", utterances=12)
     make_part(root / "audio", "te", speakers=3, utterances=12)
@@ -38,22 +38,25 @@ def prepared_corpus(root: Path) -> Path:
 
 
 class Run:
-    """local/train.py as a process in a group of its own, its data workers with it; its output goes to EXP/log."""
+    """local/train.py in a process group of its own, which includes its data workers; its output goes to EXP/log."""
 
     def __init__(self, data: Path, exp_dir: Path, overrides: Sequence[str]) -> None:
         self.exp_dir, self.log = exp_dir, exp_dir / "log"
         command = [sys.executable, str(ROOT / "local" / "train.py"), "--data-dir", str(data), "--exp-dir", str(exp_dir)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, *overrides], stdout=log, stderr=log, start_new_session=True,
+                [*command, *overrides],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+            )
 
     def output(self) -> str:
         return self.log.read_text()
 
     def until(self, reached: Callable[[], bool]) -> None:
-        """Wait for a moment; fails where training ends before it."""
+        """Wait for a moment; fail if training ends before it."""
         give_up = time.monotonic() + PATIENCE
         while not reached():
             assert self.process.poll() is None, f"training has ended:\n{self.output()}"
@@ -67,7 +70,7 @@ class Run:
             self.clear()
 
     def clear(self) -> None:
-        """End it where it still runs, so that a failed test leaves nothing behind."""
+        """End it if it still runs, so that a failed test leaves no process."""
         if self.process.poll() is None:
             self.kill(whole_group=True)
 
@@ -75,7 +78,7 @@ class Run:
         self.until(lambda: "training " in self.output())
 
     def kill_within(self, inside: Callable[[], bool], whole_group: bool) -> None:
-        """Kill while `inside` holds: all processes are stopped first, so that what is seen is still true at the kill."""
+        """Kill while `inside` holds. All processes are stopped first, so that it still holds at the kill."""
         while True:
             self.until(inside)
             os.killpg(self.process.pid, signal.SIGSTOP)
@@ -87,7 +90,7 @@ class Run:
             os.killpg(self.process.pid, signal.SIGCONT)
 
     def kill(self, whole_group: bool) -> None:
-        """SIGKILL for the trainer alone or for its workers too."""
+        """Send SIGKILL to the trainer, with `whole_group` also to its workers."""
         if whole_group:
             os.killpg(self.process.pid, signal.SIGKILL)
         else:
@@ -97,7 +100,7 @@ class Run:
 
 
 def state(pid: int) -> str | None:
-    """The letter of a process's state in /proc; None where it is gone."""
+    """Return the letter of a process's state in /proc; None if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -105,7 +108,7 @@ def state(pid: int) -> str | None:
 
 
 def of_group(group: int) -> list[int]:
-    """Processes of a group that still run."""
+    """Return the processes of a group that still run."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -118,7 +121,7 @@ def of_group(group: int) -> list[int]:
 
 
 def steps(table: Path) -> list[int]:
-    """The steps of a CSV file's whole lines."""
+    """Return the steps of a CSV file's complete lines."""
     lines = table.read_text().split("\n")[:-1] if table.is_file() else []
     return [int(line.split(",")[1]) for line in lines[1:]]
 

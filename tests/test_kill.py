@@ -1,4 +1,4 @@
-"""Training that is killed, or runs out of disk, goes on as if nothing had been: the program itself, on files."""
+"""Training that is killed or runs out of disk resumes as if it had never stopped; the program itself runs here."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ import torch
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 SAVE_EVERY, VALID_EVERY, EPOCHS = 2, 7, 4
 OPTIONS = [
-    *SMALL, "data.num_workers=1", "train.average_period=1", "train.log_every=1",
-    f"train.num_epochs={EPOCHS}", f"train.save_every={SAVE_EVERY}", f"train.valid_every={VALID_EVERY}",
-]  # fmt: skip
+    *(*SMALL, "data.num_workers=1", "train.average_period=1", "train.log_every=1"),
+    *(f"train.num_epochs={EPOCHS}", f"train.save_every={SAVE_EVERY}", f"train.valid_every={VALID_EVERY}"),
+]
 SECTIONS = ("model", "average", "optimizer", "schedule", "progress", "rng", "telemetry")
 SEED = 20261123  # of the moments at which training is killed
 
@@ -41,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The experiment of a training that nothing interrupted."""
+    """Return the experiment of an uninterrupted training."""
     exp_dir = tmp_path_factory.mktemp("whole")
     Run(data, exp_dir, OPTIONS).to_the_end()
     return exp_dir
@@ -52,13 +52,13 @@ def unfinished(exp_dir: Path) -> list[Path]:
 
 
 def in_validation(exp_dir: Path) -> bool:
-    """A step is done after which the dev parts are looked at, and they have not been yet."""
+    """Return whether the last step is followed by a validation that is not done yet."""
     done = last_step(exp_dir / "train.csv")
     return done > 0 and done % VALID_EVERY == 0 and last_step(exp_dir / "valid.csv") < done
 
 
 def kill_at(run: Run, moment: str, rng: random.Random) -> str:
-    """Wait for the moment, kill, and say what was done."""
+    """Wait for the moment, kill, and return a description."""
     run.until_training()
     assert unfinished(run.exp_dir) == [] or last_step(run.exp_dir / "train.csv") > 0
     group = rng.random() < 0.5
@@ -69,7 +69,7 @@ def kill_at(run: Run, moment: str, rng: random.Random) -> str:
         time.sleep(delay)
         run.kill(group)
     else:
-        if moment == "checkpoint":  # the first, second or third that this run writes
+        if moment == "checkpoint":  # the first, second or third of this run
             later = begun + SAVE_EVERY * rng.choice([0, 1, 2])
             run.until(lambda: last_step(run.exp_dir / "train.csv") >= later)
         inside = {"checkpoint": lambda: bool(unfinished(run.exp_dir)), "validation": lambda: in_validation(run.exp_dir)}
@@ -78,7 +78,7 @@ def kill_at(run: Run, moment: str, rng: random.Random) -> str:
 
 
 def assert_equal(a: Any, b: Any, where: str) -> None:
-    """The same types, keys, values and bits, however deep."""
+    """Compare types, keys, values and bits at any depth."""
     assert type(a) is type(b), where
     if isinstance(a, dict):
         assert a.keys() == b.keys(), where
@@ -96,7 +96,7 @@ def assert_equal(a: Any, b: Any, where: str) -> None:
 
 
 def assert_as_if_whole(exp_dir: Path, whole: Path, note: str) -> None:
-    """Weights, averages, optimiser, generators and tables of both experiments agree, times aside."""
+    """Compare weights, averages, optimiser, generators and tables of both experiments, except times."""
     name = f"epoch-{EPOCHS}.pt"
     ours, expected = (load_file(d / "checkpoints" / name) for d in (exp_dir, whole))
     for section in SECTIONS:
@@ -116,7 +116,7 @@ def assert_as_if_whole(exp_dir: Path, whole: Path, note: str) -> None:
 
 
 def test_killed_ten_times_equals_uninterrupted(data: Path, whole: Path, tmp_path: Path) -> None:
-    """Within steps, checkpoints' writing and validations, trainer alone or workers too; at last with more workers."""
+    """Kill the trainer, alone or with its workers, in steps, checkpoints and validations; finish with more workers."""
     rng = random.Random(SEED)
     moments = ["step"] * 4 + ["checkpoint"] * 3 + ["validation"] * 3
     rng.shuffle(moments)
@@ -128,28 +128,27 @@ def test_killed_ten_times_equals_uninterrupted(data: Path, whole: Path, tmp_path
             note += f"; {kill_at(run, moment, rng)}"
         finally:
             run.clear()
-    print(note)  # shown where something below fails
+    print(note)  # pytest shows it if a check below fails
     run = Run(data, tmp_path, [*OPTIONS, "data.num_workers=2"])
     run.to_the_end()
-    assert "going on from" in run.output(), note
+    assert "resuming from" in run.output(), note
     assert_as_if_whole(tmp_path, whole, note)
     assert unfinished(tmp_path) == [], note
-    give_up = time.monotonic() + 15  # a worker looks after its trainer every few seconds
+    give_up = time.monotonic() + 15  # a worker checks its trainer every few seconds
     while any(map(of_group, groups)) and time.monotonic() < give_up:
         time.sleep(0.1)
     assert [of_group(g) for g in groups] == [[]] * len(groups), f"workers outlive their trainer; {note}"
 
 
-def train_here(data: Path, exp_dir: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
-    """The same program, in this process."""
+def train_here(data: Path, exp_dir: Path, *overrides: str) -> None:
+    """Run the program in this process."""
     arguments = ["--data-dir", str(data), "--exp-dir", str(exp_dir), *OPTIONS, "data.num_workers=0", *overrides]
-    monkeypatch.setattr("sys.argv", ["train.py", *arguments])
-    train_program.main()
+    train_program.main(arguments)
 
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """A file system of its own that has `size` bytes left."""
+    """Leave `size` bytes on the file system of `folder`."""
     filler = folder / "filler"
     with filler.open("wb") as f:
         while (free := os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize) > size:
@@ -161,7 +160,7 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 
 @contextmanager
 def small_files(folder: Path, size: int) -> Iterator[None]:
-    """No file of this process may become larger than `size` bytes."""
+    """Limit the files of this process to `size` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -172,7 +171,7 @@ def small_files(folder: Path, size: int) -> Iterator[None]:
 
 @pytest.fixture(params=["tmpfs", "limit"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Callable[[Path, int], Any], str]]:
-    """An experiment's folder, what makes it too small for a checkpoint, and what the error then says."""
+    """Return an experiment's folder, a context that makes it too small for a checkpoint, and the reason in the error."""
     exp_dir = tmp_path / "exp"
     exp_dir.mkdir()
     if request.param == "limit":
@@ -189,18 +188,17 @@ def test_a_full_disk_ends_training_in_one_line_and_loses_nothing(
     data: Path,
     whole: Path,
     disk: tuple[Path, Callable[[Path, int], Any], str],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     exp_dir, too_small, reason = disk
     keep = "train.keep_last=2"
-    train_here(data, exp_dir, monkeypatch, keep, f"train.max_steps={SAVE_EVERY}")
+    train_here(data, exp_dir, keep, f"train.max_steps={SAVE_EVERY}")
     first = exp_dir / "checkpoints" / f"step-{SAVE_EVERY}.pt"
     before = first.read_bytes()
     capsys.readouterr()
     with too_small(exp_dir, len(before) // 2):
         with pytest.raises(SystemExit) as ended:
-            train_here(data, exp_dir, monkeypatch, keep)
+            train_here(data, exp_dir, keep)
         said = capsys.readouterr().err
         errors = [line for line in said.splitlines() if line.startswith("error: ")]
         assert ended.value.code == 1 and len(errors) == 1 and "Traceback" not in said, said
@@ -208,12 +206,12 @@ def test_a_full_disk_ends_training_in_one_line_and_loses_nothing(
         assert f"takes {len(before) / 1e6:.1f} MB" in errors[0] and "MB are free" in errors[0]
         assert unfinished(exp_dir) == [] and first.read_bytes() == before
         assert [path for _, path in checkpoints(exp_dir / "checkpoints", "step")] == [first]
-    train_here(data, exp_dir, monkeypatch, keep)
+    train_here(data, exp_dir, keep)
     assert_as_if_whole(exp_dir, whole, reason)
 
 
-def test_positions_are_found_without_reading_what_went_before(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither stored features nor audio of batches that are left out is opened."""
+def test_a_position_is_found_without_reading_earlier_batches(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither stored features nor audio of skipped batches is opened."""
     read: list[str] = []
     plain_read = Float16ArchiveReader.read
 

@@ -1,9 +1,9 @@
-"""Several processes that train one model: how they are started, which of them this is, and what they add up.
+"""Several processes that train one model: how they start, and what they add up.
 
-torchrun starts them (`torch.distributed.run`), gloo (CPU) or nccl (GPUs) connects them. Every process holds the whole
-model and takes its share of every step's utterances. Losses are sums over utterances, so gradients are summed, once a
-step, after its last backward pass: torch's DistributedDataParallel would begin earlier, but it cannot go on after a
-backward pass that ran out of memory, and wants to be told which parameters get no gradient during the warm-up.
+torchrun (`torch.distributed.run`) starts them; gloo (CPU) or nccl (GPUs) connects them. Every process holds the whole model
+and takes its micro-batches of every step. Losses are sums over utterances, so gradients are summed, once per step after
+the last backward pass. torch's DistributedDataParallel sums earlier, but it cannot continue after a backward pass that ran
+out of memory, and it must know which parameters get no gradient during the warm-up.
 """
 
 from __future__ import annotations
@@ -24,28 +24,36 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-BUCKET = 2**23  # elements of the gradient that are added up by one call
+BUCKET = 2**23  # elements of the gradient per call of all_reduce
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run (`size` in all, `local_size` on this machine) and which of them this is. One by default."""
+    """The processes of a run and which of them this is; a single one by default.
+
+    Attributes:
+      rank: number of this process, from 0.
+      size: processes in all.
+      local_rank: number of this process on its machine, from 0.
+      local_size: processes on this machine.
+      cpu_group: the group for CPU tensors and objects; gradients may go over nccl.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    cpu_group: Any = None  # for what lies on the CPU, also where gradients go over nccl
+    cpu_group: Any = None
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over the processes, in place, on the device that `start` gave. `values` of any shape, equal everywhere."""
+        """Sum `values` over the processes in place; the shape must be equal in all, the device that of `start`."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value (plain values and CPU tensors), in the order of their ranks, to all of them."""
+        """Return the value of every process, by rank, to all of them; values are plain or CPU tensors."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -53,7 +61,7 @@ class Processes:
         return values
 
     def sum_gradients(self, params: Sequence[nn.Parameter]) -> None:
-        """Sum `grad` over the processes. It stays None where no process has one; a process may have none at all."""
+        """Sum `grad` over the processes; it stays None if no process has one. A process may have none at all."""
         if self.size == 1:
             return
         holders = torch.tensor([float(p.grad is not None) for p in params], device=params[0].device)
@@ -72,13 +80,13 @@ class Processes:
                 p.grad = grad if held else None
 
     def stop(self) -> None:
-        """Leave the group; called at the end of a run that went well."""
+        """Leave the group at the end of a successful run."""
         if self.size > 1:
             dist.destroy_process_group()
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Groups of up to `BUCKET` elements, in order."""
+    """Yield groups of up to `BUCKET` elements, in order."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         if bucket and sum(t.numel() for t in bucket) + tensor.numel() > BUCKET:
@@ -90,9 +98,9 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def start() -> tuple[Processes, torch.device]:
-    """Join the processes that torchrun started, if it did, and take this one's device.
+    """Join the processes that torchrun started, if any, and return them with the device of this one.
 
-    Raises `UserError` where a machine has fewer GPUs than processes.
+    Raises `UserError` if the machine has fewer GPUs than processes.
     """
     rank, size, local_rank, local_size = (
         int(os.environ.get(name, default))
@@ -100,40 +108,40 @@ def start() -> tuple[Processes, torch.device]:
     )
     cuda = torch.cuda.is_available()
     if cuda and local_size > torch.cuda.device_count():
-        raise UserError(f"--nproc {local_size}: this machine has {torch.cuda.device_count()} GPUs, one process each")
+        raise UserError(f"--nproc {local_size}: this machine has {torch.cuda.device_count()} GPUs; use one process per GPU")
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if size == 1:
         return Processes(), device
-    if sys.platform == "linux":  # a launcher that is killed must not leave processes that go on writing
+    if sys.platform == "linux":  # if the launcher is killed, its processes must not keep writing
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     dist.init_process_group("nccl" if cuda else "gloo")
     cpu_group = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
     if rank > 0:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (what happens is told by the first)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (the first process prints for all)
     return Processes(rank, size, local_rank, local_size, cpu_group), device
 
 
 def is_launched() -> bool:
-    """Whether torchrun (or `launch`) started this process."""
+    """Return whether torchrun (or `launch`) started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def launch(module: str, args: Sequence[str], nproc: int, nnodes: int = 1, rdzv: str = "") -> None:
-    """Run `python -m module` in `nproc` processes here, by torchrun; with more machines, make the same call on each.
+    """Run `python -m module` in `nproc` processes on this machine by torchrun; make the same call on each machine.
 
-    rdzv: HOST:PORT where the machines find each other, HOST being one of them.
-    Raises `UserError` when a process fails (the others are ended), or when the machines do not find each other.
+    rdzv: HOST:PORT where the machines meet; HOST is one of them.
+    Raises `UserError` if a process fails, which ends the others, or if the machines do not find each other.
     """
-    if torch.__version__.startswith("1."):  # its launcher fails on Python 3.11's enumerations
+    if torch.__version__.startswith("1."):  # its launcher fails on Python 3.11
         raise UserError(f"several processes need torch 2, this is {torch.__version__}; train with --nproc 1")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.run import parse_args, run
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is told in one line below
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the errors below are one line
     if nnodes > 1 and not re.fullmatch(r"[^\s:]+:[0-9]+", rdzv):
         raise UserError("--nnodes needs --rdzv HOST:PORT, the same on every machine")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
@@ -151,10 +159,10 @@ def launch(module: str, args: Sequence[str], nproc: int, nnodes: int = 1, rdzv: 
     except RendezvousError as e:
         raise UserError(f"--rdzv {rdzv}: the {nnodes} machines did not find each other: {e}") from None
     finally:
-        for number, handler in handlers.items():  # torchrun's own would keep forked processes from being ended
+        for number, handler in handlers.items():  # with torchrun's handlers, forked processes would ignore these signals
             signal.signal(number, handler)
 
 
 def cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,7 +20,7 @@ class Batch:
       ids: N utterance ids.
       texts: N transcripts.
       skipped: ids of utterances that could not be loaded.
-      ends_step: whether the optimiser makes its step after this batch.
+      ends_step: whether this is the last micro-batch of a step.
     """
 
     inputs: Tensor
@@ -31,8 +31,6 @@ class Batch:
     texts: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     ends_step: bool = True
-    batch_of: tuple[int, ...] = ()
-    share_rows: int = 0
 
     def __len__(self) -> int:
         """Return N."""
@@ -40,17 +38,17 @@ class Batch:
 
     @property
     def num_frames(self) -> int:
-        """The sum of `input_lens`."""
+        """Return the sum of `input_lens`."""
         return int(self.input_lens.sum())
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch with its tensors on `device`; the copy does not wait."""
+        """Return the batch with its tensors on `device`, which may still be copying."""
         moved = (x.to(device, non_blocking=True) for x in (self.inputs, self.input_lens, self.tokens, self.token_lens))
         inputs, input_lens, tokens, token_lens = moved
         return replace(self, inputs=inputs, input_lens=input_lens, tokens=tokens, token_lens=token_lens)
 
     def rows(self, rows: slice) -> Batch:
-        """Return some utterances of the batch, without the padding that they do not need."""
+        """Return the utterances `rows`, padded to the longest of them only."""
         lens, token_lens = self.input_lens[rows], self.token_lens[rows]
         inputs, tokens = self.inputs[rows, : int(lens.max())], self.tokens[rows, : int(token_lens.max())]
         return Batch(inputs, lens, tokens, token_lens, self.ids[rows], self.texts[rows], [], self.ends_step)

@@ -1,7 +1,7 @@
 """Batches for training, validation and decoding, from the cuts that prepare.sh wrote.
 
-Training batches depend on (seed, epoch) alone, an utterance's augmentation on (seed, epoch, utterance). Several processes
-each get their share of every step.
+Training batches depend on (seed, epoch) alone, an utterance's augmentation on (seed, epoch, utterance). Each of several
+processes gets its micro-batches of every step.
 """
 
 from __future__ import annotations
@@ -29,28 +29,37 @@ import torch
 from lhotse.cut import Cut
 from torch.utils.data import DataLoader
 
-assert Float16ArchiveReader.name  # importing it is what makes stored features readable
+assert Float16ArchiveReader.name  # importing the class registers it with lhotse, which reads stored features by its name
 
 
 class Batches:
-    """What a dataloader method returns: iterate for batches; `skipped` counts utterances that failed to load.
+    """An iterable over the batches of one pass through the data.
 
-    with_empty: also yield batches of which no utterance could be loaded: training's steps go on over all processes.
+    Attributes:
+      num_cuts: utterances in all.
+      skipped: utterances that could not be loaded so far.
     """
 
     def __init__(self, loader: DataLoader, num_cuts: int, with_empty: bool = False) -> None:
+        """Iterate over `loader`; with_empty: also yield batches without utterances, as all processes must make each pass."""
         self.loader, self.num_cuts, self.with_empty, self.skipped = loader, num_cuts, with_empty, 0
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._begun():
-            self.skipped += len(batch.skipped)
-            if batch.ids or self.with_empty:
-                yield batch
+        """Yield the batches. Raises `UserError` for a damaged line of a manifest."""
+        try:
+            for batch in self._start_workers():
+                self.skipped += len(batch.skipped)
+                if batch.ids or self.with_empty:
+                    yield batch
+        except UserError as e:  # a worker's has a traceback before its own line
+            raise UserError(str(e).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")) from None
 
-    def _begun(self) -> Iterator[Batch]:
-        """Workers are forked here. None of them may destroy a GPU's tensor that it inherits as part of a cycle that is
-        garbage, which ends it: what is garbage goes now, and the workers' collectors see nothing of what remains. Nor do
-        they inherit free memory."""
+    def _start_workers(self) -> Iterator[Batch]:
+        """Fork the workers.
+
+        A worker that destroys a GPU's tensor which it inherits as garbage is ended by CUDA. So garbage is collected first,
+        and the workers' collectors ignore what remains. Free memory is released so that they do not inherit it.
+        """
         if self.loader.num_workers == 0:
             return iter(self.loader)
         gc.collect()
@@ -63,13 +72,13 @@ class Batches:
 
 
 class AsrDataModule:
-    """Loaders over data/<corpus>; `cfg` gives batching, augmentation and features, corpus.yaml the parts."""
+    """Loaders over data/<corpus>; `cfg` sets batching, augmentation and features, corpus.yaml names the parts."""
 
     def __init__(self, cfg: Config, data_dir: str | Path, tokenizer: Tokenizer, processes: Processes | None = None) -> None:
-        """Reads corpus.yaml only. Raises `UserError` when data_dir is not prepared.
+        """Read corpus.yaml only. Raises `UserError` if data_dir is not prepared.
 
-        processes: those that share the training and dev data; none: this one has it alone.
-        `max_duration`, where the configuration says auto, is None until it is set: see local/training/memory_plan.py.
+        processes: those that share the training and dev data; None: this one alone.
+        If train.max_duration is auto, `max_duration` is None until the trainer sets it (local/training/memory_plan.py).
         """
         self.processes = processes or Processes()
         self.cfg, self.data_dir, self.tokenizer = cfg, Path(data_dir), tokenizer
@@ -80,31 +89,34 @@ class AsrDataModule:
         self._noise: list[Cut] | None = None
 
     def train_dataloader(self, epoch: int, skip_batches: int = 0) -> Batches:
-        """Augmented batches of the training parts in the order of (train.seed, epoch), without those of the first steps."""
-        cfg, cuts, limit = self.cfg, self._train_cuts(), self._limit()
-        seconds = cfg.train.batch_seconds or limit
-        steps = train_batches(cuts, cfg.data.num_buckets, seconds, epoch)[skip_batches:]
-        shares = Shares(steps, cuts, limit, self.processes.rank, self.processes.size)
-        dataset = AsrDataset(cfg, self.tokenizer, self._noise, augment=True, epoch=epoch, store=self._store)
+        """Return the augmented batches of an epoch from step `skip_batches` on.
+
+        A step takes train.batch_seconds seconds of audio in all. If that is 0, it takes train.max_duration per process.
+        """
+        cfg, cuts, limit, size = self.cfg, self._train_cuts(), self._limit(), self.processes.size
+        total = cfg.train.batch_seconds
+        steps = train_batches(cuts, cfg.data.num_buckets, total or limit, epoch, width=1 if total else size)[skip_batches:]
+        shares = Shares(steps, cuts, limit, self.processes.rank, size)
+        dataset = AsrDataset(cfg, self.tokenizer, self._noise, augment=True, epoch=epoch, store=self._store, cuts=cuts)
         return Batches(self._loader(dataset, shares), len(cuts), with_empty=True)
 
     def train_lengths(self, most: int) -> list[tuple[float, int]]:
-        """Seconds and tokens of the training cuts; of `most` of them, drawn at random, where there are more."""
+        """Return seconds and tokens of the training cuts, or of `most` random ones if there are more."""
         cuts = self._train_cuts()
         return [(float(cuts.seconds[number]), cuts.tokens_of(number)) for number in cuts.order(0)[:most].tolist()]
 
     def valid_dataloader(self) -> Batches:
-        """This process's share of the dev parts, not augmented, in batches of train.max_duration."""
+        """Return this process's share of the dev parts, not augmented, in batches of train.max_duration."""
         cuts = [c for part in self.corpus.dev for c in self._cuts(part)]
         return self._plain(cuts, self._limit(), self.processes)
 
     def test_dataloader(self, part: str) -> Batches:
-        """One part (or its first decode.max_utterances), not augmented, longest first, batches of decode.max_duration."""
+        """Return a part, or its first decode.max_utterances: not augmented, longest first, batches of decode.max_duration."""
         cuts = sorted(self._cuts(part), key=lambda cut: cut.id)
         return self._plain(cuts[: self.cfg.decode.max_utterances or None], self.cfg.decode.max_duration, Processes())
 
     def _train_cuts(self) -> ShuffledCuts:
-        """The training cuts; read, and the noise with them, when they are first asked for."""
+        """Return the training cuts; the first call reads them, and the noise."""
         cfg = self.cfg
         if self._train is None:
             manifests = [self._manifest(part) for part in self.corpus.train]
@@ -116,7 +128,7 @@ class AsrDataModule:
 
     def _limit(self) -> float:
         if self.max_duration is None:
-            raise UserError("key 'train.max_duration' is auto, and no training has chosen a number: give one")
+            raise UserError("key 'train.max_duration' is auto, but no training has chosen a number yet; set a number")
         return self.max_duration
 
     @property
@@ -127,7 +139,7 @@ class AsrDataModule:
         return self.data_dir / ("features" if self._precomputed else "cuts") / f"{part}.jsonl.gz"
 
     def _cuts(self, part: str) -> list[Cut]:
-        """A part's cuts without speed-perturbed copies."""
+        """Return the cuts of a part without speed-perturbed copies."""
         manifest = self._manifest(part)
         lines = enumerate(read_lines(manifest), 1)
         cuts: list[Cut] = [parse_item(line, Cut, f"{manifest}:{number}") for number, line in lines]  # type: ignore[type-abstract]
@@ -143,8 +155,13 @@ class AsrDataModule:
         if workers < 0:
             workers = max(1, min(8, cores() // self.processes.local_size // 2))
         prefetch: dict[str, Any] = {"prefetch_factor": 4} if workers else {}
-        generator = torch.Generator().manual_seed(self.cfg.train.seed)  # else iterating draws from the global one
+        generator = torch.Generator().manual_seed(self.cfg.train.seed)  # otherwise iterating draws from the global one
         return DataLoader(
-            dataset, sampler=items, generator=generator, batch_size=None, num_workers=workers,
-            pin_memory=torch.cuda.is_available(), **prefetch,
-        )  # fmt: skip
+            dataset,
+            sampler=items,
+            generator=generator,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            **prefetch,
+        )

@@ -14,6 +14,7 @@ from local.data.batch import Batch
 from local.data.batching import Share, seeded, utterance_seed
 from local.data.features import PADDING, make_extractor
 from local.data.tokenizer import BLANK_ID, Tokenizer
+from local.data.training_cuts import ShuffledCuts
 
 import torch
 from lhotse import CutSet, Fbank
@@ -21,37 +22,47 @@ from lhotse.cut import Cut, MixedCut
 from lhotse.dataset import SpecAugment
 from torch.utils.data import Dataset
 
-NOISES = 8  # noises drawn for an utterance: as many as are needed to cover it are used, over and over
-
-
-WARNINGS = 20  # utterances named by a loader's process; the others are only counted
+MAX_NOISES = 8  # noises drawn per utterance; they are repeated until they cover it
+MAX_WARNINGS = 20  # utterances named by each loader process; later ones are only counted
 
 
 class AsrDataset(Dataset):
-    """Cuts or Share -> batch; lives in the loader's processes."""
+    """Makes a batch from cuts, or from a `Share` of `cuts`; runs in the loader's processes."""
 
     def __init__(
-        self, cfg: Config, tokenizer: Tokenizer, noise: list[Cut] | None, augment: bool, epoch: int, store: ShardStore
+        self,
+        cfg: Config,
+        tokenizer: Tokenizer,
+        noise: list[Cut] | None,
+        augment: bool,
+        epoch: int,
+        store: ShardStore,
+        cuts: ShuffledCuts | None = None,
     ) -> None:
+        """Augment batches if `augment` is set, with noise from `noise` if it is not empty.
+
+        store: the corpus's audio in shards. cuts: what the numbers of a `Share` stand for.
+        """
         self.tokenizer, self.epoch, self.seed = tokenizer, epoch, cfg.train.seed
         self.precomputed = cfg.features.type == "precomputed"
         self.num_bins = cfg.features.num_mel_bins
         self.features = cfg.features
         self.extractor: Fbank | None = None
         self.augment = augment
-        self.noise, self.store = noise or [], store
+        self.noise, self.store, self.cuts = noise or [], store, cuts
         self.warned = 0
         self.noise_prob, self.noise_snr = cfg.augment.musan_prob, list(cfg.augment.musan_snr)
         self.spec_augment = make_spec_augment(cfg.augment) if augment and cfg.augment.spec_augment else None
 
     def __getitem__(self, item: list[Cut] | Share) -> Batch:
+        """Return the batch; utterances that cannot be loaded are named on stderr and left out."""
         if not isinstance(item, Share):
             return self._collate(item)
-        batch = self._collate(item.cuts)
-        return replace(batch, ends_step=item.ends_step, batch_of=item.batch_of, share_rows=item.rows)
+        assert self.cuts is not None
+        return replace(self._collate([self.cuts.cut(number) for number in item.numbers]), ends_step=item.ends_step)
 
     def _augmented(self, cut: Cut) -> torch.Tensor:
-        """Features (T, F) with noise and masks."""
+        """Return features (T, F) with noise and masks."""
         seed = utterance_seed(self.seed, self.epoch, cut)
         with seeded(seed):
             if self.noise:
@@ -63,19 +74,19 @@ class AsrDataset(Dataset):
             return self.spec_augment(features.unsqueeze(0), torch.tensor([[0, 0, len(features)]]))[0]
 
     def _mix(self, cut: Cut, rng: random.Random) -> Cut:
-        noise = CutSet(rng.sample(self.noise, min(len(self.noise), NOISES)))
+        noise = CutSet(rng.sample(self.noise, min(len(self.noise), MAX_NOISES)))
         mixed = CutSet([cut]).mix(noise, snr=self.noise_snr, mix_prob=self.noise_prob, preserve_id="left", seed=rng)
         return next(iter(mixed))
 
     def _collate(self, cuts: Iterable[Cut]) -> Batch:
-        matrices, kept, skipped = [], [], []
+        matrices, loaded, skipped = [], [], []
         for cut in cuts:
             try:
                 if len(cut.supervisions) != 1:
-                    raise ValueError(f"{len(cut.supervisions)} transcripts, where one is meant")
+                    raise ValueError(f"{len(cut.supervisions)} transcripts instead of one")
                 whole = cut if self.precomputed else self.store.with_audio_loaded(cut)
                 matrices.append(self._augmented(whole) if self.augment else self._load(whole))
-                kept.append(cut)
+                loaded.append(cut)
             except Exception as e:
                 skipped.append(cut.id)
                 self._warn(cut, e)
@@ -83,22 +94,22 @@ class AsrDataset(Dataset):
         inputs = torch.full((len(matrices), int(lens.max()) if matrices else 0, self.num_bins), PADDING)
         for row, matrix in zip(inputs, matrices, strict=True):
             row[: len(matrix)] = matrix
-        texts = [cut.supervisions[0].text or "" for cut in kept]
+        texts = [cut.supervisions[0].text or "" for cut in loaded]
         ids = self.tokenizer.encode(texts)
         tokens = torch.full((len(ids), max(map(len, ids), default=0)), BLANK_ID, dtype=torch.int64)
         for row, sequence in zip(tokens, ids, strict=True):
             row[: len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
         token_lens = torch.tensor([len(s) for s in ids], dtype=torch.int64)
-        return Batch(inputs, lens, tokens, token_lens, [cut.id for cut in kept], texts, skipped)
+        return Batch(inputs, lens, tokens, token_lens, [cut.id for cut in loaded], texts, skipped)
 
     def _warn(self, cut: Cut, e: Exception) -> None:
         self.warned += 1
-        more = " (further ones are counted, not named)" if self.warned == WARNINGS else ""
-        if self.warned <= WARNINGS:
+        more = " (more are counted, but not named)" if self.warned == MAX_WARNINGS else ""
+        if self.warned <= MAX_WARNINGS:
             print(f"warning: utterance {cut.id} ({file_of(cut)}) left out: {reason(e)}{more}", file=sys.stderr)
 
     def _load(self, cut: Cut) -> torch.Tensor:
-        """Features (T, F) of a cut, float32, stored or computed."""
+        """Return the features (T, F) of a cut, float32, read or computed."""
         if self.precomputed:
             features = torch.from_numpy(cut.load_features())
         else:
@@ -108,15 +119,20 @@ class AsrDataset(Dataset):
         if features.shape[1] != self.num_bins:
             raise ValueError(f"{features.shape[1]} feature channels, not features.num_mel_bins={self.num_bins}")
         if not torch.isfinite(features.sum()):
-            raise ValueError("its features are not finite")
+            raise ValueError("its features contain NaN or infinite values")
         return features
 
 
 def make_spec_augment(augment: AugmentConfig) -> SpecAugment:
-    """lhotse's SpecAugment (Park et al., 2019; time warping as in Espresso), applied to 9 of 10 utterances."""
+    """Return lhotse's SpecAugment (Park et al., 2019; time warping as in Espresso), which changes 9 of 10 utterances.
+
+    Raises `UserError` for values that lhotse cannot draw masks with.
+    """
     if augment.num_frame_masks < 1 or augment.max_frames_mask_fraction <= 0 or augment.frames_mask_size < 1:
-        raise UserError("augment: lhotse's SpecAugment needs num_frame_masks, frames_mask_size and "
-                        "max_frames_mask_fraction above 0; augment.spec_augment=false switches it off")  # fmt: skip
+        raise UserError(
+            "keys augment.num_frame_masks, augment.frames_mask_size and augment.max_frames_mask_fraction must be above 0; "
+            "augment.spec_augment=false switches SpecAugment off"
+        )
     return SpecAugment(
         time_warp_factor=augment.time_warp_factor,
         num_feature_masks=augment.num_feature_masks,
@@ -128,7 +144,7 @@ def make_spec_augment(augment: AugmentConfig) -> SpecAugment:
 
 
 def file_of(cut: Cut) -> str:
-    """The file a cut is read from, for messages."""
+    """Return the file that a cut is read from, for messages."""
     if isinstance(cut, MixedCut):
         cut = cut.tracks[0].cut
     if cut.features is not None:

@@ -57,6 +57,12 @@ class ShuffledCuts:
         cut = parse_item(self.lines[line], Cut, self._place(line))  # type: ignore[type-abstract]
         return at_speed(cut, SPEEDS[copy - 1]) if copy else cut
 
+    def id_of(self, number: int) -> str:
+        """Return the id of the cut without making it."""
+        copy, line = divmod(number, len(self.lines))
+        name = json.loads(self.lines[line])["id"]
+        return f"{name}_sp{SPEEDS[copy - 1]}" if copy else str(name)
+
     def tokens_of(self, number: int) -> int:
         """Tokens of its transcript."""
         return int(self.tokens[number % len(self.lines)])

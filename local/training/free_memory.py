@@ -1,4 +1,4 @@
-"""How much memory is free, of a GPU or of this machine."""
+"""How much memory of a GPU or of this machine is free."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import torch
 
 
 def free_bytes(device: torch.device, root: Path = Path("/")) -> float:
-    """Bytes that this process can still take: of the GPU, what torch holds in reserve included; else of the machine, or of
-    the least limit of its control groups (version 2). `UserError` where the system does not tell.
+    """Return the bytes that this process can still take.
 
-    root: where /proc and /sys lie.
+    On a GPU, torch's reserve counts as free. On the CPU, the limits of control groups (version 2) count. Raises `UserError`
+    if the system does not tell.
+
+    root: the folder of /proc and /sys.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -29,8 +31,10 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> float:
 
 
 def _left_by_limits(root: Path) -> Iterator[int]:
-    """Bytes that each limit on this process's control group, or on one above it, leaves. A file's pages that were not used
-    lately count as free."""
+    """Yield the bytes left by each limit on this process's control group or on one above it.
+
+    Pages of files that were not used lately count as free.
+    """
     top = root / "sys/fs/cgroup"
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -39,7 +43,7 @@ def _left_by_limits(root: Path) -> Iterator[int]:
     own = next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
     for folder in [top / own, *(top / own).parents]:
         if folder.is_relative_to(top):
-            with contextlib.suppress(OSError, ValueError):  # no limit: the file is missing, or says "max"
+            with contextlib.suppress(OSError, ValueError):  # without a limit the file is missing or says "max"
                 limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
                 pages = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
                 yield limit - used + int(pages.get("inactive_file", 0))

@@ -1,11 +1,11 @@
 """train.max_duration=auto: how many seconds of audio fit into the memory at once.
 
-A plane is laid through what a few passes were measured to take:
+A plane is fitted to the measured bytes of a few passes:
 
     bytes = base + per_second * S + per_token * S * U
 
-of a pass over S seconds of audio, padding counted, whose longest transcript has U tokens. The encoder's activations grow
-with S, the lattices of the losses with S * U. `base` is what a pass takes whatever its size, the gradient above all.
+A pass covers S seconds of audio, padding counted; its longest transcript has U tokens. The encoder's activations grow with
+S, the lattices of the losses with S * U. `base` does not depend on the size; most of it is the gradient.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,25 +22,22 @@ from local.common.errors import UserError
 from local.common.meter import Meter
 from local.common.processes import Processes
 from local.config.schema import AUTO, Config
-from local.data.batch import Batch
 from local.data.datamodule import AsrDataModule
 from local.training.free_memory import free_bytes
-from local.training.memory_probe import Lengths, Shape, bytes_of_pass, probe, without_side_effects
-from local.training.step import Losses
-from model.transducer import Transducer
+from local.training.memory_probe import Lengths, PassMeter, Shape, probe
 
 import numpy as np
 import torch
 
-SHARE = 0.8  # of the free memory; the rest is for the loader, fragments, and what the plane does not tell
-KEPT = 12  # bytes a parameter, of what comes later: two states of the optimiser, a gradient that passes are added to
-SAMPLE = 100_000  # utterances whose lengths are looked at
+SHARE = 0.8  # of the free memory; the rest is for the loader, fragments, and errors of the plane
+LATER_BYTES = 12  # per parameter, taken after the plan: two states of the optimiser, a gradient that passes are added to
+SAMPLE = 100_000  # utterances whose lengths are read
 MB = 1e6
 
 
 @dataclass(frozen=True)
 class Plane:
-    """The fitted bytes, bytes a second, bytes a second and token; and the largest error, as a share of what was measured."""
+    """The fitted bytes, bytes per second, bytes per second and token; and the largest error, relative to the measured bytes."""
 
     base: float
     per_second: float
@@ -48,14 +45,14 @@ class Plane:
     error: float = 0.0
 
     def predict(self, seconds: float, tokens: int) -> float:
-        """Bytes of a pass over `seconds` of audio, padding counted, with `tokens` in its longest transcript."""
+        """Return the bytes of a pass over `seconds` of audio, padding counted, with `tokens` in its longest transcript."""
         return self.base + seconds * (self.per_second + self.per_token * tokens)
 
 
 def fit_plane(passes: Sequence[tuple[Shape, float]]) -> Plane:
-    """Least squares over measured passes (shape, bytes), no coefficient below 0.
+    """Fit measured passes (shape, bytes) by least squares with no coefficient below 0.
 
-    The best such fit is a plain one by the columns whose coefficients are above 0, so all seven choices are tried.
+    The best such fit is the plain one on the columns with positive coefficients, so all seven choices are tried.
     """
     columns = np.array([[1.0, s.seconds, s.seconds * s.tokens] for s, _ in passes])
     columns_max, measured = columns.max(axis=0), np.array([b for _, b in passes])
@@ -73,9 +70,9 @@ def fit_plane(passes: Sequence[tuple[Shape, float]]) -> Plane:
 
 
 def plan(plane: Plane, lengths: Lengths, room: float, most: float) -> float:
-    """The most seconds of a pass whose worst batch, one with the transcript of most tokens, takes no more than `room` bytes.
+    """Return the most seconds of a pass that takes at most `room` bytes with the longest transcript.
 
-    A round number, but no more than `most`, and no less than the longest utterance, since that is the least there is.
+    The number is rounded down, is at most `most`, and at least the longest utterance, as no pass can be shorter.
     """
     each = plane.per_second + plane.per_token * lengths.tokens
     seconds = (room - plane.base) / each if each > 0 else most
@@ -83,7 +80,7 @@ def plan(plane: Plane, lengths: Lengths, room: float, most: float) -> float:
 
 
 def round_down(number: float) -> float:
-    """To two digits; 0 for what is below."""
+    """Return `number` rounded down to two digits; 0 for negative numbers."""
     if number <= 0:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(number)) - 1)
@@ -91,56 +88,50 @@ def round_down(number: float) -> float:
 
 
 def choose_max_duration(
-    cfg: Config,
-    saved: dict[str, Any],
-    data: AsrDataModule,
-    model: Transducer,
-    losses_of: Callable[[Batch], Losses],
-    processes: Processes,
-    device: torch.device,
+    cfg: Config, saved: dict[str, Any], data: AsrDataModule, processes: Processes, device: torch.device
 ) -> float:
-    """What train.max_duration stands for. All processes call it and get the same number of seconds.
+    """Return the seconds that train.max_duration stands for. All processes must call this and get the same number.
 
-    A number is itself. `auto` is what `saved`, the checkpoint that training goes on from, was trained with if it had
-    `auto` too; else it is planned now. `losses_of` is to be the most costly there is: all losses, monitored.
+    A number stands for itself. If both the configuration and the checkpoint `saved` say `auto`, the number in the
+    checkpoint is kept. Otherwise the number is planned now. Raises `UserError` if the memory of a pass cannot be measured
+    or the corpus is empty.
     """
     if cfg.train.max_duration != AUTO:
         return float(cfg.train.max_duration)
     if saved and saved["config"]["train"]["max_duration"] == AUTO:
         return float(saved["progress"]["max_duration"])
     if not Meter(device).tells_peaks():
-        raise UserError("key 'train.max_duration' is auto: this system does not tell what a pass takes; give a number")
+        raise UserError("key 'train.max_duration': 'auto' needs Linux or a GPU, to measure the memory of a pass; set a number")
     found = data.train_lengths(SAMPLE)
     if not found:
         raise UserError(f"{data.data_dir}: the training parts hold no utterance")
     lengths = Lengths(max(d for d, _ in found), sum(d for d, _ in found), max(u for _, u in found))
     sharing = 1 if device.type == "cuda" else processes.local_size
-    with without_side_effects(model, device):
-        scale = cfg.loss.simple_scale
-        passes = probe(
-            lambda shape: bytes_of_pass(shape, model, losses_of, scale, device), lengths, free_bytes(device) / sharing
-        )
+    meter = PassMeter(cfg, data.tokenizer.vocab_size, device)
+    parameters = sum(p.numel() for p in meter.model.parameters())
+    passes = probe(meter, lengths, free_bytes(device) / sharing)
+    del meter
     release_free_memory()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     plane = fit_plane(passes)
-    processes.gather(None)  # until nobody's probes are in the memory any more
+    processes.gather(None)  # wait until no process holds memory of its probes
     free = free_bytes(device) / sharing
-    room = SHARE * free - KEPT * sum(p.numel() for p in model.parameters())
+    room = SHARE * free - LATER_BYTES * parameters
     own = plan(plane, lengths, room, cfg.train.batch_seconds or lengths.total)
     seconds = min(processes.gather(own))
     if processes.rank == 0:
-        tell(plane, len(passes), free, seconds)
+        print_plan(plane, len(passes), free, seconds)
         if plane.predict(seconds, lengths.tokens) > room:
             print(f"warning: the longest utterance ({lengths.longest:.1f} s) may not fit into the memory", file=sys.stderr)
         if cfg.train.batch_seconds == 0:
-            why = "steps are as large as the memory bears, and results depend on it; train.batch_seconds fixes them"
+            why = "the size of a step, and so the result, depends on the free memory; set train.batch_seconds to fix it"
             print(f"warning: train.max_duration is auto without train.batch_seconds: {why}", file=sys.stderr)
     return seconds
 
 
-def tell(plane: Plane, count: int, free: float, seconds: float) -> None:
-    """The plan in a line."""
+def print_plan(plane: Plane, count: int, free: float, seconds: float) -> None:
+    """Print the plan in one line; count: passes measured."""
     print(
         f"memory: a pass takes {plane.base / MB:.0f} MB + {plane.per_second / MB:.3g} MB per second "
         f"+ {plane.per_token / MB:.2g} MB per second and token (within {plane.error:.0%} of {count} measured); "

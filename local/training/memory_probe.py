@@ -1,17 +1,20 @@
-"""What passes over random batches of several sizes take of the memory, measured without leaving a trace."""
+"""How much memory passes over random batches of several sizes take."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from copy import deepcopy
 from dataclasses import dataclass
 
 from local.common.allocator import release_free_memory
 from local.common.meter import MIB, Meter
+from local.config.schema import Config
 from local.data.batch import Batch
 from local.data.durations import FRAME_SECONDS
-from local.training.step import Losses
+from local.training.losses import forward_losses
+from model.build import build_model
 from model.encoder.subsampling import MIN_FRAMES, subsampled
 from model.transducer import Transducer, training_loss
 
@@ -21,12 +24,11 @@ FIRST, LONGEST = 5.0, 16.0  # seconds: the smallest pass measured, and the longe
 PASSES = (3, 7)  # of growing size, at least and at most
 ENOUGH = 200 * MIB  # bytes between the smallest and the largest pass; or a tenth of the free memory
 PATIENCE = 10.0  # seconds: no larger pass is measured after one that took longer
-DRAWN = ("balance_prob", "layer_dropout")  # attributes of modules: how often they do what takes memory
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A batch of `rows` utterances alike: feature frames and tokens of each."""
+    """A batch of `rows` utterances with equally many feature frames and tokens."""
 
     rows: int
     frames: int
@@ -34,65 +36,56 @@ class Shape:
 
     @property
     def seconds(self) -> float:
-        """Of audio, in all."""
+        """Return the seconds of audio of all rows."""
         return self.rows * self.frames * FRAME_SECONDS
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of a corpus: its longest utterance and all of them, in seconds; the most tokens of one."""
+    """The longest utterance of a corpus and all of them, in seconds, and the most tokens of one."""
 
     longest: float
     total: float
     tokens: int
 
 
-@contextmanager
-def without_side_effects(model: Transducer, device: torch.device) -> Iterator[None]:
-    """Inside, the model trains, and what training draws now and then (balancers that act, layers bypassed) is always drawn:
-    the most memory. Afterwards modes, buffers, gradients, masks and torch's random numbers are as before."""
-    names = ("training", "mask", *DRAWN)
-    attributes = [(m, name, getattr(m, name)) for m in model.modules() for name in names if hasattr(m, name)]
-    buffers = [(b, b.clone()) for b in model.buffers()]
-    grads = [(p, p.grad) for p in model.parameters()]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            model.train()
-            for module, name, value in attributes:
-                if name in DRAWN and value > 0:
-                    setattr(module, name, 1.0)
-            yield
-        finally:
-            for module, name, value in attributes:
-                setattr(module, name, value)
-            for p, grad in grads:
-                p.grad = grad
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+class PassMeter:
+    """Measures passes on a model of its own, so that the trained one and torch's random numbers stay as they are."""
 
+    def __init__(self, cfg: Config, vocab_size: int, device: torch.device) -> None:
+        """Build the model of `cfg`. Every balancer acts and every layer is bypassed, which takes the most memory."""
+        self.cfg, self.device = deepcopy(cfg), device
+        encoder = self.cfg.model.encoder
+        encoder.balance_prob, encoder.layer_dropout = float(encoder.balance_prob > 0), float(encoder.layer_dropout > 0)
+        with self._own_random_numbers():
+            self.model: Transducer = build_model(self.cfg, vocab_size).to(device).train()
 
-def bytes_of_pass(
-    shape: Shape, model: Transducer, losses_of: Callable[[Batch], Losses], simple_scale: float, device: torch.device
-) -> float:
-    """The most memory that a forward and backward pass over random numbers takes beyond what was in use. Within `without_side_effects`."""
-    for p in model.parameters():
-        p.grad = None
-    release_free_memory()
-    usage = Meter(device)
-    with usage.of("before"):
-        pass
-    with usage.of("pass"):
-        tokens = torch.randint(1, model.vocab_size, (shape.rows, shape.tokens))
-        inputs = torch.randn(shape.rows, shape.frames, model.encoder.num_features)
-        lens, token_lens = torch.full((shape.rows,), shape.frames), torch.full((shape.rows,), shape.tokens)
-        losses = losses_of(Batch(inputs, lens, tokens, token_lens, ids=[""] * shape.rows))
-        training_loss(losses["simple"].sum(), losses["pruned"].sum(), simple_scale, 1.0).backward()
-    return (usage.peak_mib["pass"] - usage.peak_mib["before"]) * MIB
+    def __call__(self, shape: Shape) -> float:
+        """Return the most bytes that a forward and backward pass over random numbers takes beyond what was in use."""
+        self.model.zero_grad(set_to_none=True)
+        release_free_memory()
+        usage = Meter(self.device)
+        with usage.of("before"):
+            pass
+        with self._own_random_numbers(), usage.of("pass"):
+            tokens = torch.randint(1, self.model.vocab_size, (shape.rows, shape.tokens))
+            inputs = torch.randn(shape.rows, shape.frames, self.model.encoder.num_features)
+            lens, token_lens = torch.full((shape.rows,), shape.frames), torch.full((shape.rows,), shape.tokens)
+            batch = Batch(inputs, lens, tokens, token_lens, ids=[""] * shape.rows)
+            losses = forward_losses(self.model, batch, warmup=2.0, precision=self.cfg.train.precision, monitor=True)
+            training_loss(losses.simple.sum(), losses.pruned.sum(), self.cfg.loss.simple_scale, 1.0).backward()
+        return (usage.peak_mib["pass"] - usage.peak_mib["before"]) * MIB
+
+    def _own_random_numbers(self) -> AbstractContextManager[None]:
+        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
 
 
 def probe(measure: Callable[[Shape], float], lengths: Lengths, free: float) -> list[tuple[Shape, float]]:
-    """Measured passes: of growing size with the corpus's most tokens; at the largest size also with fewer and with more."""
+    """Return passes and their bytes, as `measure` gives them.
+
+    Passes of growing size have the most tokens of the corpus. At the largest size, passes with fewer and with more follow.
+    free: bytes.
+    """
 
     def shape(seconds: float, tokens: int) -> Shape:
         length = min(lengths.longest, seconds, LONGEST)

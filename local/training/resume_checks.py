@@ -1,4 +1,4 @@
-"""What a checkpoint says of the run that wrote it, against the run that goes on from it."""
+"""The configuration that a checkpoint was made with, compared with that of the run which resumes from it."""
 
 from __future__ import annotations
 
@@ -6,30 +6,54 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from local.common.atomic import atomic_write
 from local.common.errors import UserError
 from local.config.schema import AUTO
 
-OTHER_STAGES = ("decode.", "average.", "lm.", "tune.", "ablation.")  # sections whose keys do not change this training
+import yaml
+
+OTHER_STAGES = ("decode.", "average.", "lm.", "tune.", "ablation.")  # sections that do not change this training
+MAX_NAMED = 3  # keys in a message
+UNSET = "not set"
 
 
 def check_same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    """`UserError` where tokens, model or optimiser of the checkpoint `path` are not those of `now` (its `provenance`)."""
+    """Raise `UserError` if the checkpoint `saved` has other tokens, another model or optimiser than this run.
+
+    now: this run's `provenance`. path: of the checkpoint, for the message.
+    """
     if saved["tokens_hash"] != now["tokens_hash"]:
         raise UserError(f"{path} was trained with other tokens than the data's bpe.model; use another --exp-dir")
-    if saved["config"]["model"] != now["config"]["model"]:
-        raise UserError(f"{path} holds a model of another configuration; use another --exp-dir")
-    if saved["config"]["optim"]["name"] != now["config"]["optim"]["name"]:
-        raise UserError(f"{path}: optim.name was {saved['config']['optim']['name']}; use another --exp-dir")
+    before, after = flat(saved["config"]), flat(now["config"])
+    fixed = [key for key in {**before, **after} if key.startswith("model.") or key == "optim.name"]
+    differs = [key for key in fixed if before.get(key, UNSET) != after.get(key, UNSET)]
+    if differs:
+        named = ", ".join(f"{key} was {before.get(key, UNSET)}, is {after.get(key, UNSET)}" for key in differs[:MAX_NAMED])
+        more = f" and {len(differs) - MAX_NAMED} more keys" if len(differs) > MAX_NAMED else ""
+        raise UserError(f"{path} holds another model or optimiser: {named}{more}; use another --exp-dir")
+
+
+def write_config(origin: dict[str, Any], max_duration: float, path: Path) -> None:
+    """Write exp/<name>/config.yaml: the configuration, and a section `run` on versions and tokens.
+
+    origin: this run's `provenance`. max_duration: seconds; the value of train.max_duration, which stays `auto` in its section.
+    """
+    run = {key: origin[key] for key in ("git_commit", "versions", "tokens_hash", "vocab_size")}
+    content = {**origin["config"], "run": {**run, "max_duration": max_duration}}
+    with atomic_write(path) as tmp:
+        tmp.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
 def seconds_at_once(saved: dict[str, Any]) -> float:
-    """train.max_duration that the checkpoint was trained with: a number also where the configuration says auto."""
-    found: float = saved["progress"].get("max_duration", saved["config"]["train"]["max_duration"])  # the latter: older files
+    """Return the train.max_duration that the checkpoint was trained with, in seconds, also if the configuration says auto."""
+    found: float = saved["progress"].get(
+        "max_duration", saved["config"]["train"]["max_duration"]
+    )  # older files have the latter only
     return found
 
 
 def changes(saved: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Keys that change the training and have another value in `config` than in the checkpoint's: key, before, now."""
+    """Yield key, value before and value now of the keys that change the training from here on."""
     before, now = flat(saved["config"]), flat(config)
     if now["train.max_duration"] != AUTO:
         before["train.max_duration"] = seconds_at_once(saved)
@@ -39,7 +63,7 @@ def changes(saved: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined by dots."""
+    """Return nested dicts as one, keys joined by dots."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})

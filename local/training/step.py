@@ -1,148 +1,134 @@
-"""The gradient of one step: passes over parts of its batch, added up over the passes and over the processes."""
+"""The gradient of one step: the sum over its micro-batches and over the processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from local.artifacts.checkpoint import save_file
-from local.common.errors import is_out_of_memory
 from local.common.out_of_memory import in_halves_on_oom
 from local.common.processes import Processes
+from local.config.schema import Config
 from local.data.batch import Batch
+from local.training.losses import Losses, forward_losses
+from local.training.mask_log import MaskLog
 from model.encoder.subsampling import subsampled
-from model.layers.gradient_filter import Exchange, GradientFilter
-from model.transducer import Transducer, training_loss
+from model.transducer import Transducer, pruned_scale, training_loss
 
 import torch
 from torch import Tensor
 
-Losses = dict[str, Tensor]
 
+class StepSums(NamedTuple):
+    """Sums over the utterances of a step and over the processes; losses in nats."""
 
-@dataclass
-class Pass:
-    """What one backward pass leaves: its batch, losses (simple, pruned, outside: (N,)) and masks (filters, N) or None."""
-
-    batch: Batch
-    losses: Losses
-    masks: Tensor | None
+    loss: float
+    simple: float
+    pruned: float
+    frames: float  # of the encoder's output
+    input_frames: float
+    utterances: float
+    gradient_norm: float  # the L2 norm of the whole gradient
 
 
 class StepGradient:
-    """Adds up, in `p.grad`, the gradient of scale_simple * simple + scale_pruned * pruned summed over utterances.
+    """Adds up the gradient of loss.simple_scale * simple + scale_pruned * pruned, summed over utterances, in `p.grad`.
 
-    A pass that does not fit into the memory is made in halves: the sum is the same, but the gradient filter then takes its
-    median over the half. All processes call `add` equally often and then `total`.
+    A micro-batch that does not fit into the memory is processed in halves. The sum stays the same, but the gradient
+    filter then takes the median over each half. All processes must call `add` equally often, then `sum_processes`.
     """
 
-    def __init__(self, model: Transducer, scaler: Any, processes: Processes, device: torch.device) -> None:
-        self.params = list(model.parameters())
-        self.filters = [m for m in model.modules() if isinstance(m, GradientFilter)]
-        self.scaler, self.processes, self.device = scaler, processes, device
+    def __init__(
+        self, model: Transducer, cfg: Config, scaler: Any, masks: MaskLog, processes: Processes, device: torch.device
+    ) -> None:
+        """Take `scaler` from `make_scaler`; `masks` records the gradient filters."""
+        self.model, self.params = model, list(model.parameters())
+        self.precision, self.simple_scale = cfg.train.precision, cfg.loss.simple_scale
+        self.scaler, self.masks, self.processes, self.device = scaler, masks, processes, device
         self.clear()
 
     def clear(self) -> None:
         """Begin a step."""
-        self.passes: list[Pass] = []
-        self.sums = torch.zeros(6, dtype=torch.float64, device=self.device)
+        self.passes: list[tuple[Batch, Losses]] = []  # without their graphs
+        self.sums = torch.zeros(len(StepSums._fields) - 1, dtype=torch.float64, device=self.device)
         for p in self.params:
             p.grad = None
 
-    def add(self, batch: Batch, losses_of: Callable[[Batch], Losses], scales: tuple[float, float]) -> None:
-        """Forward and backward pass of this process's part. `UserError` naming an utterance that alone is too long."""
-        exchange = self._exchange(batch)
-        if not len(batch):
-            if exchange is not None:
-                exchange.finish()
-            return
+    def add(self, batch: Batch, warmup: float, monitor: bool = False) -> None:
+        """Run the forward and backward pass of one micro-batch, which may be empty.
+
+        warmup, monitor: as `forward_losses` takes them. Raises `UserError` with the id of an utterance that alone does not
+        fit into the memory.
+        """
 
         def work(rows: slice) -> None:
             whole = rows.stop - rows.start == len(batch)
-            self._backward(batch if whole else batch.rows(rows), losses_of, scales, exchange if whole else None)
+            self._backward(batch if whole else batch.rows(rows), warmup, monitor)
 
-        in_halves_on_oom(work, batch.ids, self.device, "train on")
+        if len(batch):
+            in_halves_on_oom(work, batch.ids, self.device, "train on")
 
-    def _backward(
-        self,
-        batch: Batch,
-        losses_of: Callable[[Batch], Losses],
-        scales: tuple[float, float],
-        exchange: Exchange | None,
-    ) -> None:
-        before = [p.grad for p in self.params]  # out of the reach of a pass that fails midway
+    def _backward(self, batch: Batch, warmup: float, monitor: bool) -> None:
+        before = [p.grad for p in self.params]  # a pass that fails midway must not change these
         for p in self.params:
             p.grad = None
         try:
-            with self._sharing(exchange):
-                losses = losses_of(batch)
-                simple, pruned = losses["simple"].sum(), losses["pruned"].sum()
-                loss = training_loss(simple, pruned, *scales)
+            with self.masks.recording(batch.ids):
+                losses = forward_losses(self.model, batch, warmup=warmup, precision=self.precision, monitor=monitor)
+                simple, pruned = losses.simple.sum(), losses.pruned.sum()
+                loss = training_loss(simple, pruned, self.simple_scale, pruned_scale(warmup))
                 self.scaler.scale(loss).backward()
-        except (RuntimeError, MemoryError) as e:
+        except (RuntimeError, MemoryError):
             for p, grad in zip(self.params, before, strict=True):
                 p.grad = grad
-            if exchange is not None and is_out_of_memory(e):
-                exchange.finish()
             raise
         for p, grad in zip(self.params, before, strict=True):
             if grad is not None:
                 p.grad = grad if p.grad is None else grad.add_(p.grad)
-        masks = [f.mask for f in self.filters if f.mask is not None]
-        detached = {name: value.detach() for name, value in losses.items()}
-        self.passes.append(Pass(batch, detached, torch.stack(masks) if masks else None))
+        self.passes.append((batch, losses.detach()))
         counts = torch.tensor([int(subsampled(batch.input_lens).sum()), batch.num_frames, len(batch)])
         self.sums[:3] += torch.stack([loss, simple, pruned]).detach().double()
         self.sums[3:] += counts.to(self.device, non_blocking=True)
 
-    def total(self) -> Tensor:
-        """Add up over the processes: `p.grad`, and (6,) float64, which is returned: loss, simple and pruned loss, encoder
-        frames, input frames, utterances of the whole step. Nothing waits for a GPU here."""
+    def sum_processes(self) -> None:
+        """Add up the gradients and the sums of all processes. Does not wait for a GPU."""
         self.processes.sum_gradients(self.params)
-        return self.processes.sum(self.sums)
+        self.processes.sum(self.sums)
+
+    def read(self, gradient_norm: Tensor) -> StepSums:
+        """Return the sums with the norm, a scalar tensor. This is a step's only wait for a GPU, after all work is queued."""
+        return StepSums(*torch.cat([self.sums, gradient_norm.double().unsqueeze(0)]).tolist())
+
+    def outside(self) -> Tensor | None:
+        """Return the `outside` of this process's utterances, (N,), if they were monitored."""
+        found = [losses.outside for _, losses in self.passes if losses.outside is not None]
+        return torch.cat(found) if found else None
 
     def save_bad(self, folder: Path, name: str) -> tuple[str, list[str], list[str]]:
-        """Write the utterances behind a step that is not finite: those whose loss is not or, where only the gradient is
-        not, all. All processes call it. Returns "loss" or "gradient", the utterances, the files."""
-        bad = [~torch.isfinite(p.losses["simple"] + p.losses["pruned"]).cpu() for p in self.passes]
+        """Write the utterances of a non-finite step to `folder`. All processes must call this.
+
+        If a loss is not finite, only the utterances of such losses are written; otherwise all of them.
+        Returns "loss" or "gradient", the ids of the utterances, the paths of the files.
+        """
+        bad = [~torch.isfinite(losses.simple + losses.pruned).cpu() for _, losses in self.passes]
         what = "loss" if any(self.processes.gather(any(bool(b.any()) for b in bad))) else "gradient"
         ids: list[str] = []
         paths = []
-        for i, (one, rows) in enumerate(zip(self.passes, bad, strict=True)):
+        for i, ((batch, _), rows) in enumerate(zip(self.passes, bad, strict=True)):
             keep = rows if what == "loss" else torch.ones_like(rows)
             if keep.any():
-                own = "".join(f"-{n}" for n in (self.processes.rank, i) if n)  # of the first process and pass: none
-                tensors = {k: getattr(one.batch, k)[keep].clone() for k in ("inputs", "input_lens", "tokens", "token_lens")}
-                here = [utterance for utterance, k in zip(one.batch.ids, keep.tolist(), strict=True) if k]
-                save_file({"model": {}, "ids": here, **tensors}, folder / f"{name}{own}.pt")
+                suffix = "".join(f"-{n}" for n in (self.processes.rank, i) if n)  # first process and pass: none
+                tensors = {k: getattr(batch, k)[keep].clone() for k in ("inputs", "input_lens", "tokens", "token_lens")}
+                here = [utterance for utterance, k in zip(batch.ids, keep.tolist(), strict=True) if k]
+                save_file({"model": {}, "ids": here, **tensors}, folder / f"{name}{suffix}.pt")
                 ids += here
-                paths.append(str(folder / f"{name}{own}.pt"))
+                paths.append(str(folder / f"{name}{suffix}.pt"))
         found = self.processes.gather((ids, paths))
         return what, [i for ids, _ in found for i in ids], [p for _, paths in found for p in paths]
 
-    def _exchange(self, batch: Batch) -> Exchange | None:
-        """How the filters see the sequences of the other processes, where these have parts of the same micro-batch."""
-        batch_of = batch.batch_of
-        if not batch_of or not self.filters:
-            return None
-        return Exchange(batch_of, self.processes.rank, batch.share_rows, len(self.filters), self.device)
-
-    @contextmanager
-    def _sharing(self, exchange: Exchange | None) -> Iterator[None]:
-        for module in self.filters:
-            module.exchange = exchange
-        try:
-            yield
-        finally:
-            for module in self.filters:
-                module.exchange = None
-
 
 def make_scaler(enabled: bool) -> Any:
-    """The gradient scaler of fp16, under the name that this torch gives it."""
+    """Return the gradient scaler of fp16; its class has another name in torch 1."""
     if hasattr(torch.amp, "GradScaler"):
         return torch.amp.GradScaler("cuda", enabled=enabled)
     return torch.cuda.amp.GradScaler(enabled=enabled)

@@ -1,4 +1,4 @@
-"""The measure of a training's way back to its place: its manifest is one that training reads, and its table adds up."""
+"""The resume benchmark writes a manifest that training can read, and its table adds up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The step benchmark runs end to end, and counts the products that torch's own counter sees."""
+"""The step benchmark runs end to end, and counts the products of the model's parameters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bench(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_products_counted_from_the_layers() -> None:
-    """Weights times the rows that they are applied to, from the model's parameters and not from its configuration."""
+    """Compare with the sizes of the model's parameters times the rows that they multiply."""
     conf, classes, n, frames, tokens = SIZES["small"]
     model = build_model(load_config(conf, []), classes)
     total = 0.0

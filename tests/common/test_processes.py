@@ -1,48 +1,54 @@
-"""Several processes train as one does: batches, losses, weights, the filter's medians, resuming, failures."""
+"""Several processes train as one does: micro-batches, gradients, losses, weights, resuming, failures."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from local.artifacts.checkpoint import load_file
 from local.common.errors import UserError
 from local.common.processes import Processes, launch, start
 from local.config import load_config
+from local.data.batch import Batch
 from local.data.batching import micro_batches, split_over_processes
-from local.data.datamodule import AsrDataModule
+from local.data.datamodule import AsrDataModule, Batches
 from local.data.dataset import AsrDataset
 from local.data.tokenizer import Tokenizer
+from local.data.training_cuts import ShuffledCuts
 from local.prepare_cuts import main as prepare_cuts
 from local.prepare_lang import main as prepare_lang
 from local.prepare_manifests import main as prepare_manifests
 from local.training.trainer import Trainer
-from model.layers.gradient_filter import Exchange, GradientFilter
+from model.layers.gradient_filter import GradientFilter
 from tests.conftest import ROOT
 from tests.speech_tree import make_part
 
+import numpy as np
 import pytest
 import torch
 
 SMALL = [
-    "model.encoder.num_layers=2", "model.encoder.d_model=16", "model.encoder.rnn_hidden_size=24",
-    "model.encoder.dim_feedforward=32", "model.decoder.dim=16", "model.joiner.dim=16", "train.warm_step=4",
-    "train.average_period=1", "train.log_every=5", "data.num_buckets=2", "data.num_workers=0", "train.max_duration=12",
-    "train.save_every=0", "train.num_epochs=1", "optim.lr=0.001",
-]  # fmt: skip
+    *("model.encoder.num_layers=2", "model.encoder.d_model=16", "model.encoder.rnn_hidden_size=24"),
+    *("model.encoder.dim_feedforward=32", "model.decoder.dim=16", "model.joiner.dim=16", "train.warm_step=4"),
+    *("train.average_period=1", "train.log_every=5", "data.num_buckets=2", "data.num_workers=0", "train.max_duration=12"),
+    *("train.save_every=0", "train.num_epochs=1", "optim.lr=0.001"),
+]
 EXACT = ["model.encoder.dropout=0", "model.encoder.layer_dropout=0", "model.encoder.balance_prob=0"]
 STEPS = 20
 CPU = torch.device("cpu")
@@ -56,7 +62,7 @@ def free_port() -> int:
 
 
 def in_processes(size: int, work: Callable[[Processes], Any]) -> list[Any]:
-    """`work` in forked processes that are connected as torchrun's are; the results in the order of their ranks."""
+    """Run `work` in forked processes, connected as torchrun's; return the results in the order of their ranks."""
     context = multiprocessing.get_context("fork")
     variables = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
 
@@ -69,7 +75,7 @@ def in_processes(size: int, work: Callable[[Processes], Any]) -> list[Any]:
             answer = (True, work(processes))
         except BaseException:
             answer = (False, traceback.format_exc())
-        sender.send_bytes(pickle.dumps(answer))  # tensors as they are, not as handles to a process that ends
+        sender.send_bytes(pickle.dumps(answer))  # the tensors themselves, not handles to a process that ends
         os._exit(0)
 
     receivers = []
@@ -113,71 +119,116 @@ def module(data: Path, *overrides: str, processes: Processes | None = None) -> A
 
 
 def trained(
-    data: Path, exp: Path, *overrides: str, processes: Processes | None = None, device: torch.device = CPU
+    data: Path,
+    exp: Path,
+    *overrides: str,
+    processes: Processes | None = None,
+    device: torch.device = CPU,
+    module_of: Callable[..., AsrDataModule] = module,
 ) -> SimpleNamespace:
-    """Train; -> every step's sums (loss, simple, pruned, ...), the weights, what was printed, the trainer."""
-    dm = module(data, *overrides, processes=processes)
+    """Train; return the sums of every step, its gradient in one vector, the weights, the printed text and counts."""
+    dm = module_of(data, *overrides, processes=processes)
     text = io.StringIO()
     sums: list[list[float]] = []
+    gradients: list[torch.Tensor] = []
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         run = Trainer(dm.cfg, dm, exp, device, processes)
-        total = run.gradient.total
+        train_pass, clear = run.train_pass, run.gradient.clear
 
-        def recorded() -> torch.Tensor:
-            sums.append(total().tolist())
-            return torch.tensor(sums[-1], dtype=torch.float64, device=device)
+        def recorded(batch: Batch) -> Any:
+            result = train_pass(batch)
+            if result is not None:
+                sums.append(list(result))
+            return result
 
-        run.gradient.total = recorded  # type: ignore[method-assign]
+        def recorded_gradient() -> None:  # called after each step of the optimiser
+            gradients.append(torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in params]))
+            clear()
+
+        params = run.gradient.params
+        run.train_pass = recorded  # type: ignore[method-assign]
+        run.gradient.clear = recorded_gradient  # type: ignore[method-assign]
         run.run()
     weights = {k: v.clone() for k, v in run.model.state_dict().items()}
-    return SimpleNamespace(sums=sums, weights=weights, text=text.getvalue(), step=run.step, bad_steps=run.bad_steps)
+    return SimpleNamespace(
+        sums=sums, gradients=gradients, weights=weights, text=text.getvalue(), step=run.step, bad_steps=run.bad_steps
+    )
 
 
 def assert_same_training(a: SimpleNamespace, b: SimpleNamespace, within: float = 1e-5) -> None:
     assert len(a.sums) == len(b.sums) >= min(STEPS, len(a.sums))
     for x, y in zip(a.sums[:STEPS], b.sums[:STEPS], strict=True):
-        assert x[3:] == y[3:]  # the same utterances and frames
+        assert x[3:6] == y[3:6]  # the same utterances and frames
         assert x[:3] == pytest.approx(y[:3], rel=within)
     for name, value in a.weights.items():
-        # Of a whole tensor: where a gradient is no more than rounding, the optimiser takes single weights either way.
+        # Compare whole tensors: if a gradient is mere rounding, the optimiser may move single weights either way.
         apart = torch.linalg.vector_norm(value.double() - b.weights[name])
         assert apart <= 1e-3 * torch.linalg.vector_norm(value.double()) + 1e-4, (name, float(apart))
 
 
-# ---- who gets what ----
+# ---- micro-batches ----
 
 
-def cut(name: str, duration: float) -> Any:
-    return SimpleNamespace(id=name, duration=duration)
+class Corpus:
+    """Lengths and ids of cuts, as `ShuffledCuts` has them."""
+
+    def __init__(self, seconds: list[float]) -> None:
+        self.seconds = np.array(seconds)
+
+    def id_of(self, number: int) -> str:
+        return f"cut-{number}"
+
+
+def parts_of(seconds: list[float], limit: float, size: int) -> list[list[int]]:
+    return micro_batches(list(range(len(seconds))), cast(ShuffledCuts, Corpus(seconds)), limit, size)
+
+
+def padded(part: list[int], seconds: list[float]) -> float:
+    return len(part) * max((seconds[number] for number in part), default=0.0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_every_utterance_goes_to_one_process_in_as_many_passes(size: int) -> None:
+def test_every_utterance_goes_to_one_process_in_equally_many_passes(size: int) -> None:
     generator = torch.Generator().manual_seed(size)
     for n in (1, 2, 4, 9, 40):
-        cuts = [cut(f"{i}", float(d)) for i, d in enumerate(torch.rand(n, generator=generator) * 9 + 1)]
-        parts = micro_batches(cuts, 30.0)
-        assert sorted(c.id for p in parts for c in p) == sorted(c.id for c in cuts)
-        assert all(len(p) * max(c.duration for c in p) <= 30 for p in parts)
-        where = {c.id: i for i, p in enumerate(parts) for c in p}
-        dealt = [list(split_over_processes(parts, rank, size)) for rank in range(size)]
-        assert sorted(c.id for shares in dealt for share in shares for c in share.cuts) == sorted(where)
-        assert {len(shares) for shares in dealt} == {math.ceil(len(parts) / size)}
-        for shares in dealt:
-            assert [s.ends_step for s in shares] == [False] * (len(shares) - 1) + [True]
-        for rank, shares in enumerate(dealt):
-            for i, share in enumerate(shares):
-                together = [dealt[r][i] for r in range(size)]
-                assert len({where[c.id] for c in share.cuts}) <= 1  # never of two micro-batches: the filter's factor is one
-                assert len({s.batch_of for s in together}) == 1
-                if share.batch_of:
-                    assert share.rows == max(len(s.cuts) for s in together)
-                    assert all(where[c.id] == i * size + share.batch_of[rank] for c in share.cuts)
+        seconds = (torch.rand(n, generator=generator) * 9 + 1).double().tolist()
+        parts = parts_of(seconds, 30.0, size)
+        assert sorted(itertools.chain(*parts)) == list(range(n))
+        assert all(padded(part, seconds) <= 30 for part in parts)
+        if math.ceil(n / size) * max(seconds) <= 30:  # the processes can take the step at once: all of them get their share
+            assert len(parts) == size and max(map(len, parts)) - min(map(len, parts)) <= 1
+        else:  # whatever their number
+            assert parts == parts_of(seconds, 30.0, 1)
+        shares = [list(split_over_processes(parts, rank, size)) for rank in range(size)]
+        assert [share.numbers for together in zip(*shares, strict=True) for share in together if share.numbers] == [
+            part for part in parts if part
+        ]
+        for mine in shares:
+            assert [share.ends_step for share in mine] == [False] * (len(mine) - 1) + [True]
 
 
-def test_shares_make_the_batch_of_one_process_with_the_same_augmentation(data: Path) -> None:
-    whole = list(module(data).train_dataloader(1))
-    shares = [list(module(data, processes=Processes(r, 2)).train_dataloader(1)) for r in range(2)]
+def test_ties_in_length_are_ordered_by_id() -> None:
+    """As in every version so far: the number of a cut depends on the order of the manifest, its id does not."""
+    assert list(itertools.chain(*parts_of([2.0] * 12, 6.0, 1))) == sorted(range(12), key=lambda n: f"cut-{n}")
+
+
+def test_a_step_has_a_full_micro_batch_for_every_process(data: Path) -> None:
+    """Without train.batch_seconds, N processes make steps N times as large in one pass, and every process has work."""
+    alone, per_process = list(module(data).train_dataloader(1)), []
+    for rank in range(3):
+        batches = list(module(data, processes=Processes(rank, 3)).train_dataloader(1))
+        assert all(batch.ends_step and batch.inputs.shape[0] * batch.inputs.shape[1] <= 1200 + len(batch) for batch in batches)
+        per_process.append(batches)
+    counts = [[len(batch) for batch in together] for together in zip(*per_process, strict=True)]
+    assert sum(map(sum, counts)) == sum(map(len, alone)) == 60
+    assert all(max(c) - min(c) <= 1 for c in counts) and sum(0 not in c for c in counts) > len(counts) / 2
+    assert len(counts) <= math.ceil(len(alone) / 3) + 2
+
+
+def test_processes_have_the_utterances_of_one_with_the_same_augmentation(data: Path) -> None:
+    step = "train.batch_seconds=12"
+    whole = list(module(data, step).train_dataloader(1))
+    shares = [list(module(data, step, processes=Processes(r, 2)).train_dataloader(1)) for r in range(2)]
     assert len(whole) == len(shares[0]) == len(shares[1])
     for batch, *parts in zip(whole, *shares, strict=True):
         rows = {i: x[:n] for i, x, n in zip(batch.ids, batch.inputs, batch.input_lens, strict=True)}
@@ -189,80 +240,83 @@ def test_shares_make_the_batch_of_one_process_with_the_same_augmentation(data: P
     assert sorted(dev) == sorted(i for b in module(data).valid_dataloader() for i in b.ids)
 
 
-# ---- the gradient filter ----
-
-
-def filtered(x: torch.Tensor, w: torch.Tensor, grad: torch.Tensor, exchange: Exchange | None) -> list[torch.Tensor]:
-    """Gradients of x (T, N, C) and w (C,) behind a filter whose LSTM is a product, and the mask."""
-    module = GradientFilter(2.0)
-    module.exchange = exchange
-    x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
-    y, (v,) = module(x, [w])
-    (y * v).backward(grad)
-    assert x.grad is not None and w.grad is not None and module.mask is not None
-    return [x.grad, w.grad, module.mask]
-
-
-def test_the_filter_over_processes_is_the_filter_over_the_batch() -> None:
-    """Two batches of 5 and 2 sequences on four processes, one without any, paddings of their own, one exploding sequence."""
-    generator = torch.Generator().manual_seed(0)
-    x, w = torch.randn(11, 7, 3, generator=generator), torch.randn(3, generator=generator)
-    grad = torch.randn(11, 7, 3, generator=generator)
-    grad[:, 4] *= 1000
-    for n, frames in enumerate((5, 11, 7, 7, 6, 9, 4)):
-        grad[frames:, n] = 0
-    batches, rows_of, lengths = (0, 0, 0, 1), ((0, 2, 4), (), (1, 3), (5, 6)), (7, 1, 11, 9)
-
-    def share(processes: Processes) -> list[torch.Tensor] | None:  # of one process
-        rows, frames = list(rows_of[processes.rank]), lengths[processes.rank]
-        exchange = Exchange(batches, processes.rank, 3, 1, torch.device("cpu"))
-        if not rows:
-            exchange.finish()
-            return None
-        got = filtered(x[:frames, rows], w, grad[:frames, rows], exchange)
-        assert exchange.calls == 0
-        return got
-
-    got = in_processes(4, share)
-    for batch, rows in ((0, range(5)), (1, range(5, 7))):
-        x_grad, w_grad, mask = filtered(x[:, list(rows)], w, grad[:, list(rows)], None)
-        mine = [r for r in range(4) if batches[r] == batch and got[r] is not None]
-        assert torch.allclose(sum(got[r][1] for r in mine), w_grad, rtol=1e-5)
-        for r in mine:
-            places = [rows.index(n) for n in rows_of[r]]
-            assert torch.allclose(got[r][0], x_grad[: lengths[r], places], rtol=1e-5)
-            assert torch.allclose(got[r][2], mask[places], rtol=1e-5)
-    assert filtered(x[:, :5], w, grad[:, :5], None)[2].argmin() == 4
-
-
 # ---- training ----
+
+
+class OneAfterAnother(AsrDataModule):
+    """The micro-batches of `size` processes, one after another, for a single process."""
+
+    size = 2
+
+    def train_dataloader(self, epoch: int, skip_batches: int = 0) -> Batches:
+        shares = [AsrDataModule(self.cfg, self.data_dir, self.tokenizer, Processes(r, self.size)) for r in range(self.size)]
+        loaders = [share.train_dataloader(epoch, skip_batches) for share in shares]
+
+        def in_turn() -> Iterator[Batch]:
+            for batches in zip(*loaders, strict=True):
+                for rank, batch in enumerate(batches):
+                    yield replace(batch, ends_step=batch.ends_step and rank == self.size - 1)
+
+        found = Batches(loaders[0].loader, loaders[0].num_cuts, with_empty=True)
+        found._start_workers = in_turn  # type: ignore[method-assign]
+        return found
+
+
+def one_after_another(size: int) -> Callable[..., AsrDataModule]:
+    def make(data: Path, *overrides: str, processes: Processes | None = None) -> AsrDataModule:
+        plain = module(data, *overrides)
+        made = OneAfterAnother(plain.cfg, data, plain.tokenizer)
+        made.size = size
+        return made
+
+    return make
 
 
 @pytest.mark.parametrize(
     ("size", "overrides"),
     [
-        (2, ["train.num_epochs=2"]),
-        # several passes, the last ones split
-        pytest.param(3, ["train.batch_seconds=30", "train.max_duration=7"], marks=pytest.mark.slow),
-        pytest.param(2, ["train.max_duration=4"], marks=pytest.mark.slow),  # fewer utterances than processes
+        (2, []),  # one pass per step
+        # several passes; in the last ones, some processes are idle
+        pytest.param(3, ["train.batch_seconds=30", "train.max_duration=5"], marks=pytest.mark.slow),
+        pytest.param(2, ["train.max_duration=2"], marks=pytest.mark.slow),  # fewer utterances than processes
     ],
 )
-def test_processes_give_the_losses_of_one(data: Path, tmp_path: Path, size: int, overrides: list[str]) -> None:
-    alone = trained(data, tmp_path / "alone", *EXACT, *overrides)
-    together = in_processes(size, lambda p: trained(data, tmp_path / "together", *EXACT, *overrides, processes=p))
-    for one in together:
-        assert_same_training(alone, one)
-        assert all(torch.equal(value, together[0].weights[k]) for k, value in one.weights.items())
-    valid = [[float(v) for v in (tmp_path / d / "valid.csv").read_text().split(",")[-2:]] for d in ("alone", "together")]
+def test_processes_train_as_one_on_the_same_micro_batches(data: Path, tmp_path: Path, size: int, overrides: list[str]) -> None:
+    """Losses, weights, validation and outliers, with the filter and the optimiser of the recipe."""
+    options = [*EXACT, "gradient.threshold=1", *overrides]
+    alone = trained(data, tmp_path / "alone", *options, module_of=one_after_another(size))
+    runs = in_processes(size, lambda p: trained(data, tmp_path / "runs", *options, processes=p))
+    for run in runs:
+        assert_same_training(alone, run)
+        assert all(torch.equal(value, runs[0].weights[k]) for k, value in run.weights.items())
+    valid = [[float(v) for v in (tmp_path / d / "valid.csv").read_text().split(",")[-2:]] for d in ("alone", "runs")]
     assert valid[0] == pytest.approx(valid[1], rel=1e-4)
-    outliers = [(tmp_path / d / "outliers.tsv").read_text() for d in ("alone", "together")]
-    assert [line.split("\t")[:2] for line in outliers[0].splitlines()] == [
-        line.split("\t")[:2] for line in outliers[1].splitlines()
-    ]
+    outliers = [(tmp_path / d / "outliers.tsv").read_text() for d in ("alone", "runs")]
+    names = [sorted(line.split("\t")[:2] for line in text.splitlines()) for text in outliers]
+    assert names[0] == names[1]
+    if not overrides:  # the micro-batches of the others hold one or two utterances, which are their own median
+        assert len(names[0]) > 3
+
+
+def test_gradients_of_processes_are_those_of_one(data: Path, tmp_path: Path) -> None:
+    """Over 20 steps with the filter, on the same micro-batches."""
+    # Plain descent, as the optimiser of the recipe enlarges differences of rounding from step to step.
+    plain = ["optim.name=sgd", "optim.lr=1e-5", "train.max_duration=8", "train.num_epochs=5"]
+    options = [*EXACT, *plain, "gradient.threshold=1", f"train.max_steps={STEPS}"]
+    alone = trained(data, tmp_path / "alone", *options, module_of=one_after_another(2))
+    runs = in_processes(2, lambda p: trained(data, tmp_path / "runs", *options, processes=p))
+    for run in runs:
+        assert len(run.gradients) == len(alone.gradients) == STEPS
+        for a, b in zip(run.gradients, alone.gradients, strict=True):
+            assert torch.linalg.vector_norm(a - b) <= 1e-5 * torch.linalg.vector_norm(b)
+    unfiltered = trained(
+        data, tmp_path / "none", *options, "gradient.control=none", "train.max_steps=1", module_of=one_after_another(2)
+    )
+    assert torch.linalg.vector_norm(unfiltered.gradients[0] - alone.gradients[0]) > 0.01 * unfiltered.gradients[0].norm()
 
 
 def test_accumulated_passes_are_one_large_batch(data: Path, tmp_path: Path) -> None:
-    """But for the filter, whose median is over a pass."""
+    """Without the filter, whose median is that of a micro-batch."""
     options = [*EXACT, "gradient.control=none", "train.batch_seconds=24"]
     large = trained(data, tmp_path / "large", *options, "train.max_duration=24")
     parts = trained(data, tmp_path / "parts", *options, "train.max_duration=6")
@@ -271,7 +325,7 @@ def test_accumulated_passes_are_one_large_batch(data: Path, tmp_path: Path) -> N
 
 
 def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path) -> None:
-    """Dropout, bypasses and balancers included; with another number of processes it goes on, with a warning."""
+    """Dropout, bypasses and balancers included. Another number of processes resumes too, with a warning."""
     whole = in_processes(2, lambda p: trained(data, tmp_path / "whole", processes=p))
     in_processes(2, lambda p: trained(data, tmp_path / "parts", "train.max_steps=3", processes=p))
     parts = in_processes(2, lambda p: trained(data, tmp_path / "parts", processes=p))
@@ -280,38 +334,42 @@ def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path) -> None:
     saved = load_file(tmp_path / "whole" / "checkpoints" / "epoch-1.pt")["rng"]
     assert not torch.equal(saved["cpu"], saved["others"][0]["cpu"])
     more = trained(data, tmp_path / "parts", "train.num_epochs=2")
-    assert "epoch-1.pt was written by 2 processes, now there are 1" in more.text and more.step > parts[0].step
+    assert "epoch-1.pt was written by 2 processes" in more.text and more.step > parts[0].step
 
 
 def test_all_processes_skip_a_step_that_is_not_finite(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    victim = module(data).train_dataloader(1).__iter__().__next__().ids[0]
+    victim = next(iter(module(data, processes=Processes(1, 2)).train_dataloader(1))).ids[0]
     load = AsrDataset._load
     monkeypatch.setattr(AsrDataset, "_load", lambda self, c: load(self, c) * (math.inf if c.id == victim else 1))
     runs = in_processes(2, lambda p: trained(data, tmp_path, processes=p))
-    assert [run.bad_steps for run in runs] == [1, 1] and f"step 1 skipped: loss not finite for {victim};" in runs[0].text
+    assert [run.bad_steps for run in runs] == [1, 1] and re.search(rf"step 1 .*loss.* {victim};", runs[0].text)
     assert all(torch.equal(value, runs[0].weights[k]) and value.isfinite().all() for k, value in runs[1].weights.items())
 
 
-def test_utterances_that_cannot_be_loaded_stop_nobody(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One whole step, and one process's share of another, are missing."""
-    dm = module(data, processes=Processes(1, 2))
-    first, second = [b.ids for _, b in zip(range(2), dm.train_dataloader(1), strict=False)]
-    gone = {*first, *second, *next(iter(module(data, processes=Processes(0, 2)).train_dataloader(1))).ids}
+def test_utterances_that_cannot_be_loaded_stop_no_process(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whole step and one process's share of another are missing."""
+    step = "train.batch_seconds=12"
+    loaders = [module(data, step, processes=Processes(rank, 2)).train_dataloader(1) for rank in range(2)]
+    (first, other), (second, _) = [
+        [b.ids for b in batches] for _, batches in zip(range(2), zip(*loaders, strict=True), strict=False)
+    ]
+    lost = {*first, *other, *second}
     load = AsrDataset._load
 
     def broken(self: AsrDataset, c: Any) -> torch.Tensor:
-        if c.id in gone:
+        if c.id in lost:
             raise OSError("gone")
         return load(self, c)
 
     monkeypatch.setattr(AsrDataset, "_load", broken)
-    runs = in_processes(2, lambda p: trained(data, tmp_path / "two", *EXACT, processes=p))
-    assert f"{len(gone)} utterances could not be loaded" in runs[0].text
-    assert_same_training(trained(data, tmp_path / "one", *EXACT), runs[1])
+    options = [*EXACT, step, "gradient.control=none"]
+    runs = in_processes(2, lambda p: trained(data, tmp_path / "two", *options, processes=p))
+    assert f"{len(lost)} utterances" in runs[0].text
+    assert_same_training(trained(data, tmp_path / "one", *options), runs[1])
 
 
 class Limit(torch.autograd.Function):
-    """Identity whose backward pass has no memory for more than `rows` utterances: x (T, N, C)."""
+    """Identity whose backward pass runs out of memory for more than `rows` utterances: x (T, N, C)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, rows: int) -> torch.Tensor:
@@ -327,14 +385,14 @@ class Limit(torch.autograd.Function):
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_pass_without_memory_is_halved(data: Path, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second process runs out of memory between the filters of a pass that it shares; the sum stays the same."""
-    options = (*EXACT, "gradient.threshold=1e6")  # so large a threshold damps nothing
+    """The last process runs out of memory between two filters of a pass; the sum stays the same."""
+    options = (*EXACT, "gradient.threshold=1e6", "train.batch_seconds=12")  # this threshold damps nothing
     plain = trained(data, tmp_path / "plain", *options)
 
     def limited(processes: Processes) -> SimpleNamespace:
         if processes.rank == size - 1:
             forward = GradientFilter.forward
-            below = [lambda x: Limit.apply(x, 2), lambda x: x]  # the second layer's filter has had its norms by then
+            below = [lambda x: Limit.apply(x, 2), lambda x: x]  # the second layer's filter has run by then
             calls: list[int] = []
 
             def filtering(self: GradientFilter, x: torch.Tensor, params: Any) -> Any:
@@ -345,7 +403,7 @@ def test_a_pass_without_memory_is_halved(data: Path, tmp_path: Path, size: int, 
         return trained(data, tmp_path / "limited", *options, processes=processes)
 
     runs = in_processes(size, limited) if size > 1 else [limited(Processes())]
-    assert "not enough memory for" in runs[-1].text and "halved" in runs[-1].text
+    assert "halved" in runs[-1].text
     for run in runs:
         assert_same_training(plain, run, within=2e-5)
 
@@ -353,7 +411,7 @@ def test_a_pass_without_memory_is_halved(data: Path, tmp_path: Path, size: int, 
 def test_an_utterance_that_alone_is_too_long_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = GradientFilter.forward
     monkeypatch.setattr(GradientFilter, "forward", lambda self, x, params: forward(self, Limit.apply(x, 0), params))
-    with pytest.raises(UserError, match=r"utterance .*: not enough memory to train on it: CUDA out of memory"):
+    with pytest.raises(UserError, match=r"utterance \S+: .*CUDA out of memory"):
         trained(data, tmp_path)
 
 
@@ -362,22 +420,23 @@ def test_an_utterance_that_alone_is_too_long_is_named(data: Path, tmp_path: Path
 
 @needs_launcher
 def test_a_process_that_dies_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else `launch` sets it for what follows
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # otherwise `launch` sets it for later tests
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "failing.py").write_text(
         "import os, sys, time\nif os.environ['RANK'] == '1':\n    sys.exit(3)\ntime.sleep(60)\n"
     )
-    with pytest.raises(UserError, match="process 1 of the training ended with status 3; the others were stopped"):
+    with pytest.raises(UserError, match=r"process 1 .* status 3"):
         launch("failing", [], 2)
     assert signal.getsignal(signal.SIGTERM) == before
-    with pytest.raises(UserError, match="--nnodes needs --rdzv"):
+    with pytest.raises(UserError, match="--rdzv"):
         launch("failing", [], 1, nnodes=2)
 
 
 def command(data: Path, exp: Path, *options: str) -> list[str]:
     program = [sys.executable, str(ROOT / "local" / "train.py"), "--data-dir", str(data), "--exp-dir", str(exp)]
-    return [*program, *options, *SMALL, *EXACT, "train.log_every=1", "train.max_steps=4"]
+    steps = ["train.batch_seconds=24", "train.max_duration=6", "train.log_every=1", "train.max_steps=4"]
+    return [*program, *options, *SMALL, *EXACT, *steps]
 
 
 @needs_launcher

@@ -1,4 +1,4 @@
-"""Batches: shapes, determinism however many processes load them, skipping, noise, and files that vanish."""
+"""Batches: shapes, determinism with any number of loader processes, skipping, noise, and missing files."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from lhotse import CutSet
 
 SMALL = ["train.max_duration=12", "data.num_buckets=3", "data.num_workers=0"]
 STORED = [*SMALL, "features.type=precomputed"]
+LENGTHS = st.lists(st.floats(0.1, 30.0).map(lambda x: round(x, 2)), min_size=1, max_size=200)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
 
 
 @pytest.mark.parametrize("kind", [SMALL, STORED])
-def test_a_batch_is_what_it_says(data: Path, kind: list[str]) -> None:
+def test_a_batch_has_the_documented_contents(data: Path, kind: list[str]) -> None:
     dm = module(data, *kind, "augment.spec_augment=false")
     batches = list(dm.train_dataloader(1))
     ids = [i for batch in batches for i in batch.ids]
@@ -106,12 +107,12 @@ def test_batches_depend_on_seed_and_epoch_alone(data: Path, kind: list[str]) -> 
     dm = module(data, *kind)
     first = list(dm.train_dataloader(1))
     assert not same(first, alone)
-    assert same(alone, list(dm.train_dataloader(3)))  # whatever epoch came before
+    assert same(alone, list(dm.train_dataloader(3)))  # earlier epochs do not matter
     assert not same(alone, list(module(data, *kind, "train.seed=7").train_dataloader(3)))
 
 
 class Cycle:
-    """Garbage, once nobody knows it, that only the collector of cycles destroys; tells by which process."""
+    """A reference cycle, which only the garbage collector destroys; it writes the process that did."""
 
     def __init__(self, path: Path) -> None:
         self.itself, self.path = self, path
@@ -121,7 +122,7 @@ class Cycle:
             f.write(f"{os.getpid()}\n")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked on Linux alone")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked on Linux only")
 def test_workers_destroy_nothing_that_they_inherit(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU's tensor destroyed in a forked process aborts it."""
     load = AsrDataset.__getitem__
@@ -145,8 +146,8 @@ def test_skipped_batches_are_those_at_the_start(data: Path) -> None:
     assert same(list(dm.train_dataloader(2))[4:], list(dm.train_dataloader(2, skip_batches=4)))
 
 
-def test_left_out_batches_cost_no_cuts(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way back to a position is made from lengths, which agree with the cuts' own to the last digit."""
+def test_skipped_batches_make_no_cuts(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position is found from the lengths alone, which equal those of the cuts to the last digit."""
     for kind in (SMALL, STORED):
         parsed: list[bytes] = []
         plain = training_cuts.parse_item
@@ -179,7 +180,7 @@ def test_spec_augment_masks_and_leaves_global_generators_alone(data: Path) -> No
 
 
 @pytest.mark.parametrize("kind", [SMALL, STORED])
-def test_noise_is_mixed_into_its_share(data: Path, kind: list[str]) -> None:
+def test_noise_is_mixed_into_a_share_of_the_utterances(data: Path, kind: list[str]) -> None:
     options = [*kind, "augment.spec_augment=false"]
     plain = {b.ids[0]: b for b in module(data, *options).train_dataloader(1)}
     mixed = module(data, *options, "augment.musan=x", "augment.musan_prob=0.5")
@@ -205,10 +206,10 @@ def test_without_speed_perturbation_stored_copies_stay_out(data: Path) -> None:
         assert len(ids) == 24 and not any("_sp" in i for i in ids)
 
 
-def test_a_file_that_vanished_is_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_missing_file_is_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "corpus.yaml").write_text("name: t\nsource: librispeech\ntrain: [tr]\ndev: [tr]\ntest: [tr]\n")
     make_part(tmp_path, "tr", speakers=1)
-    set_text(tmp_path, "tr", "100-1-0001", "E" * 21)  # fits at 0.9 of the speed, perhaps not at 1.1
+    set_text(tmp_path, "tr", "100-1-0001", "E" * 21)  # long enough at speed 0.9, maybe not at 1.1
     write_noise(audio_of(tmp_path, "tr", "100-1-0001"), 0.95)
     data = tmp_path / "data"
     args = ["--corpus-yaml", str(tmp_path / "corpus.yaml"), "--corpus-dir", str(tmp_path), "--data-dir", str(data)]
@@ -242,15 +243,34 @@ def test_missing_preparation_names_the_stage(data: Path, tmp_path: Path) -> None
         module(data, *STORED).test_dataloader("nix")
 
 
+def test_a_damaged_line_is_named_also_by_a_worker(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(line: bytes, kind: Any, where: str) -> Any:
+        raise UserError(f"{where}: damaged")
+
+    monkeypatch.setattr(training_cuts, "parse_item", damaged)
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=r"^\S+tr\.jsonl\.gz:\d+: damaged$"):
+            list(module(data, *STORED, f"data.num_workers={workers}").train_dataloader(1))
+
+
+@given(LENGTHS, st.floats(1.0, 100.0), st.integers(1, 5))
+def test_a_step_has_room_for_its_micro_batches(seconds: list[float], limit: float, width: int) -> None:
+    steps = list(pack_by_duration(range(len(seconds)), seconds, limit, width))
+    assert list(itertools.chain(*steps)) == list(range(len(seconds)))
+    assert all(len(s) == 1 or math.ceil(len(s) / width) * max(seconds[i] for i in s) <= limit for s in steps)
+    for step, after in itertools.pairwise(steps):
+        assert math.ceil((len(step) + 1) / width) * max(seconds[i] for i in (*step, after[0])) > limit
+
+
 def test_spec_augment_without_masks_is_refused(data: Path) -> None:
     cfg: Config = load_config(None, ["augment.num_frame_masks=0"])
     dm = AsrDataModule(cfg, data, Tokenizer.from_file(data / "lang" / "bpe.model"))
-    with pytest.raises(UserError, match="num_frame_masks"):
+    with pytest.raises(UserError, match=r"augment\.num_frame_masks"):
         dm.train_dataloader(1)
 
 
 class Corpus:
-    """As many lengths as there are cuts, in an order for each epoch: what batches are made from."""
+    """The lengths of cuts and an order per epoch, as `ShuffledCuts` has them."""
 
     seed = 42
 
@@ -265,9 +285,6 @@ def epoch_of(corpus: Corpus, num_buckets: int, limit: float, epoch: int = 1) -> 
     return train_batches(cast(ShuffledCuts, corpus), num_buckets, limit, epoch)
 
 
-LENGTHS = st.lists(st.floats(0.1, 30.0).map(lambda x: round(x, 2)), min_size=1, max_size=200)
-
-
 @given(LENGTHS, st.integers(1, 40), st.floats(1.0, 300.0))
 def test_an_epoch_has_every_cut_once_and_no_batch_is_too_long(seconds: list[float], num_buckets: int, limit: float) -> None:
     batches = epoch_of(Corpus(seconds), num_buckets, limit)
@@ -276,7 +293,7 @@ def test_an_epoch_has_every_cut_once_and_no_batch_is_too_long(seconds: list[floa
 
 
 @given(LENGTHS, st.floats(1.0, 100.0))
-def test_parts_are_as_long_as_they_may_be(seconds: list[float], limit: float) -> None:
+def test_parts_are_as_long_as_the_limit_allows(seconds: list[float], limit: float) -> None:
     parts = list(pack_by_duration(range(len(seconds)), seconds, limit))
     assert list(itertools.chain(*parts)) == list(range(len(seconds)))
     for part, after in itertools.pairwise(parts):
@@ -299,11 +316,11 @@ def test_buckets_hold_about_the_same_time() -> None:
     bucket = np.searchsorted(duration_bins(seconds, 30), seconds, side="right")
     sums = np.bincount(bucket, weights=seconds)
     assert len(sums) == 30 and sums.max() < 1.1 * sums.min()
-    with pytest.raises(UserError, match="no utterance"):
+    with pytest.raises(UserError, match=r"augment\.speed_perturb"):
         duration_bins(np.array([]), 30)
 
 
-def test_batches_are_full_of_cuts_alike_in_length_to_the_end() -> None:
+def test_batches_are_full_and_hold_cuts_of_similar_length() -> None:
     corpus = Corpus(speech_lengths(8000))
     batches = epoch_of(corpus, 30, 200.0)
     padded = [len(b) * corpus.seconds[b].max() for b in batches]
@@ -313,7 +330,7 @@ def test_batches_are_full_of_cuts_alike_in_length_to_the_end() -> None:
 
 @pytest.mark.parametrize("count", [200, 40_000])
 def test_batches_come_in_another_order_in_every_epoch(count: int) -> None:
-    """Also the lengths that follow one another: not the shortest first, nor round and round the buckets."""
+    """Successive lengths are uncorrelated: neither sorted nor in a cycle over the buckets."""
     corpus = Corpus(speech_lengths(count))
     orders = [epoch_of(corpus, 5, 60.0, epoch) for epoch in (1, 2, 1)]
     assert orders[0] == orders[2] != orders[1]
@@ -324,7 +341,7 @@ def test_batches_come_in_another_order_in_every_epoch(count: int) -> None:
 
 
 def test_batches_of_a_large_corpus_keep_near_their_place() -> None:
-    """The first utterances of the order are in the first batches: of a corpus in shards, few are needed at a time."""
+    """The first utterances of the order are in the first batches, so that few shards are needed at a time."""
     corpus = Corpus(speech_lengths(40_000))
     rank = np.empty(40_000)
     rank[corpus.order(1)] = np.arange(40_000)

@@ -1,4 +1,4 @@
-"""train.max_duration=auto in training: it trains as its number does, a resumed run keeps that, all processes have one."""
+"""train.max_duration=auto in training: it equals the chosen number, which a resumed run keeps and all processes share."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from local.artifacts.checkpoint import load_file, save_file
 from local.common.errors import UserError
 from local.common.meter import Meter
 from local.common.processes import Processes
 from local.config import config_from_dict, load_config, to_dict
+from local.data.datamodule import AsrDataModule
 from local.diagnose import main as diagnose
 from local.training import memory_plan
-from local.training.memory_plan import KEPT, SHARE
-from local.training.memory_probe import Shape
+from local.training.memory_plan import LATER_BYTES, SHARE
+from local.training.memory_probe import PassMeter, Shape
+from local.training.trainer import Trainer
 from model.build import build_model
-from tests.common import test_processes as test_distributed
+from tests.common import test_processes
 from tests.common.test_processes import SMALL, in_processes, module, needs_launcher, trained
 
 import pytest
@@ -28,26 +29,26 @@ import torch
 CPU = torch.device("cpu")
 AUTO = "train.max_duration=auto"
 SHORT = ["train.max_steps=4"]
-linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a pass's peak")
-data = test_distributed.data  # its fixture: a prepared corpus of 20 utterances, 60 with their copies
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a pass")
+data = test_processes.data  # its fixture: a prepared corpus of 20 utterances, 60 with their copies
 
 # ---- training ----
 
 
 def fixed(monkeypatch: pytest.MonkeyPatch, *rooms: float) -> list[Shape]:
-    """A pass takes 2 MB and 1 MB a second, and there is room for one of `rooms` seconds (of each process)."""
+    """Let a pass take 2 MB and 1 MB per second, and let one of `rooms` seconds fit into the memory of each process."""
     parameters = sum(p.numel() for p in build_model(load_config(None, SMALL), 20).parameters())
     asked: list[Shape] = []
 
-    def measured(shape: Shape, *_: Any) -> float:
+    def measured(self: PassMeter, shape: Shape) -> float:
         asked.append(shape)
         return 1e6 * (2 + shape.seconds)
 
     def free(device: torch.device) -> float:
         room = rooms[int(os.environ.get("RANK", "0")) % len(rooms)]
-        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * (1e6 * (2 + room) + KEPT * parameters) / SHARE
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * (1e6 * (2 + room) + LATER_BYTES * parameters) / SHARE
 
-    monkeypatch.setattr(memory_plan, "bytes_of_pass", measured)
+    monkeypatch.setattr(PassMeter, "__call__", measured)
     monkeypatch.setattr(memory_plan, "free_bytes", free)
     monkeypatch.setattr(Meter, "tells_peaks", lambda self: True)
     return asked
@@ -63,28 +64,30 @@ def same(a: SimpleNamespace, b: SimpleNamespace) -> bool:
 
 @linux
 def test_auto_trains_as_its_number_does(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit, after real probes, which draw random numbers."""
+    """Bit for bit, after real probes, which use random numbers of their own."""
     monkeypatch.setattr(memory_plan, "free_bytes", lambda device: 60e6)
     auto = trained(data, tmp_path / "auto", AUTO, *SHORT)
     seconds = saved_seconds(tmp_path / "auto")
-    assert f"train.max_duration is {seconds:g}\n" in auto.text and auto.text.count("memory: a pass takes") == 1
+    assert f"train.max_duration is {seconds:g}\n" in auto.text and auto.text.count("memory:") == 1
     number = trained(data, tmp_path / "number", f"train.max_duration={seconds}", *SHORT)
     assert "memory:" not in number.text and same(auto, number) and saved_seconds(tmp_path / "number") == seconds
     assert len(auto.sums) > 1
 
 
-def test_the_loaders_keep_to_the_plan(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loaders_follow_the_plan(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed(monkeypatch, 9.46)
     dm = module(data, AUTO)
-    trainer = test_distributed.Trainer(dm.cfg, dm, tmp_path, CPU)
+    trainer = Trainer(dm.cfg, dm, tmp_path, CPU)
     assert trainer.max_duration == dm.max_duration == 9.4 and dm.cfg.train.max_duration == "auto"
-    batches = {value: [[b.ids for b in loader] for m in (dm if value == AUTO else module(data, value),)
-                       for loader in (m.train_dataloader(1), m.valid_dataloader())]
-               for value in (AUTO, "train.max_duration=9.4", "train.max_duration=12")}  # fmt: skip
-    assert batches[AUTO] == batches["train.max_duration=9.4"] != batches["train.max_duration=12"]
+
+    def batches(m: AsrDataModule) -> list[list[list[str]]]:
+        return [[b.ids for b in loader] for loader in (m.train_dataloader(1), m.valid_dataloader())]
+
+    same_number, other_number = module(data, "train.max_duration=9.4"), module(data, "train.max_duration=12")
+    assert batches(dm) == batches(same_number) != batches(other_number)
 
 
-def test_a_step_in_parts_and_the_bounds(
+def test_the_number_fits_memory_step_and_longest_utterance(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lengths = module(data).train_lengths(1000)
@@ -95,11 +98,11 @@ def test_a_step_in_parts_and_the_bounds(
     ):
         fixed(monkeypatch, room)
         dm = module(data, AUTO, f"train.batch_seconds={step}")
-        assert test_distributed.Trainer(dm.cfg, dm, tmp_path / str(n), CPU).max_duration == pytest.approx(expected)
+        assert Trainer(dm.cfg, dm, tmp_path / str(n), CPU).max_duration == pytest.approx(expected)
         err = capsys.readouterr().err
-        assert ("auto without train.batch_seconds" in err) == (step == 0)
-        assert (f"longest utterance ({longest:.1f} s) may not fit" in err) == (room < 1)
-        if room == 9.46:  # passes of one step
+        assert ("train.batch_seconds" in err) == (step == 0)
+        assert (f"({longest:.1f} s)" in err) == (room < 1)
+        if room == 9.46:  # a step has several passes
             ends = [b.ends_step for b in dm.train_dataloader(1)]
             assert ends.count(True) < len(ends)
 
@@ -135,7 +138,7 @@ def test_resuming_with_another_number(
     assert warning in resumed.text if warning else "warning: train.max_duration was" not in resumed.text
 
 
-def test_checkpoints_from_before_go_on_and_damaged_ones_do_not(
+def test_older_checkpoints_are_resumed_and_damaged_ones_are_refused(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fixed(monkeypatch, 9.46)
@@ -159,26 +162,26 @@ def test_processes_take_the_least(data: Path, tmp_path: Path, monkeypatch: pytes
 
     def chosen(processes: Processes) -> float | None:
         dm = module(data, AUTO, processes=processes)
-        test_distributed.Trainer(dm.cfg, dm, tmp_path, CPU, processes)
+        Trainer(dm.cfg, dm, tmp_path, CPU, processes)
         return dm.max_duration
 
     assert in_processes(2, chosen) == [9.4, 9.4]
 
 
-def test_where_no_peak_is_known_a_number_is_asked_for(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_refused_if_no_peak_can_be_measured(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Meter, "_begin_peak", lambda self: False)
-    with pytest.raises(UserError, match=r"'train\.max_duration' is auto: .* give a number"):
+    with pytest.raises(UserError, match=r"'train\.max_duration'"):
         trained(data, tmp_path, AUTO)
 
 
-def test_other_programs_take_the_trainings_number(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"'train\.max_duration' is auto"):
+def test_other_programs_use_the_number_of_the_training(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"'train\.max_duration'"):
         module(data, AUTO).train_dataloader(1)
     fixed(monkeypatch, 9.46)
     trained(data, tmp_path, AUTO, "train.max_steps=1")
     seen: list[float | None] = []
-    limit = memory_plan.AsrDataModule._limit
-    monkeypatch.setattr(memory_plan.AsrDataModule, "_limit", lambda self: seen.append(self.max_duration) or limit(self))
+    limit = AsrDataModule._limit
+    monkeypatch.setattr(AsrDataModule, "_limit", lambda self: seen.append(self.max_duration) or limit(self))
     diagnose(["--data-dir", str(data), "--exp-dir", str(tmp_path), "--batches", "1", *SMALL, AUTO])
     assert seen and set(seen) == {9.4}
 
@@ -188,7 +191,7 @@ def test_other_programs_take_the_trainings_number(data: Path, tmp_path: Path, mo
 
 @pytest.mark.parametrize("value", ["foo", "0", "-1", "null", "true", "[3]", "nan", "Auto", "''"])
 def test_wrong_values_name_the_key(value: str) -> None:
-    with pytest.raises(UserError, match=r"max_duration=.*key 'train\.max_duration' is .*a number above 0, or auto") as e:
+    with pytest.raises(UserError, match=r"max_duration=.*key 'train\.max_duration'.*auto") as e:
         load_config(None, [f"train.max_duration={value}"])
     assert "\n" not in str(e.value)
 

@@ -1,0 +1,47 @@
+"""The losses of a batch: one forward pass in the precision of the training."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from local.data.batch import Batch
+from model.transducer import Transducer
+
+import torch
+from torch import Tensor
+
+AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Losses(NamedTuple):
+    """The losses of N utterances.
+
+    Attributes:
+      simple: (N,) nats, the loss without the joiner.
+      pruned: (N,) nats, the loss within the pruning bounds.
+      outside: (N,) share of the simple lattice's posterior mass outside these bounds; None if not monitored.
+    """
+
+    simple: Tensor
+    pruned: Tensor
+    outside: Tensor | None
+
+    def detach(self) -> Losses:
+        """Return the losses without their graph."""
+        return Losses(self.simple.detach(), self.pruned.detach(), None if self.outside is None else self.outside.detach())
+
+
+def forward_losses(
+    model: Transducer, batch: Batch, *, warmup: float, precision: str = "float32", monitor: bool = False
+) -> Losses:
+    """Return the losses of `batch` on the device of `model`.
+
+    warmup: batches done / train.warm_step. precision: float32, bf16 or fp16, as train.precision; the losses themselves are
+    float32. monitor: also compute `outside`.
+    """
+    device = next(model.parameters()).device
+    batch = batch.to(device)
+    dtype = AUTOCAST_TYPES.get(precision, torch.bfloat16)
+    with torch.autocast(device.type, dtype=dtype, enabled=precision != "float32"):
+        found = model(batch.inputs, batch.input_lens, batch.tokens, batch.token_lens, warmup=warmup, monitor=monitor)
+    return Losses(found["simple"], found["pruned"], found.get("outside"))
