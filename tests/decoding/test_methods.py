@@ -19,7 +19,7 @@ from model.build import build_model
 from model.search import Hypothesis, get_search
 from model.search.graph import trivial_graph
 from model.search.scorers import HotwordScorer, InternalLmScorer, LstmLmScorer, NGramScorer, read_arpa
-from tests.toy_experiment import SMALL, levenshtein, save_toy_lm, toy_tokenizer, toy_weights
+from tests.toy_experiment import SMALL, save_toy_lm, toy_tokenizer, toy_weights
 
 import numpy as np
 import pytest
