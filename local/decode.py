@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -99,10 +100,11 @@ def origin_of(path: Path, content: dict[str, Any], tuned: bool, max_utterances: 
     """Return what made a decoded set, except options and date.
 
     "label" is short: "epoch-7-avg-3", or "epoch-7" for a checkpoint of training; "-tuned" if local/tune.py chose settings,
-    "-first-10" if only so many utterances are decoded. "weights" is a hash of the weights: a model that was trained again
-    can have the same label.
+    "-first-10" if only 10 utterances are decoded. "weights" is a hash of the weights, because a model that was trained
+    again can have the same label.
     """
-    label = str(content.get("label") or path.stem)
+    older = re.sub(r"\W+", "-", str(content.get("averaged", path.stem)))  # older files have no label
+    label = str(content.get("label") or older)
     label += ("-tuned" if tuned else "") + (f"-first-{max_utterances}" if max_utterances else "")
     weights = hashlib.sha256()
     for name, value in sorted(content["model"].items()):

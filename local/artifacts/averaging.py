@@ -21,7 +21,7 @@ def make_average(folder: Path, options: AverageConfig) -> dict[str, Any]:
     """Average checkpoints and return the content of averaged.pt.
 
     Its key "averaged" describes the range in words, "label" in short, as icefall does: "epoch-7-avg-3" is the running
-    average over epochs 5 to 7; "-plain" marks the mean of so many checkpoints.
+    average over epochs 5 to 7; "-plain" marks the mean of that many checkpoints.
 
     Args:
       folder: EXP/checkpoints.

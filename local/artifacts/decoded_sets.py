@@ -51,7 +51,7 @@ class DecodedSet:
 
     @property
     def model(self) -> tuple[Any, Any]:
-        """What identifies the average that made the set."""
+        """The label and the hash of the weights; they identify the average."""
         return self.made_by.get("label"), self.made_by.get("weights")
 
     def same_settings(self, other: DecodedSet) -> bool:

@@ -147,7 +147,7 @@ def symbol_delay(result: Score, spoken: Mapping[str, Sequence[tuple[str, float]]
 
 
 def compare(refs: Sequence[str], hyps_a: Sequence[str], hyps_b: Sequence[str]) -> float:
-    """Return the probability (0 to 1) that system b has a lower WER than system a on such speech (paired bootstrap).
+    """Return the probability (0 to 1) that system b has a lower WER than system a on similar speech (paired bootstrap).
 
     refs, hyps_a, hyps_b: texts, utterance by utterance. Utterances without a reference word are left out. The method is
     from the same paper as `interval`.

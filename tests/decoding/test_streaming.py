@@ -93,12 +93,11 @@ def in_batches(model: Transducer, features: dict[str, torch.Tensor], ids: list[s
 def in_chunks(model: Transducer, audio: dict[str, torch.Tensor], tokenizer: Tokenizer, seed: int) -> dict[str, Results]:
     """Return, by method, the results of audio in random pieces; each utterance has its own random chunk size."""
     found: dict[str, Results] = {name: {} for name in OPTIONS}
-    several, rng = Several(model), random.Random(seed)
+    several: Any = Several(model)
+    rng = random.Random(seed)
     for i, samples in audio.items():
         size = 4 * rng.randint(1, 40)
-        recogniser = StreamingRecogniser(
-            model.encoder, several, tokenizer, FEATURES, chunk_frames=size, tail_frames=TAIL  # type: ignore[arg-type]
-        )  # fmt: skip
+        recogniser = StreamingRecogniser(model.encoder, several, tokenizer, FEATURES, chunk_frames=size, tail_frames=TAIL)
         for piece in pieces(samples, rng, 160 * rng.choice([1, 20, 300])):
             assert recogniser.accept(piece, RATE) == []
         (segment,) = recogniser.finish()
