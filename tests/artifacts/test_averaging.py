@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from local import average
 from local.artifacts.averaging import make_average
-from local.artifacts.checkpoint import provenance, save_file
+from local.artifacts.checkpoint import load_file, provenance, save_file
 from local.common.errors import UserError
 from local.config import load_config
 from tests.toy_experiment import SMALL, toy_tokenizer, toy_weights
@@ -16,7 +17,7 @@ import pytest
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make checkpoints of 7 epochs without the second one, and of 3 steps; each epoch has 10 batches."""
-    folder = tmp_path_factory.mktemp("averaging")
+    folder = tmp_path_factory.mktemp("averaging") / "checkpoints"
     cfg, tokenizer = load_config(None, SMALL), toy_tokenizer()
     names = {f"epoch-{n}": 10 * n for n in (1, 3, 4, 5, 6, 7)} | {f"step-{n}": n for n in (20, 40, 60)}
     for name, batches in names.items():
@@ -56,3 +57,15 @@ def test_a_missing_end_is_named(folder: Path, overrides: list[str], named: str) 
             make_average(folder, options)
     else:
         assert make_average(folder, options)["label"] == "epoch-1-avg-1"
+
+
+def test_the_program_takes_its_own_of_all_overrides(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--exp-dir", str(folder.parent), "average.num=2", "--output", str(tmp_path / "a.pt"), "model.encoder.num_layers=99"]
+    average.main([*argv, "decode.beam=2", "train.num_epochs=1"])
+    content = load_file(tmp_path / "a.pt")
+    assert content["label"] == "epoch-7-avg-2" and content["config"]["model"]["encoder"]["num_layers"] == 1
+    before = (tmp_path / "a.pt").read_bytes()
+    for wrong in ("average.nmu=3", "nonsense.key=3", "average.num=5"):
+        with pytest.raises(SystemExit):
+            average.main([*argv, wrong])
+        assert wrong.split("=")[0] in capsys.readouterr().err and (tmp_path / "a.pt").read_bytes() == before
