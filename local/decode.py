@@ -1,34 +1,36 @@
-"""Stage "decode": every asked method over every test part, on one pass of the encoder.
+"""Stage "decode": run every method on every test part, with one pass of the encoder.
 
-local/decode.py --checkpoint exp/tiny/averaged.pt --data-dir data/tiny --exp-dir exp/tiny [--conf FILE] [--sets test ...]
-    [--tuned exp/tiny/tuned.yaml] [decode.beam=8 ...]
+.venv/bin/python -m local.decode --checkpoint exp/tiny/averaged.pt --data-dir data/tiny --exp-dir exp/tiny [--conf FILE]
+    [--tuned exp/tiny/tuned.yaml] [--sets test ...] [decode.beam=8 ...]
 
-The checkpoint is all it needs besides the prepared data; methods with a language model take that of EXP/lm. It writes
-EXP/decode/<method>/<set>.jsonl, one utterance a line in the order of ids: {"id", "ref", "hyp", "tokens", "times", "score",
-"confidences", "words"}, times being frames of the encoder's output and the words' times seconds; and <set>.stats.json beside
-it, whose `seconds` and `peak_memory_mib` are those of the encoder and that method alone.
+It needs the checkpoint and prepared data; methods with a language model also need EXP/lm. All of it is loaded and checked
+before any result is replaced. For each method and set it writes EXP/decode/<method>/<set>.jsonl, one utterance per line in
+the order of ids: {"id", "ref", "hyp", "tokens", "times", "score", "confidences", "words"}. `times` are frames of the encoder's
+output; the words' times are seconds. Lines of an oracle method have the n-best list too ("nbest"). <set>.stats.json beside it
+has the cost of the encoder and that method alone, and what made the set ("made_by"). An earlier result of another average or
+other options moves to EXP/decode_earlier.
 """
 
 from __future__ import annotations
 
-import argparse
+import hashlib
 import json
 import math
-import sys
+import re
+from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from local.artifacts.checkpoint import load_averaged
+from local.artifacts.checkpoint import git_commit, load_file, model_from
+from local.artifacts.decoded_sets import write_set
 from local.artifacts.tuned_settings import with_tuned
-from local.common.atomic import atomic_write
-from local.common.cli import program
+from local.common.cli import choose_device, make_parser, program
 from local.common.errors import UserError
-from local.common.progress import Progress
-from local.data.batch import Batch
-from local.data.datamodule import AsrDataModule
+from local.data.datamodule import AsrDataModule, Batches
 from local.data.durations import FRAME_SECONDS
 from local.data.tokenizer import Tokenizer
-from local.decoding.batch_decoder import Decoder
+from local.decoding.batch_decoder import BatchDecoder, with_progress
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
 from local.decoding.word_times import rounded, timed_words
@@ -37,11 +39,9 @@ from model.search import Hypothesis
 import torch
 
 
-def record(batch: Batch, row: int, hypothesis: Hypothesis, tokenizer: Tokenizer) -> dict[str, Any]:
-    """One line of the output."""
+def result_of(hypothesis: Hypothesis, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return a hypothesis as plain values, as it stands in a line of the output."""
     return {
-        "id": batch.ids[row],
-        "ref": batch.texts[row],
         "hyp": tokenizer.decode(hypothesis.tokens),
         "tokens": hypothesis.tokens,
         "times": hypothesis.times,
@@ -51,37 +51,39 @@ def record(batch: Batch, row: int, hypothesis: Hypothesis, tokenizer: Tokenizer)
     }
 
 
-def decode_set(decoder: Decoder, data: AsrDataModule, name: str, exp_dir: Path, checkpoint: Path) -> None:
-    """Decodes one part and writes its files. `UserError` when none of its utterances can be read."""
+def decode_set(
+    decoder: BatchDecoder, batches: Batches, name: str, tokenizer: Tokenizer, exp_dir: Path, origin: dict[str, Any]
+) -> None:
+    """Decode one part and write its files. origin: what made it, except the options ("made_by").
+
+    Raises `UserError` if none of its utterances can be read.
+    """
     decoder.usage.reset()
-    batches = data.test_dataloader(name)
-    records: dict[str, list[dict[str, Any]]] = {method: [] for method in decoder.recognisers}
+    lines: dict[str, list[dict[str, Any]]] = {method: [] for method in decoder.recognisers}
     frames = 0
-    with Progress(batches.num_cuts, f"decoding {name}", "utt") as bar:
-        for batch in batches:
-            results = decoder.run_fitting(batch.inputs, batch.input_lens, batch.texts, batch.ids)
-            for method, hypotheses in results.items():
-                records[method] += [record(batch, i, h, data.tokenizer) for i, h in enumerate(hypotheses)]
-            frames += batch.num_frames
-            bar.update(len(batch.ids))
-    if not frames:
-        raise UserError(f"{name}: none of its {batches.num_cuts} utterances could be read")
-    if batches.skipped:
-        print(f"warning: {name}: {batches.skipped} of {batches.num_cuts} utterances left out", file=sys.stderr)
-    for method, lines in records.items():
+    for batch in with_progress(batches, "decoding", name):
+        for method, hypotheses in decoder.run(batch.inputs, batch.input_lens, batch.ids).items():
+            for utterance, ref, hypothesis in zip(batch.ids, batch.texts, hypotheses, strict=True):
+                line = {"id": utterance, "ref": ref, **result_of(hypothesis, tokenizer)}
+                if decoder.recognisers[method].method.oracle:
+                    line["nbest"] = [result_of(entry, tokenizer) for entry in hypothesis.nbest or [hypothesis]]
+                lines[method].append(line)
+        frames += batch.num_frames
+    for method, found in lines.items():
         stats = statistics(decoder, method, frames * FRAME_SECONDS)
-        stats |= {"utterances": len(lines), "skipped": batches.skipped, "checkpoint": str(checkpoint)}
-        folder = exp_dir / "decode" / method
-        write(folder / f"{name}.stats.json", json.dumps(stats, indent=2) + "\n")
-        lines.sort(key=lambda line: line["id"])
-        write(folder / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        stats |= {"utterances": len(found), "skipped": batches.skipped, "checkpoint": origin["checkpoint"]}
+        date = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        stats["made_by"] = {**origin, "options": stats["options"], "date": date}
+        found.sort(key=lambda line: line["id"])
+        write_set(exp_dir / "decode" / method / f"{name}.jsonl", found, stats)
         rtf = stats["seconds"] / stats["audio_seconds"]
-        print(f"{name}: {len(lines)} utterances by {method}, RTF {rtf:.4f}", flush=True)
+        print(f"{name}: {len(found)} utterances by {method}, RTF {rtf:.4f}", flush=True)
 
 
-def statistics(decoder: Decoder, method: str, audio_seconds: float) -> dict[str, Any]:
-    """What one method cost on one part, and what it ran with."""
+def statistics(decoder: BatchDecoder, method: str, audio_seconds: float) -> dict[str, Any]:
+    """Return one method's cost on one part, and its options."""
     seconds, peak = decoder.usage.seconds, decoder.usage.peak_mib
+    gpu = decoder.device.type == "cuda"
     return {
         "seconds": seconds["encoder"] + seconds[method],
         "encoder_seconds": seconds["encoder"],
@@ -89,49 +91,61 @@ def statistics(decoder: Decoder, method: str, audio_seconds: float) -> dict[str,
         "audio_seconds": audio_seconds,
         "peak_memory_mib": round(max(peak["encoder"], peak[method]), 1),
         "threads": torch.get_num_threads(),
-        "device": device_name(decoder.device),
+        "device": torch.cuda.get_device_name(decoder.device) if gpu else decoder.device.type,
         "options": {**decoder.recognisers[method].options, "tail_frames": decoder.tail_frames},
     }
 
 
-def device_name(device: torch.device) -> str:
-    """`cpu`, or the GPU's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def origin_of(path: Path, content: dict[str, Any], tuned: bool, max_utterances: int) -> dict[str, Any]:
+    """Return what made a decoded set, except options and date.
 
-
-def write(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    with atomic_write(path) as tmp:
-        tmp.write_text(text, encoding="utf-8")
+    "label" is short: "epoch-7-avg-3", or "epoch-7" for a checkpoint of training; "-tuned" if local/tune.py chose settings,
+    "-first-10" if only 10 utterances are decoded. "weights" is a hash of the weights, because a model that was trained
+    again can have the same label.
+    """
+    older = re.sub(r"\W+", "-", str(content.get("averaged", path.stem)))  # older files have no label
+    label = str(content.get("label") or older)
+    label += ("-tuned" if tuned else "") + (f"-first-{max_utterances}" if max_utterances else "")
+    weights = hashlib.sha256()
+    for name, value in sorted(content["model"].items()):
+        weights.update(name.encode() + value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return {
+        "checkpoint": str(path),
+        "average": str(content.get("averaged") or f"weights of {path.name}"),
+        "label": label,
+        "weights": weights.hexdigest()[:16],
+        "commit": git_commit(),
+    }
 
 
 @program
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    parser = make_parser(__doc__, data_dir=True, exp_dir=True)
     parser.add_argument("--checkpoint", type=Path, required=True, help="averaged.pt, or a checkpoint of training")
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--exp-dir", type=Path, required=True)
-    parser.add_argument("--conf", help="takes section `decode` from this YAML instead of the checkpoint's config")
-    parser.add_argument("--tuned", type=Path, help="what local/tune.py chose; overrides --conf")
-    parser.add_argument("--sets", nargs="+", metavar="SET", default=[], help="default: the corpus's test parts")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    args = parser.parse_args()
-    sets = [s for s in args.sets if "=" not in s]  # overrides that follow --sets end up among its values
+    parser.add_argument("--tuned", type=Path, help="settings chosen by local/tune.py; they replace those of --conf")
+    parser.add_argument("--sets", nargs="+", metavar="SET", default=[], help="short for data.test_parts=[SET,...]")
+    args = parser.parse_intermixed_args(argv)
+    # argparse takes overrides that follow --sets for its values.
     overrides = args.overrides + [s for s in args.sets if "=" in s]
-    model, cfg, tokenizer = load_averaged(args.checkpoint, overrides, args.conf)
+    if sets := [s for s in args.sets if "=" not in s]:
+        overrides.append(f"data.test_parts={json.dumps(sets)}")
+    content = load_file(args.checkpoint)
+    model, cfg, tokenizer = model_from(content, args.checkpoint, overrides, args.conf)
     if args.tuned:
         cfg.decode = with_tuned(cfg.decode, args.tuned, overrides)
-    if cfg.decode.num_threads:
-        torch.set_num_threads(cfg.decode.num_threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    origin = origin_of(args.checkpoint, content, args.tuned is not None, cfg.decode.max_utterances)
+    del content  # a checkpoint of training also holds the optimiser's state
+    device = choose_device(cfg.decode.num_threads)
     data = AsrDataModule(cfg, args.data_dir, tokenizer)
+    if not data.corpus.test:
+        raise UserError(f"{args.data_dir / 'corpus.yaml'}: key 'test' is empty; name parts to decode by --sets")
+    parts = {name: data.test_dataloader(name) for name in data.corpus.test}
     resources = Resources(model.to(device), tokenizer, device, args.exp_dir, args.data_dir)
     recognisers = {method: Recogniser(method, resources, cfg.decode) for method in cfg.decode.methods}
-    decoder = Decoder(model, recognisers, cfg.decode.tail_frames, device)
-    if not sets and not data.corpus.test:
-        raise UserError(f"{args.data_dir / 'corpus.yaml'}: key 'test' names no part; --sets names others to decode")
-    for name in sets or data.corpus.test:
-        decode_set(decoder, data, name, args.exp_dir, args.checkpoint)
+    decoder = BatchDecoder(model, recognisers, cfg.decode.tail_frames, device)
+    for name, batches in parts.items():
+        decode_set(decoder, batches, name, tokenizer, args.exp_dir, origin)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
 """Recognise a file as if it were arriving from a microphone.
 
-local/stream.py FILE.wav [--checkpoint EXP/averaged.pt] [--method greedy_search] [--chunk 0.32] [--real-time]
-    [--endpoint] [--endpoint-rules 2.4 1.2 20] [--conf FILE] [decode.beam=8 ...]
+.venv/bin/python -m local.stream FILE.wav [--checkpoint EXP/averaged.pt] [--method greedy_search] [--chunk 0.32]
+    [--real-time] [--endpoint] [--endpoint-rules 2.4 1.2 20] [--conf FILE] [decode.beam=8 ...]
 
-Prints what is recognised so far, on a terminal in one line that is rewritten; each utterance when it has ended, with its
-beginning and end in seconds; then what it took. With --real-time audio arrives at the speed at which it was spoken, else
-as fast as it is recognised.
+It prints partial results (on a terminal, one line that is rewritten), each utterance with its beginning and end in seconds,
+and the time that recognition took. With --real-time audio arrives at the speed of speech, otherwise as fast as it is
+recognised.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import time
@@ -18,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from local.artifacts.checkpoint import load_averaged
-from local.common.cli import program
+from local.common.cli import add_config_arguments, choose_device, make_parser, program
 from local.common.errors import UserError
 from local.config.methods import METHODS
 from local.config.schema import DecodeConfig
@@ -33,41 +32,47 @@ from model.search.scorers import Scorer
 import torch
 from lhotse import Recording
 
-PIECE_SECONDS = 0.02  # of audio that arrives at once, as sound cards deliver it
-ERASE = "\r\x1b[K"  # back to the line's beginning, and erase it
+PIECE_SECONDS = 0.02  # audio arrives in pieces of this length, as from a sound card
+ERASE = "\r\x1b[K"  # go back to the line's beginning and erase the line
 
 
 def make_search(name: str, resources: Resources, options: DecodeConfig) -> tuple[Stream, list[tuple[Scorer, float]]]:
-    """A method's search and the scorers of its second pass. `UserError` where it needs what a stream or the user lacks."""
+    """Return a method's search and the scorers of its second pass.
+
+    Raises `UserError` if the method cannot be streamed, or one of its files is missing or does not fit.
+    """
     method, own = METHODS[name], options.of_method(name)
     if method.oracle:
-        raise UserError(f"{name}: an oracle needs the reference, which a stream has not")
+        raise UserError(f"{name}: oracle methods need reference transcripts and cannot be used for streaming")
     try:
         search = make_stream(method, resources, own)
     except ValueError as e:
         raise UserError(f"{name}: {e}") from None
-    return search, [resources.scorer(part, own) for part in method.second_pass]
+    return search, [resources.scorer(term, own) for term in method.second_pass]
 
 
 def read_audio(path: Path, sampling_rate: int) -> torch.Tensor:
-    """Samples (S,) of a file with one channel, resampled where need be. `UserError` where it cannot be read."""
+    """Return the samples (S,) of a file with one channel at `sampling_rate` (Hz), resampled if necessary.
+
+    Raises `UserError` naming the file if it cannot be read or has several channels.
+    """
     try:
         info = check_audio(path)
     except BadAudio as e:
         raise UserError(f"{path}: {e}") from None
     if info.num_channels != 1:
-        raise UserError(f"{path}: {info.num_channels} channels; one is meant")
+        raise UserError(f"{path}: has {info.num_channels} channels; it must have one")
     try:
         recording = Recording.from_file(path)
         if recording.sampling_rate != sampling_rate:
             recording = recording.resample(sampling_rate)
         return torch.from_numpy(recording.load_audio()[0])
-    except Exception as e:  # lhotse's readers raise whatever they happen upon
+    except Exception as e:  # lhotse's readers raise exceptions of many types
         raise UserError(f"{path}: unreadable: {str(e).strip()[:200] or type(e).__name__}") from None
 
 
 def arriving(audio: torch.Tensor, sampling_rate: int, real_time: bool) -> Iterator[torch.Tensor]:
-    """The samples in pieces; with `real_time` none comes before it would have been recorded."""
+    """Yield the samples (S,) in pieces; with `real_time`, each at the time at which it would have been recorded."""
     start = time.perf_counter()
     done = 0
     for piece in audio.split(max(1, int(PIECE_SECONDS * sampling_rate))):
@@ -78,14 +83,15 @@ def arriving(audio: torch.Tensor, sampling_rate: int, real_time: bool) -> Iterat
 
 
 class Display:
-    """Results on standard output: a line that is rewritten on a terminal, plain lines elsewhere."""
+    """Results on standard output: one line that is rewritten on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
+        """Find out whether standard output is a terminal."""
         self._rewrites = sys.stdout.isatty()
         self._shown = ""
 
     def partial(self, segment: Segment) -> None:
-        """Shows what is recognised so far, if it is something new."""
+        """Show a partial result if it changed."""
         if segment.text == self._shown:
             return
         self._shown = segment.text
@@ -96,7 +102,7 @@ class Display:
             print(f"{segment.end:.2f}: {segment.text}", flush=True)
 
     def final(self, segment: Segment) -> None:
-        """Shows an utterance that has ended, or nothing where nothing was said."""
+        """Show an utterance that has ended, unless it has no words."""
         if self._rewrites:
             print(ERASE, end="")
         if segment.text:
@@ -105,7 +111,7 @@ class Display:
 
 
 def stream(recogniser: StreamingRecogniser, audio: torch.Tensor, real_time: bool) -> None:
-    """Recognises audio (S,) at the recogniser's rate piece by piece, showing results and the time it took."""
+    """Recognise audio (S,) at the recogniser's rate piece by piece; show results and the time that they took."""
     rate, display = recogniser.sampling_rate, Display()
     busy, start = 0.0, time.perf_counter()
     for piece in arriving(audio, rate, real_time):
@@ -126,29 +132,28 @@ def stream(recogniser: StreamingRecogniser, audio: torch.Tensor, real_time: bool
 
 @program
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the program."""
+    rules = EndpointRules()
+    parser = make_parser(__doc__, conf=False)
     parser.add_argument("file", type=Path, metavar="FILE", help="one channel, any sampling rate")
+    add_config_arguments(parser)
     parser.add_argument("--checkpoint", type=Path, default=Path("exp/tiny/averaged.pt"), help="%(default)s")
     parser.add_argument("--method", choices=list(METHODS), default="modified_beam_search", help="%(default)s")
     parser.add_argument("--chunk", type=float, default=0.32, metavar="SECONDS", help="%(default)s")
-    parser.add_argument("--real-time", action="store_true", help="audio arrives no faster than it was spoken")
+    parser.add_argument("--real-time", action="store_true", help="audio arrives at the speed of speech")
     parser.add_argument("--endpoint", action="store_true", help="find the ends of utterances")
-    rules = EndpointRules()
-    parser.add_argument(
-        "--endpoint-rules", type=float, nargs=3, metavar="SECONDS", help="silence before anything was said, silence after it, "
-        f"longest utterance: {rules.nothing_said} {rules.silence} {rules.longest}"
-    )  # fmt: skip
+    help_rules = (
+        "silence before the first word, silence after a word, longest utterance: "
+        f"{rules.nothing_said} {rules.silence} {rules.longest}"
+    )
+    parser.add_argument("--endpoint-rules", type=float, nargs=3, metavar="SECONDS", help=help_rules)
     parser.add_argument("--data-dir", type=Path, help="prepared data, for fast_beam_search_LG")
-    parser.add_argument("--conf", help="takes section `decode` from this YAML instead of the checkpoint's config")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     args = parser.parse_intermixed_args(argv)
     if args.endpoint_rules:
         rules = EndpointRules(*args.endpoint_rules)
     model, cfg, tokenizer = load_averaged(args.checkpoint, args.overrides, args.conf)
-    if cfg.decode.num_threads:
-        torch.set_num_threads(cfg.decode.num_threads)
     audio = read_audio(args.file, cfg.features.sampling_rate)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(cfg.decode.num_threads)
     resources = Resources(model.to(device), tokenizer, device, args.checkpoint.parent, args.data_dir)
     search, second_pass = make_search(args.method, resources, cfg.decode)
     recogniser = StreamingRecogniser(
@@ -161,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         endpoint=rules if args.endpoint or args.endpoint_rules else None,
         second_pass=second_pass,
     )
-    # Whatever is compiled or loaded at the first call should not come while audio is arriving.
+    # The first call compiles and loads; that must not happen while audio arrives.
     recogniser.accept(torch.zeros(cfg.features.sampling_rate), cfg.features.sampling_rate)
     recogniser.finish()
     stream(recogniser, audio, args.real_time)

@@ -1,61 +1,48 @@
-"""Stage "tune": the averaging range, blank penalty and scales with the lowest WER on the dev parts.
+"""Stage "tune": choose the averaging range, blank penalty and scales with the lowest WER on the dev parts.
 
-local/tune.py --checkpoint exp/tiny/averaged.pt --data-dir data/tiny --exp-dir exp/tiny [--conf FILE] [tune.lm_scale=[0.1,0.2]
-    ...]
+.venv/bin/python -m local.tune --checkpoint exp/tiny/averaged.pt --data-dir data/tiny --exp-dir exp/tiny [--conf FILE]
+    [tune.lm_scale=[0.1,0.2] ...]
 
-Tries every combination of the lists of section `tune`: average_num and blank_penalty by greedy search (without such lists that
-is tried as it is), then, with the best of these, the scales of each of decode.methods that has some. Of equal WERs the smaller
-values win. What the command line gives a value (decode.lm_scale=0.3) is not tuned. It writes EXP/tune.tsv, every point that was
-tried; EXP/tuned.yaml, which local/decode.py takes; and where average_num is tuned EXP/tuned.pt, the average of that range.
+It tries every combination of the lists of section `tune`. First, average_num and blank_penalty by greedy search; without
+such lists, greedy search is tried once. Then, with the best of these, the scales of each of decode.methods that has some.
+Of equal WERs the smaller values win. A key given on the command line (decode.lm_scale=0.3) is not tuned. It writes
+EXP/tune.tsv, which lists every point; EXP/tuned.yaml, which local/decode.py uses; and, if average_num is tuned,
+EXP/tuned.pt, the average over the best range.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
-from local.artifacts.checkpoint import load_averaged
+from local.artifacts.averaging import make_average
+from local.artifacts.checkpoint import load_averaged, model_from, save_file
 from local.artifacts.tuned_settings import keys_of, save_tuned
 from local.common.atomic import atomic_write
-from local.common.cli import program
+from local.common.cli import choose_device, make_parser, program
 from local.common.errors import UserError
-from local.common.out_of_memory import in_halves_on_oom
-from local.common.progress import Progress
-from local.config.load import TUNED, load_config
+from local.config.load import TUNED
 from local.config.methods import METHODS
-from local.config.schema import DecodeConfig, TuneConfig
+from local.config.schema import AverageConfig, DecodeConfig, TuneConfig
 from local.data.datamodule import AsrDataModule
-from local.decoding.batch_decoder import Decoder
+from local.decoding.batch_decoder import BatchDecoder, Encoded, search, with_progress
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
+from local.scoring.align import word_errors
 from model.transducer import Transducer
 
-import kaldialign
 import torch
 
-AVERAGE = Path(__file__).with_name("average.py")
 GREEDY = "greedy_search"
-
-
-@dataclass
-class Encoded:
-    """A batch after the encoder, on the CPU: out (N, T, C), lens (N,), and its references and ids."""
-
-    out: torch.Tensor
-    lens: torch.Tensor
-    texts: list[str]
-    ids: list[str]
+EncodedParts = list[tuple[Encoded, list[str]]]  # on the CPU, each with its references
 
 
 @dataclass
 class Point:
-    """What was tried for one method, and the word errors that it made."""
+    """Values that were tried for one method, and the word errors that it made with them."""
 
     method: str
     values: dict[str, float]
@@ -73,86 +60,115 @@ class Point:
 
 
 def lists(tune: TuneConfig, given: set[str]) -> dict[str, list[float]]:
-    """The lists that are to be gone through, ascending: those with values whose key is not given."""
+    """Return the lists to try, each ascending: those with values whose key is not in `given`."""
     named = {f.name: sorted(set(getattr(tune, f.name))) for f in fields(tune)}
     return {name: values for name, values in named.items() if values and TUNED[name] not in given}
 
 
 def grid(names: Iterable[str], values: dict[str, list[float]]) -> Iterator[dict[str, float]]:
-    """Every combination of the lists of these names."""
+    """Yield every combination of the lists with these names."""
     keys = [name for name in names if name in values]
     for point in product(*(values[key] for key in keys)):
         yield dict(zip(keys, point, strict=True))
 
 
-class Tuner:
-    """The dev parts and what is tried on them. given: keys that the command line has values for."""
+@dataclass
+class Trial:
+    """One average on the dev parts.
 
-    def __init__(self, data: AsrDataModule, options: DecodeConfig, given: set[str], device: torch.device) -> None:
-        self.data, self.options, self.given, self.device = data, options, given, device
+    Attributes:
+      best: its best point by greedy search.
+      model: the average on the device.
+      parts: its encoder's output.
+      content: of its file, if this program made the average.
+    """
+
+    best: Point
+    model: Transducer
+    parts: EncodedParts
+    content: dict[str, Any] | None
+
+
+class Tuner:
+    """The dev parts and the points tried on them."""
+
+    def __init__(
+        self, data: AsrDataModule, options: DecodeConfig, given: set[str], device: torch.device, exp_dir: Path
+    ) -> None:
+        """Keep the data, section `decode`, the keys that the command line gives, the device and the experiment's folder."""
+        self.data, self.options, self.given, self.device, self.exp_dir = data, options, given, device, exp_dir
         self.points: list[Point] = []
 
-    def encode(self, model: Transducer) -> list[Encoded]:
-        """All dev parts. `UserError` when they hold no word that can be recognised."""
-        decoder = Decoder(model, {}, self.options.tail_frames, self.device)
-        batches = []
+    def resources(self, model: Transducer) -> Resources:
+        """Return what methods need besides `model`."""
+        return Resources(model, self.data.tokenizer, self.device, self.exp_dir, self.data.data_dir)
+
+    def encode(self, model: Transducer) -> EncodedParts:
+        """Encode all dev parts. Raises `UserError` if their references have no word."""
+        decoder = BatchDecoder(model, {}, self.options.tail_frames, self.device)
+        found: EncodedParts = []
         for part in self.data.corpus.dev:
-            loader = self.data.test_dataloader(part)
-            with Progress(loader.num_cuts, f"encoding {part}", "utt") as bar:
-                for batch in loader:
-                    x, lens = batch.inputs, batch.input_lens
+            for batch in with_progress(self.data.test_dataloader(part), "encoding", part):
+                texts = dict(zip(batch.ids, batch.texts, strict=True))
+                for e in decoder.encode(batch.inputs, batch.input_lens, batch.ids):
+                    found.append((Encoded(e.out.cpu(), e.lens.cpu(), e.ids), [texts[i] for i in e.ids]))
+        if not any(text.split() for _, texts in found for text in texts):
+            raise UserError(f"the dev parts {', '.join(self.data.corpus.dev)} have no word to tune on")
+        return found
 
-                    def work(rows: slice, x: torch.Tensor = x, lens: torch.Tensor = lens) -> tuple[torch.Tensor, torch.Tensor]:
-                        out, out_lens = decoder.encode(x[rows, : int(lens[rows].max())], lens[rows])
-                        return out.cpu(), out_lens.cpu()
-
-                    first = 0
-                    for out, out_lens in in_halves_on_oom(work, batch.ids, self.device):
-                        rows = slice(first, first + len(out))
-                        batches.append(Encoded(out, out_lens, batch.texts[rows], batch.ids[rows]))
-                        first += len(out)
-                    bar.update(len(batch.ids))
-        if not any(text.split() for batch in batches for text in batch.texts):
-            raise UserError(f"the dev parts {', '.join(self.data.corpus.dev)} hold no word to tune on")
-        return batches
-
-    def try_point(self, recogniser: Recogniser, batches: Sequence[Encoded], method: str, values: dict[str, float]) -> Point:
-        """Decodes, counts and notes down."""
-        decode = self.data.tokenizer.decode
+    def try_point(self, recogniser: Recogniser, parts: EncodedParts, method: str, values: dict[str, float]) -> Point:
+        """Decode with `values`, count the word errors, and record both."""
         errors = words = 0
-        for batch in batches:
-
-            def work(rows: slice, batch: Encoded = batch) -> list[list[str]]:
-                out, lens = batch.out[rows].to(self.device), batch.lens[rows]
-                return [decode(h.tokens).split() for h in recogniser(out, lens, batch.texts[rows])]
-
-            hyps = [hyp for part in in_halves_on_oom(work, batch.ids, self.device) for hyp in part]
-            for text, hyp in zip(batch.texts, hyps, strict=True):
-                errors += kaldialign.edit_distance(text.split(), hyp)["total"]
+        for encoded, texts in parts:
+            for text, hypothesis in zip(texts, search(recogniser, encoded, self.device), strict=True):
+                errors += word_errors(text, self.data.tokenizer.decode(hypothesis.tokens))
                 words += len(text.split())
         self.points.append(Point(method, values, errors, words))
         print(f"tune: {self.points[-1]}", flush=True)
         return self.points[-1]
 
-    def scales(
-        self, resources: Resources, batches: Sequence[Encoded], values: dict[str, list[float]]
-    ) -> dict[str, dict[str, float]]:
-        """`by_method` with the best scales of each method that has any of `values`."""
-        chosen = {}
+    def try_average(
+        self, model: Transducer, content: dict[str, Any] | None, num: int | None, values: dict[str, list[float]]
+    ) -> Trial:
+        """Try an average with each blank penalty by greedy search. num: its average.num if that is tuned."""
+        parts, resources = self.encode(model), self.resources(model)
+        of_range = {} if num is None else {"average_num": float(num)}
+        points = []
+        for point in grid(["blank_penalty"], values):
+            recogniser = Recogniser(GREEDY, resources, with_penalty(self.options, point))
+            points.append(self.try_point(recogniser, parts, GREEDY, {**of_range, **point}))
+        return Trial(min(points, key=lambda p: p.rank), model, parts, content)
+
+    def recognisers(
+        self, method: str, resources: Resources, values: dict[str, list[float]]
+    ) -> Iterator[tuple[Recogniser, dict[str, float]]]:
+        """Yield a method with each combination of its scales; nothing if none of `values` is a scale of it."""
+        names = [name for name in METHODS[method].scales if f"decode.by_method.{method}.{name}" not in self.given]
+        for point in grid(names, values):
+            own = {**self.options.by_method.get(method, {}), **point}
+            options = replace(self.options, by_method={**self.options.by_method, method: own})
+            if point:
+                yield Recogniser(method, resources, options), point
+
+    def check(self, model: Transducer, values: dict[str, list[float]]) -> None:
+        """Raise `UserError` if a file of a method is missing or does not fit, or if a method refuses a value."""
+        resources = self.resources(model)
         for method in self.options.methods:
-            found = []
-            names = [name for name in METHODS[method].scales if f"decode.by_method.{method}.{name}" not in self.given]
-            for point in grid(names, values):
-                own = {**self.options.by_method.get(method, {}), **point}
-                options = replace(self.options, by_method={**self.options.by_method, method: own})
-                if point:
-                    found.append(self.try_point(Recogniser(method, resources, options), batches, method, point))
-            if found:
-                chosen[method] = min(found, key=lambda p: p.rank).values
+            for _ in self.recognisers(method, resources, values):
+                pass
+
+    def scales(self, best: Trial, values: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+        """Return `by_method` with the best scales of each method that has any of `values`."""
+        chosen, resources = {}, self.resources(best.model)
+        for method in self.options.methods:
+            found = self.recognisers(method, resources, values)
+            points = [self.try_point(recogniser, best.parts, method, point) for recogniser, point in found]
+            if points:
+                chosen[method] = min(points, key=lambda p: p.rank).values
         return chosen
 
     def table(self) -> str:
-        """Every point, tab-separated, in the order in which they were tried."""
+        """Return every point, tab-separated, in the order in which they were tried."""
         head = ["method", *TUNED, "errors", "words", "wer"]
         lines = ["\t".join(head)]
         for p in self.points:
@@ -161,88 +177,59 @@ class Tuner:
         return "\n".join(lines) + "\n"
 
 
-def average(exp_dir: Path, num: int, conf: str | None, overrides: Sequence[str]) -> Path:
-    """Makes the average of `num` epochs by local/average.py; -> its file. `UserError` where that is not possible."""
-    path = exp_dir / f".tune-{os.getpid()}-{num}.pt"
-    command = [sys.executable, str(AVERAGE), "--exp-dir", str(exp_dir), "--output", str(path)]
-    command += ["--conf", conf] if conf else []
-    command += [o for o in overrides if o.startswith("average.")] + [f"average.num={num}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"tune.average_num: {num}: {done.stderr.strip().removeprefix('error: ')}")
-    return path
-
-
-def tune(args: argparse.Namespace) -> None:
-    """The program's work."""
-    model, cfg, tokenizer = load_averaged(args.checkpoint, args.overrides, args.conf)
-    if args.conf:
-        cfg.tune = load_config(args.conf, args.overrides).tune
-    given = keys_of(args.overrides)
-    values = lists(cfg.tune, given)
-    if cfg.decode.num_threads:
-        torch.set_num_threads(cfg.decode.num_threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tuner = Tuner(AsrDataModule(cfg, args.data_dir, tokenizer), cfg.decode, given, device)
-
-    def resources(model: Transducer) -> Resources:
-        return Resources(model, tokenizer, device, args.exp_dir, args.data_dir)
-
-    made: dict[int, Path] = {}
-    found: list[tuple[Point, Transducer, list[Encoded]]] = []
-    nums: list[int | None] = [int(n) for n in values.get("average_num", [])]
-    try:
-        for num in nums or [None]:
-            if num is not None:
-                made[num] = average(args.exp_dir, num, args.conf, args.overrides)
-                model = load_averaged(made[num], args.overrides, args.conf)[0]
-            batches = tuner.encode(model.to(device))
-            of_range = {} if num is None else {"average_num": float(num)}
-            points = []
-            for point in grid(["blank_penalty"], values):
-                recogniser = Recogniser(GREEDY, resources(model), with_penalty(cfg.decode, point))
-                points.append(tuner.try_point(recogniser, batches, GREEDY, {**of_range, **point}))
-            # Only the best range's encoder outputs are kept.
-            found = sorted([*found, (min(points, key=lambda p: p.rank), model, batches)], key=lambda f: f[0].rank)[:1]
-        best, model, batches = found[0]
-        tuner.options = with_penalty(cfg.decode, best.values)
-        by_method = tuner.scales(resources(model), batches, values)
-        save(args.exp_dir, tuner, best.values, by_method, made)
-    finally:
-        for path in made.values():
-            path.unlink(missing_ok=True)
-
-
 def with_penalty(options: DecodeConfig, values: dict[str, float]) -> DecodeConfig:
-    """`options` with the blank penalty of `values` where these have one."""
+    """Return `options` with the blank penalty of `values` if they have one."""
     return replace(options, blank_penalty=values.get("blank_penalty", options.blank_penalty))
 
 
-def save(
-    exp_dir: Path, tuner: Tuner, values: dict[str, float], by_method: dict[str, dict[str, float]], made: dict[int, Path]
-) -> None:
-    """The files: tune.tsv, tuned.pt where an averaging range was chosen, tuned.yaml at last."""
+def average_of(folder: Path, options: AverageConfig, num: int) -> dict[str, Any]:
+    """Return the content of the average with average.num=`num`. Raises `UserError` naming key and value."""
+    try:
+        return make_average(folder, replace(options, num=num))
+    except UserError as e:
+        raise UserError(f"key 'tune.average_num': no average with the value {num}: {e}") from None
+
+
+def save(exp_dir: Path, tuner: Tuner, best: Trial, by_method: dict[str, dict[str, float]]) -> None:
+    """Write tune.tsv, then tuned.pt if an averaging range was chosen, and tuned.yaml last."""
     with atomic_write(exp_dir / "tune.tsv") as tmp:
         tmp.write_text(tuner.table(), encoding="utf-8")
-    chosen = dict(values)
+    chosen = dict(best.best.values)
     num = chosen.pop("average_num", None)
-    if num is None:
+    if best.content is None:
         (exp_dir / "tuned.pt").unlink(missing_ok=True)
     else:
-        os.replace(made[int(num)], exp_dir / "tuned.pt")
+        save_file(best.content, exp_dir / "tuned.pt")
     save_tuned(exp_dir / "tuned.yaml", {**chosen, "by_method": by_method}, {} if num is None else {"num": int(num)})
     print(f"{exp_dir / 'tuned.yaml'}: best of {len(tuner.points)} points")
 
 
 @program
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="averaged.pt; for what average_num does not say")
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--exp-dir", type=Path, required=True)
-    parser.add_argument("--conf", help="takes sections `decode`, `tune` and `average` from this YAML, not the checkpoint's")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    tune(parser.parse_args(argv))
+    """Run the program."""
+    parser = make_parser(__doc__, data_dir=True, exp_dir=True)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="averaged.pt; used if average_num is not tuned")
+    args = parser.parse_intermixed_args(argv)
+    model, cfg, tokenizer = load_averaged(args.checkpoint, args.overrides, args.conf)
+    given, folder = keys_of(args.overrides), args.exp_dir / "checkpoints"
+    values = lists(cfg.tune, given)
+    device = choose_device(cfg.decode.num_threads)
+    tuner = Tuner(AsrDataModule(cfg, args.data_dir, tokenizer), cfg.decode, given, device, args.exp_dir)
+    nums = [int(n) for n in values.get("average_num", [])]
+    # Check all values before decoding: an error at the last one would lose the results of the others.
+    for num in nums:
+        average_of(folder, cfg.average, num)
+    tuner.check(model.to(device), values)
+    best = None if nums else tuner.try_average(model, None, None, values)
+    for num in nums:
+        content = average_of(folder, cfg.average, num)
+        model = model_from(content, folder, args.overrides, args.conf)[0].to(device)
+        trial = tuner.try_average(model, content, num, values)
+        if best is None or trial.best.rank < best.best.rank:
+            best = trial  # only the best encoder output is kept
+    assert best is not None
+    tuner.options = with_penalty(cfg.decode, best.best.values)
+    save(args.exp_dir, tuner, best, tuner.scales(best, values))
 
 
 if __name__ == "__main__":

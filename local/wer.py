@@ -1,31 +1,32 @@
-"""Score every decoded set of an experiment: the WER table.
+"""Stage "score": the WER table of an experiment.
 
-    python local/wer.py --exp-dir exp/tiny [--data-dir data/tiny] [--compare exp/other]
+    .venv/bin/python -m local.wer --exp-dir exp/tiny [--data-dir data/tiny] [--compare exp/other]
 
-reads EXP/decode/<method>/<set>.jsonl, one `{"id", "ref", "hyp", ...}` a line, and `<set>.stats.json` beside it where
-there is one, and writes EXP/wer.json, EXP/wer.md (printed too), EXP/wer.png and EXP/errors/<set>.<method>.txt.
+It reads EXP/decode/<method>/<set>.jsonl, one `{"id", "ref", "hyp", ...}` per line, and <set>.stats.json if there is one. It
+writes EXP/wer.json, EXP/wer.md (printed too), EXP/wer.png and EXP/errors/<set>.<method>.txt. All of these hold the sets of
+one average, the one that decoded last. Sets of earlier averages or options are listed below the table.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from local.artifacts.decoded_sets import DecodedSet, find_sets
 from local.common.atomic import atomic_write
-from local.common.cli import program
+from local.common.cli import make_parser, program
 from local.common.errors import UserError
-from local.config.methods import METHODS
-from local.scoring.align import Score, Utterance, compare, score, symbol_delay
+from local.common.text_files import read_lines
+from local.scoring.align import Score, Utterance, compare, score, symbol_delay, word_errors
 from local.scoring.error_report import error_report
-from local.scoring.hypotheses import check_complete, cost, decoded, lines_of, spoken_words
-from local.scoring.table import Results, percent, plot, table
+from local.scoring.hypotheses import check_complete, cost, is_oracle, read_hypotheses, read_sets, spoken_words
+from local.scoring.table import Results, earlier_table, origin, percent, plot, table
 
 
 def as_row(result: Score, rtf: float | None, memory: float | None, delay: float | None, oracle: bool) -> dict[str, Any]:
-    """The entry of one set and method in wer.json; rates in percent, rounded to 4 decimals; MiB; seconds."""
+    """Return the entry of one set and method in wer.json: rates in percent, memory in MiB, delay in seconds."""
 
     def rounded(x: float | None) -> float | None:
         return None if x is None else round(x, 4)
@@ -48,19 +49,19 @@ def as_row(result: Score, rtf: float | None, memory: float | None, delay: float 
 
 
 def perplexity_line(path: Path) -> str:
-    """What the language model's dev perplexity is, as a paragraph; nothing where there is no such file."""
+    """Return a paragraph with the language model's dev perplexity; "" if there is no such file."""
     if not path.is_file():
         return ""
     try:
-        found = json.loads("".join(lines_of(path)))["dev"]["perplexity"]
+        found = json.loads("\n".join(read_lines(path)))["dev"]["perplexity"]
         return f"\nLanguage model: perplexity of dev {found['per_token']:.2f} per token, {found['per_word']:.2f} per word.\n"
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path}: not by local/train_lm.py ({e})") from None
 
 
-def compared(ours: dict[str, dict[str, list[Utterance]]], other_dir: Path) -> Iterator[str]:
-    """Lines comparing the sets and methods that two experiments have in common, utterance by utterance."""
-    theirs = decoded(other_dir)
+def comparison(ours: dict[str, dict[str, list[Utterance]]], other_dir: Path) -> Iterator[str]:
+    """Yield a line for each set and method that both experiments decoded: WERs and a paired bootstrap."""
+    theirs = read_sets(other_dir, find_sets(other_dir)[0])
     for name, methods in ours.items():
         for method, b in methods.items():
             a = theirs.get(name, {}).get(method)
@@ -73,36 +74,57 @@ def compared(ours: dict[str, dict[str, list[Utterance]]], other_dir: Path) -> It
             yield f"{name} {method}: {wers}, better with probability {p:.3f}"
 
 
+def wer_of(decoded: DecodedSet) -> float | None:
+    """Return the WER of one decoded set in percent, without an interval; None if the references have no word."""
+    utterances = read_hypotheses(decoded.path)
+    words = sum(len(u.ref.split()) for u in utterances)
+    return 100 * sum(word_errors(u.ref, u.hyp) for u in utterances) / words if words else None
+
+
+def write_reports(folder: Path, reports: dict[str, str]) -> None:
+    """Write the error reports by name and remove those of sets and methods that are no longer in the table."""
+    for name, text in reports.items():
+        with atomic_write(folder / name) as path:
+            path.write_text(text, encoding="utf-8")
+    for path in folder.glob("*.*.txt"):
+        if path.name not in reports:
+            path.unlink()
+
+
 @program
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Score every decoded set of an experiment: the WER table.")
-    parser.add_argument("--exp-dir", type=Path, required=True, help="experiment with decode/<method>/<set>.jsonl")
-    parser.add_argument("--data-dir", type=Path, help="prepared corpus: warns of utterances that were not decoded")
-    parser.add_argument("--compare", type=Path, metavar="EXP", help="another experiment: is this one better, surely?")
+    """Run the program."""
+    parser = make_parser(__doc__, conf=False, exp_dir=True)
+    parser.add_argument("--data-dir", type=Path, help="prepared data: warn of utterances that were not decoded")
+    help_compare = "compare with another experiment (paired bootstrap)"
+    parser.add_argument("--compare", type=Path, metavar="EXP", help=help_compare)
     args = parser.parse_args(argv)
-    hypotheses = decoded(args.exp_dir)
+    sets, earlier = find_sets(args.exp_dir)
+    current = {(s.name, s.method): s for s in sets}
+    hypotheses = read_sets(args.exp_dir, sets)
     results: Results = {}
+    reports = {}
     for name, methods in hypotheses.items():
         spoken = {}
         if args.data_dir is not None:
             check_complete(args.data_dir, name, next(iter(methods.values())))
             spoken = spoken_words(args.data_dir, name)
         for method, utterances in methods.items():
-            scored = score(utterances)
-            costs = cost(args.exp_dir / "decode" / method / f"{name}.stats.json")
-            oracle = method in METHODS and METHODS[method].oracle
-            results.setdefault(name, {})[method] = as_row(scored, *costs, symbol_delay(scored, spoken), oracle)
-            with atomic_write(args.exp_dir / "errors" / f"{name}.{method}.txt") as path:
-                path.write_text(error_report(f"set {name}, {method}", scored), encoding="utf-8")
+            scored, costs = score(utterances), cost(current[name, method])
+            row = as_row(scored, *costs, symbol_delay(scored, spoken), is_oracle(method))
+            results.setdefault(name, {})[method] = row
+            reports[f"{name}.{method}.txt"] = error_report(f"set {name}, {method}", scored)
+    text = origin(sets) + table(results) + perplexity_line(args.exp_dir / "lm" / "perplexity.json")
+    text += earlier_table([(s, wer_of(s), current.get((s.name, s.method))) for s in earlier])
+    write_reports(args.exp_dir / "errors", reports)
     with atomic_write(args.exp_dir / "wer.json") as path:
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    shown = table(results) + perplexity_line(args.exp_dir / "lm" / "perplexity.json")
     plot(results, args.exp_dir / "wer.png")
     with atomic_write(args.exp_dir / "wer.md") as path:
-        path.write_text(shown, encoding="utf-8")
-    print(shown, end="")
+        path.write_text(text, encoding="utf-8")
+    print(text, end="")
     if args.compare is not None:
-        print("\n".join(compared(hypotheses, args.compare)) or f"no set and method in common with {args.compare}")
+        print("\n".join(comparison(hypotheses, args.compare)) or f"no set and method in common with {args.compare}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prepared data of four short utterances and an experiment with an untrained model, for the tests that decode."""
+"""Prepared data of four short utterances and an experiment with an untrained model, for tests that decode."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from lhotse import CutSet, Recording, SupervisionSegment
 
-SMALL = [
-    *(f"model.encoder.{key}=16" for key in ("d_model", "rnn_hidden_size", "dim_feedforward")), "model.encoder.num_layers=1",
-    "model.decoder.dim=16", "model.joiner.dim=16", "data.num_workers=0", "lm.dim=8", "lm.hidden=8", "lm.num_layers=1",
-]  # fmt: skip
+SMALL = [f"model.encoder.{key}=16" for key in ("d_model", "rnn_hidden_size", "dim_feedforward")]
+SMALL += ["model.encoder.num_layers=1", "model.decoder.dim=16", "model.joiner.dim=16", "data.num_workers=0"]
+SMALL += ["lm.dim=8", "lm.hidden=8", "lm.num_layers=1"]
 DURATIONS = {"a-1": 0.8, "b-2": 0.05, "c-3": 1.2, "d-4": 0.5}  # 0.05 s: less than the front end sees at once
 TEXTS = ["ONE TWO THREE", "TWO ONE", "THREE"]
 
@@ -33,12 +32,12 @@ def toy_weights(cfg: Config, tokenizer: Tokenizer, seed: int) -> dict[str, torch
     torch.manual_seed(seed)
     model = build_model(cfg, tokenizer.vocab_size)
     with torch.no_grad():
-        model.joiner.output_linear.bias[:3] = -3.0  # little blank and unknown, so that something is recognised
+        model.joiner.output_linear.bias[:3] = -3.0  # few blanks, so that some tokens are recognised
     return model.state_dict()
 
 
 def save_toy_lm(cfg: Config, tokenizer: Tokenizer, folder: Path) -> None:
-    """lm.pt with weights so large that it matters, and bigram.arpa."""
+    """Write lm.pt, with weights large enough to change results, and bigram.arpa."""
     torch.manual_seed(5)
     lm = LstmLm(**lm_sizes(cfg, tokenizer.vocab_size))
     with torch.no_grad():
@@ -50,7 +49,7 @@ def save_toy_lm(cfg: Config, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def make_experiment(root: Path) -> None:
-    """root/data with one part, `test`, which is the dev part too; root/averaged.pt; root/lm."""
+    """Write root/data with one part, `test`, which is the dev part too; root/averaged.pt; root/lm."""
     import soundfile
 
     generator = np.random.default_rng(0)
@@ -73,7 +72,7 @@ def make_experiment(root: Path) -> None:
 
 
 def levenshtein(a: list[str] | str, b: list[str] | str) -> int:
-    """Least number of substitutions, deletions and insertions from a to b, by the textbook's table."""
+    """Return the least number of substitutions, deletions and insertions from a to b, by dynamic programming."""
     above = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         row = [i]

@@ -1,22 +1,50 @@
-"""Averages of checkpoints: which ones, and what their mean is."""
+"""Averages of checkpoints: which checkpoints, and their mean."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from local.artifacts.checkpoint import checkpoints, load_file
+from local.artifacts.checkpoint import check_finite, checkpoints, load_file, tokenizer_of
 from local.common.errors import UserError
+from local.config import config_from_dict
 from local.config.schema import AverageConfig
 from model.average import State, average_between, average_plain
 
 import torch
 
 CHECKPOINT_KEYS = ("config", "tokens", "tokens_hash", "vocab_size", "bpe_model", "git_commit", "versions")
+Average = tuple[State, dict[str, Any], str, str]  # weights, the last checkpoint's content, the range in words, its label
+
+
+def make_average(folder: Path, options: AverageConfig) -> dict[str, Any]:
+    """Average checkpoints and return the content of averaged.pt.
+
+    Its key "averaged" describes the range in words, "label" in short, as icefall does: "epoch-7-avg-3" is the running
+    average over epochs 5 to 7; "-plain" marks the mean of that many checkpoints.
+
+    Args:
+      folder: EXP/checkpoints.
+      options: section `average` of the config.
+
+    Raises:
+      UserError: a checkpoint is missing, damaged, or of another model; or the range holds no running average.
+    """
+    state, end, described, label = (_plain if options.mode == "plain" else _running)(folder, options)
+    weights = {k: v.to(end["model"][k].dtype) for k, v in state.items()}  # averages are float64, models are not
+    check_finite(weights, folder)
+    tokenizer_of(end, folder)
+    config_from_dict(end["config"], where=str(folder))
+    facts = {"averaged": f"{options.mode}: {described}", "label": label}
+    return {"model": weights, **facts, **{k: end[k] for k in CHECKPOINT_KEYS}}
 
 
 def load_for_averaging(path: Path, running: bool) -> dict[str, Any]:
-    """A checkpoint. `UserError` where it lacks what an average, a running one too, is made of."""
+    """Read a checkpoint of training.
+
+    running: whether its running average is needed too.
+    Raises `UserError` naming the key that is missing or damaged.
+    """
     content = load_file(path)
     missing = [key for key in CHECKPOINT_KEYS if key not in content]
     if missing:
@@ -34,42 +62,42 @@ def load_for_averaging(path: Path, running: bool) -> dict[str, Any]:
 
 
 def check_same_model(state: State, model: State, where: Path) -> None:
-    """`UserError` unless two sets of weights have the same names, shapes and kinds of numbers."""
+    """Raise `UserError` unless two sets of weights have the same names, shapes and kinds of numbers."""
     if odd := sorted(map(str, state.keys() ^ model.keys())):
-        raise UserError(f"{where}: its model is another one than its average's or the other checkpoints': '{odd[0]}'")
+        raise UserError(f"{where}: its model differs from that of its average or of the other checkpoints: '{odd[0]}'")
     for key, value in state.items():
         pair = (value, model[key])
         alike = all(isinstance(v, torch.Tensor) for v in pair) and value.shape == model[key].shape
         if not alike or value.is_floating_point() != model[key].is_floating_point():
-            raise UserError(f"{where}: '{key}' is not the same kind of weights as in its average or the other checkpoints")
+            raise UserError(f"{where}: '{key}' has another shape or type in its average or in the other checkpoints")
 
 
 def select_range(folder: Path, options: AverageConfig) -> list[tuple[int, Path]]:
-    """The checkpoints of the range (last - num, last] and the one at its start, if kept, newest first.
+    """Return the checkpoints up to `average.last` with their numbers, newest first.
 
-    Raises `UserError` naming what is missing.
+    Raises `UserError` if there are none or the last one is missing.
     """
-    kept = dict(checkpoints(folder, options.unit))
-    if not kept:
+    found = dict(checkpoints(folder, options.unit))
+    if not found:
         other = "step" if options.unit == "epoch" else "epoch"
-        hint = f"average.unit={other} takes those that are there" if checkpoints(folder, other) else "stage 1 makes them"
+        hint = f"there are some for average.unit={other}" if checkpoints(folder, other) else "stage 1 (train) makes them"
         raise UserError(f"{folder}: no {options.unit} checkpoints; {hint}")
-    last = options.last or max(kept)
-    if last not in kept:
+    last = options.last or max(found)
+    if last not in found:
         raise UserError(f"{folder}/{options.unit}-{last}.pt does not exist (key 'average.last')")
-    return [(n, kept[n]) for n in sorted(kept, reverse=True) if n <= last]
+    return [(n, found[n]) for n in sorted(found, reverse=True) if n <= last]
 
 
-def running(folder: Path, options: AverageConfig) -> tuple[State, dict[str, Any], str]:
-    """The mean over a range from its two end checkpoints: weights, the end's content, and the range in words."""
+def _running(folder: Path, options: AverageConfig) -> Average:
+    """Average over all batches of a range, from the running averages in the checkpoints at its two ends."""
     candidates = select_range(folder, options)
     last, end_path = candidates[0]
     end = load_for_averaging(end_path, running=True)
     average = end["average"]
     if average["batches"] == 0:
         raise UserError(
-            f"{end_path}: no running average yet, train.average_period is {average['period']}; average.mode=plain "
-            "takes the weights as they are"
+            f"{end_path}: no running average yet, train.average_period is {average['period']}; "
+            "use average.mode=plain for the weights as they are"
         )
     if options.unit == "epoch":
         first = last - options.num
@@ -83,18 +111,19 @@ def running(folder: Path, options: AverageConfig) -> tuple[State, dict[str, Any]
         start_path = candidates[options.num][1] if len(candidates) > options.num else None
         first = candidates[options.num][0] if start_path else 0
     if start_path is None:
-        return average["state"], end, f"{options.unit}s 1 to {last}"
+        label = f"epoch-{last}-avg-{last}" if options.unit == "epoch" else f"step-{last}-avg-all"
+        return average["state"], end, f"{options.unit}s 1 to {last}", label
     start = load_for_averaging(start_path, running=True)["average"]
     check_same_model(start["state"], average["state"], start_path)
     try:
         state = average_between(start["state"], start["batches"], average["state"], average["batches"])
     except ValueError as e:
         raise UserError(f"{start_path} to {end_path}: {e}; train.average_period is {average['period']}") from None
-    return state, end, f"{options.unit}s {first + 1} to {last}"
+    return state, end, f"{options.unit}s {first + 1} to {last}", f"{options.unit}-{last}-avg-{options.num}"
 
 
-def plain(folder: Path, options: AverageConfig) -> tuple[State, dict[str, Any], str]:
-    """The mean of named checkpoints, or of the newest `num` of the range."""
+def _plain(folder: Path, options: AverageConfig) -> Average:
+    """Average the weights of `average.checkpoints`, or of the newest `num` checkpoints of the range."""
     if options.checkpoints:
         paths = [Path(p) for p in options.checkpoints]
     else:
@@ -102,4 +131,5 @@ def plain(folder: Path, options: AverageConfig) -> tuple[State, dict[str, Any], 
     contents = [load_for_averaging(p, running=False) for p in paths]
     for path, content in zip(paths, contents, strict=True):
         check_same_model(content["model"], contents[-1]["model"], path)
-    return average_plain([c["model"] for c in contents]), contents[-1], ", ".join(p.name for p in paths)
+    state = average_plain([c["model"] for c in contents])
+    return state, contents[-1], ", ".join(p.name for p in paths), f"{paths[-1].stem}-avg-{len(paths)}-plain"

@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -157,7 +159,7 @@ def provenance(cfg: Config, tokenizer: Tokenizer) -> dict[str, Any]:
         "tokens_hash": config_hash("\n".join(tokenizer.tokens)),
         "vocab_size": tokenizer.vocab_size,
         "bpe_model": torch.frombuffer(bytearray(tokenizer.model), dtype=torch.uint8),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), **_versions()},
     }
 
@@ -174,7 +176,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
+    """Return what `git describe` says of this program's code; "unknown" outside a repository."""
     try:
         result = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
@@ -188,21 +191,47 @@ def _git_commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def load_averaged(
-    path: Path, overrides: list[str] | None = None, conf: str | None = None
-) -> tuple[Transducer, Config, Tokenizer]:
-    """A model in evaluation mode, its config (with `overrides` of decoding keys) and its tokens, from one file.
+RECOGNITION = ("data", "average", "decode", "tune")  # sections that can change after training
 
-    Works for the file that local/average.py writes and for any training checkpoint (its last weights).
-    conf: a YAML whose section `decode` stands in for the file's, so that it can be edited after training.
+
+def config_for_recognition(saved: dict[str, Any], overrides: Sequence[str], conf: str | Path | None, where: Path) -> Config:
+    """Return a trained model's config with today's sections `RECOGNITION`.
+
+    These come from `conf` if it is given, else from the checkpoint, each with `overrides`. Everything else belongs to the
+    model and comes from the checkpoint alone. A program can thus take all overrides of a command line.
+
+    Args:
+      saved: the config in the checkpoint `where`.
+      overrides: "key.sub=value" of any section.
+      conf: an experiment's YAML.
+
+    Raises:
+      UserError: an unknown key, a wrong type or an impossible value.
     """
-    content = load_file(path)
+    cfg = config_from_dict(saved, where=str(where))
+    asked = load_config(conf, overrides) if conf else config_from_dict(saved, overrides, str(where)) if overrides else cfg
+    return replace(cfg, **{section: getattr(asked, section) for section in RECOGNITION})
+
+
+def load_averaged(
+    path: Path, overrides: Sequence[str] = (), conf: str | Path | None = None
+) -> tuple[Transducer, Config, Tokenizer]:
+    """Read a model in evaluation mode, its config and its tokens from one file.
+
+    The file is one that local/average.py writes, or any checkpoint of training (its last weights).
+    overrides, conf: as in `config_for_recognition`.
+    """
+    return model_from(load_file(path), path, overrides, conf)
+
+
+def model_from(
+    content: dict[str, Any], path: Path, overrides: Sequence[str] = (), conf: str | Path | None = None
+) -> tuple[Transducer, Config, Tokenizer]:
+    """Return what `load_averaged` returns, from the file's content; `path` is for messages."""
     for key, kind in (("config", dict), ("bpe_model", torch.Tensor)):
         if not isinstance(content.get(key), kind):
             raise UserError(f"{path}: holds no '{key}'; local/average.py writes files that decoding can read")
-    cfg = config_from_dict(content["config"], overrides or [], where=str(path))
-    if conf is not None:
-        cfg.decode = load_config(conf, overrides or []).decode
+    cfg = config_for_recognition(content["config"], overrides, conf, path)
     tokenizer = tokenizer_of(content, path)
     model = build_model(cfg, tokenizer.vocab_size)
     load_weights(model, content["model"], path)

@@ -25,13 +25,18 @@ def make_parser(
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if conf:
-        parser.add_argument("--conf", type=Path, help="experiment's YAML; it changes values of conf/base.yaml")
-        parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes values of both")
+        add_config_arguments(parser)
     if data_dir:
         parser.add_argument("--data-dir", type=Path, required=True, help="prepared data, such as data/tiny")
     if exp_dir:
         parser.add_argument("--exp-dir", type=Path, required=True, help="the experiment's folder, such as exp/tiny")
     return parser
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --conf and `overrides`; a program with positional arguments of its own calls this after adding them."""
+    parser.add_argument("--conf", type=Path, help="experiment's YAML; it changes values of conf/base.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes values of both")
 
 
 def choose_device(num_threads: int = 0) -> torch.device:

@@ -1,0 +1,1 @@
+"""Decoding: from features to hypotheses, in batches and in streams."""

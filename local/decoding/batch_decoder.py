@@ -1,9 +1,17 @@
-"""The encoder on a batch of features, and every asked method on its output."""
+"""The encoder on batches of features, and the decoding methods on its output."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from local.common.errors import UserError
 from local.common.meter import Meter
 from local.common.out_of_memory import in_halves_on_oom
+from local.common.progress import Progress
+from local.data.batch import Batch
+from local.data.datamodule import Batches
 from local.decoding.recogniser import Recogniser
 from model.encoder.subsampling import subsampled
 from model.search import Hypothesis
@@ -12,51 +20,89 @@ from model.transducer import Transducer
 import torch
 
 
-class Decoder:
-    """Runs the encoder once and every method on its output, and measures each."""
+@dataclass
+class Encoded:
+    """N utterances after the encoder: out (N, T', C), lens (N,) frames of it, N ids."""
+
+    out: torch.Tensor
+    lens: torch.Tensor
+    ids: list[str]
+
+
+class BatchDecoder:
+    """Run the encoder once and every method on its output, and measure each.
+
+    Attributes:
+      usage: time and memory of "encoder" and of each method.
+    """
 
     def __init__(self, model: Transducer, recognisers: dict[str, Recogniser], tail_frames: int, device: torch.device) -> None:
+        """Keep a model in evaluation mode on `device`, methods by name, and key decode.tail_frames."""
         self.model, self.recognisers, self.tail_frames, self.device = model, recognisers, tail_frames, device
         self.usage = Meter(device)
-        # Whatever is compiled or loaded at the first call should not count as time of the first set.
-        nothing = torch.zeros(1, 2, model.encoder.d_model, device=device)
+        # The first call compiles and loads; that time must not count for the first set.
+        empty = torch.zeros(1, 2, model.encoder.d_model, device=device)
         for recogniser in recognisers.values():
-            recogniser(nothing, torch.tensor([2]), [""])
+            recogniser(empty, torch.tensor([2]))
 
-    @torch.no_grad()
-    def encode(self, x: torch.Tensor, x_lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (N, T, F) and their lengths (N,) -> the encoder's output (N, T', C) and its lengths."""
-        x, x_lens = x.to(self.device), x_lens.to(self.device)
-        out, out_lens, _ = self.model.encoder(*with_tail(x, x_lens, self.tail_frames))
-        return out, out_lens.masked_fill(subsampled(x_lens) < 1, 0)  # too short for the front end: nothing was said
+    def encode(self, x: torch.Tensor, x_lens: torch.Tensor, ids: list[str]) -> list[Encoded]:
+        """Encode features (N, T, F) of x_lens (N,) frames, in parts if memory is short.
 
-    def run(self, x: torch.Tensor, x_lens: torch.Tensor, texts: list[str]) -> dict[str, list[Hypothesis]]:
-        """Features (N, T, F), their lengths (N,), references -> per method one hypothesis per utterance."""
-        with self.usage.of("encoder"):
-            out, out_lens = self.encode(x, x_lens)
-        results = {}
-        for method, recogniser in self.recognisers.items():
-            with self.usage.of(method):
-                results[method] = recogniser(out, out_lens, texts)
+        Raises `UserError` naming an utterance that is too long for the memory.
+        """
+
+        @torch.no_grad()
+        def work(rows: slice) -> Encoded:
+            with self.usage.of("encoder"):
+                lens = x_lens[rows].to(self.device)
+                part = x[rows, : int(lens.max())].to(self.device)
+                out, out_lens, _ = self.model.encoder(*with_tail(part, lens, self.tail_frames))
+                # An utterance too short for the front end has no speech; its tail must not be searched.
+                return Encoded(out, out_lens.masked_fill(subsampled(lens) < 1, 0), ids[rows])
+
+        return in_halves_on_oom(work, ids, self.device)
+
+    def run(self, x: torch.Tensor, x_lens: torch.Tensor, ids: list[str]) -> dict[str, list[Hypothesis]]:
+        """Return, by method, one hypothesis per utterance; arguments and errors as for `encode`."""
+        results: dict[str, list[Hypothesis]] = {method: [] for method in self.recognisers}
+        for encoded in self.encode(x, x_lens, ids):
+            for method, recogniser in self.recognisers.items():
+                with self.usage.of(method):
+                    results[method] += search(recogniser, encoded, self.device)
         return results
 
-    def run_fitting(
-        self, x: torch.Tensor, x_lens: torch.Tensor, texts: list[str], ids: list[str]
-    ) -> dict[str, list[Hypothesis]]:
-        """`run`, in halves where the memory does not suffice. `UserError` naming an utterance that alone is too long."""
 
-        def work(rows: slice) -> dict[str, list[Hypothesis]]:
-            return self.run(x[rows, : int(x_lens[rows].max())], x_lens[rows], texts[rows])
+def search(recogniser: Recogniser, encoded: Encoded, device: torch.device) -> list[Hypothesis]:
+    """Return one hypothesis per utterance; search on `device`, in halves if memory is short."""
 
-        parts = in_halves_on_oom(work, ids, self.device)
-        return {method: [h for part in parts for h in part[method]] for method in self.recognisers}
+    def work(rows: slice) -> list[Hypothesis]:
+        return recogniser(encoded.out[rows].to(device), encoded.lens[rows].to(device))
+
+    return [h for part in in_halves_on_oom(work, encoded.ids, device) for h in part]
+
+
+def with_progress(batches: Batches, action: str, part: str) -> Iterator[Batch]:
+    """Yield a part's batches and show progress; `action` is a word such as "decoding".
+
+    Warns of utterances that cannot be read. Raises `UserError` if that is all of them.
+    """
+    found = 0
+    with Progress(batches.num_cuts, f"{action} {part}", "utt") as bar:
+        for batch in batches:
+            yield batch
+            found += len(batch)
+            bar.update(len(batch))
+    if not found:
+        raise UserError(f"{part}: none of its {batches.num_cuts} utterances could be read")
+    if batches.skipped:
+        print(f"warning: {part}: {batches.skipped} of {batches.num_cuts} utterances left out", file=sys.stderr)
 
 
 def with_tail(x: torch.Tensor, x_lens: torch.Tensor, tail: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Appends `tail` frames of quiet to features (N, T, F), so that tokens emitted late still come out.
+    """Append `tail` quiet frames to features (N, T, F) of x_lens (N,) frames, so that late tokens are still emitted.
 
-    Quiet is the least that each channel reached in the utterance itself: to digital silence, which a room never has, a model
-    that was not trained with it answers with words that nobody said.
+    Quiet is the minimum of each channel in the utterance itself. A model that was not trained with digital silence, which
+    no room has, would answer to it with words that nobody said.
     """
     if tail == 0:
         return x, x_lens

@@ -1,4 +1,4 @@
-"""Where an utterance in a stream of audio ends, told by how long the recogniser has found nothing but blanks."""
+"""Endpoint rules: an utterance in a stream of audio ends after a long enough run of blanks."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, fields
 
 from local.common.errors import UserError
 
-ROUNDING = 1e-6  # seconds: frames that add up to a limit are enough
+ROUNDING = 1e-6  # seconds: frames that add up to exactly a limit must fire its rule
 
 
 @dataclass(frozen=True)
 class EndpointRules:
-    """Three rules, each enough, after those of Kaldi's online decoding (D. Povey and others, online2/online-endpoint.h).
+    """Three rules, of which one is enough, as in Kaldi's online decoding (online2/online-endpoint.h, D. Povey and others).
 
-    Attributes, all in seconds:
-      nothing_said: silence where no token has been found yet.
-      silence: silence after a token.
-      longest: length of an utterance, speech or not.
+    Attributes:
+      nothing_said: seconds of silence before the first token.
+      silence: seconds of silence after a token.
+      longest: seconds of an utterance, speech or not.
     """
 
     nothing_said: float = 2.4
@@ -25,17 +25,17 @@ class EndpointRules:
     longest: float = 20.0
 
     def __post_init__(self) -> None:
-        """Raises `UserError` for a time that is none."""
+        """Raise `UserError` for a time that is not positive and finite."""
         for f in fields(self):
             value = getattr(self, f.name)
             if not (value > 0 and math.isfinite(value)):
-                raise UserError(f"endpoint rules: {f.name} is {value}: seconds above 0 are meant")
+                raise UserError(f"endpoint rule {f.name} is {value}: must be a positive number of seconds")
 
     def fired(self, num_frames: int, last_token: int | None, frame_seconds: float) -> str | None:
-        """The name of the rule by which an utterance ends now, None where it goes on.
+        """Return the name of the rule that ends an utterance now; None if it continues.
 
-        num_frames: how many frames have been searched. last_token: the frame of the last token found, None for none.
-        frame_seconds: of audio per such frame.
+        num_frames: frames searched so far. last_token: the frame of the last token; None before the first token.
+        frame_seconds: seconds of audio per frame.
         """
         heard = frame_seconds * num_frames
         if last_token is None:

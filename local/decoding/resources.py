@@ -1,4 +1,4 @@
-"""What decoding methods need besides the transducer: language models, graphs, phrases; each read once."""
+"""What decoding methods need besides the transducer: language models, graph, hotwords. Each file is read once."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import gzip
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from local.artifacts.decoding_graph import load_graph
 from local.artifacts.language_model import load_lm
-from local.common.errors import UserError
-from local.common.text_files import read_lines
+from local.common.errors import UserError, reason
+from local.common.text_files import is_file, read_lines
 from local.config.methods import ScorerTerm
 from local.config.schema import DecodeConfig
 from local.data.tokenizer import UNK_ID, Tokenizer
@@ -20,73 +20,84 @@ from model.transducer import Transducer
 
 import torch
 
-Loaded = TypeVar("Loaded")
-
-
 Weighted = tuple[Scorer, float]
 
 
 class Resources:
-    """The transducer and what methods need besides it, which is read when first asked for and then kept."""
+    """The transducer and what methods need besides it. A file is read when a method first needs it."""
 
     def __init__(
         self, model: Transducer, tokenizer: Tokenizer, device: torch.device, exp_dir: Path, data_dir: Path | None = None
     ) -> None:
-        """model: in evaluation mode, on `device`. data_dir: needed for the graph LG alone."""
+        """Keep a model in evaluation mode on `device`, and the folders. Only the graph LG needs data_dir."""
         self.model, self.tokenizer, self.device, self.exp_dir, self.data_dir = model, tokenizer, device, exp_dir, data_dir
-        self._kept: dict[tuple[str, Path], Any] = {}
+        self._loaded: dict[tuple[str, Path | None], Any] = {}
 
-    def scorer(self, part: ScorerTerm, options: DecodeConfig) -> Weighted:
-        """A method's scorer with its scale. Raises `UserError` where its file is missing or no such model."""
-        scale = part.sign * getattr(options, part.scale)
-        if part.scorer == "internal_lm":
-            return InternalLmScorer(self.model), scale
-        return self._once(part.scorer, self.path(part.scorer, options), self._lm if part.scorer == "lm" else self._ngram), scale
+    def scorer(self, term: ScorerTerm, options: DecodeConfig) -> Weighted:
+        """Return a method's scorer and its scale.
 
-    def path(self, scorer: str, options: DecodeConfig) -> Path:
-        """The file of "lm", "ngram" or "bigram"."""
-        given = getattr(options, scorer)
-        return Path(given) if given else self.exp_dir / "lm" / ("lm.pt" if scorer == "lm" else "bigram.arpa")
+        Raises `UserError` naming a file that is missing or not such a model.
+        """
+        path = self.path(term.scorer, options)
+        if path is not None and not is_file(path):
+            stage = f"stage 3 (lm) of run.sh makes EXP/lm/{SCORERS[term.scorer][0]} if lm.train=true"
+            raise UserError(f"{path} is missing; {stage}, key decode.{term.scorer} can name another file")
+        return self._load(term.scorer, path, SCORERS[term.scorer][1]), term.sign * getattr(options, term.scale)
+
+    def path(self, scorer: str, options: DecodeConfig) -> Path | None:
+        """Return a scorer's file; None for a scorer without file."""
+        default = SCORERS[scorer][0]
+        return None if default is None else Path(getattr(options, scorer) or self.exp_dir / "lm" / default)
 
     def graph(self) -> Any:
-        """LG. Raises `UserError` where it is missing, naming the program that makes it."""
+        """Return LG. Raises `UserError` if it is missing, naming the program that makes it."""
         if self.data_dir is None:
-            raise UserError("the graph LG is read from prepared data: name their folder")
-        return self._once("graph", self.data_dir / "graph" / "LG.npz", lambda path: load_graph(path, self.tokenizer))
+            raise UserError("the graph LG is part of the prepared data; name their folder by --data-dir")
+        path = self.data_dir / "graph" / "LG.npz"
+        return self._load("graph", path, lambda _, path: load_graph(path, self.tokenizer))
 
     def hotwords(self, options: DecodeConfig) -> list[Weighted]:
-        """The scorer of decode.hotwords where that is set and has any phrase."""
+        """Return the scorer of decode.hotwords; nothing if the key is null or the file has no phrase."""
         if options.hotwords is None:
             return []
         phrases = read_hotwords(Path(options.hotwords), options.hotwords_boost, self.tokenizer)
         return [(HotwordScorer(phrases, self.tokenizer.vocab_size, self.device), 1.0)] if phrases else []
 
-    def _once(self, kind: str, path: Path, load: Callable[[Path], Loaded]) -> Loaded:
-        if (kind, path) not in self._kept:
-            self._kept[kind, path] = load(path)
-        return self._kept[kind, path]
+    def _load(self, kind: str, path: Path | None, load: Callable[[Resources, Any], Any]) -> Any:
+        if (kind, path) not in self._loaded:
+            self._loaded[kind, path] = load(self, path)
+        return self._loaded[kind, path]
 
-    def _lm(self, path: Path) -> Scorer:
-        if not path.is_file():
-            raise UserError(f"{path} is missing; stage 3 (lm) of run.sh makes EXP/lm/lm.pt where lm.train=true")
-        lm, _ = load_lm(path, self.tokenizer)
-        return LstmLmScorer(lm.to(self.device))
 
-    def _ngram(self, path: Path) -> Scorer:
-        try:
-            with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-                return NGramScorer(read_arpa(lines), self.tokenizer.tokens, self.device)
-        except FileNotFoundError:
-            made = "stage 3 (lm) of run.sh makes EXP/lm/bigram.arpa where lm.train=true, local/ngram.py any"
-            raise UserError(f"{path} is missing; {made}") from None
-        except (ValueError, OSError, EOFError) as e:
-            raise UserError(f"{path}: not an n-gram model of these tokens: {str(e).splitlines()[0]}") from None
+def load_lstm(resources: Resources, path: Path) -> Scorer:
+    """Read the LSTM language model of local/train_lm.py."""
+    return LstmLmScorer(load_lm(path, resources.tokenizer)[0].to(resources.device))
+
+
+def load_ngram(resources: Resources, path: Path) -> Scorer:
+    """Read an n-gram model over the tokens, ARPA or gzipped ARPA."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            return NGramScorer(read_arpa(lines), resources.tokenizer.tokens, resources.device)
+    except (ValueError, OSError, EOFError) as e:
+        raise UserError(f"{path}: not an n-gram model of these tokens: {reason(e)}") from None
+
+
+# Scorer -> its default file in EXP/lm, which key decode.<scorer> can replace (None: it needs no file), and its loader.
+SCORERS: dict[str, tuple[str | None, Callable[[Resources, Any], Scorer]]] = {
+    "lm": ("lm.pt", load_lstm),
+    "ngram": ("bigram.arpa", load_ngram),
+    "bigram": ("bigram.arpa", load_ngram),
+    "internal_lm": (None, lambda resources, _: InternalLmScorer(resources.model)),
+}
 
 
 def read_hotwords(path: Path, boost: float, tokenizer: Tokenizer) -> list[tuple[list[int], float]]:
-    """The phrases of a file, `PHRASE` or `PHRASE<TAB>boost` a line, as (token ids, boost in nats).
+    """Read phrases, one per line: `PHRASE` or `PHRASE<TAB>boost`.
 
-    Raises `UserError` naming the file and line of a boost that is no number and of characters without a token.
+    boost: in nats, of phrases without their own.
+    Returns (token ids, boost in nats) of each phrase. Raises `UserError` naming the file and line of a bad boost or of
+    characters without a token.
     """
     found = []
     for number, line in enumerate(read_lines(path), 1):
@@ -101,8 +112,8 @@ def read_hotwords(path: Path, boost: float, tokenizer: Tokenizer) -> list[tuple[
         try:
             value = float(own) if own.strip() else boost
         except ValueError:
-            raise UserError(f"{path}:{number}: the boost '{own[:50]}' is no number") from None
+            value = math.nan
         if not math.isfinite(value):
-            raise UserError(f"{path}:{number}: the boost of phrase '{phrase[:80]}' is {value}")
+            raise UserError(f"{path}:{number}: the boost '{own[:50]}' must be a finite number")
         found.append((tokens, value))
     return found

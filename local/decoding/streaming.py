@@ -1,6 +1,6 @@
-"""Recognition of audio as it arrives: features, encoder and search in chunks, with the results of the whole.
+"""Recognition of audio as it arrives: features, encoder and search in chunks give the same results as the whole audio.
 
-Frames are counted thrice: samples; feature frames, one per 10 ms; and the encoder's frames, one per 4 feature frames.
+There are three units of time: samples; feature frames, one per 10 ms; and encoder frames, one per 4 feature frames.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ import numpy as np
 import torch
 
 STRIDE = math.prod(Conv2dSubsampling.STRIDES)  # feature frames per frame of the encoder
-OVERLAP = MIN_FRAMES - STRIDE  # feature frames that two chunks share, as the front end's windows overlap
+OVERLAP = MIN_FRAMES - STRIDE  # feature frames that two chunks share, because the front end's windows overlap
 
 
 class FeatureStream:
-    """Features of audio in pieces of any size: those of the whole, but for the rounding of sums.
+    """Features of audio in pieces of any size; they equal those of the whole audio up to the rounding of sums.
 
-    A frame's window reaches beyond its 10 ms on both sides, and at both ends of the audio its samples are mirrored there
-    (Kaldi's snip_edges=false). So the first frames wait for the samples to be mirrored, every frame for its whole
-    window (17.5 ms from its beginning at 16 kHz), and the one or two that reach beyond the end for `finish`.
+    A frame's window reaches beyond its 10 ms on both sides. At both ends of the audio the missing samples are mirrored
+    (Kaldi's snip_edges=false). Therefore the first frames wait for the samples to mirror, every frame waits for its whole
+    window (17.5 ms from its beginning at 16 kHz), and the last one or two, which reach beyond the end, wait for `finish`.
     """
 
     def __init__(self, features: FeaturesConfig) -> None:
+        """features: section `features` of the model's config."""
         self._fbank = make_extractor(features).extractor
         self._length, self._shift = (
             math.floor(seconds * features.sampling_rate) for seconds in (self._fbank.frame_length, self._fbank.frame_shift)
@@ -47,12 +48,12 @@ class FeatureStream:
         self.reset()
 
     def reset(self) -> None:
-        """Begins another audio."""
+        """Begin a new audio."""
         self._num_samples = 0
         self._samples = torch.empty(0)  # from the next frame's window on
 
     def accept(self, samples: torch.Tensor) -> torch.Tensor:
-        """The next samples (S,), float32 in [-1, 1] -> features (T, F) of the frames that they complete."""
+        """Take the next samples (S,), float32 in [-1, 1]; return features (T, F) of the frames that they complete."""
         before, self._num_samples = self._num_samples, self._num_samples + len(samples)
         self._samples = torch.cat([self._samples, samples])
         if self._num_samples < self._first:
@@ -62,9 +63,9 @@ class FeatureStream:
         return self._complete()
 
     def finish(self) -> torch.Tensor:
-        """The audio is over -> features (T, F) of its last frames; `reset` begins another one.
+        """End the audio; return features (T, F) of its last frames. Call `reset` before the next audio.
 
-        Of audio so short that its mirror image does not fill the window (below 8.75 ms), which lhotse refuses: none.
+        Audio below 8.75 ms gives no frame: its mirror image does not fill the window, and lhotse refuses it too.
         """
         total = (self._num_samples + self._shift // 2) // self._shift
         beyond = (total - 1) * self._shift + self._length - self._left - self._num_samples
@@ -79,27 +80,27 @@ class FeatureStream:
         self._samples = torch.cat([self._samples[: self._left].flip(0), self._samples])
 
     def _complete(self) -> torch.Tensor:
-        """Features of the windows that are complete."""
+        """Return features of the windows that are complete."""
         if len(self._samples) < self._length:
             return self._none
-        # Given an (empty) remainder it mirrors nothing itself.
+        # With an (empty) remainder as argument, lhotse mirrors no samples itself.
         features, rest = self._fbank.online_inference(self._samples.unsqueeze(0), torch.empty(1, 0))
         self._samples = rest[0]
         return features[0]
 
 
 class EncoderStream:
-    """The encoder over features in pieces of any size, in chunks of `chunk_frames`, with the output of the whole."""
+    """The encoder over features in pieces of any size, in chunks; its output equals that of the whole utterance."""
 
     def __init__(self, encoder: LstmEncoder, chunk_frames: int, tail_frames: int) -> None:
-        """tail_frames: how many frames of quiet follow an utterance, as `local.decoding.batch_decoder.with_tail` appends them.
+        """chunk_frames: feature frames per chunk. tail_frames: quiet frames after an utterance, as in `with_tail`.
 
-        Raises `UserError` for chunks that are not a multiple of the front end's stride, or an encoder that looks ahead.
+        Raises `UserError` if chunk_frames is not a multiple of the front end's stride, or if the encoder looks ahead.
         """
         if chunk_frames < STRIDE or chunk_frames % STRIDE:
-            raise UserError(f"chunks of {chunk_frames} frames: a multiple of {STRIDE} is needed")
+            raise UserError(f"a chunk has {chunk_frames} frames: must be a multiple of {STRIDE}")
         if any(isinstance(m, torch.nn.InstanceNorm1d) for m in encoder.modules()):
-            raise UserError("a model with model.encoder.norm=instance cannot be streamed: it looks at whole utterances")
+            raise UserError("model.encoder.norm=instance cannot be streamed: it normalises over whole utterances")
         self.encoder, self.chunk_frames, self.tail_frames = encoder, chunk_frames, tail_frames
         self.device = encoder.encoder_embed.out.weight.device
         self._waiting = torch.empty(0, encoder.num_features)
@@ -107,15 +108,15 @@ class EncoderStream:
 
     def _begin(self) -> None:
         self._states: States | None = None
-        self._encoded = 0  # feature frames that chunks have left behind
-        self._quiet = torch.full((self._waiting.shape[1],), torch.inf)  # the least of each channel
+        self._encoded = 0  # feature frames of earlier chunks
+        self._quiet = torch.full((self._waiting.shape[1],), torch.inf)  # minimum of each channel
 
     def accept(self, features: torch.Tensor) -> None:
-        """Takes the next feature frames (T, F)."""
+        """Take the next feature frames (T, F)."""
         self._waiting = torch.cat([self._waiting, features])
 
     def next_chunk(self) -> torch.Tensor | None:
-        """The next chunk's output (1, chunk_frames / 4, C); None where its frames have not all come."""
+        """Return the next chunk's output (1, chunk_frames / 4, C); None if its frames are not complete."""
         if len(self._waiting) < self.chunk_frames + OVERLAP:
             return None
         x = self._waiting[: self.chunk_frames + OVERLAP]
@@ -125,15 +126,15 @@ class EncoderStream:
         return self._encode(x)
 
     def finish(self, everything: bool = True) -> tuple[torch.Tensor, int]:
-        """The utterance ends -> its remaining output (1, T', C), T' perhaps 0, and of how many feature frames it was.
+        """End the utterance; return its remaining output (1, T', C), T' >= 0, and its number of feature frames.
 
-        everything: its last frame is the last that has come; else, the last that a chunk has seen, and those that came
-        after it are the beginning of the next utterance.
+        everything: whether the utterance ends at the last frame that arrived. Otherwise it ends at the last frame that a
+        chunk has seen, and later frames begin the next utterance.
         """
         x = self._waiting if everything else self._waiting[:OVERLAP]
         self._waiting = self._waiting[len(x) :]
         num_frames = self._encoded + len(x)
-        if num_frames < MIN_FRAMES:  # too short for the front end: nothing was said
+        if num_frames < MIN_FRAMES:  # too short for the front end: no speech
             x = x[:0]
         elif self.tail_frames and len(x):
             quiet = torch.minimum(self._quiet, x.amin(0))
@@ -152,12 +153,13 @@ class EncoderStream:
 
 @dataclass(frozen=True)
 class Segment:
-    """What was recognised of one utterance, or of it so far.
+    """The result of one utterance, or of its audio so far.
 
     Attributes:
       text: its words.
-      hypothesis: tokens, and the frames of the encoder's output, counted from `begin`, at which they were emitted.
-      begin, end: where it lies in the audio, in seconds.
+      hypothesis: its tokens, and the encoder frames, counted from `begin`, at which they were emitted.
+      begin: seconds from the beginning of the audio.
+      end: likewise.
     """
 
     text: str
@@ -169,8 +171,8 @@ class Segment:
 class StreamingRecogniser:
     """Audio in pieces of any size in, text out.
 
-    Without endpoint rules all the audio is one utterance, whose result is what local/decode.py gives of it. With them every
-    utterance found is one of its own, with encoder and search begun anew: its result is that of its own frames alone.
+    Without endpoint rules all audio is one utterance, and its result equals that of local/decode.py. With endpoint rules,
+    encoder and search start again after each utterance, so that its result depends on its own frames alone.
     """
 
     def __init__(
@@ -185,11 +187,20 @@ class StreamingRecogniser:
         endpoint: EndpointRules | None = None,
         second_pass: Sequence[tuple[Scorer, float]] = (),
     ) -> None:
-        """Raises `UserError` where encoder or search cannot be streamed.
+        """Keep the parts of a recogniser.
 
-        encoder, search: of one model in evaluation mode, on its device. features: what the model was trained with.
-        chunk_frames: feature frames per chunk, a multiple of 4. tail_frames: frames of quiet that follow an utterance.
-        endpoint: the rules by which utterances end. second_pass: scorers that reorder the n-best list of one that has ended.
+        Args:
+          encoder: that of a model in evaluation mode, on its device.
+          search: the search over the same model's output.
+          tokenizer: the model's tokens.
+          features: section `features` of the model's config.
+          chunk_frames: feature frames per chunk, a multiple of 4.
+          tail_frames: quiet frames that follow an utterance.
+          endpoint: rules that end an utterance; None: all audio is one utterance.
+          second_pass: scorers that reorder the n-best list at the end of an utterance.
+
+        Raises:
+          UserError: encoder or search cannot be streamed.
         """
         self.tokenizer, self.sampling_rate = tokenizer, features.sampling_rate
         self._features = FeatureStream(features)
@@ -201,20 +212,20 @@ class StreamingRecogniser:
             raise UserError(str(e)) from None
 
     def accept(self, samples: torch.Tensor | np.ndarray, sampling_rate: int) -> list[Segment]:
-        """Takes the next samples (S,), in [-1, 1]; returns the utterances that have ended by now and not been returned.
+        """Take the next samples (S,), in [-1, 1]; return the utterances that end within them.
 
-        Raises `UserError` for audio of another rate than the model's: pieces cannot be resampled without seams.
+        Raises `UserError` if the sampling rate is not the model's: resampling single pieces would leave seams.
         """
         if sampling_rate != self.sampling_rate:
             raise UserError(f"audio of {sampling_rate} Hz; the model needs {self.sampling_rate} Hz")
         return self._advance(self._features.accept(torch.as_tensor(samples, dtype=torch.float32)))
 
     def partial(self) -> Segment:
-        """The utterance that is going on, as far as its chunks have come."""
+        """Return the current utterance up to its last complete chunk."""
         return self._segment(self._best, self._begin + STRIDE * self._searched)
 
     def finish(self) -> list[Segment]:
-        """The audio is over: returns the rest of the utterances, of which the last may be empty. Then another may begin."""
+        """End the audio; return the remaining utterances, of which the last may be empty. New audio can follow."""
         segments = self._advance(self._features.finish())
         segments.append(self._end(everything=True))
         self._features.reset()
@@ -222,13 +233,13 @@ class StreamingRecogniser:
         return segments
 
     def _start(self, begin: int) -> None:
-        """An utterance begins at feature frame `begin` of the audio."""
+        """Begin an utterance at feature frame `begin` of the audio."""
         self._search.start(1)
         self._begin, self._searched = begin, 0
         self._best = self._search.results(final=False)[0]
 
     def _advance(self, features: torch.Tensor) -> list[Segment]:
-        """Takes feature frames (T, F); returns the utterances that end within them."""
+        """Take feature frames (T, F); return the utterances that end within them."""
         self._encoder.accept(features)
         ended = []
         while (out := self._encoder.next_chunk()) is not None:
@@ -240,12 +251,12 @@ class StreamingRecogniser:
         return ended
 
     def _take(self, out: torch.Tensor) -> None:
-        """Searches encoder output (1, T', C)."""
+        """Search encoder output (1, T', C)."""
         self._search.advance(out, torch.tensor([out.shape[1]]))
         self._searched += out.shape[1]
 
     def _end(self, everything: bool) -> Segment:
-        """The utterance is over, where `EncoderStream.finish` says; the next one begins."""
+        """End the utterance as `EncoderStream.finish` does and begin the next one."""
         out, num_frames = self._encoder.finish(everything)
         self._take(out)
         best = self._search.results()
@@ -262,7 +273,7 @@ class StreamingRecogniser:
 
 
 def frames_per_chunk(seconds: float) -> int:
-    """The feature frames of chunks of so many seconds, to the nearest 0.04. `UserError` for less than that."""
+    """Return the feature frames of a chunk of `seconds`, rounded to 0.04 s. Raises `UserError` below 0.04."""
     if not TOKEN_SECONDS - 1e-6 <= seconds < math.inf:
-        raise UserError(f"chunks of {seconds} seconds; at least {TOKEN_SECONDS} are needed")
+        raise UserError(f"a chunk has {seconds} seconds: must be at least {TOKEN_SECONDS}")
     return STRIDE * round(seconds / TOKEN_SECONDS)

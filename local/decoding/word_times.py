@@ -10,14 +10,14 @@ from local.data.tokenizer import BLANK_ID, SOS_EOS_ID, Tokenizer
 from model.search import Hypothesis
 
 TOKEN_SECONDS = 4 * FRAME_SECONDS  # per frame of the encoder's output
-SPACE = "\u2581"  # sentencepiece's mark of a word's beginning
+SPACE = "\u2581"  # sentencepiece marks a word's beginning with it
 
 
 def timed_words(hypothesis: Hypothesis, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The words as `Tokenizer.decode` gives them: {"word", "start", "end", "confidence"}, in order.
+    """Return the words of `Tokenizer.decode` in order, as {"word", "start", "end", "confidence"}.
 
-    start, end: seconds at which the word's first and last token came out, taking an encoder frame to be at its beginning.
-    confidence: the product of its tokens' probabilities, that is of all of them given what came before.
+    start, end: seconds at which the word's first and last token were emitted; an encoder frame counts from its beginning.
+    confidence: the product of its tokens' probabilities, each given the tokens before it.
     """
     words: list[dict[str, Any]] = []
     open_word = False
@@ -40,5 +40,5 @@ def timed_words(hypothesis: Hypothesis, tokenizer: Tokenizer) -> list[dict[str, 
 
 
 def rounded(probability: float) -> float:
-    """Four digits, as results are written."""
+    """Return a probability with the four decimals of result files; 0 if it is not finite."""
     return round(probability, 4) if math.isfinite(probability) else 0.0

@@ -1,0 +1,1 @@
+"""Scoring: word errors of decoded sets. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""Word and character errors of a decoded set: alignment, counts, bootstrap interval. Reads and writes no file."""
+"""Word and character errors of a decoded set: alignment, counts, bootstrap interval. No files."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from dataclasses import dataclass, field
 
 import kaldialign
 
-EPS = ""  # stands for "no word" in an alignment; no word of a split text is empty
+EPS = ""  # "no word" in an alignment; words are never empty
 REPLICATIONS = 10_000
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One decoded utterance: its id, the reference words, the recognised words, and when these came out.
+    """One decoded utterance.
 
-    ends: second at which each recognised word's last token was emitted; empty where that is not known.
+    Attributes:
+      id: of the utterance.
+      ref: the reference words.
+      hyp: the recognised words.
+      ends: second at which each recognised word's last token was emitted; empty if unknown.
     """
 
     id: str
@@ -53,20 +57,25 @@ class Score:
 
     @property
     def wer(self) -> float | None:
-        """Word error rate in percent; None where the references hold no word at all."""
+        """Word error rate in percent; None if the references have no word."""
         return 100.0 * self.errors / self.words if self.words else None
 
     @property
     def cer(self) -> float | None:
-        """Character error rate in percent over the texts with one space between words; None without a character."""
+        """Character error rate in percent over the texts with one space between words; None without characters."""
         return 100.0 * self.char_errors / self.chars if self.chars else None
 
 
-def score(utterances: Sequence[Utterance]) -> Score:
-    """Align every utterance's words by the least number of errors and count them.
+def word_errors(ref: str, hyp: str) -> int:
+    """Return the least number of word substitutions, deletions and insertions from `ref` to `hyp`."""
+    return int(kaldialign.edit_distance(ref.split(), hyp.split())["total"])
 
-    An empty hypothesis counts as deletions, words recognised where the reference is empty as insertions. The texts are
-    compared as they are: no change of case or punctuation.
+
+def score(utterances: Sequence[Utterance]) -> Score:
+    """Align every utterance's words with the fewest errors and count these.
+
+    If the hypothesis is empty, all reference words are deletions; if the reference is empty, all recognised words are
+    insertions. The texts are compared as they are, without any change of case or punctuation.
     """
     result = Score(list(utterances), [])
     for utterance in utterances:
@@ -94,11 +103,11 @@ def score(utterances: Sequence[Utterance]) -> Score:
 
 
 def interval(result: Score) -> tuple[float, float] | None:
-    """95 % interval of the WER in percent: its value -+ the half width of a bootstrap over utterances.
+    """Return the 95 % interval of the WER in percent: its value -+ the half width of a bootstrap over utterances.
 
     M. Bisani, H. Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004, with a
-    fixed seed. Utterances without a reference word count in the WER but are not resampled: a replicate made of them
-    alone would have no error rate. None where no utterance has a reference word.
+    fixed seed. Utterances without a reference word count in the WER but are not resampled, because a replicate of such
+    utterances alone would have no error rate. Returns None if no utterance has a reference word.
     """
     if result.wer is None:
         return None
@@ -110,17 +119,18 @@ def interval(result: Score) -> tuple[float, float] | None:
 
 
 def symbol_delay(result: Score, spoken: Mapping[str, Sequence[tuple[str, float]]]) -> float | None:
-    """Mean over the correctly recognised words of the time from a word's end in the audio to its last token, in seconds.
+    """Return the mean time in seconds from a word's end in the audio to its last token.
 
-    What came out before the word ended counts as negative. It is the model's own delay: frames that the front end must
-    have seen by then are not in it.
+    The mean is over the correctly recognised words; a word that comes out before it ends counts as negative. The delay
+    is that of the model alone, without the frames that the front end must have seen by then.
 
     Args:
-      spoken: by utterance id the words with the seconds at which they end. Utterances without, or whose words are others
-        than the reference's, are left out.
+      result: a scored set.
+      spoken: by utterance id, the words and the seconds at which they end. Utterances that are missing here, or have
+        other words than the reference, are left out.
 
     Returns:
-      None where nothing is left.
+      None if no word is left.
     """
     delays: list[float] = []
     for utterance, pairs in zip(result.utterances, result.alignments, strict=True):
@@ -137,14 +147,14 @@ def symbol_delay(result: Score, spoken: Mapping[str, Sequence[tuple[str, float]]
 
 
 def compare(refs: Sequence[str], hyps_a: Sequence[str], hyps_b: Sequence[str]) -> float:
-    """Probability, in 0..1, that system b has a lower WER than system a on speech like this (paired bootstrap).
+    """Return the probability (0 to 1) that system b has a lower WER than system a on similar speech (paired bootstrap).
 
-    Both systems' hypotheses belong to `refs`, utterance by utterance; utterances without a reference word are left out.
-    From the same paper as `interval`.
+    refs, hyps_a, hyps_b: texts, utterance by utterance. Utterances without a reference word are left out. The method is
+    from the same paper as `interval`.
     """
-    kept = [(r.split(), a.split(), b.split()) for r, a, b in zip(refs, hyps_a, hyps_b, strict=True) if r.split()]
-    if not kept:
+    spoken = [(r.split(), a.split(), b.split()) for r, a, b in zip(refs, hyps_a, hyps_b, strict=True) if r.split()]
+    if not spoken:
         return 0.0
-    r, a, b = (list(column) for column in zip(*kept, strict=True))
+    r, a, b = (list(column) for column in zip(*spoken, strict=True))
     result = kaldialign.bootstrap_wer_ci(r, a, b, replications=REPLICATIONS, seed=SEED)
     return float(result["p_s2_improv_over_s1"])

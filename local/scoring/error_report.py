@@ -7,16 +7,16 @@ from collections.abc import Iterator
 
 from local.scoring.align import Score
 
-MOST = 50  # lines of each list of frequent errors
+MAX_LINES = 50  # of each list of frequent errors
 
 
 def error_report(title: str, result: Score) -> str:
-    """Several paragraphs of plain text about `result`, headed by `title`."""
+    """Return the report on `result` as plain text; `title` comes first."""
     return "\n".join([*summary(title, result), "", *frequent(result), *by_word(result), *aligned(result)]) + "\n"
 
 
 def summary(title: str, result: Score) -> Iterator[str]:
-    """Totals."""
+    """Yield the totals."""
     count = len(result.utterances)
     yield f"{title}: {count} utterances, {result.words} words"
     if result.wer is not None and result.ci95 is not None:
@@ -28,26 +28,26 @@ def summary(title: str, result: Score) -> Iterator[str]:
 
 
 def frequent(result: Score) -> Iterator[str]:
-    """The most frequent substitutions, deletions and insertions, each list with a blank line after it."""
+    """Yield the most frequent substitutions, deletions and insertions; a blank line follows each list."""
     pairs = Counter({f"{ref} -> {hyp}": n for (ref, hyp), n in result.substitutions.items()})
     for name, counts in (("substitutions", pairs), ("deletions", result.deletions), ("insertions", result.insertions)):
         yield f"{name}: count, word"
         rows = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
-        yield from (f"{n:6d}  {word}" for word, n in rows[:MOST])
-        if len(rows) > MOST:
-            yield f"        and {len(rows) - MOST} more"
+        yield from (f"{n:6d}  {word}" for word, n in rows[:MAX_LINES])
+        if len(rows) > MAX_LINES:
+            yield f"        and {len(rows) - MAX_LINES} more"
         yield ""
 
 
 def by_word(result: Score) -> Iterator[str]:
-    """Each word with an error: how often right, substituted, deleted, put in another's place, inserted."""
+    """Yield a line for each word with an error: how often it was right, substituted, deleted, and so on."""
     lost: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
     for (ref, hyp), n in result.substitutions.items():
         lost[ref] += n
         wrong[hyp] += n
     errors = lost + wrong + result.deletions + result.insertions
-    yield "by word: errors, right, substituted, deleted, put for another, inserted, word"
+    yield "by word: errors, right, substituted, deleted, recognised instead of another, inserted, word"
     for word, n in sorted(errors.items(), key=lambda row: (-row[1], row[0])):
         counts = (n, result.correct[word], lost[word], result.deletions[word], wrong[word], result.insertions[word])
         yield "".join(f"{c:6d}" for c in counts) + f"  {word}"
@@ -55,7 +55,7 @@ def by_word(result: Score) -> Iterator[str]:
 
 
 def aligned(result: Score) -> Iterator[str]:
-    """Every utterance with an error: equal words as they are, errors as (ref->hyp), * for no word."""
+    """Yield every utterance with an error: equal words as they are, errors as (ref->hyp), * for no word."""
     yield "utterances with an error: (ref->hyp), * for no word"
     for utterance, pairs in zip(result.utterances, result.alignments, strict=True):
         if any(ref != hyp for ref, hyp in pairs):

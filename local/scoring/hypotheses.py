@@ -1,4 +1,4 @@
-"""What decoding wrote, read and checked: hypotheses, references, costs."""
+"""Read and check what decoding wrote: hypotheses, references, costs."""
 
 from __future__ import annotations
 
@@ -9,43 +9,70 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from local.artifacts.decoded_sets import DecodedSet
 from local.common.errors import UserError
 from local.common.text_files import read_lines
 from local.config.methods import METHODS
-from local.scoring.align import Utterance
+from local.scoring.align import Utterance, word_errors
 
 MAX_NAMED = 3  # ids named in a message before "and N more"
-
-
 STAGE = "stage 3 of prepare.sh"
 
 
 def read_hypotheses(path: Path) -> list[Utterance]:
-    """Utterances of one decoded set, sorted by id. Raises UserError naming file and line for anything amiss."""
+    """Return the utterances of one decoded set, sorted by id.
+
+    path: .../<method>/<set>.jsonl. For an oracle method, each hypothesis is the entry of the n-best list (key "nbest")
+    with the fewest word errors; of several, the first.
+
+    Raises `UserError` naming the file and line of anything wrong.
+    """
     found: dict[str, tuple[int, Utterance]] = {}
-    for number, line in enumerate(lines_of(path), 1):
+    oracle = is_oracle(path.parent.name)
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
+        where = f"{path}:{number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as e:
-            raise UserError(f"{path}:{number}: broken line ({e.msg}); was decoding cut short? decode again") from None
+        except (ValueError, RecursionError) as e:
+            raise UserError(f"{where}: damaged ({getattr(e, 'msg', type(e).__name__)}); decode the set again") from None
         if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: a line must be an object with id, ref and hyp")
-        for key in ("id", "ref", "hyp"):
-            if not isinstance(row.get(key), str):
-                raise UserError(f"{path}:{number}: '{key}' is missing or no text")
+            raise UserError(f"{where}: must be an object with the keys id, ref and hyp")
+        check_texts(row, ("id", "ref", "hyp"), where)
         if row["id"] in found:
-            first = found[row["id"]][0]
-            raise UserError(f"{path}:{number}: utterance {row['id']} is there twice (first in line {first})")
-        found[row["id"]] = number, Utterance(row["id"], row["ref"], row["hyp"], word_ends(row))
+            raise UserError(f"{where}: utterance {row['id']} is also in line {found[row['id']][0]}")
+        best = best_entry(row, where) if oracle and "nbest" in row else row
+        found[row["id"]] = number, Utterance(row["id"], row["ref"], best["hyp"], word_ends(best))
     if not found:
-        raise UserError(f"{path}: no utterance in it")
+        raise UserError(f"{path}: contains no utterance")
     return [found[i][1] for i in sorted(found)]
 
 
+def is_oracle(method: str) -> bool:
+    """Whether a method's hypotheses are chosen with the reference."""
+    return method in METHODS and METHODS[method].oracle
+
+
+def check_texts(row: dict[str, Any], keys: Sequence[str], where: str) -> None:
+    """Raise `UserError` naming the first key whose value is not a string."""
+    for key in keys:
+        if not isinstance(row.get(key), str):
+            raise UserError(f"{where}: key '{key}' is missing or not a string")
+
+
+def best_entry(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the entry of a line's n-best list with the fewest word errors; of several, the first."""
+    entries = row["nbest"]
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{where}: key 'nbest' must be a list of objects with the key hyp")
+    for entry in entries:
+        check_texts(entry, ("hyp",), f"{where}: key 'nbest'")
+    return min(entries, key=lambda entry: word_errors(row["ref"], entry["hyp"]))
+
+
 def word_ends(row: dict[str, Any]) -> tuple[float, ...]:
-    """The times at which the words of a line ended, where it has them."""
+    """Return the times in seconds at which a line's words ended; empty if it has none."""
     try:
         ends = tuple(float(word["end"]) for word in row.get("words", ()))
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -53,58 +80,48 @@ def word_ends(row: dict[str, Any]) -> tuple[float, ...]:
     return ends if all(map(math.isfinite, ends)) else ()
 
 
-def lines_of(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 text file; UserError names the first that is not UTF-8."""
-    number = 0
-    with path.open("rb") as f:
-        for number, raw in enumerate(f, 1):
-            try:
-                yield raw.decode("utf-8")
-            except UnicodeDecodeError:
-                raise UserError(f"{path}:{number}: not UTF-8") from None
+def cost(decoded: DecodedSet) -> tuple[float | None, float | None]:
+    """Return the processing seconds per second of audio and the peak memory in MiB of a set; None if unknown.
 
-
-def cost(path: Path) -> tuple[float | None, float | None]:
-    """Processing seconds per second of audio and peak memory in MiB from a `.stats.json`; None for what is not known."""
-    if not path.exists():
+    Raises `UserError` if the set has stats without these numbers.
+    """
+    if not decoded.stats:
         return None, None
+    where = decoded.path.with_suffix(".stats.json")
     try:
-        stats = json.loads("".join(lines_of(path)))
-        seconds, audio = float(stats["seconds"]), float(stats["audio_seconds"])
-        memory = stats.get("peak_memory_mib")
+        seconds, audio = float(decoded.stats["seconds"]), float(decoded.stats["audio_seconds"])
+        memory = decoded.stats.get("peak_memory_mib")
         memory = None if memory is None else float(memory)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
-        raise UserError(f"{path}: needs the numbers seconds and audio_seconds ({e})") from None
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
+        raise UserError(f"{where}: needs the numbers seconds and audio_seconds ({e})") from None
     if not (math.isfinite(seconds) and math.isfinite(audio) and math.isfinite(memory or 0)):
-        raise UserError(f"{path}: seconds, audio_seconds and peak_memory_mib must be finite numbers")
+        raise UserError(f"{where}: seconds, audio_seconds and peak_memory_mib must be finite numbers")
     return (seconds / audio if audio > 0 else None), memory
 
 
-def decoded(exp_dir: Path) -> dict[str, dict[str, list[Utterance]]]:
-    """All decoded sets of an experiment: set -> method -> utterances, in the table's order.
+def read_sets(exp_dir: Path, sets: Sequence[DecodedSet]) -> dict[str, dict[str, list[Utterance]]]:
+    """Return the utterances of decoded sets: set -> method -> utterances, in the table's order.
 
-    Raises UserError where nothing was decoded or where the methods of a set differ in their utterances or references.
+    Raises `UserError` if there are none, or if the methods of a set differ in their utterances or references.
     """
-    files = sorted((exp_dir / "decode").glob("*/*.jsonl"), key=lambda p: (p.stem, order(p.parent.name)))
-    if not files:
-        raise UserError(f"{exp_dir}/decode: nothing decoded there; local/decode.py (run.sh's decoding stage) does that")
+    if not sets:
+        raise UserError(f"{exp_dir}/decode: no decoded set; local/decode.py (stage 5 of run.sh) makes them")
     result: dict[str, dict[str, list[Utterance]]] = {}
-    for path in files:
-        methods = result.setdefault(path.stem, {})
-        methods[path.parent.name] = utterances = read_hypotheses(path)
-        first, *others = methods
-        if others:
-            check_same(exp_dir, path.stem, (first, methods[first]), (path.parent.name, utterances))
+    for decoded in sorted(sets, key=lambda s: (s.name, order(s.method))):
+        methods = result.setdefault(decoded.name, {})
+        methods[decoded.method] = utterances = read_hypotheses(decoded.path)
+        first = next(iter(methods))
+        check_same(exp_dir, decoded.name, (first, methods[first]), (decoded.method, utterances))
     return result
 
 
 def order(method: str) -> tuple[int, str]:
-    """Sort key of a method: as METHODS lists them, then by name."""
+    """Return the sort key of a method: its place in METHODS, then its name."""
     return (list(METHODS).index(method) if method in METHODS else len(METHODS)), method
 
 
 def check_same(exp_dir: Path, name: str, a: tuple[str, list[Utterance]], b: tuple[str, list[Utterance]]) -> None:
-    """UserError unless two methods decoded the same utterances against the same references."""
+    """Raise `UserError` unless two methods decoded the same utterances with the same references."""
     refs_a, refs_b = ({u.id: u.ref for u in utterances} for _, utterances in (a, b))
     for method, there, other, elsewhere in ((a[0], refs_a, b[0], refs_b), (b[0], refs_b, a[0], refs_a)):
         missing = [i for i in elsewhere if i not in there]
@@ -117,18 +134,21 @@ def check_same(exp_dir: Path, name: str, a: tuple[str, list[Utterance]], b: tupl
         if ref != refs_b[i]:
             raise UserError(
                 f"{exp_dir}/decode: the reference of {i} in set {name} differs between {a[0]} and {b[0]}; "
-                "the data were prepared anew in between: decode the set again"
+                "the data were prepared again in between: decode the set again with both"
             )
 
 
 def listed(ids: Sequence[str]) -> str:
-    """`a, b, c and 4 more`."""
+    """Return `a, b, c and 4 more`."""
     more = f" and {len(ids) - MAX_NAMED} more" if len(ids) > MAX_NAMED else ""
     return ", ".join(ids[:MAX_NAMED]) + more
 
 
 def check_complete(data_dir: Path, name: str, utterances: Sequence[Utterance]) -> None:
-    """Warn on stderr of utterances of a prepared part that were not decoded; UserError where there is no such part."""
+    """Warn on stderr if utterances of a prepared part were not decoded.
+
+    Raises `UserError` if the data have no such part.
+    """
     if not (data_dir / "cuts" / f"{name}.jsonl.gz").exists():
         parts = sorted(p.name.removesuffix(".jsonl.gz") for p in (data_dir / "cuts").glob("*.jsonl.gz"))
         raise UserError(f"set '{name}' is not a part of {data_dir}; it has {', '.join(parts) or 'no cuts'}")
@@ -142,7 +162,7 @@ def check_complete(data_dir: Path, name: str, utterances: Sequence[Utterance]) -
 
 
 def spoken_words(data_dir: Path, name: str) -> dict[str, list[tuple[str, float]]]:
-    """By utterance the words of a prepared part with their ends in seconds, from its cuts' alignments ("word")."""
+    """Return, by utterance, the words of a prepared part and their ends in seconds, from its cuts' alignments ("word")."""
     found = {}
     for cut, where in prepared(data_dir, name):
         for supervision in cut.get("supervisions", ())[:1]:
@@ -150,12 +170,15 @@ def spoken_words(data_dir: Path, name: str) -> dict[str, list[tuple[str, float]]
                 items = (supervision.get("alignment") or {}).get("word", ())
                 found[cut["id"]] = [(str(word), float(start + duration)) for word, start, duration, *_ in items]
             except (TypeError, ValueError, AttributeError):
-                raise UserError(f"{where}: damaged: its alignment; let {STAGE} make it again (--force)") from None
+                raise UserError(f"{where}: the alignment is damaged; let {STAGE} make it again (--force)") from None
     return found
 
 
 def prepared(data_dir: Path, name: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """The cuts of a prepared part as plain values, each with its `file:line`. `UserError` names what is damaged."""
+    """Yield the cuts of a prepared part as plain values, each with its `file:line`.
+
+    Raises `UserError` naming a damaged line.
+    """
     path = data_dir / "cuts" / f"{name}.jsonl.gz"
     for number, line in enumerate(read_lines(path, STAGE), 1):
         where = f"{path}:{number}"
@@ -165,5 +188,5 @@ def prepared(data_dir: Path, name: str) -> Iterator[tuple[dict[str, Any], str]]:
         except (ValueError, TypeError, KeyError, AttributeError):
             whole = False
         if not whole:
-            raise UserError(f"{where}: damaged: no cut; let {STAGE} make it again (--force)")
+            raise UserError(f"{where}: damaged: not a cut; let {STAGE} make it again (--force)")
         yield cut, where

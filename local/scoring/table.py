@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from local.artifacts.decoded_sets import DecodedSet
 from local.common.atomic import atomic_write
 
-Results = dict[str, dict[str, dict[str, Any]]]  # as wer.json: set, method, key
+Results = dict[str, dict[str, dict[str, Any]]]  # the content of wer.json: set, method, key
 
-HEAD = (
-    "set", "method", "WER %", "95 % interval", "sub", "del", "ins", "words", "CER %", "RTF", "memory MiB", "delay ms",
-)  # fmt: skip
-LEFT = 2  # columns that are texts
-ORACLE_NOTE = "\n\\* of the n-best list the entry with the fewest errors, chosen with the reference: a bound, no result.\n"
+HEAD = ("set", "method", "WER %", "95 % interval", "sub", "del", "ins", "words", "CER %", "RTF", "memory MiB", "delay ms")
+EARLIER_HEAD = ("set", "method", "WER %", "average", "other options", "decoded")
+ORACLE_NOTE = "\n\\* chosen from the n-best list with the reference (fewest errors): a lower bound, not a result.\n"
 
 
 def table(results: Results) -> str:
-    """The WER table as Markdown; methods that look at the reference have a star and a note below."""
+    """Return the WER table as Markdown; oracle methods have a star and a note below."""
     rows = []
     for name, methods in results.items():
         for method, r in methods.items():
@@ -27,28 +26,64 @@ def table(results: Results) -> str:
             rtf = "-" if r["rtf"] is None else f"{r['rtf']:.4f}"
             memory = "-" if r["peak_memory_mib"] is None else f"{r['peak_memory_mib']:.0f}"
             delay = "-" if r["symbol_delay"] is None else f"{1000 * r['symbol_delay']:.0f}"
-            shown = method + (" \\*" if r["oracle"] else "")
-            rows.append([name, shown, percent(r["wer"]), interval, *counts, percent(r["cer"]), rtf, memory, delay])
-    widths = [max(len(row[i]) for row in [list(HEAD), *rows]) for i in range(len(HEAD))]
+            label = method + (" \\*" if r["oracle"] else "")
+            rows.append([name, label, percent(r["wer"]), interval, *counts, percent(r["cer"]), rtf, memory, delay])
+    note = ORACLE_NOTE if any(r["oracle"] for methods in results.values() for r in methods.values()) else ""
+    return markdown(HEAD, rows, range(2)) + note
+
+
+def origin(sets: Iterable[DecodedSet]) -> str:
+    """Return the line above the table: the average, commit and date of the newest set; "" if none is known."""
+    made = max((s.made_by for s in sets if s.made_by), key=lambda m: m["date"], default=None)
+    if made is None:
+        return ""
+    return f"Average {made['label']} ({made['average']}), decoded {minute(made)} by commit {made['commit']}.\n\n"
+
+
+def earlier_table(rows: Sequence[tuple[DecodedSet, float | None, DecodedSet | None]]) -> str:
+    """Return the table of sets by earlier settings as Markdown.
+
+    rows: a set, its WER in percent, and the set of the same name and method in the main table, if there is one. Options
+    that differ from the latter's are shown.
+    """
+    if not rows:
+        return ""
+    cells = []
+    for decoded, wer, now in rows:
+        ours, theirs = decoded.made_by.get("options", {}), now.made_by.get("options", {}) if now else {}
+        differing = ", ".join(f"{key}={value}" for key, value in ours.items() if now and theirs.get(key) != value)
+        made = decoded.made_by
+        cells.append([decoded.name, decoded.method, percent(wer), made.get("label", "unknown"), differing or "-", minute(made)])
+    return "\nEarlier settings\n\n" + markdown(EARLIER_HEAD, cells, (0, 1, 3, 4, 5))
+
+
+def minute(made_by: dict[str, Any]) -> str:
+    """Return the date and time of decoding (UTC), to the minute; a dash if unknown."""
+    return made_by["date"][:16].replace("T", " ") if "date" in made_by else "-"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: Iterable[int]) -> str:
+    """Return a Markdown table with padded cells; left: the columns that are left-aligned."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    texts = set(left)
 
     def line(cells: Sequence[str]) -> str:
-        padded = [c.ljust(w) if i < LEFT else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        padded = [c.ljust(w) if i in texts else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
         return "| " + " | ".join(padded) + " |\n"
 
-    rule = "|" + "|".join("-" * (w + 2) if i < LEFT else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|\n"
-    note = ORACLE_NOTE if any(r["oracle"] for methods in results.values() for r in methods.values()) else ""
-    return line(HEAD) + rule + "".join(map(line, rows)) + note
+    rule = "|" + "|".join("-" * (w + 2) if i in texts else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|\n"
+    return line(head) + rule + "".join(map(line, rows))
 
 
 def percent(x: float | None) -> str:
-    """Two decimals; a dash where there is no rate."""
+    """Return a rate with two decimals; a dash for None."""
     return "-" if x is None else f"{x:.2f}"
 
 
 def plot(results: Results, path: Path) -> None:
-    """WER with its interval against RTF, a picture (PNG) beside another for each set; oracles are hollow.
+    """Write a PNG: WER with its interval against RTF, one panel per set; oracles are hollow.
 
-    Methods whose RTF is not known are left out; without any, no file is written and an older one goes.
+    Methods without a known RTF are left out. If none is left, an older file is removed instead.
     """
     points = {
         name: {m: r for m, r in methods.items() if r["rtf"] is not None and r["wer"] is not None}
@@ -58,7 +93,7 @@ def plot(results: Results, path: Path) -> None:
     if not points:
         path.unlink(missing_ok=True)
         return
-    from matplotlib import colormaps  # takes half a second; without pyplot there is no display to be looked for
+    from matplotlib import colormaps  # takes half a second; pyplot is not used because it looks for a display
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5 * len(points) + 3, 4.5), layout="constrained")
@@ -67,10 +102,10 @@ def plot(results: Results, path: Path) -> None:
     for axes, (name, methods) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
         for method, r in methods.items():
             low, high = r["ci95"]
-            axes.errorbar(
-                r["rtf"], r["wer"], [[r["wer"] - low], [high - r["wer"]]], fmt="o", capsize=3, color=colours[method],
-                label=method + (" (oracle)" if r["oracle"] else ""), markerfacecolor="none" if r["oracle"] else None,
-            )  # fmt: skip
+            style = {"color": colours[method], "markerfacecolor": "none" if r["oracle"] else None}
+            label = method + (" (oracle)" if r["oracle"] else "")
+            errors = [[r["wer"] - low], [high - r["wer"]]]
+            axes.errorbar(r["rtf"], r["wer"], errors, fmt="o", capsize=3, label=label, **style)
         axes.set(title=name, xlabel="real-time factor", ylabel="WER in %, with its 95 % interval")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)

@@ -1,4 +1,4 @@
-"""Decoding methods: each against the search it stands for, rescoring and oracle against plain loops, files by name."""
+"""Decoding methods: each against its search, rescoring against a plain loop, and files by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from model.build import build_model
 from model.search import Hypothesis, get_search
 from model.search.graph import trivial_graph
 from model.search.scorers import HotwordScorer, InternalLmScorer, LstmLmScorer, NGramScorer, read_arpa
-from tests.toy_experiment import SMALL, levenshtein, save_toy_lm, toy_tokenizer, toy_weights
+from tests.toy_experiment import SMALL, save_toy_lm, toy_tokenizer, toy_weights
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def resources(tmp_path_factory: pytest.TempPathFactory) -> Resources:
     model = build_model(CFG, TOKENIZER.vocab_size)
     model.load_state_dict(toy_weights(CFG, TOKENIZER, 0))
     with torch.no_grad():
-        model.joiner.output_linear.bias[0] = 1.0  # some blanks, so that there is something to choose
+        model.joiner.output_linear.bias[0] = 1.0  # some blanks, so that searches differ
         model.joiner.output_linear.weight *= 3
     return Resources(model.eval(), TOKENIZER, torch.device("cpu"), root, root)
 
@@ -59,7 +59,7 @@ def tokens(hypotheses: list[Hypothesis]) -> list[list[int]]:
 
 
 def scorers(resources: Resources) -> dict[str, Any]:
-    """Each made from its file here, not by the class under test."""
+    """Make each scorer from its file, without the class under test."""
     lm = load_lm(resources.exp_dir / "lm" / "lm.pt", TOKENIZER)[0]
     with (resources.exp_dir / "lm" / "bigram.arpa").open(encoding="utf-8") as lines:
         bigram = NGramScorer(read_arpa(lines), TOKENIZER.tokens)
@@ -86,11 +86,11 @@ def test_fusion(
     )
     recogniser = Recogniser(method, resources, made)
     for _ in range(2):  # one recogniser takes many batches
-        found = recogniser(*encoded, [""] * 4)
+        found = recogniser(*encoded)
         assert tokens(found) == tokens(expected)
         assert [h.score for h in found] == [h.score for h in expected]
     plain = get_search(MODIFIED)(resources.model, *encoded, beam=6, blank_penalty=0.5)
-    assert (tokens(found) != tokens(plain)) == bool(scales), "toy scorers so weak would show nothing"
+    assert (tokens(found) != tokens(plain)) == bool(scales), "the toy scorers must be strong enough to change a result"
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,14 @@ def test_rescoring(resources: Resources, encoded: tuple[torch.Tensor, torch.Tens
         limits = {"beam": 20.0, "max_contexts": 32, "max_states": 64, "allow_partial": True}
     lists = get_search(base)(resources.model, *encoded, **limits)
     lm = load_lm(resources.exp_dir / "lm" / "lm.pt", TOKENIZER)[0]
-    found = Recogniser(method, resources, made)(*encoded, [""] * 4)
+    found = Recogniser(method, resources, made)(*encoded)
     changed = 0
     for hypothesis, result in zip(lists, found, strict=True):
         entries = hypothesis.nbest or []
         assert len(entries) > 1 or not hypothesis.tokens
         totals = []
         for entry in entries:
-            with torch.no_grad():  # the model's own loss, a path that no scorer takes
+            with torch.no_grad():  # the model's own loss, which no scorer uses
                 nll = lm(torch.tensor([entry.tokens], dtype=torch.int64).view(1, -1), torch.tensor([len(entry.tokens)]))
             totals.append(entry.score - 2.0 * float(nll))
         if entries:
@@ -119,28 +119,23 @@ def test_rescoring(resources: Resources, encoded: tuple[torch.Tensor, torch.Tens
             assert result.tokens == entries[best].tokens and result.times == entries[best].times
             assert result.score == pytest.approx(totals[best], rel=1e-5)
             changed += result.tokens != hypothesis.tokens
-    assert changed, "a language model so weak would show nothing"
+    assert changed, "the language model must be strong enough to change a result"
 
 
-def test_oracle(resources: Resources, encoded: tuple[torch.Tensor, torch.Tensor]) -> None:
-    texts = ["ONE TWO THREE", "TWO", "ONE", "THREE ONE"]
+def test_oracle_has_a_list_to_choose_from(resources: Resources, encoded: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Its hypothesis is the best by score; scoring chooses with the reference (tests/test_wer.py)."""
     limits = {"beam": 20.0, "max_contexts": 32, "max_states": 64, "allow_partial": True}
     lists = get_search("fast_beam_search")(resources.model, *encoded, **limits)
-    found = Recogniser("fast_beam_search_nbest_oracle", resources, options())(*encoded, texts)
-    better = 0
-    for hypothesis, result, text in zip(lists, found, texts, strict=True):
-        errors = [levenshtein(text.split(), TOKENIZER.decode(e.tokens).split()) for e in hypothesis.nbest or [hypothesis]]
-        own = levenshtein(text.split(), TOKENIZER.decode(result.tokens).split())
-        assert own == min(errors)
-        better += own < errors[0]
-    assert better, "a list without anything better shows nothing"
+    found = Recogniser("fast_beam_search_nbest_oracle", resources, options(fast_beam_backend="k2"))(*encoded)
+    assert found == lists
+    assert max(len(h.nbest or []) for h in found) > 1
 
 
 def test_graph_of_everything_is_no_graph(resources: Resources, encoded: tuple[torch.Tensor, torch.Tensor]) -> None:
     expected = get_search("fast_beam_search")(
         resources.model, *encoded, beam=20.0, max_contexts=8, max_states=64, allow_partial=True
     )
-    assert tokens(Recogniser("fast_beam_search_LG", resources, options())(*encoded, [""] * 4)) == tokens(expected)
+    assert tokens(Recogniser("fast_beam_search_LG", resources, options())(*encoded)) == tokens(expected)
 
 
 def test_hotwords(resources: Resources, encoded: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
@@ -151,46 +146,46 @@ def test_hotwords(resources: Resources, encoded: tuple[torch.Tensor, torch.Tenso
     assert read_hotwords(path, 7.5, TOKENIZER) == phrases
     hot = (HotwordScorer(phrases, TOKENIZER.vocab_size), 1.0)
     lm = (scorers(resources)["lm"], CFG.decode.lm_scale)
-    plain = tokens(Recogniser(MODIFIED, resources, options())(*encoded, [""] * 4))
+    plain = tokens(Recogniser(MODIFIED, resources, options())(*encoded))
     for method, fused in ((MODIFIED, [hot]), ("modified_beam_search_lm_shallow_fusion", [lm, hot])):
-        found = Recogniser(method, resources, made)(*encoded, [""] * 4)
+        found = Recogniser(method, resources, made)(*encoded)
         assert tokens(found) == tokens(get_search(MODIFIED)(resources.model, *encoded, scorers=fused)) != plain
     path.write_text("\n", encoding="utf-8")
-    assert tokens(Recogniser(MODIFIED, resources, made)(*encoded, [""] * 4)) == plain
+    assert tokens(Recogniser(MODIFIED, resources, made)(*encoded)) == plain
     path.write_text("ONE\t5\n", encoding="utf-8")
-    greedy = [Recogniser("greedy_search", resources, o)(*encoded, [""] * 4) for o in (options(), made)]
+    greedy = [Recogniser("greedy_search", resources, o)(*encoded) for o in (options(), made)]
     assert tokens(greedy[0]) == tokens(greedy[1])
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "named"),
     [
-        ("ONE\tmuch\n", "hot.txt:1: the boost 'much' is no number"),
-        ("ONE\nQUÉ\n", "hot.txt:2: 'QUÉ' has characters without a token: Q U É"),
-        ("ONE\tinf\n", "boost of phrase"),
+        ("ONE\tmuch\n", "hot.txt:1: .*much"),
+        ("ONE\nQUÉ\n", "hot.txt:2: .*QUÉ.* Q U É"),
+        ("ONE\tinf\n", "hot.txt:1: .*inf"),
     ],
 )
-def test_bad_hotwords_are_named(resources: Resources, tmp_path: Path, text: str, said: str) -> None:
+def test_bad_hotwords_are_named(resources: Resources, tmp_path: Path, text: str, named: str) -> None:
     path = tmp_path / "hot.txt"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=named):
         Recogniser(MODIFIED, resources, options(hotwords=str(path)))
 
 
 def test_files_that_do_not_fit_are_named(resources: Resources, tmp_path: Path) -> None:
     elsewhere = Resources(resources.model, TOKENIZER, torch.device("cpu"), tmp_path, tmp_path)
-    for method, said in (
-        ("modified_beam_search_lm_shallow_fusion", r"lm.pt is missing; stage 3 \(lm\)"),
-        ("modified_beam_search_ngram", r"bigram.arpa is missing; stage 3 \(lm\)"),
-        ("fast_beam_search_LG", "LG.npz is missing; local/prepare_graph.py"),
+    for method, named in (
+        ("modified_beam_search_lm_shallow_fusion", r"lm/lm.pt .*stage 3.*decode\.lm"),
+        ("modified_beam_search_ngram", r"lm/bigram.arpa .*stage 3.*decode\.ngram"),
+        ("fast_beam_search_LG", "LG.npz .*local/prepare_graph.py"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=named):
             Recogniser(method, elsewhere, options())
     (tmp_path / "words.arpa").write_text("\\data\\\nngram 1=3\n\n\\1-grams:\n-1 <s>\n-1 </s>\n-1 HELLO\n\n\\end\\\n")
-    with pytest.raises(UserError, match="words.arpa: not an n-gram model of these tokens.*HELLO"):
+    with pytest.raises(UserError, match="words.arpa: .*HELLO"):
         Recogniser("modified_beam_search_ngram", resources, options(ngram=str(tmp_path / "words.arpa")))
     other = Resources(resources.model, train_tokenizer(["UP DOWN"], 20), torch.device("cpu"), resources.exp_dir)
-    with pytest.raises(UserError, match="lm.pt: its .* tokens are not the recogniser's"):
+    with pytest.raises(UserError, match="lm.pt: .*lang/bpe.model"):
         Recogniser("modified_beam_search_lm_rescore", other, options())
 
 

@@ -1,4 +1,4 @@
-"""Audio in pieces gives what the whole of it gives: features, encoder, every search, and local/stream.py."""
+"""Audio in pieces gives the results of the whole audio: features, encoder and every search."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pieces(whole: torch.Tensor, rng: random.Random, largest: int) -> Iterator[torch.Tensor]:
-    """`whole`, cut along its first axis into pieces of 0 to `largest`."""
+    """Cut `whole` along its first axis into pieces of 0 to `largest`."""
     begin = 0
     while begin < len(whole):
         size = rng.randint(0, largest)
@@ -51,7 +51,7 @@ def pieces(whole: torch.Tensor, rng: random.Random, largest: int) -> Iterator[to
 
 
 class Several:
-    """Streams of several searches as one, so that the encoder need not run for each; its result is the first one's."""
+    """Several searches as one stream, so that the encoder runs once; its result is that of greedy search."""
 
     def __init__(self, model: Transducer) -> None:
         self.streams = {name: get_stream(name)(model, **options) for name, options in OPTIONS.items()}
@@ -73,7 +73,7 @@ class Several:
 
 @torch.no_grad()
 def in_batches(model: Transducer, features: dict[str, torch.Tensor], ids: list[str], sizes: list[int]) -> dict[str, Results]:
-    """By method the results of whole utterances, in batches of `sizes` in the order of `ids`."""
+    """Return, by method, the results of whole utterances, in batches of `sizes` in the order of `ids`."""
     found: dict[str, Results] = {name: {} for name in OPTIONS}
     begin = 0
     for size in sizes:
@@ -91,14 +91,13 @@ def in_batches(model: Transducer, features: dict[str, torch.Tensor], ids: list[s
 
 
 def in_chunks(model: Transducer, audio: dict[str, torch.Tensor], tokenizer: Tokenizer, seed: int) -> dict[str, Results]:
-    """By method the results of audio in random pieces, with another random size of chunks for each utterance."""
+    """Return, by method, the results of audio in random pieces; each utterance has its own random chunk size."""
     found: dict[str, Results] = {name: {} for name in OPTIONS}
-    several, rng = Several(model), random.Random(seed)
+    several: Any = Several(model)
+    rng = random.Random(seed)
     for i, samples in audio.items():
         size = 4 * rng.randint(1, 40)
-        recogniser = StreamingRecogniser(
-            model.encoder, several, tokenizer, FEATURES, chunk_frames=size, tail_frames=TAIL  # type: ignore[arg-type]
-        )  # fmt: skip
+        recogniser = StreamingRecogniser(model.encoder, several, tokenizer, FEATURES, chunk_frames=size, tail_frames=TAIL)
         for piece in pieces(samples, rng, 160 * rng.choice([1, 20, 300])):
             assert recogniser.accept(piece, RATE) == []
         (segment,) = recogniser.finish()
@@ -109,7 +108,7 @@ def in_chunks(model: Transducer, audio: dict[str, torch.Tensor], tokenizer: Toke
 
 
 def assert_same(expected: dict[str, Results], found: dict[str, Results], how: str) -> None:
-    """The same tokens for every utterance; a message names those that differ, with the gap between the two scores."""
+    """Compare the tokens of every utterance; the message names those that differ and the gap between the scores."""
     wrong, gap = [], 0.0
     for name, results in expected.items():
         assert results.keys() == found[name].keys()
@@ -123,7 +122,7 @@ def assert_same(expected: dict[str, Results], found: dict[str, Results], how: st
 
 
 def check_all(model: Transducer, audio: dict[str, torch.Tensor], tokenizer: Tokenizer) -> int:
-    """Alone, in batches and in chunks; returns how many tokens there are in all."""
+    """Compare results alone, in batches and in chunks; return the number of tokens."""
     fbank = make_extractor(FEATURES)
     features = {i: fbank.extract(a, RATE) for i, a in audio.items()}
     ids, rng, n = sorted(features), random.Random(1), len(features)
@@ -138,7 +137,7 @@ def check_all(model: Transducer, audio: dict[str, torch.Tensor], tokenizer: Toke
 
 @pytest.mark.slow
 def test_speech_alone_in_batches_and_in_chunks(shared: Path) -> None:
-    """All of dev-clean-2 and 20 utterances of train-clean-5, by a trained model."""
+    """Use all of dev-clean-2 and 20 utterances of train-clean-5 with a trained model."""
     folder = shared / "speech" / "LibriSpeech-digits"
     files = [sorted((folder / part).rglob("*.flac")) for part in ("dev-clean-2", "train-clean-5")]
     files[1] = files[1][:: len(files[1]) // 20][:20]
@@ -150,7 +149,7 @@ def test_speech_alone_in_batches_and_in_chunks(shared: Path) -> None:
 
 
 def small_model(vocab_size: int = 20, **encoder: Any) -> Transducer:
-    """An untrained model that says something else, or nothing, as the loudness changes."""
+    """Make an untrained model whose tokens depend on the loudness."""
     small = {"num_layers": 2, "d_model": 16, "rnn_hidden_size": 24, "dim_feedforward": 16} | encoder
     overrides = [f"model.encoder.{key}={value}" for key, value in small.items()]
     torch.manual_seed(1)
@@ -168,7 +167,7 @@ def small_model(vocab_size: int = 20, **encoder: Any) -> Transducer:
 
 
 def bursts(seconds: list[float]) -> dict[str, torch.Tensor]:
-    """Noise that comes and goes."""
+    """Make noise of changing loudness, one utterance for each length in `seconds`."""
     generator = torch.Generator().manual_seed(0)
     times = [torch.arange(int(RATE * s)) / RATE for s in seconds]
     return {
@@ -204,7 +203,7 @@ def test_features_in_pieces(num_samples: int, sizes: list[int], rate: int, silen
         for size in [*sizes, num_samples]:
             found.append(features.accept(audio[begin : begin + size]))
             begin += size
-            # No frame waits for more than its window.
+            # A frame waits only until its window is complete.
             assert sum(map(len, found)) == max(0, (min(begin, num_samples) - (window - left)) // shift + 1)
         found.append(features.finish())
         features.reset()
@@ -240,23 +239,23 @@ def test_encoders_in_chunks(options: dict[str, Any]) -> None:
                 assert (torch.cat(found, 1) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_what_cannot_be_streamed(tokenizer: Tokenizer) -> None:
+def test_errors_name_what_cannot_be_streamed(tokenizer: Tokenizer) -> None:
     model = small_model(norm="instance")
     with pytest.raises(UserError, match="norm=instance"):
         EncoderStream(model.encoder, 32, TAIL)
     model = small_model()
-    with pytest.raises(UserError, match="30 frames: a multiple of 4"):
+    with pytest.raises(UserError, match="30.* 4$"):
         EncoderStream(model.encoder, 30, TAIL)
     k2 = get_stream("fast_beam_search")(model, backend="k2")
-    with pytest.raises(UserError, match="whole utterances"):
+    with pytest.raises(UserError, match="k2"):
         StreamingRecogniser(model.encoder, k2, tokenizer, FEATURES, chunk_frames=32, tail_frames=TAIL)
     greedy = get_stream("greedy_search")(model)
     recogniser = StreamingRecogniser(model.encoder, greedy, tokenizer, FEATURES, chunk_frames=32, tail_frames=TAIL)
-    with pytest.raises(UserError, match="8000 Hz; the model needs 16000 Hz"):
+    with pytest.raises(UserError, match="8000 .*16000 "):
         recogniser.accept(torch.zeros(80), 8000)
     assert [frames_per_chunk(s) for s in (0.04, 0.05, 0.32, 0.3, 10)] == [4, 4, 32, 32, 1000]
     for seconds in (0.03, -1.0, math.nan, math.inf):
-        with pytest.raises(UserError, match="at least 0.04"):
+        with pytest.raises(UserError, match="0.04"):
             frames_per_chunk(seconds)
 
 
@@ -269,13 +268,13 @@ def test_endpoint_rules() -> None:
             silent = num_frames - 1 - last  # frames after the last token's
             assert rules.fired(num_frames, last, 0.04) == ("silence" if silent >= 25 else expected)
     for bad in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(UserError, match="silence is"):
+        with pytest.raises(UserError, match="silence"):
             EndpointRules(silence=bad)
 
 
 @torch.no_grad()
 def at_once(model: Transducer, search: Stream, x: torch.Tensor, tail: int) -> Stream:
-    """The search, after all the encoder's output for features (T, F) and a tail."""
+    """Return the search after the whole encoder output of features (T, F) and a tail."""
     out, lens, _ = model.encoder(*with_tail(x.unsqueeze(0), torch.tensor([len(x)]), tail))
     search.start(1)
     search.advance(out, lens)
@@ -284,7 +283,7 @@ def at_once(model: Transducer, search: Stream, x: torch.Tensor, tail: int) -> St
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_utterances_found(tokenizer: Tokenizer, name: str) -> None:
-    """Each begins where the one before ended, ends at the first chunk after which a rule holds, and is as if it were alone."""
+    """Each begins at the end of the one before, ends at the first chunk after which a rule fires, and equals itself alone."""
     model = small_model(tokenizer.vocab_size)
     audio = bursts([6.0])["0"]
     features = make_extractor(FEATURES).extract(audio, RATE)

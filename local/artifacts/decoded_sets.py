@@ -1,0 +1,122 @@
+"""Decoded sets: EXP/decode/<method>/<set>.jsonl with <set>.stats.json, and those of earlier settings. Needs no torch.
+
+Key "made_by" of the stats tells which average and options made a set: {"checkpoint", "average", "label", "weights",
+"options", "commit", "date"}. Sets of other settings are never overwritten: they move to EXP/decode_earlier.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from local.common.atomic import atomic_write
+from local.common.errors import UserError
+from local.common.text_files import read_lines
+
+EARLIER = "decode_earlier"
+
+
+@dataclass(frozen=True)
+class DecodedSet:
+    """One set decoded by one method.
+
+    Attributes:
+      path: its .jsonl file.
+      stats: the content of its .stats.json; empty if there is no such file.
+    """
+
+    path: Path
+    stats: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The set."""
+        return self.path.stem
+
+    @property
+    def method(self) -> str:
+        """The decoding method."""
+        return self.path.parent.name
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """Key "made_by" of the stats; empty for a set by an older version of local/decode.py."""
+        return self.stats.get("made_by", {})
+
+    @property
+    def model(self) -> tuple[Any, Any]:
+        """The label and the hash of the weights; they identify the average."""
+        return self.made_by.get("label"), self.made_by.get("weights")
+
+    def same_settings(self, other: DecodedSet) -> bool:
+        """Whether the same average and the same options made both sets."""
+        return self.model == other.model and self.made_by.get("options") == other.made_by.get("options")
+
+
+def read_set(path: Path) -> DecodedSet:
+    """Read the stats of a decoded set; `path` is its .jsonl.
+
+    Raises `UserError` naming the stats file if it is damaged.
+    """
+    stats_path = path.with_suffix(".stats.json")
+    if not stats_path.exists():
+        return DecodedSet(path, {})
+    try:
+        stats = json.loads("\n".join(read_lines(stats_path)))
+        made_by = stats.get("made_by", {"label": "", "date": "", "commit": "", "average": "", "options": {}})
+        whole = all(isinstance(made_by[key], str) for key in ("label", "date", "commit", "average"))
+        whole = whole and isinstance(made_by["options"], dict)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise UserError(f"{stats_path}: damaged: not by local/decode.py; decode the set again")
+    return DecodedSet(path, stats)
+
+
+def find_sets(exp_dir: Path) -> tuple[list[DecodedSet], list[DecodedSet]]:
+    """Find all decoded sets of an experiment.
+
+    Returns the sets of the average that decoded last, and all others: those of EXP/decode that another average made, and
+    EXP/decode_earlier. Sets by an older version of local/decode.py, which do not tell their average, are of the first kind.
+    """
+    found = [read_set(path) for path in sorted((exp_dir / "decode").glob("*/*.jsonl"))]
+    newest = max((s for s in found if s.made_by), key=lambda s: s.made_by["date"], default=None)
+    model = newest and newest.model
+    current = [s for s in found if not s.made_by or s.model == model]
+    stale = [s for s in found if s.made_by and s.model != model]
+    return current, stale + [read_set(path) for path in sorted((exp_dir / EARLIER).glob("*/*/*.jsonl"))]
+
+
+def write_set(path: Path, lines: Iterable[dict[str, Any]], stats: dict[str, Any]) -> None:
+    """Write a decoded set and its stats, each as a whole.
+
+    A set of other settings that is there already moves to EXP/decode_earlier/<label>/<method>/ first. The folder is
+    <label>-2, <label>-3 ... if the same average with yet other options is there.
+    """
+    new = DecodedSet(path, json.loads(json.dumps(stats)))
+    if path.exists() and not (old := read_set(path)).same_settings(new):
+        _move(old)
+    for target, texts in (
+        (path.with_suffix(".stats.json"), [json.dumps(stats, indent=2)]),
+        (path, [json.dumps(line, ensure_ascii=False) for line in lines]),
+    ):
+        with atomic_write(target) as tmp:
+            tmp.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+
+
+def _move(old: DecodedSet) -> None:
+    label = re.sub(r"[^\w.+-]", "_", old.made_by.get("label", "")) or "unknown"
+    root = old.path.parents[2] / EARLIER
+    folders = (root / (label if n == 1 else f"{label}-{n}") / old.method for n in itertools.count(1))
+    files = (folder / old.path.name for folder in folders)
+    target = next(file for file in files if not file.exists() or read_set(file).same_settings(old))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".stats.json", ".jsonl"):
+        if (source := old.path.with_suffix(suffix)).exists():
+            os.replace(source, target.with_suffix(suffix))
