@@ -26,7 +26,8 @@ from benchmarks.worker import ROOT, hardware, write_results
 from local.common.cli import program
 from local.config import load_config
 from local.data.batching import Shares, train_batches
-from local.data.durations import NUM_TOKENS, SPEED, SPEEDS
+from local.data.durations import SPEED, SPEEDS
+from local.data.token_counts import counts_file, write_token_counts
 from local.data.training_cuts import ShuffledCuts
 
 import numpy as np
@@ -37,10 +38,14 @@ Result = TypeVar("Result")
 RATE = 16000
 
 
+def lengths(utterances: int) -> list[float]:
+    """Seconds of each utterance."""
+    return np.clip(np.random.default_rng(0).normal(12.3, 3.8, utterances), 1.5, 17).tolist()
+
+
 def lines(utterances: int) -> Iterator[str]:
     """A cut for each utterance and speed: 12 seconds on the average, 2.7 words of 5 letters and 3 tokens a second."""
-    rng = np.random.default_rng(0)
-    for i, length in enumerate(np.clip(rng.normal(12.3, 3.8, utterances), 1.5, 17)):
+    for i, length in enumerate(lengths(utterances)):
         for speed in (1.0, *SPEEDS):
             samples = int(length * RATE / speed)
             name, seconds = f"1234-567890-{i:06d}" + (f"_sp{speed}" if speed != 1.0 else ""), samples / RATE
@@ -51,7 +56,7 @@ def lines(utterances: int) -> Iterator[str]:
                 Features("kaldi-fbank", round(seconds * 100), 80, 0.01, RATE, 0.0, seconds, "float16_archive",
                          f"/data/librispeech/features/train/{i % 8}.f16", f"{i}:{round(seconds * 100)}:80", channels=0),
                 Recording(name, sources, RATE, samples, seconds, [0]),
-                {NUM_TOKENS: int(length * 3), **({SPEED: speed} if speed != 1.0 else {})},
+                {SPEED: speed} if speed != 1.0 else None,
             )  # fmt: skip
             yield json.dumps(cut.to_dict()) + "\n"
 
@@ -67,7 +72,7 @@ def measure(manifest: Path, seconds: float) -> dict[str, Any]:
         took[name] = {"clock": time.perf_counter() - clock, "cpu": time.process_time() - cpu}
         return result
 
-    cuts = timed("lines and lengths", lambda: ShuffledCuts([manifest], 42, speed_perturb=True, precomputed=True))
+    cuts = timed("lines and lengths", lambda: ShuffledCuts([manifest], manifest.parent, 42, speed_perturb=True, precomputed=True))
     batches = timed("batches of the epoch", lambda: train_batches(cuts, num_buckets, seconds, epoch=1))
     timed("cuts of the last batch", lambda: next(iter(Shares(batches[-1:], cuts, seconds, 0, 1))))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
@@ -101,6 +106,8 @@ def main(argv: list[str] | None = None) -> None:
         manifest = Path(folder) / "train.jsonl.gz"
         with gzip.open(manifest, "wt", compresslevel=1, encoding="utf-8") as out:
             out.writelines(lines(args.utterances))
+        counts = {f"1234-567890-{i:06d}": int(length * 3) for i, length in enumerate(lengths(args.utterances))}
+        write_token_counts(counts, counts_file(Path(folder), "train"))
         result = {
             "date": datetime.date.today().isoformat(), "hardware": hardware(), "python": platform.python_version(),
             **measure(manifest, args.seconds),

@@ -27,7 +27,7 @@ from local.common.progress import Progress
 from local.data.batch import Batch
 from local.data.datamodule import AsrDataModule
 from local.data.durations import FRAME_SECONDS
-from local.data.tokenizer import Tokenizer
+from local.data.tokenizer import Tokenizer, lang_dir
 from local.decoding.batch_decoder import Decoder
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
@@ -125,7 +125,7 @@ def main() -> None:
         torch.set_num_threads(cfg.decode.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = AsrDataModule(cfg, args.data_dir, tokenizer)
-    resources = Resources(model.to(device), tokenizer, device, args.exp_dir, args.data_dir)
+    resources = Resources(model.to(device), tokenizer, device, args.exp_dir, lang_dir(args.data_dir, cfg.lang))
     recognisers = {method: Recogniser(method, resources, cfg.decode) for method in cfg.decode.methods}
     decoder = Decoder(model, recognisers, cfg.decode.tail_frames, device)
     if not sets and not data.corpus.test:

@@ -23,6 +23,7 @@ from local.common.errors import UserError
 from local.config.methods import METHODS
 from local.config.schema import DecodeConfig
 from local.corpus.audio_files import BadAudio, check_audio
+from local.data.tokenizer import lang_dir
 from local.decoding.endpoint import EndpointRules
 from local.decoding.recogniser import make_stream
 from local.decoding.resources import Resources
@@ -149,7 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(cfg.decode.num_threads)
     audio = read_audio(args.file, cfg.features.sampling_rate)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    resources = Resources(model.to(device), tokenizer, device, args.checkpoint.parent, args.data_dir)
+    lang = lang_dir(args.data_dir, cfg.lang) if args.data_dir else None
+    resources = Resources(model.to(device), tokenizer, device, args.checkpoint.parent, lang)
     search, second_pass = make_search(args.method, resources, cfg.decode)
     recogniser = StreamingRecogniser(
         model.encoder,

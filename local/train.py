@@ -16,7 +16,7 @@ from local.common.processes import is_launched, launch, start
 from local.config import load_config
 from local.config.schema import Config
 from local.data.datamodule import AsrDataModule
-from local.data.tokenizer import Tokenizer
+from local.data.tokenizer import Tokenizer, lang_dir
 from local.training.trainer import Trainer
 
 import torch
@@ -55,7 +55,7 @@ def main() -> None:
         return
     tune_memory()
     processes, device = start()
-    tokenizer = Tokenizer.from_file(args.data_dir / "lang" / "bpe.model")
+    tokenizer = Tokenizer.from_file(lang_dir(args.data_dir, cfg.lang) / "bpe.model")
     if cfg.train.num_threads:
         torch.set_num_threads(cfg.train.num_threads)
     data = AsrDataModule(cfg, args.data_dir, tokenizer, processes)

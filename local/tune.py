@@ -31,6 +31,7 @@ from local.config.load import TUNED, load_config
 from local.config.methods import METHODS
 from local.config.schema import DecodeConfig, TuneConfig
 from local.data.datamodule import AsrDataModule
+from local.data.tokenizer import lang_dir
 from local.decoding.batch_decoder import Decoder
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
@@ -186,7 +187,7 @@ def tune(args: argparse.Namespace) -> None:
     tuner = Tuner(AsrDataModule(cfg, args.data_dir, tokenizer), cfg.decode, given, device)
 
     def resources(model: Transducer) -> Resources:
-        return Resources(model, tokenizer, device, args.exp_dir, args.data_dir)
+        return Resources(model, tokenizer, device, args.exp_dir, lang_dir(args.data_dir, cfg.lang))
 
     made: dict[int, Path] = {}
     found: list[tuple[Point, Transducer, list[Encoded]]] = []

@@ -11,6 +11,7 @@ from local.artifacts.arpa import estimate, write_arpa
 from local.artifacts.decoding_graph import load_graph, save_graph
 from local.common.errors import UserError
 from local.data.tokenizer import Tokenizer, train_tokenizer
+from local.prepare_lang import write_lang
 from model.search.fast_beam_graph import fast_beam_search_graph
 from model.search.graph import Graph, trivial_graph
 from tests.search.toy import toy_batch, toy_model
@@ -38,15 +39,13 @@ def tokenizer(texts: list[str]) -> Tokenizer:
 
 @pytest.fixture
 def data(tmp_path: Path, texts: list[str], tokenizer: Tokenizer) -> Path:
-    (tmp_path / "lang").mkdir()
-    (tmp_path / "lang" / "transcript.txt").write_text("\n".join(texts) + "\n")
-    (tmp_path / "lang" / "bpe.model").write_bytes(tokenizer.model)
+    write_lang(tokenizer, texts, tmp_path / "lang_bpe_20")
     return tmp_path
 
 
 def made(data: Path, tokenizer: Tokenizer, *options: str) -> Graph:
-    main(["--data-dir", str(data), *options])
-    return load_graph(data / "graph" / "LG.npz", tokenizer)
+    main(["--data-dir", str(data), "lang.vocab_size=20", *options])
+    return load_graph(data / "lang_bpe_20" / "graph" / "LG.npz", tokenizer)
 
 
 def best_path(graph: Graph, tokens: list[int]) -> float:
@@ -118,7 +117,7 @@ def sentences(count: int, words: list[str] = WORDS) -> list[list[str]]:
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_weights_are_the_models(data: Path, tokenizer: Tokenizer, order: int) -> None:
     graph = made(data, tokenizer, "--order", str(order))
-    ngrams = read_plain(data / "graph" / "G.arpa")
+    ngrams = read_plain(data / "lang_bpe_20" / "graph" / "G.arpa")
     assert max(map(len, ngrams)) == order and (order == 1 or (graph.labels == 0).any())
     gains = []
     for words in sentences(150):
@@ -155,7 +154,7 @@ def test_a_lexicon_of_ones_own(data: Path, tokenizer: Tokenizer) -> None:
     (a, b, c), lexicon = letters[:3], data / "my_lexicon.txt"
     lexicon.write_text(f"TEN {a} {b}\nTEN {a}\nNET {a} {b}\nTONE {a} {b} {c}\nNEW {c}\nTENT\nONE\nSENT {b}\n")
     graph = made(data, tokenizer, "--lexicon", str(lexicon), "--order", "2")
-    ngrams = read_plain(data / "graph" / "G.arpa")
+    ngrams = read_plain(data / "lang_bpe_20" / "graph" / "G.arpa")
     assert best_path(graph, tokenizer.encode(["TENTS"])[0]) == -np.inf
     spellings = {"TEN": [[a, b], [a]], "NET": [[a, b]], "TONE": [[a, b, c]], "NEW": [[c]], "SENT": [[b]]}
     by_tokens: dict[tuple[str, ...], list[list[str]]] = {(): [[]]}
@@ -193,7 +192,7 @@ def test_an_arpa_file(data: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFi
         weight = best_path(graph, tokenizer.encode([" ".join(words)])[0])
         assert weight == pytest.approx(backing_off_at_will(ngrams, words), abs=3e-4)
     assert best_path(graph, tokenizer.encode(["TENT"])[0]) == -np.inf
-    assert (data / "graph" / "lexicon.txt").read_text().splitlines()[-1].split()[0] == "TEN"
+    assert (data / "lang_bpe_20" / "graph" / "lexicon.txt").read_text().splitlines()[-1].split()[0] == "TEN"
 
 
 def test_unusable_input(data: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,15 +211,15 @@ def test_unusable_input(data: Path, tokenizer: Tokenizer, capsys: pytest.Capture
     for name, (content, option, message) in cases.items():
         (data / name).write_text(content)
         with pytest.raises(SystemExit):
-            main(["--data-dir", str(data), *option, str(data / name)])
+            main(["--data-dir", str(data), "lang.vocab_size=20", *option, str(data / name)])
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error: ") and name in error
         assert re.search(message, error), error
     for option in (["--arpa", str(data / "none.arpa")], ["--lexicon", str(data / "none.txt")], ["--order", "0"]):
         with pytest.raises(SystemExit):
-            main(["--data-dir", str(data), *option])
+            main(["--data-dir", str(data), "lang.vocab_size=20", *option])
         assert capsys.readouterr().err.startswith("error: ")
-    assert not (data / "graph" / "LG.npz").exists()
+    assert not (data / "lang_bpe_20" / "graph" / "LG.npz").exists()
 
 
 def test_a_search_finds_words_only(data: Path, tokenizer: Tokenizer) -> None:

@@ -42,15 +42,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """-> (a small spec, the corpus made of it with two processes)."""
     folder = tmp_path_factory.mktemp("tiny")
     spec = write_spec(folder / "speech.yaml")
-    synthesise(folder / "out", nproc=2, spec_path=spec)
+    synthesise(folder / "out", num_jobs=2, spec_path=spec)
     return spec, folder / "out"
 
 
 def test_same_seed_same_bytes_whatever_the_number_of_processes(small: tuple[Path, Path], tmp_path: Path) -> None:
     spec, out = small
-    synthesise(tmp_path / "again", nproc=1, spec_path=spec)
+    synthesise(tmp_path / "again", num_jobs=1, spec_path=spec)
     assert digest(tmp_path / "again") == digest(out)
-    synthesise(tmp_path / "other", nproc=2, seed=1, spec_path=spec)
+    synthesise(tmp_path / "other", num_jobs=2, seed=1, spec_path=spec)
     other, first = digest(tmp_path / "other"), digest(out)
     assert not {v for k, v in other.items() if k.endswith(".flac")} & set(first.values())
 
@@ -178,9 +178,9 @@ def test_times_of_words_are_where_the_sound_is(small: tuple[Path, Path]) -> None
 def test_a_finished_corpus_is_replaced_and_other_folders_are_not(small: tuple[Path, Path], tmp_path: Path) -> None:
     spec, _ = small
     out = tmp_path / "out"
-    synthesise(out, spec_path=spec, limit=1, nproc=2)
+    synthesise(out, spec_path=spec, limit=1, num_jobs=2)
     (out / "train" / "stale").mkdir()
-    stats = synthesise(out, spec_path=spec, limit=1, nproc=2)
+    stats = synthesise(out, spec_path=spec, limit=1, num_jobs=2)
     assert not (out / "train" / "stale").exists()
     assert {p: (s.voices, s.utterances) for p, s in stats.items()} == {"train": (6, 6), "dev": (2, 2), "test": (2, 2)}
     mine = tmp_path / "mine"
@@ -213,7 +213,7 @@ def test_a_voice_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Captu
     voices = yaml.safe_load(SPEC.read_text())["voices"]
     spec = write_spec(tmp_path / "s.yaml", voices={**voices, "accents": ["en", "xx-none"]})
     with pytest.raises(SystemExit) as e:
-        main(["--out", str(tmp_path / "out"), "--spec", str(spec), "--limit", "1", "--nproc", "2"])
+        main(["--out", str(tmp_path / "out"), "--spec", str(spec), "--limit", "1", "--nj", "2"])
     assert e.value.code == 1
     assert "eSpeak NG has no voice 'xx-none+" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["s.yaml"]

@@ -30,10 +30,10 @@ class Resources:
     """The transducer and what methods need besides it, which is read when first asked for and then kept."""
 
     def __init__(
-        self, model: Transducer, tokenizer: Tokenizer, device: torch.device, exp_dir: Path, data_dir: Path | None = None
+        self, model: Transducer, tokenizer: Tokenizer, device: torch.device, exp_dir: Path, lang: Path | None = None
     ) -> None:
-        """model: in evaluation mode, on `device`. data_dir: needed for the graph LG alone."""
-        self.model, self.tokenizer, self.device, self.exp_dir, self.data_dir = model, tokenizer, device, exp_dir, data_dir
+        """model: in evaluation mode, on `device`. lang: folder of the tokens, needed for the graph LG alone."""
+        self.model, self.tokenizer, self.device, self.exp_dir, self.lang = model, tokenizer, device, exp_dir, lang
         self._kept: dict[tuple[str, Path], Any] = {}
 
     def scorer(self, part: ScorerTerm, options: DecodeConfig) -> Weighted:
@@ -50,9 +50,9 @@ class Resources:
 
     def graph(self) -> Any:
         """LG. Raises `UserError` where it is missing, naming the program that makes it."""
-        if self.data_dir is None:
+        if self.lang is None:
             raise UserError("the graph LG is read from prepared data: name their folder")
-        return self._once("graph", self.data_dir / "graph" / "LG.npz", lambda path: load_graph(path, self.tokenizer))
+        return self._once("graph", self.lang / "graph" / "LG.npz", lambda path: load_graph(path, self.tokenizer))
 
     def hotwords(self, options: DecodeConfig) -> list[Weighted]:
         """The scorer of decode.hotwords where that is set and has any phrase."""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from local.common.errors import UserError
 from local.corpus.corpus_yaml import Corpus, load_corpus
-from local.corpus.custom import custom_parts, find_source, import_custom, split_off
+from local.corpus.custom import custom_parts, find_source, read_source, split_off
 from local.corpus.dropped import Dropped
 from local.corpus.shard_store import ShardStore
 from local.corpus.tables import Row, utterance_ids
 from local.prepare_cuts import make_cuts
-from local.prepare_manifests import check_pairs, screen
+from local.prepare_manifests import check_pairs, drop_duplicates_and_empty
 from local.prepare_manifests import main as prepare_manifests
 from tests.conftest import ROOT
 
@@ -46,6 +46,15 @@ def audio(tmp_path: Path) -> list[str]:
     for name, rate in zip(names, (8000, 16000, 44100, 22050), strict=True):
         write_audio(tmp_path / name, rate=rate)
     return names
+
+
+def import_custom(
+    source: Path, part: str, dropped: list[Dropped] | None = None, normalise: str = "upper"
+) -> tuple[RecordingSet, SupervisionSet]:
+    """Read one source of any form."""
+    pairs = read_source(source, part, [] if dropped is None else dropped, normalise)
+    recordings = {recording.id: recording for recording, _ in pairs}
+    return RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(s for _, s in pairs)
 
 
 def summary(found: tuple[RecordingSet, SupervisionSet]) -> list[tuple]:
@@ -347,4 +356,4 @@ def test_the_committed_corpus_yaml_is_right(tmp_path: Path, audio: list[str]) ->
     found = load_corpus(ROOT / "egs/custom/corpus.yaml")
     (tmp_path / "train.tsv").write_text("".join(f"{a}\tx\n" for a in audio))
     assert sum(map(len, custom_parts(tmp_path, found, []).values())) == 4
-    assert len(screen(custom_parts(tmp_path, found, [])["train"], "train", [])) == 2
+    assert len(drop_duplicates_and_empty(custom_parts(tmp_path, found, [])["train"], "train", [])) == 2

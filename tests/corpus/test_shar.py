@@ -36,7 +36,7 @@ def prepare(root: Path, corpus_dir: Path, *overrides: str) -> Path:
     (root / "corpus.yaml").write_text(CORPUS)
     folders = ["--corpus-yaml", str(root / "corpus.yaml"), "--corpus-dir", str(corpus_dir), "--data-dir", str(data)]
     prepare_manifests([*folders, *overrides])
-    for program in (prepare_lang, prepare_cuts):
+    for program in (prepare_cuts, prepare_lang):
         program(["--data-dir", str(data), *overrides])
     return data
 
@@ -62,7 +62,7 @@ def shards(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batches(data: Path, *overrides: str, epoch: int = 1, skip: int = 0) -> list[dict]:
-    dm = AsrDataModule(load_config(None, [*OPTIONS, *overrides]), data, Tokenizer.from_file(data / "lang" / "bpe.model"))
+    dm = AsrDataModule(load_config(None, [*OPTIONS, *overrides]), data, Tokenizer.from_file(data / "lang_bpe_500" / "bpe.model"))
     return list(dm.train_dataloader(epoch, skip_batches=skip))
 
 
@@ -87,7 +87,7 @@ def test_utterances_from_shards_are_those_from_files(files: Path, shards: Path, 
 def test_an_epoch_takes_the_shards_in_groups_and_can_be_gone_on_with(shards: Path, tmp_path: Path) -> None:
     data = prepare(tmp_path, shards)
     manifest = data / "cuts" / "train.jsonl.gz"
-    cuts = ShuffledCuts([manifest], 1, speed_perturb=True, precomputed=False, shuffle_shards=2)
+    cuts = ShuffledCuts([manifest], data / "lang_bpe_500", 1, speed_perturb=True, precomputed=False, shuffle_shards=2)
     assert cuts.shards is not None and sorted(np.bincount(cuts.shards)) == [SIZE] * 4
     shard_of = {cut.id: cut.recording.sources[0].source.split("#")[0] for cut in CutSet.from_file(manifest)}
     orders = []
@@ -147,7 +147,7 @@ def test_what_is_wrong_with_shards_is_named_and_the_rest_is_used(shards: Path, t
     assert len(left) == 3 * (20 - lost)
     broken = next((tmp_path / "train").glob("recording.000000.tar"))
     broken.write_bytes(b"")  # after preparation: utterances are skipped and counted, the others go on
-    dm = AsrDataModule(load_config(None, OPTIONS), data, Tokenizer.from_file(data / "lang" / "bpe.model"))
+    dm = AsrDataModule(load_config(None, OPTIONS), data, Tokenizer.from_file(data / "lang_bpe_500" / "bpe.model"))
     loader = dm.train_dataloader(1)
     assert sum(len(b.ids) for b in loader) + loader.skipped == len(left) and loader.skipped == 3 * SIZE
 
