@@ -72,7 +72,8 @@ def measure(manifest: Path, seconds: float) -> dict[str, Any]:
         took[name] = {"clock": time.perf_counter() - clock, "cpu": time.process_time() - cpu}
         return result
 
-    cuts = timed("lines and lengths", lambda: ShuffledCuts([manifest], manifest.parent, 42, speed_perturb=True, precomputed=True))
+    parts = [manifest], manifest.parent
+    cuts = timed("lines and lengths", lambda: ShuffledCuts(*parts, 42, speed_perturb=True, precomputed=True))
     batches = timed("batches of the epoch", lambda: train_batches(cuts, num_buckets, seconds, epoch=1))
     timed("cuts of the last batch", lambda: next(iter(Shares(batches[-1:], cuts, seconds, 0, 1))))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)

@@ -1,4 +1,4 @@
-"""From audio to cuts and features: what is prepared, and what becomes of bad input."""
+"""From audio to cuts, tokens and features: the files that preparation writes, and its errors for bad input."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 from local.common.atomic import atomic_write
+from local.common.errors import UserError
 from local.compute_features import main as compute_features
 from local.config import load_config
 from local.corpus.audio_files import BadAudio, check_audio, parallel
-from local.common.errors import UserError
 from local.corpus.corpus_yaml import load_corpus
 from local.data.datamodule import AsrDataModule
 from local.data.durations import num_frames, tokens_fit
@@ -55,7 +55,7 @@ def manifests(tree: Path, *overrides: str) -> Path:
 
 
 def prepare(tree: Path, *overrides: str) -> Path:
-    """Stages 1 to 3; -> the data folder."""
+    """Run stages 1 to 3 and return the data folder."""
     data = manifests(tree, *overrides)
     prepare_cuts(["--data-dir", str(data), *overrides])
     prepare_lang(["--data-dir", str(data), *overrides])
@@ -74,7 +74,7 @@ def cuts_of(data: Path, part: str, folder: str = "cuts") -> CutSet:
 
 
 def fails(capsys: pytest.CaptureFixture, program, *args) -> str:
-    """Run a program that must stop with one line; -> that line."""
+    """Run a program that must stop with one line of error, and return it."""
     with pytest.raises(SystemExit) as stop:
         program(*args)
     assert stop.value.code == 1
@@ -142,7 +142,8 @@ def test_bad_utterances_are_named_and_the_rest_is_kept(tree: Path, capsys: pytes
     assert "duplicate id" in reasons["101-1-0000"]
     assert len(reasons) == 7
     kept = cuts_of(data, "tr")
-    assert [c.id for c in kept if read_token_counts(counts_file(data / "lang_bpe_500", "tr"))[c.id] == UNUSABLE] == ["100-1-0003"]
+    counts = read_token_counts(counts_file(data / "lang_bpe_500", "tr"))
+    assert [c.id for c in kept if counts[c.id] == UNUSABLE] == ["100-1-0003"]
     assert len(kept) == 7
     assert next(c for c in kept if c.id == "101-1-0000").supervisions[0].text == text
     out = capsys.readouterr().out
@@ -158,7 +159,7 @@ def test_times_of_words_become_alignments(tree: Path, capsys: pytest.CaptureFixt
     assert [(i.symbol, i.start, i.duration) for i in items] == [("ONE", 0.1, 0.25), ("TWO", 0.5, 0.125)]
     assert len(found) == 11 and not any(found.values())
     path.write_text("100-1-0001 1 0.10 0.25 ONE\n100-1-0001 1 soon 0.25 TWO\n")
-    assert "100-1.ctm:2: not 'utterance channel start duration word'" in fails(capsys, manifests, tree)
+    assert "100-1.ctm:2:" in fails(capsys, manifests, tree)
 
 
 def test_no_usable_utterance_is_an_error(tree: Path, capsys: pytest.CaptureFixture) -> None:
@@ -184,8 +185,7 @@ def test_unknown_characters(tree: Path, capsys: pytest.CaptureFixture) -> None:
     set_text(tree, "dv", "100-1-0000", "ONE Ü ONE")
     data = prepare(tree)
     assert len(cuts_of(data, "dv")) == 6  # kept for scoring
-    line = "dv: 1 utterances have characters outside the model, kept for scoring: 100-1-0000 (Ü)"
-    assert line in capsys.readouterr().out
+    assert any(line.startswith("dv: 1 ") and "100-1-0000 (Ü)" in line for line in capsys.readouterr().out.splitlines())
 
 
 def test_unknown_characters_in_training_are_dropped(tree: Path) -> None:
@@ -201,9 +201,20 @@ def test_unknown_characters_in_training_are_dropped(tree: Path) -> None:
 def one_step(data: Path, exp: Path, vocab_size: int) -> int:
     """Train one step and return the number of tokens in the model."""
     small = [f"model.encoder.{key}=16" for key in ("d_model", "rnn_hidden_size", "dim_feedforward")]
-    cfg = load_config(None, [*small, "model.encoder.num_layers=1", "model.decoder.dim=16", "model.joiner.dim=16",
-                             "data.num_workers=0", "train.max_steps=1", "train.max_duration=10", "train.num_epochs=1",
-                             f"lang.vocab_size={vocab_size}"])  # fmt: skip
+    cfg = load_config(
+        None,
+        [
+            *small,
+            "model.encoder.num_layers=1",
+            "model.decoder.dim=16",
+            "model.joiner.dim=16",
+            "data.num_workers=0",
+            "train.max_steps=1",
+            "train.max_duration=10",
+            "train.num_epochs=1",
+            f"lang.vocab_size={vocab_size}",
+        ],
+    )
     tokenizer = Tokenizer.from_file(lang_dir(data, cfg.lang) / "bpe.model")
     trainer = Trainer(cfg, AsrDataModule(cfg, data, tokenizer), exp, torch.device("cpu"))
     trainer.run()
@@ -236,15 +247,18 @@ def test_counts_that_do_not_belong_to_the_cuts_are_an_error(tree: Path) -> None:
     lines = path.read_text().splitlines()
     for wrong, message in ((lines[1:], "100-1-0000"), ([*lines[:3], "100-1-0003 2"], r"tr.tsv:4"), (["\t1"], r"tr.tsv:1")):
         path.write_text("".join(f"{line}\n" for line in wrong))
-        with pytest.raises(UserError, match=rf"{path.name}.*{message}|{message}.*prepare.sh"):
+        with pytest.raises(UserError, match=rf"tr.tsv.*{message}|{message}.*prepare.sh"):
             ShuffledCuts([manifest], lang, 1, True, False)
     path.unlink()
     with pytest.raises(UserError, match=r"tr.tsv is missing; .*prepare.sh"):
         ShuffledCuts([manifest], lang, 1, True, False)
 
 
-@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\0"), min_size=1),
-                       st.integers(-1, 1000)))  # fmt: skip
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\0"), min_size=1), st.integers(-1, 1000)
+    )
+)
 def test_any_counts_come_back(tmp_path_factory: pytest.TempPathFactory, counts: dict[str, int]) -> None:
     path = tmp_path_factory.mktemp("counts") / "tr.tsv"
     write_token_counts(counts, path)
@@ -277,7 +291,7 @@ def test_features_are_stored_and_used_again(tree: Path, capsys: pytest.CaptureFi
     prepare(tree)
     capsys.readouterr()
     compute_features(["--data-dir", str(data)])
-    assert "tr: features of 33 cuts are already there" in capsys.readouterr().out
+    assert "tr: features of 33 cuts" in capsys.readouterr().out
     assert all(p.stat().st_mtime_ns == t for p, t in archives.items())
     again = {c.id: c for c in cuts_of(data, "tr", "features")}
     assert again["100-1-0000"].load_features().shape[0] == 150 and len(again) == 36
@@ -312,7 +326,7 @@ def test_audio_that_vanished_gives_no_features_and_stops_nothing(tree: Path, cap
     data = prepare(tree)
     audio_of(tree, "te", "100-1-0003").unlink()
     compute_features(["--data-dir", str(data)])
-    assert "no features for 100-1-0003" in capsys.readouterr().err
+    assert "te: no features for 100-1-0003" in capsys.readouterr().err
     assert len(cuts_of(data, "te", "features")) == 5
 
 
@@ -327,7 +341,8 @@ def test_noise_of_a_folder(tree: Path, tmp_path: Path) -> None:
 
 def test_missing_inputs_name_the_stage(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for program in (prepare_cuts, prepare_lang, compute_features):
-        assert "stage 1 (manifests) of prepare.sh" in fails(capsys, program, ["--data-dir", str(tmp_path)])
+        error = fails(capsys, program, ["--data-dir", str(tmp_path)])
+        assert f"{tmp_path}/corpus.yaml" in error and "stage 1 (manifests) of prepare.sh" in error
 
 
 def test_full_disk_is_one_line(tree: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +354,7 @@ def test_full_disk_is_one_line(tree: Path, capsys: pytest.CaptureFixture, monkey
         return atomic_write(path)
 
     monkeypatch.setattr("local.prepare_lang.atomic_write", full)
-    assert "no space left" in fails(capsys, prepare_lang, ["--data-dir", str(data)])
+    assert "tokens.txt" in fails(capsys, prepare_lang, ["--data-dir", str(data)])
 
 
 def test_broken_writing_leaves_the_old_file(tmp_path: Path) -> None:

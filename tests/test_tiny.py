@@ -1,4 +1,4 @@
-"""The synthesised corpus: the same bytes from the same seed, voices apart, words apart, and sound that is there."""
+"""The synthesised corpus: the same seed gives the same bytes; parts do not share voices; every word can be heard."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """-> (a small spec, the corpus made of it with two processes)."""
+    """A small spec, and the corpus made of it with two processes."""
     folder = tmp_path_factory.mktemp("tiny")
     spec = write_spec(folder / "speech.yaml")
     synthesise(folder / "out", num_jobs=2, spec_path=spec)
@@ -186,19 +186,19 @@ def test_a_finished_corpus_is_replaced_and_other_folders_are_not(small: tuple[Pa
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("three years")
-    with pytest.raises(UserError, match="mine: holds something else"):
+    with pytest.raises(UserError, match="/mine: "):
         synthesise(mine, spec_path=spec)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out"]  # nothing half made is left
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out"]  # no unfinished corpus is left
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": {"digit": ["ONE"]}}, "class <"),
-        ({"phrases": {"<a>": 1}, "classes": {"a": ["<b>"], "b": ["<a>"]}}, "holds itself"),
+        ({"classes": {"digit": ["ONE"]}}, "class <(room|colour|device|action|switch)>"),
+        ({"phrases": {"<a>": 1}, "classes": {"a": ["<b>"], "b": ["<a>"]}}, "class <[ab]>"),
         ({"parts": {"train": {"minutes": 1}}}, "voices"),
-        ({"parts": {"train": {"minutes": 1, "voices": 161}}}, "more voices than 160"),
-        ({"voices": {}}, "missing or unknown: accents"),
+        ({"parts": {"train": {"minutes": 1, "voices": 161}}}, "160"),
+        ({"voices": {}}, "accents"),
         ({"phrases": None}, "phrases"),
         ({"sound": {"loudness": 3}}, "loudness"),
     ],
@@ -215,5 +215,5 @@ def test_a_voice_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit) as e:
         main(["--out", str(tmp_path / "out"), "--spec", str(spec), "--limit", "1", "--nj", "2"])
     assert e.value.code == 1
-    assert "eSpeak NG has no voice 'xx-none+" in capsys.readouterr().err
+    assert "'xx-none+" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["s.yaml"]

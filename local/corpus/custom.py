@@ -92,7 +92,7 @@ def check_options(corpus: Corpus) -> tuple[str, float]:
 
 
 def find_source(corpus_dir: Path, part: str, folders_only: bool = False) -> Path | None:
-    """Return the file or folder of `part`; None if there is none. Raises `UserError` if there are several."""
+    """Return the file or folder of `part`, or None. Raises `UserError` if there are several."""
     found: list[Path] = []
     folder = corpus_dir / part
     if (folder / "wav.scp").is_file() or next(folder.glob("*/*/*.trans.txt"), None) or next(folder.glob(SHARDS), None):

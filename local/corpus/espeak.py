@@ -61,7 +61,7 @@ class Speaker:
     def __init__(self, seed: int = 0) -> None:
         """Load the library; `seed` fixes its noise and flutter. Raises `UserError` if library or voices are missing."""
         self.lib, data = load_library()
-        # Without a path it would take the system's eSpeak NG, or end the process if there is none.
+        # Without a path it would take the system's eSpeak NG, or end the process without one.
         rate = self.lib.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, str(data).encode(), INITIALIZE_DONT_EXIT)
         if rate <= 0:
             raise UserError(f"{data}: eSpeak NG finds no voices in it; reinstall espeakng-loader")
