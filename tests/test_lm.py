@@ -314,7 +314,7 @@ def test_missing_and_foreign_files_are_named(data: Path, tmp_path: Path, capsys:
     (data / "manifests" / "supervisions_dv.jsonl.gz").unlink()
     with pytest.raises(SystemExit):
         train(data, tmp_path / "exp")
-    assert "supervisions_dv.jsonl.gz is missing; stage 1 of prepare.sh" in capsys.readouterr().err
+    assert "supervisions_dv.jsonl.gz is missing; stage 1" in capsys.readouterr().err
 
 
 def test_sampled_sentences_are_of_the_language(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -71,7 +71,7 @@ class Speaker:
         self.callback = CALLBACK(self._collect)  # kept alive here: the library has a bare pointer to it
         self.lib.espeak_SetSynthCallback(self.callback)
         uint, pointer = ctypes.c_uint, ctypes.c_void_p
-        text = [ctypes.c_char_p, ctypes.c_size_t]
+        text: list[Any] = [ctypes.c_char_p, ctypes.c_size_t]
         self.lib.espeak_Synth.argtypes = [*text, uint, ctypes.c_int, uint, uint, pointer, pointer]
         self.lib.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
         self.lib.espeak_ng_SetRandSeed(seed)

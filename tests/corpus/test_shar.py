@@ -158,7 +158,7 @@ def test_what_is_wrong_with_shards_is_named_and_the_rest_is_used(shards: Path, t
     ("line", "error"),
     [
         ("", "train.shar: "),
-        ("cuts.jsonl.gz", "'cuts.jsonl.gz' .*<number>"),
+        ("cuts.jsonl.gz", "cuts.jsonl.gz' .*<number>"),
         ("a/recording.000000.tar", "'.*a/recording.000000.tar'"),
     ],
 )
