@@ -40,6 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--mode", choices=["random", "sorted", "fixed", "growth"], default="random")
     parser.add_argument("--lengths", type=Path, default=SHARED_LENGTHS, help=".npz with T_U (utterances, 2)")
     parser.add_argument("--data-dir", type=Path, help="a prepared corpus; use its training lengths instead")
+    parser.add_argument("--vocab-size", type=int, default=500, help="lang.vocab_size of the tokens of --data-dir")
     parser.add_argument("--shapes", nargs="+", default=["8,300,50,500", "4,300,50,5000"], help="N,T,U,C[,S] for `fixed`")
     parser.add_argument("--scale", type=float, help="factor on utterances or frames per batch (default: 0.2 on a CPU, else 1)")
     parser.add_argument("--batches", type=int, default=5)
@@ -62,7 +63,8 @@ def corpus_lengths(args: argparse.Namespace) -> Lengths:
         if not args.lengths.is_file():
             raise UserError(f"{args.lengths}: no such file; give --lengths FILE or --data-dir data/<corpus>")
         return [(int(t), int(u)) for t, u in np.load(args.lengths)["T_U"]]
-    from local.data.durations import NUM_TOKENS, num_frames
+    from local.data.durations import num_frames
+    from local.data.token_counts import UNUSABLE, counts_file, read_token_counts
     from model.encoder.subsampling import subsampled
 
     import yaml
@@ -72,10 +74,12 @@ def corpus_lengths(args: argparse.Namespace) -> Lengths:
         raise UserError(f"{corpus}: no such file; prepare the corpus first (./prepare.sh)")
     lengths = []
     for part in yaml.safe_load(corpus.read_text(encoding="utf-8"))["train"]:
+        counts = read_token_counts(counts_file(args.data_dir / f"lang_bpe_{args.vocab_size}", part))
         with gzip.open(args.data_dir / "cuts" / f"{part}.jsonl.gz", "rt", encoding="utf-8") as f:
             for line in f:
                 cut = json.loads(line)
-                lengths.append((subsampled(num_frames(cut["duration"])), int(cut["custom"][NUM_TOKENS])))
+                if counts[cut["id"]] != UNUSABLE:
+                    lengths.append((subsampled(num_frames(cut["duration"])), counts[cut["id"]]))
     return lengths
 
 

@@ -25,7 +25,8 @@ from benchmarks.worker import ROOT, hardware, write_results
 from local.common.cli import make_parser, program
 from local.config import load_config
 from local.data.batching import train_batches
-from local.data.durations import NUM_TOKENS, SPEED, SPEEDS
+from local.data.durations import SPEED, SPEEDS
+from local.data.token_counts import counts_file, write_token_counts
 from local.data.training_cuts import ShuffledCuts
 
 import numpy as np
@@ -36,10 +37,14 @@ Result = TypeVar("Result")
 RATE = 16000
 
 
+def lengths(utterances: int) -> list[float]:
+    """Return the seconds of each utterance."""
+    return np.clip(np.random.default_rng(0).normal(12.3, 3.8, utterances), 1.5, 17).tolist()
+
+
 def lines(utterances: int) -> Iterator[str]:
     """Yield a cut per utterance and speed: 12 seconds on average, 2.7 words of 5 letters and 3 tokens per second."""
-    rng = np.random.default_rng(0)
-    for i, length in enumerate(np.clip(rng.normal(12.3, 3.8, utterances), 1.5, 17)):
+    for i, length in enumerate(lengths(utterances)):
         for speed in (1.0, *SPEEDS):
             samples = int(length * RATE / speed)
             name, seconds = f"1234-567890-{i:06d}" + (f"_sp{speed}" if speed != 1.0 else ""), samples / RATE
@@ -54,7 +59,7 @@ def lines(utterances: int) -> Iterator[str]:
                 [SupervisionSegment(name, name, 0.0, seconds, text=text, speaker="1234")],
                 Features("kaldi-fbank", frames, 80, 0.01, RATE, 0.0, seconds, *archive, channels=0),
                 Recording(name, sources, RATE, samples, seconds, [0]),
-                {NUM_TOKENS: int(length * 3), **({SPEED: speed} if speed != 1.0 else {})},
+                {SPEED: speed} if speed != 1.0 else None,
             )
             yield json.dumps(cut.to_dict()) + "\n"
 
@@ -70,7 +75,8 @@ def measure(manifest: Path, seconds: float) -> dict[str, Any]:
         took[name] = {"clock": time.perf_counter() - clock, "cpu": time.process_time() - cpu}
         return result
 
-    cuts = timed("lines and lengths", lambda: ShuffledCuts([manifest], 42, speed_perturb=True, precomputed=True))
+    parts = [manifest], manifest.parent
+    cuts = timed("lines and lengths", lambda: ShuffledCuts(*parts, 42, speed_perturb=True, precomputed=True))
     batches = timed("batches of the epoch", lambda: train_batches(cuts, num_buckets, seconds, epoch=1))
     timed("cuts of the last batch", lambda: [cuts.cut(number) for number in batches[-1]])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
@@ -110,6 +116,8 @@ def main(argv: list[str] | None = None) -> None:
         manifest = Path(folder) / "train.jsonl.gz"
         with gzip.open(manifest, "wt", compresslevel=1, encoding="utf-8") as out:
             out.writelines(lines(args.utterances))
+        counts = {f"1234-567890-{i:06d}": int(length * 3) for i, length in enumerate(lengths(args.utterances))}
+        write_token_counts(counts, counts_file(Path(folder), "train"))
         where = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "python": platform.python_version()}
         result = {**where, **measure(manifest, args.seconds)}
     text = table(result)

@@ -104,9 +104,9 @@ def random_batches(classes: int, n: int, frames: int, tokens: int) -> Iterator[B
 def real_batches(cfg: Config, data_dir: Path) -> tuple[int, Iterator[Batch]]:
     """Return the number of tokens and the training batches of a prepared corpus, made in this process."""
     from local.data.datamodule import AsrDataModule
-    from local.data.tokenizer import Tokenizer
+    from local.data.tokenizer import Tokenizer, lang_dir
 
-    tokenizer = Tokenizer.from_file(data_dir / "lang" / "bpe.model")
+    tokenizer = Tokenizer.from_file(lang_dir(data_dir, cfg.lang) / "bpe.model")
     data = AsrDataModule(cfg, data_dir, tokenizer)
 
     def batches() -> Iterator[Batch]:

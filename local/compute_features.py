@@ -1,13 +1,12 @@
 """Stage 4 of prepare.sh (features.type=precomputed): log-mel features of every cut, training cuts at three speeds.
 
-Reads data/<corpus>/cuts; writes data/<corpus>/features/<part>/*.f16 and, when they are complete, <part>.jsonl.gz: the
-cuts that point to them. Speed-perturbed copies are stored like any cut, their ids ending in `_sp0.9` and `_sp1.1`.
-Features that an earlier run stored are used again where cut, extractor and audio file are what they were.
+Reads data/<corpus>/cuts. Writes data/<corpus>/features/<part>/*.f16 and, when they are complete, <part>.jsonl.gz: the
+cuts that point to them. Speed-perturbed copies are stored like other cuts; their ids end in `_sp0.9` and `_sp1.1`.
+Features of an earlier run are used again if cut, extractor and audio file have not changed.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 
 from local.common.atomic import atomic_write
-from local.common.cli import program
+from local.common.cli import make_parser, program
 from local.common.errors import UserError, reason
 from local.common.progress import Progress
 from local.common.text_files import is_file
@@ -33,7 +32,7 @@ from local.corpus.audio_files import in_order
 from local.corpus.corpus_yaml import load_corpus
 from local.corpus.manifest_lines import read_manifest
 from local.corpus.shard_store import ShardStore, shard_store
-from local.data.durations import SPEEDS, at_speed, fits, num_frames
+from local.data.durations import SPEEDS, at_speed, num_frames
 from local.data.feature_store import Float16ArchiveWriter, holds
 from local.data.features import make_extractor
 
@@ -45,20 +44,20 @@ from lhotse.utils import fastcopy
 CHUNK = 50  # cuts handed to a process at a time
 Failure = tuple[str, str]  # cut id, reason
 
-_own = threading.local()  # of each thread of a worker, which under Dask may be several
+_own = threading.local()  # a worker may have several threads under Dask, and each needs its own archive
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What a worker needs besides the cuts: archives go to `folder`."""
+    """The work on a chunk of cuts, with all that a worker process needs besides these. Archives go to `folder`."""
 
     features: FeaturesConfig
     folder: Path
     store: ShardStore
 
     def __call__(self, cuts: list[Cut]) -> tuple[list[Cut], list[Failure]]:
-        """Store the features of some cuts -> the cuts with them, and what failed."""
-        if getattr(_own, "folder", None) != self.folder:  # one extractor and one archive for all that this worker does
+        """Store the features of some cuts; return the cuts with their features, and the failures."""
+        if getattr(_own, "folder", None) != self.folder:  # one extractor and one archive for all chunks of this worker
             torch.set_num_threads(1)
             name = f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.f16"
             _own.folder, _own.extractor = self.folder, make_extractor(self.features)
@@ -77,14 +76,14 @@ class Extraction:
 
 @contextmanager
 def workers(num_jobs: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
-    """Whoever extracts, and how many they are: processes of this machine, or those of the Dask cluster at `dask`.
+    """Yield an executor and its number of workers: processes of this machine, or of the Dask cluster at `dask`.
 
-    Raises `UserError` where there is no such cluster.
+    Raises:
+      UserError: the cluster cannot be reached or has no workers.
     """
     if not dask:
-        # Forked workers inherit the loaded libraries; macOS does not bear forks.
-        context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
-        with ProcessPoolExecutor(num_jobs, context) as pool:
+        # Forked workers inherit the loaded libraries.
+        with ProcessPoolExecutor(num_jobs, multiprocessing.get_context("fork")) as pool:
             yield pool, num_jobs
         return
     try:
@@ -103,26 +102,30 @@ def workers(num_jobs: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
 
 
 def chunks(cuts: Iterator[Cut]) -> Iterator[list[Cut]]:
-    """Lists of up to CHUNK cuts."""
+    """Yield lists of up to `CHUNK` cuts."""
     while chunk := list(islice(cuts, CHUNK)):
         yield chunk
 
 
 def stored_features(manifest: Path, features: FeaturesConfig) -> dict[str, Cut]:
-    """The cuts of an earlier run by id, where its features are the ones that `features` asks for."""
+    """Return the cuts of an earlier run by id, those whose features have the channels and rate of `features`."""
     if not manifest.is_file():
         return {}
     try:
-        cuts = {cut.id: cut for cut in read_manifest(manifest, MonoCut, "stage 4 of prepare.sh") if cut.features is not None}
+        cuts = {
+            cut.id: cut
+            for cut in read_manifest(manifest, MonoCut, "stage 4 (features) of prepare.sh")
+            if cut.features is not None
+        }
     except UserError as e:
-        print(f"warning: {e}; its features are computed anew", file=sys.stderr)
+        print(f"warning: {e}; computing its features again", file=sys.stderr)
         return {}
     asked = (features.num_mel_bins, features.sampling_rate)
     return {name: cut for name, cut in cuts.items() if (cut.features.num_features, cut.features.sampling_rate) == asked}
 
 
 def still_good(old: Cut | None, cut: Cut) -> bool:
-    """Whether the features stored for `old` are those of `cut`: same stretch of the same, unchanged audio."""
+    """Return whether the features stored for `old` are those of `cut`: the same span of the same, unchanged audio."""
     if old is None or (old.start, old.duration, old.channel) != (cut.start, cut.duration, cut.channel):
         return False
     if old.recording.to_dict() != cut.recording.to_dict():
@@ -140,17 +143,23 @@ def still_good(old: Cut | None, cut: Cut) -> bool:
 def compute_part(
     cuts: Sequence[Cut], part: str, folder: Path, features: FeaturesConfig, pool: Executor, num_jobs: int, store: ShardStore
 ) -> list[Failure]:
-    """Store the features of `cuts`, extracted by the `num_jobs` workers of `pool`; the part's manifest is replaced at the end.
+    """Store the features of `cuts`, extracted by the `num_jobs` workers of `pool`; replace the part's manifest at the end.
 
-    pool: any executor, as lhotse's `compute_and_store_features` takes it. lhotse would cut the set in as many pieces as there
-    are workers, of which one unreadable file ends a whole one.
+    lhotse's `compute_and_store_features` would split the cuts into one piece per worker, and one unreadable file would end
+    the whole piece.
+
+    Returns:
+      The cuts without features, with the reason of each.
+
+    Raises:
+      UserError: no cut has features.
     """
     manifest, archives = folder / f"{part}.jsonl.gz", folder / part
     stored = stored_features(manifest, features)
     done = {cut.id: stored[cut.id].features for cut in cuts if still_good(stored.get(cut.id), cut)}
     missing = [cut for cut in cuts if cut.id not in done]
     if done and missing:
-        print(f"{part}: features of {len(done)} cuts are there already")
+        print(f"{part}: features of {len(done)} cuts are already there")
     archives.mkdir(parents=True, exist_ok=True)
     failed: list[Failure] = []
     extract = Extraction(features, archives.resolve(), store)
@@ -160,7 +169,7 @@ def compute_part(
             failed += bad
             shown.update(len(extracted) + len(bad))
     if not done:
-        raise UserError(f"part '{part}': no features of any of its {len(cuts)} cuts; {failed[-1][0]}: {failed[-1][1]}")
+        raise UserError(f"part '{part}': none of its {len(cuts)} cuts has features; {failed[-1][0]}: {failed[-1][1]}")
     with atomic_write(manifest) as tmp:
         CutSet(fastcopy(cut, features=done[cut.id]) for cut in cuts if cut.id in done).to_file(tmp)
     used = {Path(f.storage_path).name for f in done.values()}
@@ -172,12 +181,10 @@ def compute_part(
 
 @program
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--conf", type=Path)
-    parser.add_argument("--nproc", type=int, default=1)
-    parser.add_argument("--dask", default="", metavar="HOST:PORT", help="scheduler of a Dask cluster that sees these folders")
-    parser.add_argument("overrides", nargs="*", help="key.sub=value")
+    """Store the features of every part, and of the noise."""
+    parser = make_parser(__doc__, data_dir=True)
+    parser.add_argument("--nj", type=int, default=1, help="processes (%(default)s)")
+    parser.add_argument("--dask", default="", metavar="HOST:PORT", help="scheduler of a Dask cluster with the same folders")
     args = parser.parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
     corpus = load_corpus(args.data_dir / "corpus.yaml")
@@ -185,13 +192,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = corpus.parts() + ([] if cfg.augment.musan is None else ["musan"])
     for part in parts:
         manifest = args.data_dir / "cuts" / f"{part}.jsonl.gz"
-        cuts: list[Cut] = list(read_manifest(manifest, Cut, "stage 3 of prepare.sh"))
+        cuts: list[Cut] = list(read_manifest(manifest, Cut, "stage 2 (cuts) of prepare.sh"))
         if part in corpus.train and cfg.augment.speed_perturb:
-            cuts += [at_speed(cut, speed) for speed in SPEEDS for cut in cuts if fits(cut, speed)]
+            cuts += [at_speed(cut, speed) for speed in SPEEDS for cut in cuts]
         if not cuts:
-            raise UserError(f"{manifest}: no utterance in it; let stage 3 of prepare.sh make it again (--force)")
-        # workers of their own for each part, so that its archives are closed
-        with workers(args.nproc, args.dask) as (pool, num_jobs):
+            raise UserError(f"{manifest}: it has no utterance; let stage 2 (cuts) of prepare.sh make it again (--force)")
+        # new workers for each part, so that its archives are closed
+        with workers(args.nj, args.dask) as (pool, num_jobs):
             failed = compute_part(cuts, part, args.data_dir / "features", cfg.features, pool, num_jobs, store)
         for name, why in failed:
             print(f"warning: {part}: no features for {name}: {why}", file=sys.stderr)

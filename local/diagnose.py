@@ -24,7 +24,7 @@ from local.config import load_config
 from local.config.schema import Config
 from local.data.batch import Batch
 from local.data.datamodule import AsrDataModule
-from local.data.tokenizer import Tokenizer
+from local.data.tokenizer import Tokenizer, lang_dir
 from local.diagnosis import plots
 from local.diagnosis.probe import Probe, recurrent_rms
 from local.diagnosis.verdict import Verdict, number, verdict
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--batches {args.batches}: at least 1 is meant")
     if cfg.train.num_threads:
         torch.set_num_threads(cfg.train.num_threads)
-    tokenizer = Tokenizer.from_file(args.data_dir / "lang" / "bpe.model")
+    tokenizer = Tokenizer.from_file(lang_dir(args.data_dir, cfg.lang) / "bpe.model")
     model, progress, weights = load_model(cfg, tokenizer, args.exp_dir, args.checkpoint)
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     data = AsrDataModule(cfg, args.data_dir, tokenizer)

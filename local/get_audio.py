@@ -1,12 +1,11 @@
-"""Stage 0 of prepare.sh: bring a corpus's audio: synthesise (tiny) or download (librispeech, mini_librispeech, MUSAN).
+"""Stage 0 of prepare.sh: get a corpus's audio: synthesise (tiny) or download (librispeech, mini_librispeech, MUSAN).
 
-Nothing is done for audio that is already there (--corpus-dir). A download that broke off goes on where it stopped; its
-archive's checksum is verified as it is unpacked.
+Does nothing if the audio is already there (--corpus-dir). An interrupted download resumes where it stopped; the archive's
+checksum is verified while unpacking.
 """
 
 from __future__ import annotations
 
-import argparse
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
-from local.common.cli import program
+from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.config import load_config
 from local.corpus.corpus_yaml import Corpus, load_corpus
@@ -28,54 +27,55 @@ PARTS = {"librispeech": LIBRISPEECH, "mini_librispeech": MINI_LIBRISPEECH}
 
 
 def fetch(corpus: Corpus, out: Path, num_jobs: int) -> None:
-    """Make `out` hold the corpus's parts. Raises `UserError` for a part that its source does not have."""
+    """Download or synthesise the corpus's parts in `out`. Raises `UserError` if its source does not have a part."""
     if corpus.source == "custom":
-        raise UserError(f"corpus '{corpus.name}' is your own: name its folder with --corpus-dir")
+        raise UserError(f"corpus '{corpus.name}' is your own; name its folder with --corpus-dir")
     if corpus.source == "tiny":
-        stats = synthesise(out, seed=int(corpus.options.get("seed", 0)), nproc=num_jobs)
+        stats = synthesise(out, seed=int(corpus.options.get("seed", 0)), num_jobs=num_jobs)
         for part, s in stats.items():
             print(f"{part}: {s.minutes:.1f} min, {s.utterances} utterances, {s.voices} voices, {len(s.words)} words")
         return
     known = PARTS[corpus.source]
     for part in corpus.parts():
         if part not in known:
-            raise UserError(f"part '{part}' is none of {corpus.source}'s, which has {', '.join(known)}")
+            raise UserError(f"{corpus.source} has no part '{part}'; it has {', '.join(known)}")
         download(f"part '{part}' of {corpus.source}", partial(download_librispeech, out, [part]), out)
 
 
 def fetch_musan(folder: Path) -> None:
-    """Download MUSAN where `folder` is called musan and is not there; `UserError` where it is called otherwise."""
+    """Download MUSAN if `folder` is missing. Raises `UserError` if its name is not `musan`, the archive's folder."""
     if folder.exists():
         return
     if folder.name != "musan":
-        raise UserError(f"augment.musan={folder}: no such folder (one called musan would be downloaded)")
+        raise UserError(f"augment.musan={folder}: no such folder; only a folder named 'musan' is downloaded")
     download("MUSAN", partial(download_musan, folder.parent), folder.parent)
 
 
 def download(what: str, run: Callable[[], object], where: Path) -> None:
-    """Run a downloader; what may go wrong with the network or the archive becomes a `UserError`."""
+    """Run a downloader; errors of the network or the archive become a `UserError`."""
     print(f"downloading {what} to {where}")
     try:
         run()
     except (tarfile.TarError, EOFError, zlib.error) as e:
-        raise UserError(f"the archive of {what} in {where} is broken ({e}); remove it and start again") from None
+        raise UserError(
+            f"the archive of {what} in {where} is damaged ({e}); remove it and run the same command again"
+        ) from None
     except (URLError, HTTPException, ConnectionError, TimeoutError) as e:
-        raise UserError(f"cannot download {what}: {e}; the same command goes on where it stopped") from None
+        raise UserError(f"cannot download {what}: {e}; run the same command again to resume") from None
 
 
 @program
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--corpus-yaml", type=Path, required=True)
-    parser.add_argument("--corpus-dir", type=Path, help="audio that is already there")
-    parser.add_argument("--out", type=Path, required=True, help="where to bring the audio without --corpus-dir")
-    parser.add_argument("--conf", type=Path)
-    parser.add_argument("--nproc", type=int, default=1)
-    parser.add_argument("overrides", nargs="*", help="key.sub=value")
+    """Get the audio of a corpus, and MUSAN if augment.musan asks for it."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--corpus-yaml", type=Path, required=True, help="egs/<corpus>/corpus.yaml")
+    parser.add_argument("--corpus-dir", type=Path, help="folder of audio that is already there")
+    parser.add_argument("--out", type=Path, required=True, help="where to write the audio, without --corpus-dir")
+    parser.add_argument("--nj", type=int, default=1, help="processes that synthesise (%(default)s)")
     args = parser.parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
     if args.corpus_dir is None:
-        fetch(load_corpus(args.corpus_yaml, cfg.data), args.out, args.nproc)
+        fetch(load_corpus(args.corpus_yaml, cfg.data), args.out, args.nj)
     if cfg.augment.musan is not None:
         fetch_musan(Path(cfg.augment.musan))
 

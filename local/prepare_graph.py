@@ -1,19 +1,20 @@
 """The decoding graph LG: a lexicon of words spelt in tokens, composed with an n-gram language model of words.
 
-    python local/prepare_graph.py --data-dir data/tiny [--arpa FILE | --order 3] [--lexicon FILE]
+    .venv/bin/python -m local.prepare_graph --data-dir data/tiny [--arpa FILE | --order 3] [--lexicon FILE]
+        [--conf FILE] [lang.vocab_size=80]
 
-Reads data/<corpus>/lang; writes data/<corpus>/graph/lexicon.txt and LG.npz. Without --arpa the n-gram model is estimated from
-the training transcripts and kept as G.arpa. Without --lexicon every word of the n-gram model is spelt by the BPE model, in
-its likeliest way. A lexicon has a line `WORD token token ...` per spelling; WORD alone stands for the BPE model's.
+Reads LANG, which is data/<corpus>/lang_bpe_<lang.vocab_size>. Writes LANG/graph/lexicon.txt and LG.npz. Without --arpa the
+n-gram model is estimated from the training transcripts and written to G.arpa. Without --lexicon every word of the n-gram
+model has one spelling, the BPE model's best. A lexicon has one line `WORD token token ...` per spelling; a line with WORD
+alone means the BPE model's spelling.
 
-LG accepts sequences of tokens; the words recognised are read off these. The weight of its best path is the n-gram model's
-log-probability of the sentence but for one thing, usual with such graphs: back-off arcs are taken wherever that makes a path
-better, not just where an n-gram is missing. With bigrams made by interpolation the two are the same.
+LG accepts sequences of tokens, from which the words follow. The weight of its best path is the log-probability of the
+sentence by the n-gram model, with an exception that such graphs usually have: back-off arcs are taken if they make a path
+better, not only if an n-gram is missing. With interpolated bigrams the two are the same.
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import shutil
 import subprocess
@@ -27,38 +28,38 @@ from pathlib import Path
 from local.artifacts.arpa import BOS, EOS, estimate, read_sentences, write_arpa
 from local.artifacts.decoding_graph import save_graph
 from local.common.atomic import atomic_write
-from local.common.cli import program
+from local.common.cli import make_parser, program
 from local.common.errors import UserError
-from local.data.tokenizer import SPECIAL, UNK_ID, Tokenizer
+from local.config import load_config
+from local.data.tokenizer import SPECIAL, UNK_ID, Tokenizer, lang_dir
 from model.search.graph import EPSILON, Graph
 
 import kaldifst
 import numpy as np
 
-TOKENS = "lang/tokens.txt"
 UNKNOWN = ("<unk>", "<UNK>")
-BACKOFF = "#0"  # the back-off arcs' symbol until the graph is determinised
-DELTA = 1e-5  # weights that differ by less are the same
+BACKOFF = "#0"  # symbol of back-off arcs until the graph is determinised
+DELTA = 1e-5  # weights that differ by less count as equal
 
 Spelling = tuple[str, tuple[int, ...]]  # a word and its token ids
 
 
 def spell(words: Iterable[str], tokenizer: Tokenizer) -> list[Spelling]:
-    """Each word's tokens; a word with characters that the BPE model lacks is left out."""
+    """Return each word's tokens; words with characters that the BPE model lacks are left out."""
     words = list(words)
     spelt = zip(words, tokenizer.encode(words), strict=True)
     return [(word, tuple(ids)) for word, ids in spelt if ids and UNK_ID not in ids]
 
 
 def read_lexicon(path: Path, tokenizer: Tokenizer) -> list[Spelling]:
-    """The spellings of a lexicon file, each once. Raises `UserError` naming the line of an unknown token or word."""
+    """Return the spellings of a lexicon file, each once. Raises `UserError` naming the line of an unknown token or word."""
     ids = {token: i for i, token in enumerate(tokenizer.tokens) if token not in SPECIAL}
     lexicon: dict[Spelling, None] = {}
     for line in read_sentences(path):
         word, *names = line.split()
         strange = [name for name in names if name not in ids]
         if strange or word in (BOS, EOS, BACKOFF):
-            what = f"{strange[0]!r} is no token of {TOKENS}" if strange else f"{word!r} is no word"
+            what = f"{strange[0]!r} is not in tokens.txt" if strange else f"{word!r} cannot be a word"
             raise UserError(f"{path}: line {line!r}: {what}")
         spellings = [(word, tuple(ids[name] for name in names))] if names else spell([word], tokenizer)
         if not spellings:
@@ -67,8 +68,8 @@ def read_lexicon(path: Path, tokenizer: Tokenizer) -> list[Spelling]:
     return list(lexicon)
 
 
-def unpacked(path: Path, folder: Path) -> Path:
-    """`path`, or where it is gzipped its content in `folder`. Raises `UserError` where it cannot be read."""
+def unpack(path: Path, folder: Path) -> Path:
+    """Return `path`, or if it is gzipped a file in `folder` with its content. Raises `UserError` if it cannot be read."""
     try:
         if path.suffix != ".gz":
             path.open("rb").close()
@@ -81,7 +82,7 @@ def unpacked(path: Path, folder: Path) -> Path:
 
 
 def arpa_words(path: Path, name: str) -> list[str]:
-    """The words of an ARPA file but <s>, </s> and <unk>. `UserError` with `name` where it has no section of single words."""
+    """Return the words of an ARPA file except <s>, </s> and <unk>. Raises `UserError` with `name` if it has no unigrams."""
     words, inside = [], False
     with path.open(encoding="utf-8", errors="replace") as f:
         for line in f:
@@ -98,17 +99,17 @@ def arpa_words(path: Path, name: str) -> list[str]:
 
 
 def grammar(arpa: Path, name: str, words: Sequence[str], folder: Path) -> kaldifst.StdVectorFst:
-    """G: the n-gram model over the ids of `words`, which are their places from 1; then comes that of `BACKOFF`.
+    """Return G, the n-gram model over the ids of `words`, which count from 1; the next id is that of `BACKOFF`.
 
-    It has no output labels. N-grams with other words are left out. Works with files in `folder`.
+    G has no output labels. N-grams with other words are left out. Temporary files go to `folder`.
 
     Raises:
-      UserError: kaldilm cannot read the file, for the reason that it gives; calls the file `name`.
+      UserError: kaldilm cannot read the file; gives its reason and calls the file `name`.
     """
     symbols = folder / "words.txt"
     names = ["<eps>", *words, BACKOFF, BOS, EOS]
     symbols.write_text("".join(f"{name} {i}\n" for i, name in enumerate(names)), encoding="utf-8")
-    # A process of its own: what kaldilm does not like ends it.
+    # In another process, since kaldilm ends its process on an error.
     options = [f"--disambig-symbol={BACKOFF}", f"--read-symbol-table={symbols}"]
     command = [sys.executable, "-m", "kaldilm", *options, "--max-arpa-warnings=0", str(arpa), str(folder / "G.fst")]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -120,7 +121,7 @@ def grammar(arpa: Path, name: str, words: Sequence[str], folder: Path) -> kaldif
 
 
 def _with_outputs(fst: kaldifst.StdVectorFst, copied: bool) -> kaldifst.StdVectorFst:
-    """`fst` with output labels copied from its input labels, which makes it an acceptor, or without any."""
+    """Return `fst` with output labels copied from its input labels, which makes it an acceptor, or without them."""
     result = kaldifst.StdVectorFst()
     for _ in range(fst.num_states):
         result.add_state()
@@ -133,10 +134,10 @@ def _with_outputs(fst: kaldifst.StdVectorFst, copied: bool) -> kaldifst.StdVecto
 
 
 def lexicon_fst(lexicon: Sequence[Spelling], word_ids: dict[str, int], vocab_size: int) -> kaldifst.StdVectorFst:
-    """L: any sequence of words, token ids to word ids (Mohri, Pereira and Riley, 2008).
+    """Return L, which maps token ids to word ids of any sequence of words (Mohri, Pereira and Riley, 2008).
 
-    A spelling that another one begins with, or that several words have, ends in one more symbol, to tell them apart: only so
-    LG can be determinised. The symbols of such are vocab_size + 1, ...; `BACKOFF`'s passes through, as vocab_size.
+    A spelling that is the beginning of another one, or that several words have, ends in one of the extra symbols
+    vocab_size + 1, ...: without them LG could not be determinised. `BACKOFF` passes through as symbol vocab_size.
     """
     backoff = len(word_ids) + 1
     times = Counter(tokens for _, tokens in lexicon)
@@ -158,12 +159,12 @@ def lexicon_fst(lexicon: Sequence[Spelling], word_ids: dict[str, int], vocab_siz
 
 
 def compose(lexicon: kaldifst.StdVectorFst, lm: kaldifst.StdVectorFst, vocab_size: int) -> Graph:
-    """LG of L and G, determinised, minimised and its weights moved towards the start, so that a search meets them early.
+    """Return LG of L and G, determinised, minimised and with weights pushed to the start, where a search needs them.
 
-    After that the symbols that told spellings apart and `BACKOFF` are `EPSILON`; the arcs stay, see `Graph`.
+    The extra symbols of spellings and `BACKOFF` become `EPSILON`; their arcs stay, see `Graph`.
 
     Raises:
-      UserError: no sentence of the n-gram model's can be spelt.
+      UserError: no sentence of the n-gram model can be spelt.
     """
     fst = kaldifst.compose(lexicon, lm)
     kaldifst.determinize_star(fst, delta=DELTA)
@@ -171,7 +172,7 @@ def compose(lexicon: kaldifst.StdVectorFst, lm: kaldifst.StdVectorFst, vocab_siz
     kaldifst.minimize(fst, delta=DELTA)
     if fst.num_states < 1:
         raise UserError("no sentence has both a spelling in the lexicon and a probability in the n-gram model")
-    # The start becomes state 0, in exchange with it.
+    # Swap the start and state 0.
     order = list(range(fst.num_states))
     order[0], order[fst.start] = fst.start, 0
     arcs = np.fromiter(
@@ -187,17 +188,17 @@ def compose(lexicon: kaldifst.StdVectorFst, lm: kaldifst.StdVectorFst, vocab_siz
     )
 
 
-def prepare(data_dir: Path, arpa: Path | None, order: int, lexicon_file: Path | None) -> str:
-    """The program's work; tells what was made. Arguments are the program's."""
-    out, tokenizer = data_dir / "graph", Tokenizer.from_file(data_dir / "lang" / "bpe.model")
+def prepare(lang: Path, arpa: Path | None, order: int, lexicon_file: Path | None) -> str:
+    """Write the graph of the tokens in `lang` and return a line about it; the other arguments are the program's."""
+    out, tokenizer = lang / "graph", Tokenizer.from_file(lang / "bpe.model")
     lexicon = read_lexicon(lexicon_file, tokenizer) if lexicon_file else []
-    source = arpa or data_dir / "lang" / "transcript.txt"
+    source = arpa or lang / "transcript.txt"
     if arpa is None:
         texts = read_sentences(source)
         arpa = out / "G.arpa"
         write_arpa(estimate((text.split() for text in texts), order, (word for word, _ in lexicon)), arpa)
     with tempfile.TemporaryDirectory() as folder:
-        plain = unpacked(arpa, Path(folder))
+        plain = unpack(arpa, Path(folder))
         words = arpa_words(plain, str(arpa))
         lexicon = lexicon or spell(words, tokenizer)
         ids = {word: i for i, word in enumerate(dict.fromkeys(word for word, _ in lexicon), 1)}
@@ -212,25 +213,26 @@ def prepare(data_dir: Path, arpa: Path | None, order: int, lexicon_file: Path | 
 
 
 def check_words(source: Path, words: Sequence[str], spelt: Sequence[str]) -> None:
-    """Tell of words that will never be recognised. Raises `UserError` where these are all of the n-gram model's."""
+    """Warn of words that can never be recognised. Raises `UserError` if these are all words of the n-gram model."""
     known, both = set(words), set(words) & set(spelt)
     if not both:
-        raise UserError(f"{source}: none of its {len(words)} words has a spelling, {words[0]!r} for one")
+        raise UserError(f"{source}: none of its {len(words)} words has a spelling, such as {words[0]!r}")
     for missing, where in ((known - both, "spelling"), (set(spelt) - both, f"probability in {source}")):
         if missing:
-            print(f"warning: {len(missing)} words have no {where}, {min(missing)!r} for one", file=sys.stderr)
+            print(f"warning: {len(missing)} words have no {where}, such as {min(missing)!r}", file=sys.stderr)
 
 
 @program
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True)
+    """Make the graph LG."""
+    parser = make_parser(__doc__, data_dir=True)
     lm = parser.add_mutually_exclusive_group()
     lm.add_argument("--arpa", type=Path, help="n-gram model of words, may be gzipped")
-    lm.add_argument("--order", type=int, default=3, help="of the n-gram model that is estimated")
-    parser.add_argument("--lexicon", type=Path)
+    lm.add_argument("--order", type=int, default=3, help="of the estimated n-gram model (%(default)s)")
+    parser.add_argument("--lexicon", type=Path, help="spellings of words in tokens")
     args = parser.parse_args(argv)
-    print(prepare(args.data_dir, args.arpa, args.order, args.lexicon))
+    lang = lang_dir(args.data_dir, load_config(args.conf, args.overrides).lang)
+    print(prepare(lang, args.arpa, args.order, args.lexicon))
 
 
 if __name__ == "__main__":

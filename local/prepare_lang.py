@@ -1,24 +1,37 @@
-"""Stage 2 of prepare.sh: BPE model and tokens from the transcripts of the training parts.
+"""Stage 3 of prepare.sh: the tokens, from the transcripts of the training parts, and the token count of each cut.
 
-Reads data/<corpus>/manifests; writes data/<corpus>/lang/{transcript.txt,bpe.model,tokens.txt}.
+Reads data/<corpus>/manifests and cuts. Writes data/<corpus>/lang_bpe_<lang.vocab_size>/:
+  transcript.txt        the training transcripts, one per line
+  bpe.model, tokens.txt
+  num_tokens/<part>.tsv the token count of each cut, -1 if these tokens cannot be used for it
+  dropped.tsv           those cuts with the reasons: training utterances with characters outside the model, or with more
+                        tokens than frames after subsampling; dev and test utterances are all kept
+Each number of tokens has its own folder, so that experiments with different ones can share cuts and features.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from local.common.atomic import atomic_write
-from local.common.cli import program
+from local.common.cli import make_parser, program
+from local.common.errors import UserError
 from local.config import load_config
 from local.corpus.corpus_yaml import load_corpus
-from local.data.tokenizer import Tokenizer, train_tokenizer
+from local.corpus.dropped import MAX_SHOWN, Dropped, report_dropped, write_dropped
+from local.corpus.manifest_lines import read_manifest
+from local.data.durations import SPEEDS, num_frames, tokens_fit
+from local.data.token_counts import UNUSABLE, counts_file, write_token_counts
+from local.data.tokenizer import UNK_ID, Tokenizer, lang_dir, train_tokenizer
 from local.data.transcripts import read_texts
+from model.encoder.subsampling import subsampled
+
+from lhotse.cut import Cut
 
 
 def write_lang(tokenizer: Tokenizer, texts: Sequence[str], folder: Path) -> None:
-    """Write transcript.txt (a text a line), bpe.model and tokens.txt (`<token> <id>` a line)."""
+    """Write transcript.txt (one text per line), tokens.txt (one `<token> <id>` per line) and bpe.model."""
     with atomic_write(folder / "transcript.txt") as tmp:
         tmp.write_text("".join(t + "\n" for t in texts), encoding="utf-8")
     with atomic_write(folder / "tokens.txt") as tmp:
@@ -27,20 +40,65 @@ def write_lang(tokenizer: Tokenizer, texts: Sequence[str], folder: Path) -> None
         tmp.write_bytes(tokenizer.model)
 
 
+def count_tokens(cuts: Sequence[Cut], part: str, train: bool, tokenizer: Tokenizer, dropped: list[Dropped]) -> dict[str, int]:
+    """Return the number of tokens of each cut by its id; cuts that cannot be used (`UNUSABLE`) go to `dropped`.
+
+    Dev and test utterances with unknown characters are named: they are kept and count as errors in scoring.
+    """
+    counts: dict[str, int] = {}
+    unknown: list[str] = []
+    texts = [cut.supervisions[0].text for cut in cuts]
+    for cut, text, tokens in zip(cuts, texts, tokenizer.encode(texts), strict=True):
+        counts[cut.id] = len(tokens)
+        characters = " ".join(tokenizer.unknown_characters(text)) if UNK_ID in tokens else ""
+        if train and UNK_ID in tokens:
+            dropped.append(Dropped(cut.id, part, "characters outside the model", characters))
+            counts[cut.id] = UNUSABLE
+        elif train and not tokens_fit(cut.duration, len(tokens)):
+            frames = subsampled(num_frames(cut.duration))
+            detail = f"{len(tokens)} tokens, {frames} frames"
+            dropped.append(Dropped(cut.id, part, "more tokens than frames after subsampling", detail))
+            counts[cut.id] = UNUSABLE
+        elif UNK_ID in tokens:
+            unknown.append(f"{cut.id} ({characters})")
+    if unknown:
+        names = ", ".join(unknown[:MAX_SHOWN]) + (", ..." if len(unknown) > MAX_SHOWN else "")
+        print(f"{part}: {len(unknown)} utterances have characters outside the model, kept for scoring: {names}")
+    return counts
+
+
 @program
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--conf", type=Path)
-    parser.add_argument("overrides", nargs="*", help="key.sub=value")
-    args = parser.parse_args(argv)
-    lang = load_config(args.conf, args.overrides).lang
-    texts = read_texts(args.data_dir, load_corpus(args.data_dir / "corpus.yaml").train)
-    tokenizer = train_tokenizer(texts, lang.vocab_size, lang.character_coverage)
-    write_lang(tokenizer, texts, args.data_dir / "lang")
-    asked = lang.vocab_size
-    fewer = f" (the text has no more: lang.vocab_size={asked})" if tokenizer.vocab_size < asked else ""
-    print(f"{tokenizer.vocab_size} tokens from {len(texts)} transcripts{fewer}")
+    """Make the tokens and count those of every part."""
+    args = make_parser(__doc__, data_dir=True).parse_args(argv)
+    cfg = load_config(args.conf, args.overrides)
+    corpus, folder = load_corpus(args.data_dir / "corpus.yaml"), lang_dir(args.data_dir, cfg.lang)
+    texts = read_texts(args.data_dir, corpus.train)
+    tokenizer = train_tokenizer(texts, cfg.lang.vocab_size, cfg.lang.character_coverage)
+    dropped: list[Dropped] = []
+    for part in corpus.parts():
+        path = args.data_dir / "cuts" / f"{part}.jsonl.gz"
+        cuts: list[Cut] = list(read_manifest(path, Cut, "stage 2 (cuts) of prepare.sh"))  # type: ignore[type-abstract]
+        if odd := next((cut for cut in cuts if len(cut.supervisions) != 1), None):
+            raise UserError(
+                f"{path}: damaged: {odd.id[:80]} has {len(odd.supervisions)} transcripts; run stage 2 again (--force)"
+            )
+        train = part in corpus.train
+        counts = count_tokens(cuts, part, train, tokenizer, dropped)
+        if set(counts.values()) <= {UNUSABLE}:
+            last = f"the last one dropped: {dropped[-1].line()}" if dropped else f"{path} is empty"
+            raise UserError(f"part '{part}': no utterance is left; {last}")
+        write_token_counts(counts, counts_file(folder, part))
+        if train and cfg.augment.speed_perturb:
+            lengths = [(cut.duration, counts[cut.id]) for cut in cuts if counts[cut.id] != UNUSABLE]
+            if too_fast := sum(not tokens_fit(seconds / speed, n) for seconds, n in lengths for speed in SPEEDS):
+                print(f"{part}: {too_fast} speed-perturbed copies have more tokens than frames; training leaves them out")
+    write_dropped(folder / "dropped.tsv", dropped)
+    report_dropped(dropped, folder / "dropped.tsv")
+    write_lang(tokenizer, texts, folder)
+    fewer = f" (the text has no more: lang.vocab_size={cfg.lang.vocab_size})"
+    few = tokenizer.vocab_size < cfg.lang.vocab_size
+    print(f"{tokenizer.vocab_size} tokens from {len(texts)} transcripts{fewer if few else ''}")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
 """Stage 1 of prepare.sh: lhotse manifests of every part, each audio file decoded once.
 
-Reads audio and transcripts; writes data/<corpus>/manifests/{recordings,supervisions}_<part>.jsonl.gz, dropped.tsv
-beside them and data/<corpus>/corpus.yaml. What cannot be used is left out, named and counted; the rest goes on.
+Reads audio and transcripts. Writes data/<corpus>/manifests/{recordings,supervisions}_<part>.jsonl.gz, dropped.tsv beside
+them, and data/<corpus>/corpus.yaml. Utterances that cannot be used are named, counted and left out.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
 from local.common.atomic import atomic_write
-from local.common.cli import program
+from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.common.progress import progress
 from local.common.text_files import read_lines
@@ -32,13 +31,16 @@ from lhotse.utils import fastcopy
 Pair = tuple[Recording, SupervisionSegment]
 PARTS_HINT = "; name the parts with data.train_parts=[...] data.dev_parts=[...] data.test_parts=[...]"
 TOLERANCE = 0.025  # seconds by which a segment may reach beyond its recording
-NAMES_SHOWN = 5
+NAMES_SHOWN = 5  # speakers named on the screen
 
 
 def check_recording(recording: Recording, store: ShardStore) -> Recording:
-    """Decode the recording's files and fill in what they hold. Raises `BadAudio` naming the file.
+    """Decode the recording's files and return it with their rate, length and channels.
 
-    A recording that stated a length keeps it to what was decoded; fewer samples than stated is truncation.
+    If the recording states a length, fewer samples than that are truncation.
+
+    Raises:
+      BadAudio: a file is missing, damaged or truncated; names it.
     """
     for source in recording.sources:
         if source.type != "file":
@@ -49,11 +51,11 @@ def check_recording(recording: Recording, store: ShardStore) -> Recording:
         except BadAudio as e:
             raise BadAudio(f"{e}: {source.source}") from None
         if recording.transforms:
-            continue  # its rate and length are those after the transforms
+            continue  # it states rate and length after the transforms
         if recording.num_samples and info.num_samples < recording.num_samples - 1:
             stated = f"{info.num_samples} of {recording.num_samples} samples"
             raise BadAudio(f"truncated audio file ({stated}): {source.source}")
-        if not recording.num_samples:  # a file met for the first time: now its channels are known
+        if not recording.num_samples:  # no stated length, so the channels are not known yet either
             source.channels = list(range(info.num_channels))
             recording.channel_ids = list(source.channels)
         recording = fastcopy(
@@ -72,8 +74,8 @@ def _load_once(recording: Recording, store: ShardStore) -> None:
         raise BadAudio(f"unreadable recording {recording.id}: {str(e).strip().splitlines()[0]}") from None
 
 
-def screen(pairs: Iterable[Pair], part: str, dropped: list[Dropped]) -> list[Pair]:
-    """Without duplicate ids (the first stays) and empty transcripts, which go to `dropped`."""
+def drop_duplicates_and_empty(pairs: Iterable[Pair], part: str, dropped: list[Dropped]) -> list[Pair]:
+    """Return the pairs without those that repeat an id or have an empty transcript; these go to `dropped`."""
     kept: dict[str, Pair] = {}
     for recording, segment in pairs:
         source = recording.sources[0].source if recording.sources and recording.sources[0].type == "file" else ""
@@ -87,7 +89,10 @@ def screen(pairs: Iterable[Pair], part: str, dropped: list[Dropped]) -> list[Pai
 
 
 def check_pairs(pairs: Sequence[Pair], part: str, num_jobs: int, dropped: list[Dropped], store: ShardStore) -> list[Pair]:
-    """Decode every recording once, in `num_jobs` threads; what is missing, broken or out of range goes to `dropped`."""
+    """Decode every recording once, in `num_jobs` threads, and return the usable pairs with durations and clean texts.
+
+    Utterances without audio, with damaged audio or outside their recording go to `dropped`.
+    """
     recordings = {recording.id: recording for recording, _ in pairs}
     checked: dict[str, Recording | BadAudio] = {}
 
@@ -119,7 +124,7 @@ def check_pairs(pairs: Sequence[Pair], part: str, num_jobs: int, dropped: list[D
 
 
 def write_manifests(pairs: Sequence[Pair], part: str, folder: Path) -> None:
-    """Write recordings (each once) and supervisions of a part."""
+    """Write the recordings (each once) and the supervisions of a part."""
     recordings = {recording.id: recording for recording, _ in pairs}
     with atomic_write(folder / f"recordings_{part}.jsonl.gz") as tmp:
         RecordingSet.from_recordings(recordings.values()).to_file(tmp)
@@ -128,7 +133,7 @@ def write_manifests(pairs: Sequence[Pair], part: str, folder: Path) -> None:
 
 
 def warn_shared_speakers(corpus: Corpus, speakers: dict[str, set[str]]) -> None:
-    """One line for every two sets (train, dev, test) of different parts in which the same speakers speak."""
+    """Warn of speakers that two of the sets (train, dev, test) share, unless both have the same parts."""
     sets = {"train": corpus.train, "dev": corpus.dev, "test": corpus.test}
     for a, b in combinations(sets, 2):
         mine = set().union(*(speakers[p] for p in sets[a]))
@@ -140,7 +145,7 @@ def warn_shared_speakers(corpus: Corpus, speakers: dict[str, set[str]]) -> None:
 
 
 def read_parts(corpus: Corpus, corpus_dir: Path, dropped: list[Dropped], store: ShardStore) -> dict[str, list[Pair]]:
-    """Every part's utterances from this corpus's source; lines that cannot be read go to `dropped`."""
+    """Return the utterances of every part; lines that cannot be read go to `dropped`."""
     if corpus.source == "custom":
         return custom_parts(corpus_dir, corpus, dropped, store)
     tree = find_tree(corpus_dir)
@@ -148,9 +153,10 @@ def read_parts(corpus: Corpus, corpus_dir: Path, dropped: list[Dropped], store: 
 
 
 def with_alignments(pairs: Sequence[Pair], folder: Path) -> list[Pair]:
-    """The segments with the times of their words, from the .ctm files beside their transcripts, where there are some.
+    """Return the pairs with the times of their words, from the .ctm files (if any) beside the transcripts in `folder`.
 
-    Raises `UserError` naming the file and line of what is no `utterance channel start duration word`.
+    Raises:
+      UserError: a line is not `utterance channel start duration word`; names file and line.
     """
     words: dict[str, list[AlignmentItem]] = {}
     for path in sorted(folder.glob("*/*/*.ctm")):
@@ -170,26 +176,24 @@ def with_alignments(pairs: Sequence[Pair], folder: Path) -> list[Pair]:
 
 @program
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--corpus-yaml", type=Path, required=True)
-    parser.add_argument("--corpus-dir", type=Path, required=True, help="where the audio is")
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--conf", type=Path)
-    parser.add_argument("--nproc", type=int, default=1)
-    parser.add_argument("overrides", nargs="*", help="key.sub=value")
+    """Write the manifests of every part."""
+    parser = make_parser(__doc__, data_dir=True)
+    parser.add_argument("--corpus-yaml", type=Path, required=True, help="egs/<corpus>/corpus.yaml")
+    parser.add_argument("--corpus-dir", type=Path, required=True, help="folder of the audio")
+    parser.add_argument("--nj", type=int, default=1, help="threads that decode audio (%(default)s)")
     args = parser.parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
     corpus = load_corpus(args.corpus_yaml, cfg.data)
     corpus.corpus_dir = str(args.corpus_dir)
     dropped: list[Dropped] = []
     store = shard_store(args.data_dir, cfg.data)
-    found = read_parts(corpus, args.corpus_dir, dropped, store)  # a missing part stops before any work
+    found = read_parts(corpus, args.corpus_dir, dropped, store)  # before any long work, as a part may be missing
     folder = args.data_dir / "manifests"
     speakers: dict[str, set[str]] = {}
     for part, pairs in found.items():
-        kept = check_pairs(screen(pairs, part, dropped), part, args.nproc, dropped, store)
+        kept = check_pairs(drop_duplicates_and_empty(pairs, part, dropped), part, args.nj, dropped, store)
         if not kept:
-            raise UserError(f"part '{part}' of {args.corpus_dir}: none of {len(pairs)} utterances can be used")
+            raise UserError(f"part '{part}' of {args.corpus_dir}: none of its {len(pairs)} utterances can be used")
         write_manifests(kept, part, folder)
         speakers[part] = {segment.speaker for _, segment in kept if segment.speaker}
         hours = sum(segment.duration for _, segment in kept) / 3600

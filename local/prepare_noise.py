@@ -1,18 +1,17 @@
-"""Stage 3 of prepare.sh, second part (augment.musan): noise to mix in, as cuts of up to ten seconds.
+"""Second part of stage 2 of prepare.sh (augment.musan): noise to mix into the training speech, as cuts.
 
-Takes every audio file below a folder (MUSAN's or any other) or a lhotse manifest of cuts; writes
-data/<corpus>/cuts/musan.jsonl.gz. Windows of 10 s, those of 5 s or less left out, as the reference has them.
+Reads every audio file below a folder (MUSAN's or any other) or a lhotse manifest of cuts. Writes
+data/<corpus>/cuts/musan.jsonl.gz: windows of 10 s, without remainders of 5 s or less, as in icefall.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from local.common.atomic import atomic_write
-from local.common.cli import program
+from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.common.progress import progress
 from local.config import load_config
@@ -27,7 +26,7 @@ WINDOW, SHORTEST = 10.0, 5.0  # seconds
 
 
 def read_folder(folder: Path, num_jobs: int) -> list[Cut]:
-    """A cut per audio file below `folder`; broken files are named and left out."""
+    """Return a cut per audio file below `folder`; damaged files are named and left out. Uses `num_jobs` threads."""
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_ENDINGS)
 
     def check(path: Path) -> AudioInfo | BadAudio:
@@ -55,19 +54,17 @@ def read_folder(folder: Path, num_jobs: int) -> list[Cut]:
 
 @program
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--conf", type=Path)
-    parser.add_argument("--nproc", type=int, default=1)
-    parser.add_argument("overrides", nargs="*", help="key.sub=value")
+    """Write the cuts of noise."""
+    parser = make_parser(__doc__, data_dir=True)
+    parser.add_argument("--nj", type=int, default=1, help="threads that decode audio (%(default)s)")
     args = parser.parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
     if cfg.augment.musan is None:
         return
     source = Path(cfg.augment.musan)
     if not source.exists():
-        raise UserError(f"augment.musan={source}: no such folder; stage 0 of prepare.sh downloads it")
-    cuts = CutSet(read_folder(source, args.nproc) if source.is_dir() else list(CutSet.from_file(source)))
+        raise UserError(f"augment.musan={source}: no such folder; stage 0 (audio) of prepare.sh downloads it")
+    cuts = CutSet(read_folder(source, args.nj) if source.is_dir() else list(CutSet.from_file(source)))
     rate = cfg.features.sampling_rate
     windows = [
         cut if cut.sampling_rate == rate else cut.resample(rate)
@@ -75,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if cut.duration > SHORTEST
     ]
     if not windows:
-        raise UserError(f"augment.musan={source}: no audio longer than {SHORTEST:g} s in it")
+        raise UserError(f"augment.musan={source}: it has no audio longer than {SHORTEST:g} s")
     with atomic_write(args.data_dir / "cuts" / "musan.jsonl.gz") as tmp:
         CutSet(windows).to_file(tmp)
     print(f"musan: {len(windows)} cuts, {sum(c.duration for c in windows) / 3600:.2f} h of noise")

@@ -22,6 +22,7 @@ from local.common.errors import UserError
 from local.config.methods import METHODS
 from local.config.schema import DecodeConfig
 from local.corpus.audio_files import BadAudio, check_audio
+from local.data.tokenizer import lang_dir
 from local.decoding.endpoint import EndpointRules
 from local.decoding.recogniser import make_stream
 from local.decoding.resources import Resources
@@ -154,7 +155,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, cfg, tokenizer = load_averaged(args.checkpoint, args.overrides, args.conf)
     audio = read_audio(args.file, cfg.features.sampling_rate)
     device = choose_device(cfg.decode.num_threads)
-    resources = Resources(model.to(device), tokenizer, device, args.checkpoint.parent, args.data_dir)
+    lang = lang_dir(args.data_dir, cfg.lang) if args.data_dir else None
+    resources = Resources(model.to(device), tokenizer, device, args.checkpoint.parent, lang)
     search, second_pass = make_search(args.method, resources, cfg.decode)
     recogniser = StreamingRecogniser(
         model.encoder,

@@ -12,7 +12,7 @@ from local.common.cli import make_parser, program
 from local.common.processes import is_launched, launch, start
 from local.config import load_config
 from local.data.datamodule import AsrDataModule
-from local.data.tokenizer import Tokenizer
+from local.data.tokenizer import Tokenizer, lang_dir
 from local.training.trainer import Trainer
 
 import torch
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     if cfg.train.num_threads:
         torch.set_num_threads(cfg.train.num_threads)
     processes, device = start()
-    tokenizer = Tokenizer.from_file(args.data_dir / "lang" / "bpe.model")
+    tokenizer = Tokenizer.from_file(lang_dir(args.data_dir, cfg.lang) / "bpe.model")
     data = AsrDataModule(cfg, args.data_dir, tokenizer, processes)
     trainer = Trainer(cfg, data, args.exp_dir, device, processes)
     parameters = sum(p.numel() for p in trainer.model.parameters())

@@ -18,7 +18,7 @@ from local.artifacts.arpa import write_bigram
 from local.common.cli import program
 from local.config import load_config
 from local.corpus.corpus_yaml import load_corpus
-from local.data.tokenizer import Tokenizer
+from local.data.tokenizer import Tokenizer, lang_dir
 from local.data.transcripts import read_texts
 from local.training.lm_text import read_lines, tokenize
 from local.training.lm_trainer import LmTrainer
@@ -35,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     args = parser.parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
-    tokenizer = Tokenizer.from_file(args.data_dir / "lang" / "bpe.model")
+    tokenizer = Tokenizer.from_file(lang_dir(args.data_dir, cfg.lang) / "bpe.model")
     if cfg.train.num_threads:
         torch.set_num_threads(cfg.train.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    transcripts = args.data_dir / "lang" / "transcript.txt"
+    transcripts = lang_dir(args.data_dir, cfg.lang) / "transcript.txt"
     source = Path(cfg.lm.text) if cfg.lm.text else transcripts
     train = tokenize(read_lines(source), tokenizer, str(source))
     parts = load_corpus(args.data_dir / "corpus.yaml", cfg.data).dev

@@ -28,6 +28,7 @@ from local.config.load import TUNED
 from local.config.methods import METHODS
 from local.config.schema import AverageConfig, DecodeConfig, TuneConfig
 from local.data.datamodule import AsrDataModule
+from local.data.tokenizer import lang_dir
 from local.decoding.batch_decoder import BatchDecoder, Encoded, search, with_progress
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
@@ -101,7 +102,8 @@ class Tuner:
 
     def resources(self, model: Transducer) -> Resources:
         """Return what methods need besides `model`."""
-        return Resources(model, self.data.tokenizer, self.device, self.exp_dir, self.data.data_dir)
+        lang = lang_dir(self.data.data_dir, self.data.cfg.lang)
+        return Resources(model, self.data.tokenizer, self.device, self.exp_dir, lang)
 
     def encode(self, model: Transducer) -> EncodedParts:
         """Encode all dev parts. Raises `UserError` if their references have no word."""

@@ -32,6 +32,7 @@ from local.common.processes import cores
 from local.config import config_from_dict, config_hash, load_config, to_dict
 from local.config.schema import Config
 from local.corpus.corpus_yaml import load_corpus
+from local.data.tokenizer import lang_dir
 from studies.ablation_report import Outcome, read_outcome, write_report
 
 import yaml
@@ -93,7 +94,7 @@ def data_hash(data_dir: Path, cfg: Config) -> str:
     """A hash of what the prepared data are: tokens and the parts' lists."""
     corpus = load_corpus(data_dir / "corpus.yaml", cfg.data)
     kind = "features" if cfg.features.type == "precomputed" else "cuts"
-    files = [data_dir / "lang" / "bpe.model", *(data_dir / kind / f"{part}.jsonl.gz" for part in corpus.parts())]
+    files = [lang_dir(data_dir, cfg.lang) / "bpe.model", *(data_dir / kind / f"{part}.jsonl.gz" for part in corpus.parts())]
     for file in files:
         if not file.is_file():
             raise UserError(f"{file} is missing; prepare.sh makes it")

@@ -12,7 +12,7 @@ from local.artifacts.language_model import lm_sizes
 from local.common.html_page import Page, new_figure
 from local.config.schema import Config
 from local.corpus.corpus_yaml import load_corpus
-from local.data.tokenizer import Tokenizer
+from local.data.tokenizer import Tokenizer, lang_dir
 from local.data.transcripts import read_texts
 from local.training.lm_text import TokenText, read_lines, tokenize
 from local.training.lm_trainer import CLIP_NORM
@@ -105,8 +105,8 @@ def run(job: OptimiserRun) -> list[Row]:
 
 def _texts(cfg: Config, data_dir: Path) -> tuple[TokenText, TokenText]:
     """The training transcripts, and the first sentences of the dev parts, as tokens."""
-    tokenizer = Tokenizer.from_file(data_dir / "lang" / "bpe.model")
-    transcripts = data_dir / "lang" / "transcript.txt"
+    tokenizer = Tokenizer.from_file(lang_dir(data_dir, cfg.lang) / "bpe.model")
+    transcripts = lang_dir(data_dir, cfg.lang) / "transcript.txt"
     parts = load_corpus(data_dir / "corpus.yaml", cfg.data).dev
     dev = read_texts(data_dir, parts)[:HELD_OUT_SENTENCES]
     train_text = tokenize(itertools.islice(read_lines(transcripts), POOL), tokenizer, str(transcripts))
@@ -116,7 +116,7 @@ def _texts(cfg: Config, data_dir: Path) -> tuple[TokenText, TokenText]:
 def _run_lm(job: OptimiserRun, every: int) -> list[Row]:
     assert job.texts is not None
     cfg, (text, dev) = job.cfg, job.texts
-    vocab_size = Tokenizer.from_file(job.data_dir / "lang" / "bpe.model").vocab_size
+    vocab_size = Tokenizer.from_file(lang_dir(job.data_dir, cfg.lang) / "bpe.model").vocab_size
     torch.manual_seed(cfg.train.seed)
     model = LstmLm(**lm_sizes(cfg, vocab_size))
     held_out = dev.collate(np.arange(len(dev.lens)))

@@ -22,7 +22,7 @@ from local.corpus.corpus_yaml import load_corpus
 from local.corpus.shard_store import shard_store
 from local.data.batch import Batch
 from local.data.dataset import AsrDataset
-from local.data.tokenizer import Tokenizer
+from local.data.tokenizer import Tokenizer, lang_dir
 from local.data.training_cuts import ShuffledCuts
 from local.training.losses import forward_losses
 from model.encoder.subsampling import subsampled
@@ -67,14 +67,15 @@ class Speech:
     def __init__(self, cfg: Config, data_dir: Path) -> None:
         """Raises `UserError` where data_dir is not prepared or a part has no utterance."""
         self.seed = cfg.train.seed
-        self.tokenizer = Tokenizer.from_file(data_dir / "lang" / "bpe.model")
+        lang = lang_dir(data_dir, cfg.lang)
+        self.tokenizer = Tokenizer.from_file(lang / "bpe.model")
         self.dataset = AsrDataset(cfg, self.tokenizer, None, augment=False, epoch=0, store=shard_store(data_dir, cfg.data))
         corpus = load_corpus(data_dir / "corpus.yaml", cfg.data)
         precomputed = cfg.features.type == "precomputed"
         folder = data_dir / ("features" if precomputed else "cuts")
 
         def draw(parts: Sequence[str], most: int) -> list[Cut]:
-            cuts = ShuffledCuts([folder / f"{part}.jsonl.gz" for part in parts], self.seed, False, precomputed)
+            cuts = ShuffledCuts([folder / f"{part}.jsonl.gz" for part in parts], lang, self.seed, False, precomputed)
             drawn = [cuts.cut(number) for number in cuts.order(0)[:most].tolist()]
             if not drawn:
                 raise UserError(f"{folder}: no utterance in {', '.join(parts)}")

@@ -20,8 +20,9 @@ from local.common.atomic import atomic_write
 from local.common.cli import program
 from local.common.errors import UserError
 from local.corpus.corpus_yaml import load_corpus
-from local.data.durations import FRAME_SECONDS, NUM_TOKENS, SPEED
+from local.data.durations import FRAME_SECONDS, SPEED
 from local.data.feature_store import Float16ArchiveWriter
+from local.data.token_counts import UNUSABLE, counts_file, read_token_counts, write_token_counts
 
 import numpy as np
 from lhotse import CutSet
@@ -54,8 +55,7 @@ def joined(cuts: Sequence[MonoCut], name: str, matrix: np.ndarray, writer: Float
         cuts[0].features, recording_id=name, start=0.0, duration=duration, num_frames=frames,
         storage_path=writer.storage_path, storage_key=writer.write(name, matrix),
     )  # fmt: skip
-    tokens = sum((cut.custom or {}).get(NUM_TOKENS, 0) for cut in cuts)
-    return MonoCut(name, 0.0, duration, 0, supervisions=[supervision], features=features, custom={NUM_TOKENS: tokens})
+    return MonoCut(name, 0.0, duration, 0, supervisions=[supervision], features=features)
 
 
 def noise_like(matrix: np.ndarray, gain: float, rng: np.random.Generator) -> np.ndarray:
@@ -64,13 +64,19 @@ def noise_like(matrix: np.ndarray, gain: float, rng: np.random.Generator) -> np.
 
 
 def stress_part(source: Path, target: Path, longest: int, share: float, gain: float, seed: int) -> list[str]:
-    """Write the manifest `target` and its archive from the manifest `source`; returns the ids of the spoilt utterances."""
+    """Write the manifest `target` and its archive from the manifest `source`; returns the ids of the spoilt utterances.
+
+    Beside it the joined utterances' token counts, by every lang_bpe_* of the source. Cuts excluded by any stay out.
+    """
+    files = [counts_file(lang, source.name.removesuffix(".jsonl.gz")) for lang in source.parents[1].glob("lang_bpe_*")]
+    counts = {file.relative_to(source.parents[1]): read_token_counts(file) for file in files}
     cuts = [cut for cut in CutSet.from_jsonl_lazy(source) if SPEED not in (cut.custom or {})]
+    cuts = [cut for cut in cuts if all(of_lang[cut.id] != UNUSABLE for of_lang in counts.values())]
     rng, noise = random.Random(seed), np.random.default_rng(seed)
     parts = list(groups(sorted(cuts, key=lambda cut: cut.id), longest, rng))
     spoilt = set(rng.sample(range(len(parts)), round(share * len(parts))))
     target.parent.mkdir(parents=True, exist_ok=True)
-    made = []
+    made, joined_counts = [], {file: {} for file in counts}  # type: ignore[var-annotated]
     with Float16ArchiveWriter(target.with_name(target.name.removesuffix(".jsonl.gz") + ".f16").resolve()) as writer:
         for i, part in enumerate(parts):
             matrix = np.concatenate([cut.load_features() for cut in part])
@@ -78,8 +84,12 @@ def stress_part(source: Path, target: Path, longest: int, share: float, gain: fl
             if i in spoilt:
                 matrix, name = noise_like(matrix, gain, noise), PREFIX + name
             made.append(joined(part, name, matrix, writer))
+            for file, of_lang in counts.items():
+                joined_counts[file][name] = sum(of_lang[cut.id] for cut in part)
     with atomic_write(target) as tmp:
         CutSet(made).to_file(tmp)
+    for file, of_joined in joined_counts.items():
+        write_token_counts(of_joined, target.parents[1] / file)
     return [cut.id for cut in made if cut.id.startswith(PREFIX)]
 
 
@@ -96,6 +106,8 @@ def stress_data(data_dir: Path, out: Path, longest: int, share: float, gain: flo
     if mixed:
         raise UserError(f"{data_dir}: {', '.join(sorted(mixed))} is a training part and a dev or test part")
     spoilt: list[str] = []
+    for lang in data_dir.glob("lang_bpe_*"):
+        shutil.copytree(lang, out / lang.name)
     for part in corpus.train:
         source, target = (folder / "features" / f"{part}.jsonl.gz" for folder in (data_dir, out))
         spoilt += stress_part(source, target, longest, share, gain, seed)
@@ -103,7 +115,6 @@ def stress_data(data_dir: Path, out: Path, longest: int, share: float, gain: flo
         for kind in ("features", "cuts"):
             (out / kind).mkdir(exist_ok=True)
             shutil.copy(data_dir / kind / f"{part}.jsonl.gz", out / kind)
-    shutil.copytree(data_dir / "lang", out / "lang")
     (out / LISTING).write_text("".join(f"{name}\n" for name in spoilt), encoding="utf-8")
     shutil.copy(data_dir / "corpus.yaml", out)  # last: without it the folder does not count as prepared
     return spoilt

@@ -15,6 +15,7 @@ from local.artifacts.decoding_graph import load_graph
 from local.config import load_config, to_yaml
 from local.corpus.corpus_yaml import load_corpus
 from local.data.feature_store import _memory_map
+from local.data.token_counts import counts_file, read_token_counts
 from local.data.tokenizer import Tokenizer
 from model.search.scorers import read_arpa
 from tests.fault_server import Run, Server
@@ -54,7 +55,7 @@ class World:
         (self.now / "text.txt").write_text("ONE TWO THREE\nTWO ONE\n" * 5)
         write_noise(self.now / "noise" / "a.wav", 6.0)
         write_noise(self.now / "noise" / "b.wav", 5.5)
-        for program in ("manifests", "lang", "cuts", "features", "train", "average", "lm", "graph", "decode", "wer"):
+        for program in ("manifests", "cuts", "lang", "features", "train", "average", "lm", "graph", "decode", "wer"):
             run = self.run(program)
             assert run.code == 0, run.err
         self._write_own_corpus()
@@ -102,8 +103,8 @@ class World:
             "lm": [*both, *conf, f"lm.text={now / 'text.txt'}"],
             "tune": [*decoding, *conf, "decode.methods=[greedy_search]"],
             "stream": [now / "LibriSpeech" / "te" / "100" / "1" / "100-1-0000.flac", "--checkpoint", exp / "averaged.pt"],
-            "ngram": ["--text", data / "lang" / "transcript.txt", "--out", now / "n.arpa"],
-            "graph": ["--data-dir", data],
+            "ngram": ["--text", data / "lang_bpe_30" / "transcript.txt", "--out", now / "n.arpa"],
+            "graph": ["--data-dir", data, *conf],
             "sample": ["--lm", exp / "lm" / "lm.pt", "--num", "2"],
         }
         aliases = {"own": "manifests", "stored": "train", "tuned": "decode"}
@@ -218,11 +219,20 @@ def check_lm(world: World, run: Run) -> None:
 
 
 def check_graph(world: World, run: Run) -> None:
-    load_graph(world.now / "data" / "graph" / "LG.npz", Tokenizer.from_file(world.now / "data" / "lang" / "bpe.model"))
+    lang = world.now / "data" / "lang_bpe_30"
+    load_graph(lang / "graph" / "LG.npz", Tokenizer.from_file(lang / "bpe.model"))
+
+
+def check_lang(world: World, run: Run) -> None:
+    lang = world.now / "data" / "lang_bpe_30"
+    Tokenizer.from_file(lang / "bpe.model")
+    for part in load_corpus(world.now / "data" / "corpus.yaml").parts():
+        cuts = read_jsonl(world.now / "data" / "cuts" / f"{part}.jsonl.gz")
+        assert list(read_token_counts(counts_file(lang, part))) == [cut["id"] for cut in cuts]
 
 
 CHECKS: dict[str, Callable[[World, Run], None]] = {
     "manifests": check_manifests, "own": lambda world, run: check_manifests(world, run, "tab kal man cut"), "cuts": check_cuts,
-    "features": check_features, "train": check_train, "stored": check_train, "average": check_average, "decode": check_decode,
-    "tuned": check_decode, "wer": check_wer, "lm": check_lm, "graph": check_graph,
+    "lang": check_lang, "features": check_features, "train": check_train, "stored": check_train, "average": check_average,
+    "decode": check_decode, "tuned": check_decode, "wer": check_wer, "lm": check_lm, "graph": check_graph,
 }  # fmt: skip

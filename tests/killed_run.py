@@ -32,7 +32,7 @@ def prepared_corpus(root: Path) -> Path:
     make_part(root / "audio", "te", speakers=3, utterances=12)
     folders = ["--corpus-yaml", str(root / "corpus.yaml"), "--corpus-dir", str(root / "audio")]
     prepare_manifests([*folders, "--data-dir", str(root / "data")])
-    for program in (prepare_lang, prepare_cuts, compute_features):
+    for program in (prepare_cuts, prepare_lang, compute_features):
         program(["--data-dir", str(root / "data")])
     return root / "data"
 

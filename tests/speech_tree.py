@@ -1,4 +1,4 @@
-"""A small corpus in LibriSpeech's layout, made of noise: for tests that care about files, not about speech."""
+"""A small corpus of noise in LibriSpeech's layout, for tests that need files but no speech."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ WORDS = ("ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE",
 
 
 def write_noise(path: Path, seconds: float, rate: int = 16000, seed: int = 0) -> Path:
-    """White noise at -20 dB as FLAC or WAV, by the path's ending."""
+    """Write white noise at -20 dB as FLAC or WAV, by the path's ending."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, np.random.default_rng(seed).uniform(-0.17, 0.17, int(seconds * rate)), rate)
     return path
 
 
 def make_part(tree: Path, part: str, speakers: int = 2, utterances: int = 6, rate: int = 16000) -> list[str]:
-    """Write <part>/<speaker>/1/*.flac of 1 to 3 s with transcripts of 1 to 4 words; -> ids."""
+    """Write <part>/<speaker>/1/*.flac of 1 to 3 s with transcripts of 1 to 4 words, and return the ids."""
     ids = []
     for speaker in range(100, 100 + speakers):
         lines = []
@@ -42,6 +42,6 @@ def set_text(tree: Path, part: str, utterance_id: str, text: str) -> None:
 
 
 def audio_of(tree: Path, part: str, utterance_id: str) -> Path:
-    """The utterance's audio file."""
+    """Return the utterance's audio file."""
     speaker, chapter, _ = utterance_id.split("-")
     return tree / part / speaker / chapter / f"{utterance_id}.flac"

@@ -15,7 +15,7 @@ from local.diagnosis.probe import PERCENTILES, Probed, Spread, in_order, recurre
 from local.diagnosis.verdict import FRONT_END, verdict
 from model.build import build_model
 from model.transducer import Transducer
-from tests.toy_experiment import make_experiment, toy_tokenizer
+from tests.toy_experiment import make_experiment, write_toy_lang
 
 import numpy as np
 import pytest
@@ -308,8 +308,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("toy")
     make_experiment(root)
     shutil.copy(root / "data" / "cuts" / "test.jsonl.gz", root / "data" / "cuts" / "train.jsonl.gz")
-    (root / "data" / "lang").mkdir()
-    (root / "data" / "lang" / "bpe.model").write_bytes(toy_tokenizer().model)
+    write_toy_lang(root / "data")
     return root
 
 

@@ -220,7 +220,7 @@ def test_a_position_is_found_without_reading_earlier_batches(data: Path, monkeyp
         return plain_read(self, key, *args, **kwargs)
 
     monkeypatch.setattr(Float16ArchiveReader, "read", record)
-    tokenizer = Tokenizer.from_file(data / "lang" / "bpe.model")
+    tokenizer = Tokenizer.from_file(data / "lang_bpe_500" / "bpe.model")
     for kind in ("precomputed", "on_the_fly"):
         dm = AsrDataModule(load_config(None, [*OPTIONS, "data.num_workers=0", f"features.type={kind}"]), data, tokenizer)
         batches = [batch.ids for batch in dm.train_dataloader(2)]

@@ -155,11 +155,11 @@ def test_sampling_follows_the_temperature() -> None:
 
 def make_data(folder: Path, train: list[str], dev: list[str]) -> Path:
     """What prepare.sh leaves behind, as far as the stage reads it."""
-    (folder / "lang").mkdir(parents=True)
+    (folder / "lang_bpe_500").mkdir(parents=True)
     (folder / "manifests").mkdir()
     (folder / "corpus.yaml").write_text("name: test\nsource: custom\ntrain: [tr]\ndev: [dv]\ntest: []\n")
-    (folder / "lang" / "transcript.txt").write_text("".join(t + "\n" for t in train))
-    (folder / "lang" / "bpe.model").write_bytes(train_tokenizer(LANGUAGE * 3, 40).model)
+    (folder / "lang_bpe_500" / "transcript.txt").write_text("".join(t + "\n" for t in train))
+    (folder / "lang_bpe_500" / "bpe.model").write_bytes(train_tokenizer(LANGUAGE * 3, 40).model)
     segments = [SupervisionSegment(f"u{i}", f"u{i}", 0, 1, text=t) for i, t in enumerate(dev)]
     SupervisionSet.from_segments(segments).to_file(folder / "manifests" / "supervisions_dv.jsonl.gz")
     return folder
@@ -183,7 +183,7 @@ def test_the_bigram_is_of_the_transcripts_alone(data: Path, tmp_path: Path) -> N
     own = tmp_path / "own.txt"
     own.write_text("BLUE BLUE BLUE\n" * 5)
     train(data, tmp_path / "exp", "lm.max_epochs=1", f"lm.text={own}")
-    ngram(["--text", str(data / "lang" / "transcript.txt"), "--out", str(tmp_path / "expected.arpa")])
+    ngram(["--text", str(data / "lang_bpe_500" / "transcript.txt"), "--out", str(tmp_path / "expected.arpa")])
     assert (tmp_path / "exp" / "lm" / "bigram.arpa").read_text() == (tmp_path / "expected.arpa").read_text()
 
 
@@ -197,7 +197,7 @@ def test_training_finds_the_entropy_of_the_language(data: Path, tmp_path: Path) 
     assert report["dev"]["words"] == 32 and report["dev"]["unknown"] == 0
     assert report["dev"]["perplexity"]["per_word"] == pytest.approx(math.exp(nll / 3))
     # The file's model has the reported loss, sentence by sentence.
-    model, tokenizer = load_lm(tmp_path / "exp" / "lm" / "lm.pt", Tokenizer.from_file(data / "lang" / "bpe.model"))
+    model, tokenizer = load_lm(tmp_path / "exp" / "lm" / "lm.pt", Tokenizer.from_file(data / "lang_bpe_500" / "bpe.model"))
     assert not model.training
     encoded = tokenizer.encode(LANGUAGE)
     losses = [reference_nll(model, ids) for ids in encoded]
@@ -314,7 +314,7 @@ def test_missing_and_foreign_files_are_named(data: Path, tmp_path: Path, capsys:
     (data / "manifests" / "supervisions_dv.jsonl.gz").unlink()
     with pytest.raises(SystemExit):
         train(data, tmp_path / "exp")
-    assert "supervisions_dv.jsonl.gz is missing; stage 1 of prepare.sh" in capsys.readouterr().err
+    assert "supervisions_dv.jsonl.gz is missing; stage 1" in capsys.readouterr().err
 
 
 def test_sampled_sentences_are_of_the_language(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

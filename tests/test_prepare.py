@@ -1,4 +1,4 @@
-"""From audio to cuts and features: what is prepared, and what becomes of bad input."""
+"""From audio to cuts, tokens and features: the files that preparation writes, and its errors for bad input."""
 
 from __future__ import annotations
 
@@ -7,22 +7,31 @@ import shutil
 from pathlib import Path
 
 from local.common.atomic import atomic_write
+from local.common.errors import UserError
 from local.compute_features import main as compute_features
 from local.config import load_config
 from local.corpus.audio_files import BadAudio, check_audio, parallel
 from local.corpus.corpus_yaml import load_corpus
-from local.data.durations import num_frames
+from local.data.datamodule import AsrDataModule
+from local.data.durations import num_frames, tokens_fit
 from local.data.features import make_extractor
+from local.data.token_counts import UNUSABLE, counts_file, read_token_counts, write_token_counts
+from local.data.tokenizer import Tokenizer, lang_dir
+from local.data.training_cuts import ShuffledCuts
 from local.prepare_cuts import main as prepare_cuts
 from local.prepare_lang import main as prepare_lang
 from local.prepare_manifests import main as prepare_manifests
 from local.prepare_noise import main as prepare_noise
+from local.training.trainer import Trainer
 from model.encoder.subsampling import subsampled
 from tests.speech_tree import audio_of, make_part, set_text, write_noise
 
 import numpy as np
 import pytest
 import soundfile
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lhotse import CutSet
 
 CORPUS = "name: test\nsource: librispeech\ntrain: [tr]\ndev: [dv]\ntest: [te]\n"
@@ -40,21 +49,23 @@ def tree(tmp_path: Path) -> Path:
 
 def manifests(tree: Path, *overrides: str) -> Path:
     data = tree.parent / "data"
-    args = ["--corpus-yaml", str(tree.parent / "corpus.yaml"), "--corpus-dir", str(tree.parent), "--nproc", "2"]
+    args = ["--corpus-yaml", str(tree.parent / "corpus.yaml"), "--corpus-dir", str(tree.parent), "--nj", "2"]
     prepare_manifests([*args, "--data-dir", str(data), *overrides])
     return data
 
 
 def prepare(tree: Path, *overrides: str) -> Path:
-    """Stages 1 to 3; -> the data folder."""
+    """Run stages 1 to 3 and return the data folder."""
     data = manifests(tree, *overrides)
-    prepare_lang(["--data-dir", str(data), *overrides])
     prepare_cuts(["--data-dir", str(data), *overrides])
+    prepare_lang(["--data-dir", str(data), *overrides])
     return data
 
 
 def dropped(data: Path) -> dict[str, str]:
-    rows = [line.split("\t") for line in (data / "dropped.tsv").read_text().splitlines()]
+    """Return the reasons of dropped cuts by id: by stages 1 and 2, and by stage 3 with 500 tokens."""
+    listings = [data / "dropped.tsv", data / "lang_bpe_500" / "dropped.tsv"]
+    rows = [line.split("\t") for listing in listings if listing.exists() for line in listing.read_text().splitlines()]
     return {row[0]: row[2] for row in rows}
 
 
@@ -63,7 +74,7 @@ def cuts_of(data: Path, part: str, folder: str = "cuts") -> CutSet:
 
 
 def fails(capsys: pytest.CaptureFixture, program, *args) -> str:
-    """Run a program that must stop with one line; -> that line."""
+    """Run a program that must stop with one line of error, and return it."""
     with pytest.raises(SystemExit) as stop:
         program(*args)
     assert stop.value.code == 1
@@ -75,12 +86,12 @@ def fails(capsys: pytest.CaptureFixture, program, *args) -> str:
 def test_good_corpus_loses_nothing(tree: Path) -> None:
     data = prepare(tree)
     assert {part: len(cuts_of(data, part)) for part in ("tr", "dv", "te")} == {"tr": 12, "dv": 6, "te": 6}
-    assert (data / "dropped.tsv").read_text() == ""
+    assert dropped(data) == {}
     corpus = load_corpus(data / "corpus.yaml")
     assert (corpus.train, corpus.dev, corpus.test) == (["tr"], ["dv"], ["te"])
-    tokens = (data / "lang" / "tokens.txt").read_text().splitlines()
+    tokens = (data / "lang_bpe_500" / "tokens.txt").read_text().splitlines()
     assert tokens[:3] == ["<blk> 0", "<sos/eos> 1", "<unk> 2"]
-    assert len((data / "lang" / "transcript.txt").read_text().splitlines()) == 12
+    assert len((data / "lang_bpe_500" / "transcript.txt").read_text().splitlines()) == 12
     assert not list(data.rglob(".tmp*"))
 
 
@@ -131,7 +142,9 @@ def test_bad_utterances_are_named_and_the_rest_is_kept(tree: Path, capsys: pytes
     assert "duplicate id" in reasons["101-1-0000"]
     assert len(reasons) == 7
     kept = cuts_of(data, "tr")
-    assert len(kept) == 6
+    counts = read_token_counts(counts_file(data / "lang_bpe_500", "tr"))
+    assert [c.id for c in kept if counts[c.id] == UNUSABLE] == ["100-1-0003"]
+    assert len(kept) == 7
     assert next(c for c in kept if c.id == "101-1-0000").supervisions[0].text == text
     out = capsys.readouterr().out
     assert all(name in out for name in reasons)
@@ -146,7 +159,7 @@ def test_times_of_words_become_alignments(tree: Path, capsys: pytest.CaptureFixt
     assert [(i.symbol, i.start, i.duration) for i in items] == [("ONE", 0.1, 0.25), ("TWO", 0.5, 0.125)]
     assert len(found) == 11 and not any(found.values())
     path.write_text("100-1-0001 1 0.10 0.25 ONE\n100-1-0001 1 soon 0.25 TWO\n")
-    assert "100-1.ctm:2: not 'utterance channel start duration word'" in fails(capsys, manifests, tree)
+    assert "100-1.ctm:2:" in fails(capsys, manifests, tree)
 
 
 def test_no_usable_utterance_is_an_error(tree: Path, capsys: pytest.CaptureFixture) -> None:
@@ -172,19 +185,89 @@ def test_unknown_characters(tree: Path, capsys: pytest.CaptureFixture) -> None:
     set_text(tree, "dv", "100-1-0000", "ONE Ü ONE")
     data = prepare(tree)
     assert len(cuts_of(data, "dv")) == 6  # kept for scoring
-    line = "dv: 1 utterances have characters outside the model, kept for scoring: 100-1-0000 (Ü)"
-    assert line in capsys.readouterr().out
+    assert any(line.startswith("dv: 1 ") and "100-1-0000 (Ü)" in line for line in capsys.readouterr().out.splitlines())
 
 
 def test_unknown_characters_in_training_are_dropped(tree: Path) -> None:
-    data = manifests(tree)
-    prepare_lang(["--data-dir", str(data)])
-    (tree.parent / "corpus.yaml").write_text(CORPUS.replace("[tr]", "[tr, new]"))
-    make_part(tree, "new", speakers=1)
-    set_text(tree, "new", "100-1-0001", "ONE Ü ONE")
-    manifests(tree)
-    prepare_cuts(["--data-dir", str(data)])
-    assert "characters outside the model: Ü" in dropped(data)["100-1-0001"]
+    set_text(tree, "tr", "100-1-0001", "ONE Ü ONE")
+    rare = "lang.character_coverage=0.99"
+    data = prepare(tree, rare)
+    assert dropped(data) == {"100-1-0001": "characters outside the model: Ü"}
+    counts = read_token_counts(counts_file(data / "lang_bpe_500", "tr"))
+    assert [name for name, count in counts.items() if count == UNUSABLE] == ["100-1-0001"]
+    assert len(ShuffledCuts([data / "cuts" / "tr.jsonl.gz"], data / "lang_bpe_500", 1, False, False)) == 11
+
+
+def one_step(data: Path, exp: Path, vocab_size: int) -> int:
+    """Train one step and return the number of tokens in the model."""
+    small = [f"model.encoder.{key}=16" for key in ("d_model", "rnn_hidden_size", "dim_feedforward")]
+    cfg = load_config(
+        None,
+        [
+            *small,
+            "model.encoder.num_layers=1",
+            "model.decoder.dim=16",
+            "model.joiner.dim=16",
+            "data.num_workers=0",
+            "train.max_steps=1",
+            "train.max_duration=10",
+            "train.num_epochs=1",
+            f"lang.vocab_size={vocab_size}",
+        ],
+    )
+    tokenizer = Tokenizer.from_file(lang_dir(data, cfg.lang) / "bpe.model")
+    trainer = Trainer(cfg, AsrDataModule(cfg, data, tokenizer), exp, torch.device("cpu"))
+    trainer.run()
+    return trainer.model.decoder.embedding.weight.size(0)
+
+
+def test_two_numbers_of_tokens_share_cuts_and_features(tree: Path, tmp_path: Path) -> None:
+    data = prepare(tree, "lang.vocab_size=20")
+    compute_features(["--data-dir", str(data)])
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    prepare_lang(["--data-dir", str(data), "lang.vocab_size=30"])
+    assert all(path.read_bytes() == content for path, content in before.items())
+    first, second = data / "lang_bpe_20", data / "lang_bpe_30"
+    new = {path.relative_to(second) for path in second.rglob("*") if path.is_file()}
+    assert new == {path.relative_to(first) for path in first.rglob("*") if path.is_file()} and len(new) == 7
+    assert {path for path in data.rglob("*") if path.is_file()} - set(before) == {second / path for path in new}
+    assert [one_step(data, tmp_path / str(n), n) for n in (20, 30)] == [20, 30]
+
+
+def test_tokens_of_another_number_are_named(tree: Path, capsys: pytest.CaptureFixture) -> None:
+    data = prepare(tree, "lang.vocab_size=20")
+    with pytest.raises(UserError, match=r"lang_bpe_500/bpe.model .* prepare.sh .*lang_bpe_20"):
+        Tokenizer.from_file(data / "lang_bpe_500" / "bpe.model")
+
+
+def test_counts_that_do_not_belong_to_the_cuts_are_an_error(tree: Path) -> None:
+    data = prepare(tree)
+    lang, manifest = data / "lang_bpe_500", data / "cuts" / "tr.jsonl.gz"
+    path = counts_file(lang, "tr")
+    lines = path.read_text().splitlines()
+    for wrong, message in ((lines[1:], "100-1-0000"), ([*lines[:3], "100-1-0003 2"], r"tr.tsv:4"), (["\t1"], r"tr.tsv:1")):
+        path.write_text("".join(f"{line}\n" for line in wrong))
+        with pytest.raises(UserError, match=rf"tr.tsv.*{message}|{message}.*prepare.sh"):
+            ShuffledCuts([manifest], lang, 1, True, False)
+    path.unlink()
+    with pytest.raises(UserError, match=r"tr.tsv is missing; .*prepare.sh"):
+        ShuffledCuts([manifest], lang, 1, True, False)
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\0"), min_size=1), st.integers(-1, 1000)
+    )
+)
+def test_any_counts_come_back(tmp_path_factory: pytest.TempPathFactory, counts: dict[str, int]) -> None:
+    path = tmp_path_factory.mktemp("counts") / "tr.tsv"
+    write_token_counts(counts, path)
+    assert read_token_counts(path) == counts
+
+
+@given(st.floats(0.0, 40.0), st.integers(0, 1000))
+def test_tokens_fit_if_each_has_a_frame(seconds: float, tokens: int) -> None:
+    assert tokens_fit(seconds, tokens) == (subsampled(num_frames(seconds)) >= max(1, tokens))
 
 
 def test_other_sampling_rates_are_resampled(tree: Path) -> None:
@@ -196,7 +279,7 @@ def test_other_sampling_rates_are_resampled(tree: Path) -> None:
 
 def test_features_are_stored_and_used_again(tree: Path, capsys: pytest.CaptureFixture) -> None:
     data = prepare(tree)
-    compute_features(["--data-dir", str(data), "--nproc", "2"])
+    compute_features(["--data-dir", str(data), "--nj", "2"])
     cuts = cuts_of(data, "tr", "features")
     assert len(cuts) == 36 and len(cuts_of(data, "dv", "features")) == 6
     assert sum(c.id.endswith("_sp1.1") for c in cuts) == 12
@@ -208,7 +291,7 @@ def test_features_are_stored_and_used_again(tree: Path, capsys: pytest.CaptureFi
     prepare(tree)
     capsys.readouterr()
     compute_features(["--data-dir", str(data)])
-    assert "tr: features of 33 cuts are there already" in capsys.readouterr().out
+    assert "tr: features of 33 cuts" in capsys.readouterr().out
     assert all(p.stat().st_mtime_ns == t for p, t in archives.items())
     again = {c.id: c for c in cuts_of(data, "tr", "features")}
     assert again["100-1-0000"].load_features().shape[0] == 150 and len(again) == 36
@@ -243,7 +326,7 @@ def test_audio_that_vanished_gives_no_features_and_stops_nothing(tree: Path, cap
     data = prepare(tree)
     audio_of(tree, "te", "100-1-0003").unlink()
     compute_features(["--data-dir", str(data)])
-    assert "no features for 100-1-0003" in capsys.readouterr().err
+    assert "te: no features for 100-1-0003" in capsys.readouterr().err
     assert len(cuts_of(data, "te", "features")) == 5
 
 
@@ -257,12 +340,13 @@ def test_noise_of_a_folder(tree: Path, tmp_path: Path) -> None:
 
 
 def test_missing_inputs_name_the_stage(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    for program in (prepare_lang, prepare_cuts, compute_features):
-        assert "stage 1 of prepare.sh" in fails(capsys, program, ["--data-dir", str(tmp_path)])
+    for program in (prepare_cuts, prepare_lang, compute_features):
+        error = fails(capsys, program, ["--data-dir", str(tmp_path)])
+        assert f"{tmp_path}/corpus.yaml" in error and "stage 1 (manifests) of prepare.sh" in error
 
 
 def test_full_disk_is_one_line(tree: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = manifests(tree)
+    data = prepare(tree)
 
     def full(path: Path):
         if path.name == "tokens.txt":
@@ -270,7 +354,7 @@ def test_full_disk_is_one_line(tree: Path, capsys: pytest.CaptureFixture, monkey
         return atomic_write(path)
 
     monkeypatch.setattr("local.prepare_lang.atomic_write", full)
-    assert "no space left" in fails(capsys, prepare_lang, ["--data-dir", str(data)])
+    assert "tokens.txt" in fails(capsys, prepare_lang, ["--data-dir", str(data)])
 
 
 def test_broken_writing_leaves_the_old_file(tmp_path: Path) -> None:
@@ -292,10 +376,10 @@ def test_librispeech_piece(shared: Path, tmp_path: Path) -> None:
     )
     data = tmp_path / "data"
     args = ["--corpus-yaml", str(tmp_path / "corpus.yaml"), "--corpus-dir", str(shared / "speech" / "LibriSpeech")]
-    prepare_manifests([*args, "--data-dir", str(data), "--nproc", "2"])
-    prepare_lang(["--data-dir", str(data)])
+    prepare_manifests([*args, "--data-dir", str(data), "--nj", "2"])
     prepare_cuts(["--data-dir", str(data)])
-    assert len((data / "lang" / "tokens.txt").read_text().splitlines()) == 500
+    prepare_lang(["--data-dir", str(data)])
+    assert len((data / "lang_bpe_500" / "tokens.txt").read_text().splitlines()) == 500
     with gzip.open(data / "cuts" / f"{part}.jsonl.gz") as f:
         assert len(f.readlines()) == 367
 

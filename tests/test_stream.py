@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer, cfg = toy_tokenizer(), load_config(None, SMALL)
     (root / "lm").mkdir()
     save_toy_lm(cfg, tokenizer, root / "lm")
-    save_graph(trivial_graph(tokenizer.vocab_size), tokenizer, root / "graph" / "LG.npz")
+    save_graph(trivial_graph(tokenizer.vocab_size), tokenizer, root / "lang_bpe_500" / "graph" / "LG.npz")
     (root / "hotwords.txt").write_text("TWO ONE\nTHREE\t6\n", encoding="utf-8")
     torch.manual_seed(0)
     model = build_model(cfg, tokenizer.vocab_size)
@@ -72,7 +72,8 @@ def whole(folder: Path, file: str, method: str, *overrides: str) -> tuple[str, f
     model, cfg, tokenizer = load_averaged(folder / "averaged.pt", list(overrides))
     recording = Recording.from_file(folder / file).resample(RATE)
     x = make_extractor(cfg.features).extract(torch.from_numpy(recording.load_audio()), RATE).unsqueeze(0)
-    recogniser = Recogniser(method, Resources(model, tokenizer, torch.device("cpu"), folder, folder), cfg.decode)
+    resources = Resources(model, tokenizer, torch.device("cpu"), folder, folder / "lang_bpe_500")
+    recogniser = Recogniser(method, resources, cfg.decode)
     decoder = BatchDecoder(model, {method: recogniser}, cfg.decode.tail_frames, torch.device("cpu"))
     return tokenizer.decode(decoder.run(x, torch.tensor([x.shape[1]]), [file])[method][0].tokens), recording.duration
 

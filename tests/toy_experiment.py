@@ -9,7 +9,9 @@ from local.artifacts.checkpoint import provenance, save_file
 from local.artifacts.language_model import lm_sizes, save_lm
 from local.config import load_config
 from local.config.schema import Config
+from local.data.token_counts import counts_file, write_token_counts
 from local.data.tokenizer import Tokenizer, train_tokenizer
+from local.prepare_lang import write_lang
 from model.build import build_model
 from model.lm import LstmLm
 
@@ -26,6 +28,15 @@ TEXTS = ["ONE TWO THREE", "TWO ONE", "THREE"]
 
 def toy_tokenizer() -> Tokenizer:
     return train_tokenizer(TEXTS, 20)
+
+
+def write_toy_lang(data: Path) -> None:
+    """Write the toy tokens to data/lang_bpe_500 with the counts of all cuts that are there."""
+    lang, tokenizer = data / "lang_bpe_500", toy_tokenizer()
+    write_lang(tokenizer, TEXTS, lang)
+    for manifest in (data / "cuts").iterdir():
+        counts = {cut.id: len(tokenizer.encode([cut.supervisions[0].text])[0]) for cut in CutSet.from_file(manifest)}
+        write_token_counts(counts, counts_file(lang, manifest.name.removesuffix(".jsonl.gz")))
 
 
 def toy_weights(cfg: Config, tokenizer: Tokenizer, seed: int) -> dict[str, torch.Tensor]:

@@ -33,7 +33,7 @@ def load_graph(path: Path, tokenizer: Tokenizer) -> Graph:
     except Exception as e:  # numpy and zipfile raise whatever they happen upon
         raise UserError(f"{path}: not a decoding graph by local/prepare_graph.py ({e})") from None
     if made_for != tokens_hash(tokenizer):
-        raise UserError(f"{path}: made for other tokens than the recogniser's; both need the same lang/bpe.model")
+        raise UserError(f"{path}: made for other tokens than the recogniser's; both need the same bpe.model")
     if graph.labels.dtype.kind != "i" or int(graph.labels.max(initial=0)) >= tokenizer.vocab_size:
         raise UserError(f"{path}: damaged: it has labels that are no tokens; local/prepare_graph.py makes it")
     return graph

@@ -41,7 +41,7 @@ def load_lm(path: Path, tokenizer: Tokenizer | None = None) -> tuple[LstmLm, Tok
     if tokenizer is not None and content["tokens_hash"] != config_hash("\n".join(tokenizer.tokens)):
         raise UserError(
             f"{path}: its {content.get('vocab_size')} tokens are not the recogniser's {tokenizer.vocab_size}; "
-            "both must be trained with the same lang/bpe.model"
+            "both must be trained with the same bpe.model"
         )
     own = tokenizer_of(content, path)
     try:

@@ -1,0 +1,1 @@
+"""Where speech comes from: corpora in many forms, read, checked and synthesised."""

@@ -1,4 +1,4 @@
-"""Is an audio file whole? Decodes it to the end, since a header alone tells nothing about a truncated file."""
+"""Check that audio files are complete, by decoding them: the header alone does not show truncation."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import soundfile
 A = TypeVar("A")
 B = TypeVar("B")
 BLOCK = 1 << 18  # frames decoded at a time
-LEAST_RATE = 1000  # Hz; below it there is no speech
+LOWEST_RATE = 1000  # Hz; a lower rate cannot carry speech
 LOUDEST = 1e4  # times full scale, which floating-point files may exceed
-STREAMED = (0, 0xFFFFFFFF)  # sizes a WAV written to a pipe carries
+PIPE_SIZES = (0, 0xFFFFFFFF)  # sizes in the header of a WAV that was written to a pipe
 
 
 class AudioInfo(NamedTuple):
-    """Frames (samples per channel), rate in Hz, channels."""
+    """Samples per channel, rate in Hz, channels."""
 
     num_samples: int
     sampling_rate: int
@@ -31,26 +31,26 @@ class AudioInfo(NamedTuple):
 
 
 class BadAudio(Exception):
-    """The reason why a file cannot be used: `missing`, `truncated ...`, `unreadable ...`."""
+    """A file cannot be used; the message is the reason: missing, truncated, unreadable."""
 
 
 def check_audio(path: str | Path) -> AudioInfo:
-    """Decode the whole file. Raises `BadAudio` when it is missing, unreadable, empty or shorter than it says."""
+    """Decode the whole file. Raises `BadAudio` if it is missing, unreadable, empty or shorter than its header says."""
     path = Path(path)
     if not is_file(path):
         raise BadAudio("missing audio file")
     try:
         with soundfile.SoundFile(str(path)) as f:
             rate, channels, stated = f.samplerate, f.channels, f.frames
-            if rate < LEAST_RATE:
+            if rate < LOWEST_RATE:
                 raise BadAudio(f"audio file of {rate} Hz")
-            exact = f.subtype not in ("FLOAT", "DOUBLE")  # else a sample may be no number
+            exact = f.subtype not in ("FLOAT", "DOUBLE")  # if not, samples may be NaN
             buffer = np.empty((BLOCK, channels), dtype=np.int16 if exact else np.float32)
             decoded = 0
             while (n := len(f.read(out=buffer))) > 0:
                 decoded += n
                 if not exact and not np.abs(buffer[:n]).max() <= LOUDEST:
-                    raise BadAudio("audio file with samples that are no numbers, or far too loud")
+                    raise BadAudio("audio file with NaN or far too loud samples")
     except soundfile.LibsndfileError as e:
         raise BadAudio(f"unreadable or truncated audio file ({e.error_string.strip().rstrip('.')})") from None
     missing = wav_bytes_missing(path)
@@ -64,9 +64,9 @@ def check_audio(path: str | Path) -> AudioInfo:
 
 
 def wav_bytes_missing(path: Path) -> int:
-    """How many bytes a RIFF/WAVE file's data chunk states beyond the file's end; 0 for whole and for other files.
+    """Return how many bytes of its data chunk a RIFF/WAVE file lacks; 0 for complete and for other files.
 
-    libsndfile silently shortens such a file to what is there.
+    libsndfile reads such a file without an error, as if it were shorter.
     """
     size = path.stat().st_size
     with open(path, "rb") as f:
@@ -76,19 +76,19 @@ def wav_bytes_missing(path: Path) -> int:
         while len(chunk := f.read(8)) == 8:
             name, length = struct.unpack("<4sI", chunk)
             if name == b"data":
-                return 0 if length in STREAMED else max(0, f.tell() + length - size)
+                return 0 if length in PIPE_SIZES else max(0, f.tell() + length - size)
             f.seek(length + length % 2, 1)
     return 0
 
 
 def parallel(function: Callable[[A], B], items: Iterable[A], num_jobs: int) -> Iterator[B]:
-    """`map` over threads (decoding releases the interpreter's lock), in order, a bounded number of items ahead."""
+    """Map over `num_jobs` threads, in order, a bounded number of items ahead; decoding releases the interpreter's lock."""
     with ThreadPoolExecutor(num_jobs) as pool:
         yield from in_order(pool, function, items, 8 * num_jobs)
 
 
 def in_order(pool: Executor, function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
-    """`map` over the workers of `pool`, in order, up to `ahead` items in work or waiting."""
+    """Map over the workers of `pool`, in order, with up to `ahead` items submitted at a time."""
     iterator = iter(items)
     waiting = [pool.submit(function, item) for item in islice(iterator, ahead)]
     while waiting:

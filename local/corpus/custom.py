@@ -1,17 +1,14 @@
-"""A user's own corpus, in whichever of five forms it is:
+"""A user's own corpus, in one of five forms.
 
     DIR/<part>.tsv or .csv                        path, text and perhaps speaker
     DIR/<part>/ with wav.scp                      a Kaldi data directory
     DIR/[*_]recordings_<part>.jsonl[.gz] and supervisions, or DIR/[*_]cuts_<part>.jsonl[.gz]     lhotse manifests
     DIR/<part>/ with */*/*.trans.txt              LibriSpeech's layout
-    DIR/<part>/ with cuts.*.jsonl.gz, DIR/<part>.shar      lhotse Shar, its shards here or in an object store
+    DIR/<part>/ with cuts.*.jsonl.gz, or DIR/<part>.shar      lhotse Shar, on a disk or in an object store
 
-    custom_parts(corpus_dir, corpus, dropped, store) -> {part: [(Recording, SupervisionSegment), ...]}     what stage 1 calls
-    import_custom(source, part, dropped, normalise="upper") -> (RecordingSet, SupervisionSet)       one source
-
-Audio is not looked at here: `num_samples`, and the duration of a segment that spans its recording, are 0 until the file
-is decoded. Keys of corpus.yaml's `options`: `normalise: upper|lower|none` and `split`, the share of train that becomes
-a part which is not there.
+Audio is not read here: `num_samples`, and the duration of a segment that spans its recording, are 0 until the file is
+decoded. Keys of corpus.yaml's `options`: `normalise: upper|lower|none`, and `split`, the share of train that becomes a
+missing part.
 """
 
 from __future__ import annotations
@@ -33,7 +30,7 @@ from local.corpus.shar import read_shar
 from local.corpus.shard_store import LIST, ShardStore
 from local.corpus.tables import DELIMITERS, Pair, read_table
 
-from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse import SupervisionSegment
 from lhotse.utils import fastcopy
 
 NORMALISE: dict[str, Callable[[str], str]] = {"upper": str.upper, "lower": str.lower, "none": str}
@@ -42,32 +39,38 @@ FORMS = (
     "recordings_{part}.jsonl.gz with supervisions_{part}.jsonl.gz, cuts_{part}.jsonl.gz, "
     "{part}/ with shards (cuts.000000.jsonl.gz, recording.000000.tar), or their list {part}.shar"
 )
-MIN_SPEAKERS = 5  # fewer, and a missing part is split off by utterance, for a speaker less would cost train too much
-NAMES_SHOWN = 5
+MIN_SPEAKERS = 5  # with fewer, a missing part is split off by utterance: train cannot spare a speaker
+NAMES_SHOWN = 5  # speakers named on the screen
 SHARDS = "cuts.*.jsonl*"  # in a folder of shards
 
 
 def custom_parts(
     corpus_dir: Path, corpus: Corpus, dropped: list[Dropped], store: ShardStore | None = None
 ) -> dict[str, list[Pair]]:
-    """Every part of `corpus` as pairs of recording and segment; malformed lines go to `dropped`.
+    """Return every part of `corpus` as pairs of recording and segment; malformed lines go to `dropped`.
 
-    store: where shards from an object store are kept.
+    Missing dev and test parts are split off the first training part; a line on the screen says so.
 
-    Dev and test parts that are not there are split off the first training part, said in one line each. Raises
-    `UserError` where a training part is not there, a part is there twice, or an option is wrong.
+    Args:
+      corpus_dir: DIR.
+      corpus: names of the parts, and options.
+      dropped: list to add to.
+      store: where remote shards are kept.
+
+    Raises:
+      UserError: a training part is missing, a part is there twice, or an option is wrong.
     """
     normalise, share = check_options(corpus)
     sources = {part: find_source(corpus_dir, part) for part in corpus.parts()}
     first = corpus.train[0]
-    if sources[first] is None:  # the folder named may be the one data directory that there is
+    if sources[first] is None:  # corpus_dir itself may be the only data directory
         sources[first] = find_source(corpus_dir.absolute().parent, corpus_dir.absolute().name, folders_only=True)
     pairs: dict[str, list[Pair]] = {}
     for part, source in sources.items():
         if source is not None:
             pairs[part] = read_source(source, part, dropped, normalise, store)
         elif part in corpus.train:
-            raise UserError(f"part '{part}' is not in {corpus_dir}; it may be {FORMS.format(part=part)}")
+            raise UserError(f"part '{part}' is not in {corpus_dir}; expected {FORMS.format(part=part)}")
     for part in corpus.parts():
         if part not in pairs:
             pairs[part], pairs[first] = split_off(pairs[first], part, share, corpus_dir, first)
@@ -75,21 +78,21 @@ def custom_parts(
 
 
 def check_options(corpus: Corpus) -> tuple[str, float]:
-    """-> (`normalise`, `split`) of the corpus's options; `UserError` names a key that is wrong."""
+    """Return `normalise` and `split` of the corpus's options. Raises `UserError` naming a wrong key."""
     options = {"normalise": "upper", "split": 0.05, **corpus.options}
     if unknown := set(options) - {"normalise", "split"}:
-        raise UserError(f"corpus '{corpus.name}': options are normalise and split; not {', '.join(sorted(unknown))}")
+        raise UserError(f"corpus '{corpus.name}': unknown options {', '.join(sorted(unknown))}; known are normalise, split")
     normalise, share = options["normalise"], options["split"]
     if normalise not in NORMALISE:
         known = ", ".join(NORMALISE)
-        raise UserError(f"corpus '{corpus.name}': options.normalise is {normalise}: one of {known} is meant")
+        raise UserError(f"corpus '{corpus.name}': options.normalise must be one of {known}, not {normalise}")
     if isinstance(share, bool) or not isinstance(share, float) or not 0 < share <= 0.25:
-        raise UserError(f"corpus '{corpus.name}': options.split is {share}: a number above 0 and up to 0.25 is meant")
+        raise UserError(f"corpus '{corpus.name}': options.split must be above 0 and at most 0.25, not {share}")
     return normalise, share
 
 
 def find_source(corpus_dir: Path, part: str, folders_only: bool = False) -> Path | None:
-    """The file or folder that holds `part`, None where there is none; `UserError` where there are several."""
+    """Return the file or folder of `part`, or None. Raises `UserError` if there are several."""
     found: list[Path] = []
     folder = corpus_dir / part
     if (folder / "wav.scp").is_file() or next(folder.glob("*/*/*.trans.txt"), None) or next(folder.glob(SHARDS), None):
@@ -100,12 +103,12 @@ def find_source(corpus_dir: Path, part: str, folders_only: bool = False) -> Path
         found += sorted(p for p in corpus_dir.iterdir() if p.name in names or manifest.fullmatch(p.name))
     if len(found) > 1:
         names_found = ", ".join(p.name for p in found)
-        raise UserError(f"part '{part}' is in {corpus_dir} {len(found)} times: {names_found}; leave one of them")
+        raise UserError(f"part '{part}' is in {corpus_dir} {len(found)} times: {names_found}; keep one of them")
     return found[0] if found else None
 
 
 def read_source(source: Path, part: str, dropped: list[Dropped], normalise: str, store: ShardStore | None = None) -> list[Pair]:
-    """What `find_source` found, as pairs; texts normalised."""
+    """Return the utterances of a file or folder that `find_source` found, texts normalised."""
     if source.suffix == LIST or (source.is_dir() and next(source.glob(SHARDS), None)):
         pairs = read_shar(source, part, dropped, store or ShardStore(source.parent / "shards", math.inf))
     elif source.is_dir():
@@ -124,21 +127,16 @@ def read_source(source: Path, part: str, dropped: list[Dropped], normalise: str,
     return [(recording, fastcopy(segment, text=clean(segment.text))) for recording, segment in pairs]
 
 
-def import_custom(
-    source: Path, part: str, dropped: list[Dropped] | None = None, normalise: str = "upper"
-) -> tuple[RecordingSet, SupervisionSet]:
-    """Read one table, Kaldi directory, tree or manifest (its `recordings` or `cuts` file) whatever it is called."""
-    pairs = read_source(source, part, [] if dropped is None else dropped, normalise)
-    recordings = {recording.id: recording for recording, _ in pairs}
-    return RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(s for _, s in pairs)
-
-
 def split_off(
     pairs: Sequence[Pair], part: str, share: float, corpus_dir: Path, first: str = "train"
 ) -> tuple[list[Pair], list[Pair]]:
-    """-> (about `share` of the utterances for `part`, the rest): whole speakers, or utterances where they are few.
+    """Return about `share` of the utterances, for `part`, and the rest.
 
-    Which ones depends on their names alone (by SHA-256), not on their order nor on the machine.
+    Whole speakers are taken, or single utterances if there are fewer than `MIN_SPEAKERS`. The choice depends on the names
+    alone (by SHA-256), not on their order or the machine.
+
+    Raises:
+      UserError: there are too few utterances.
     """
 
     def key(name: str) -> bytes:
@@ -157,7 +155,7 @@ def split_off(
     wanted, size = max(1, round(share * len(pairs))), 0
     taken: set[str] = set()
     for name in sorted(counts, key=key):
-        if size < wanted and size + counts[name] <= 2 * wanted:  # not one who speaks half the corpus
+        if size < wanted and size + counts[name] <= 2 * wanted:  # not a speaker of half the corpus
             taken.add(name)
             size += counts[name]
     taken = taken or {min(counts, key=lambda name: (counts[name], key(name)))}

@@ -1,4 +1,4 @@
-"""The list of utterances that were left out of a corpus, with the reason of each."""
+"""dropped.tsv: the utterances that were left out of a corpus, each with its reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_SHOWN = 5  # dropped utterances named on the screen, per reason
 
 
 class Dropped(NamedTuple):
-    """An utterance (or file) left out of a part; `kind` is the reason without its particulars, for counting."""
+    """An utterance (or file) left out of a part; `kind` is the reason without details, for counting."""
 
     id: str
     part: str
@@ -23,28 +23,28 @@ class Dropped(NamedTuple):
     detail: str = ""
 
     def line(self) -> str:
-        """One row of dropped.tsv."""
+        """Return its line of dropped.tsv."""
         reason = f"{self.kind}: {self.detail}" if self.detail else self.kind
         return "\t".join(s.replace("\t", " ").replace("\n", " ") for s in (self.id, self.part, reason))
 
 
 def write_dropped(path: str | Path, dropped: Sequence[Dropped]) -> None:
-    """Write rows `id <TAB> part <TAB> reason`; an empty file where nothing was dropped."""
+    """Write lines `id<TAB>part<TAB>reason`; an empty file if nothing was dropped."""
     with atomic_write(path) as tmp:
         tmp.write_text("".join(d.line() + "\n" for d in dropped), encoding="utf-8")
 
 
 def read_dropped(path: Path, made_by: str) -> list[Dropped]:
-    """What `write_dropped` wrote. Raises `UserError` naming a line that is none of its."""
+    """Return what `write_dropped` wrote. Raises `UserError` naming a damaged line."""
     rows = [line.split("\t") for line in read_lines(path, made_by)]
     for number, row in enumerate(rows, 1):
         if len(row) != 3:
-            raise UserError(f"{path}:{number}: not 'id, part, reason'; let {made_by} make it again (--force)")
+            raise UserError(f"{path}:{number}: damaged: not 'id<TAB>part<TAB>reason'; let {made_by} make it again (--force)")
     return [Dropped(*row) for row in rows]
 
 
 def report_dropped(dropped: Sequence[Dropped], listing: str | Path) -> None:
-    """Name the first few utterances of each kind, one line each, then count them in one line."""
+    """Print the first few utterances of each kind, one per line, then the count of each kind."""
     counts: Counter[tuple[str, str]] = Counter()
     for d in dropped:
         counts[d.part, d.kind] += 1

@@ -1,7 +1,7 @@
 """eSpeak NG through ctypes; its library and voices come in the PyPI package `espeakng-loader`.
 
-The library keeps state between calls (flutter, noise, prosody), so what it says depends on all that it said before.
-Who needs the same samples again starts a fresh process and one `Speaker` in it, and says the same things in order.
+The library keeps state between calls (flutter, noise, prosody), so its output depends on all earlier calls. To get the
+same samples again, start a fresh process with one `Speaker` and say the same texts in the same order.
 """
 
 from __future__ import annotations
@@ -24,20 +24,25 @@ LIST_TERMINATED, WORD = 0, 1
 
 
 class Event(ctypes.Structure):
-    """espeak_EVENT: something that begins at `sample` of what is being said."""
+    """espeak_EVENT: something, such as a word, that starts at `sample` of the current text."""
 
     _fields_ = [
-        ("type", ctypes.c_int), ("unique_identifier", ctypes.c_uint), ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int), ("audio_position", ctypes.c_int), ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p), ("id", ctypes.c_char * 8),
-    ]  # fmt: skip
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    ]
 
 
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(Event))
 
 
 def load_library() -> tuple[ctypes.CDLL, Path]:
-    """The shared library and the folder that holds `espeak-ng-data`; `UserError` where either does not load."""
+    """Return the shared library and the folder of `espeak-ng-data`. Raises `UserError` if the library does not load."""
     try:
         import espeakng_loader
 
@@ -51,23 +56,23 @@ def load_library() -> tuple[ctypes.CDLL, Path]:
 
 
 class Speaker:
-    """One eSpeak NG instance; at most one per process. `seed` fixes its noise and flutter."""
+    """One eSpeak NG instance; at most one per process."""
 
     def __init__(self, seed: int = 0) -> None:
+        """Load the library; `seed` fixes its noise and flutter. Raises `UserError` if library or voices are missing."""
         self.lib, data = load_library()
-        # Without a path it would take whatever eSpeak NG the system has, or end the process where there is none.
+        # Without a path it would take the system's eSpeak NG, or end the process without one.
         rate = self.lib.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, str(data).encode(), INITIALIZE_DONT_EXIT)
         if rate <= 0:
-            raise UserError(f"{data}: eSpeak NG finds no voices there; reinstall espeakng-loader")
+            raise UserError(f"{data}: eSpeak NG finds no voices in it; reinstall espeakng-loader")
         self.sampling_rate = int(rate)
         self.chunks: list[np.ndarray] = []
-        self.word_starts: list[int] = []  # of what was said last: the sample at which each word begins
-        self.callback = CALLBACK(self._collect)  # kept alive here: the library holds a bare pointer to it
+        self.word_starts: list[int] = []  # first sample of each word of the last text
+        self.callback = CALLBACK(self._collect)  # kept alive here: the library has a bare pointer to it
         self.lib.espeak_SetSynthCallback(self.callback)
-        self.lib.espeak_Synth.argtypes = [
-            ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int,
-            ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
-        ]  # fmt: skip
+        uint, pointer = ctypes.c_uint, ctypes.c_void_p
+        text: list[Any] = [ctypes.c_char_p, ctypes.c_size_t]
+        self.lib.espeak_Synth.argtypes = [*text, uint, ctypes.c_int, uint, uint, pointer, pointer]
         self.lib.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
         self.lib.espeak_ng_SetRandSeed(seed)
 
@@ -82,14 +87,14 @@ class Speaker:
         return 0
 
     def set_voice(self, name: str, rate: int, pitch: int, pitch_range: int) -> None:
-        """Take the voice `name` (`en-us+f2`), `rate` in words a minute, pitch and its range of 0 to 99."""
+        """Set the voice `name` (`en-us+f2`), `rate` in words per minute, pitch and its range (0 to 99)."""
         if self.lib.espeak_SetVoiceByName(name.encode()) != 0:
             raise UserError(f"eSpeak NG has no voice {name!r}")
         for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, pitch_range)):
             self.lib.espeak_SetParameter(parameter, value, 0)
 
     def say(self, text: str) -> np.ndarray:
-        """int16 samples (n,) of `text` at `self.sampling_rate`."""
+        """Return int16 samples (n,) of `text` at `self.sampling_rate`."""
         self.chunks.clear()
         self.word_starts.clear()
         raw = text.encode()

@@ -1,4 +1,4 @@
-"""The corpus `tiny` on paper: its YAML file, the phrases drawn from its grammar, and who speaks in which part."""
+"""The plan of the corpus `tiny`: its YAML file, phrases drawn from its grammar, and the voices of each part."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from local.common.errors import UserError
 import yaml
 
 SPEC = Path(__file__).resolve().parents[2] / "egs" / "tiny" / "speech.yaml"
-MAX_DEPTH = 8  # of classes within classes; more is a class that holds itself
+MAX_DEPTH = 8  # of classes within classes; a deeper class contains itself
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class PartSpec:
-    """How much a part holds: `minutes` of sound, evenly over `voices`."""
+    """The amount of a part: `minutes` of audio, spread evenly over `voices`."""
 
     minutes: float
     voices: int
@@ -28,7 +28,7 @@ class PartSpec:
 
 @dataclass(frozen=True)
 class Spec:
-    """speech.yaml as it stands there; pairs are the ends of uniform draws."""
+    """The content of speech.yaml; pairs are the ends of uniform distributions."""
 
     parts: dict[str, PartSpec]
     accents: list[str]
@@ -47,7 +47,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Voice:
-    """A speaker: eSpeak NG's accent and variant, its rate (words a minute), pitch and pitch range (0 to 99)."""
+    """A speaker: eSpeak NG's accent and variant, its rate (words per minute), pitch and pitch range (0 to 99)."""
 
     id: int
     part: str
@@ -59,17 +59,17 @@ class Voice:
 
     @property
     def name(self) -> str:
-        """As eSpeak NG wants it: `en-us+f2`."""
+        """Name of the voice for eSpeak NG: `en-us+f2`."""
         return f"{self.accent}+{self.variant}"
 
     @property
     def sex(self) -> str:
-        """`F` or `M`, by the variant's name."""
+        """`F` or `M`, from the variant's name."""
         return "F" if re.fullmatch(r"f\d|linda|grandma|Annie|aunty", self.variant) else "M"
 
 
 def load_spec(path: Path = SPEC) -> Spec:
-    """Read and check a speech.yaml; `UserError` names the file and the key."""
+    """Read and check a speech.yaml. Raises `UserError` naming the file and the key."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         parts = {name: PartSpec(float(p["minutes"]), int(p["voices"])) for name, p in tree["parts"].items()}
@@ -86,17 +86,17 @@ def load_spec(path: Path = SPEC) -> Spec:
         raise UserError(f"{path}: keys missing or unknown: {', '.join(sorted(wrong))}")
     for key in ("phrases", "classes"):
         if not isinstance(values[key], dict) or not values[key]:
-            raise UserError(f"{path}: key '{key}': a mapping is meant")
+            raise UserError(f"{path}: key '{key}' must be a non-empty mapping")
     spec = Spec(**values)
     try:
-        vocabulary(spec)  # a class that is missing or holds itself is found here
+        vocabulary(spec)  # finds classes that are missing or contain themselves
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
     return spec
 
 
 def vocabulary(spec: Spec) -> list[str]:
-    """All words that the grammar can say, sorted; `UserError` for a class that is missing or holds itself."""
+    """Return all words of the grammar, sorted. Raises `UserError` if a class is missing or contains itself."""
     words: set[str] = set()
 
     def visit(template: str, depth: int) -> None:
@@ -113,33 +113,34 @@ def vocabulary(spec: Spec) -> list[str]:
 
 
 def entries(spec: Spec, token: str, depth: int) -> list[str]:
-    """What `<class>` may stand for."""
+    """Return the entries of `<class>`. Raises `UserError` if it is missing or `depth` is too large."""
     found = spec.classes.get(token.strip("<>"))
     if not found:
         raise UserError(f"class {token} of the phrases is not defined under `classes`")
     if depth >= MAX_DEPTH:
-        raise UserError(f"class {token} holds itself")
+        raise UserError(f"class {token} contains itself")
     return [str(e) for e in found]
 
 
 class Phrases:
-    """Random phrases, the same ones for the same `seed` on every Python version."""
+    """Random phrases; they are the same for the same seed on every Python version."""
 
     def __init__(self, spec: Spec, seed: str) -> None:
+        """Start the sequence of phrases of `seed`."""
         self.spec = spec
         self.rng = random.Random(seed)
 
     def draw(self) -> tuple[str, str]:
-        """-> (what eSpeak NG is given, lower case with commas for pauses; the transcript, upper case)."""
+        """Return eSpeak NG's input, lower case with commas for pauses, and the transcript, upper case."""
         template = self.rng.choices(list(self.spec.phrases), list(self.spec.phrases.values()))[0]
         tokens = self.expand(template)
         text = " ".join(t for t in tokens if t != "|")
         said = " ".join("," if t == "|" else t for t in tokens if t != "|" or self.rng.random() < 0.5)
-        # Lower case, since eSpeak NG spells or stresses words in capitals.
+        # Lower case: eSpeak NG would spell or stress words in capitals.
         return said.replace(" ,", ",").lower(), text
 
     def expand(self, template: str, depth: int = 0) -> list[str]:
-        """The words and pauses of a template, its classes drawn."""
+        """Return the words and pauses of a template, with an entry drawn for each class."""
         out: list[str] = []
         for token in template.split():
             if token.startswith("<"):
@@ -150,10 +151,14 @@ class Phrases:
 
 
 def assign_voices(spec: Spec, seed: int) -> list[Voice]:
-    """Who speaks: no accent and variant meet in two parts, and what dev and test have of either, train has too.
+    """Choose the voices of each part.
 
-    Parts other than the largest take the pairs whose accent and variant they have least of so far, so that a small set
-    covers both; the largest takes from what is left. Ids count from 1001 in the first part, 2001 in the second...
+    No pair of accent and variant is in two parts, and train has every accent and every variant of dev and test.
+    Smaller parts choose first, and each takes the pair whose accent and variant it has least of, so that a small part
+    covers both. Ids start at 1001 in the first part, 2001 in the second, and so on.
+
+    Raises:
+      UserError: there are fewer pairs than voices.
     """
     rng = random.Random(f"{seed}/voices")
     pairs = [(a, v) for a in spec.accents for v in spec.variants]

@@ -1,4 +1,4 @@
-"""A Kaldi data directory: wav.scp, text, and where they are there segments and utt2spk."""
+"""A Kaldi data directory: wav.scp, text, and optionally segments and utt2spk."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from lhotse.utils import fastcopy
 
 
 class KaldiFiles:
-    """Reads a data directory's files; what is malformed goes to `dropped` under its `file:line`."""
+    """Reads the files of a data directory; malformed lines go to `dropped` under their `file:line`."""
 
     def __init__(self, folder: Path, part: str, dropped: list[Dropped]) -> None:
+        """Read from `folder`; nothing is opened yet."""
         self.folder, self.part, self.dropped = folder, part, dropped
 
     def drop(self, where: str, detail: str) -> None:
-        """Note a line (`file:number`) that cannot be used."""
+        """Add a line (`file:number`) that cannot be used to `dropped`."""
         self.dropped.append(Dropped(f"{self.folder}/{where}", self.part, "malformed line", detail))
 
     def lines(self, name: str, needed: bool = True) -> Iterator[tuple[str, str, str]]:
-        """(`file:number`, key, rest) of each line; a key given twice keeps its first line."""
+        """Yield (`file:number`, key, rest) of each line; of lines with the same key the first is used."""
         path = self.folder / name
         if not path.is_file():
             if needed:
@@ -42,28 +43,28 @@ class KaldiFiles:
                 continue
             key, *rest = line.split(maxsplit=1)
             if key in seen:
-                self.drop(f"{name}:{number}", f"{key} stands there a second time")
+                self.drop(f"{name}:{number}", f"{key} is there a second time")
                 continue
             seen.add(key)
             yield f"{name}:{number}", key, rest[0].strip() if rest else ""
 
     def recordings(self) -> dict[str, Recording]:
-        """wav.scp: recordings whose files have not been looked at; a pipe is run once to learn its length."""
+        """Return the recordings of wav.scp by id; files are not read, but a pipe is run once to learn its length."""
         found = {}
         for where, key, value in self.lines("wav.scp"):
             if not value:
                 self.drop(where, f"{key} has no file")
             elif re.search(r"\.ark:\d+$", value):
-                self.drop(where, f"{key} lies in an archive; write it to a file of its own with Kaldi's wav-copy")
+                self.drop(where, f"{key} is in an archive; write it to a file with Kaldi's wav-copy")
             elif value.endswith("|"):
-                found[key] = piped(key, value[:-1].strip())
+                found[key] = recording_of_pipe(key, value[:-1].strip())
             else:
                 source = AudioSource(type="file", channels=[0], source=str(locate(value, self.folder)))
                 found[key] = Recording(id=key, sources=[source], sampling_rate=0, num_samples=0, duration=0.0)
         return found
 
     def segments(self, recordings: dict[str, Recording]) -> Iterator[SupervisionSegment]:
-        """segments, or each recording as one; texts and speakers are not filled in. A duration of 0 is to the end."""
+        """Yield the lines of segments, or each recording as one, without text and speaker. Duration 0: to the end."""
         if not (self.folder / "segments").is_file():
             for key in recordings:
                 yield SupervisionSegment(id=key, recording_id=key, start=0.0, duration=0.0)
@@ -77,7 +78,7 @@ class KaldiFiles:
                 continue
             if recording not in recordings:
                 self.drop(where, f"recording {recording} of {key} is not in wav.scp")
-            elif start < 0 or not (end == -1 or end > start):  # -1 is Kaldi's way to say the recording's end
+            elif start < 0 or not (end == -1 or end > start):  # -1: the recording's end
                 self.drop(where, f"{key} ends at {end} s but starts at {start} s")
             else:
                 duration = 0.0 if end == -1 else end - start
@@ -85,10 +86,12 @@ class KaldiFiles:
 
 
 def read_kaldi(folder: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
-    """The utterances of a Kaldi data directory, audio not yet looked at (`num_samples` is 0 but for pipes).
+    """Return the utterances of a Kaldi data directory; audio is not read (`num_samples` is 0), except for pipes.
 
-    What is malformed, or in one file and not in another, goes to `dropped`. Raises `UserError` where wav.scp or text is
-    missing or no utterance is left.
+    Malformed lines and ids that are missing in one of the files go to `dropped`.
+
+    Raises:
+      UserError: wav.scp or text is missing, or no utterance is left.
     """
     files = KaldiFiles(folder, part, dropped)
     recordings = files.recordings()
@@ -100,8 +103,8 @@ def read_kaldi(folder: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
             dropped.append(Dropped(segment.id, part, "no line in text", str(folder / "text")))
             continue
         _, text = texts.pop(segment.id)
-        filled = fastcopy(segment, text=text, speaker=speakers.get(segment.id) or None)
-        pairs.append((recordings[segment.recording_id], filled))
+        segment = fastcopy(segment, text=text, speaker=speakers.get(segment.id) or None)
+        pairs.append((recordings[segment.recording_id], segment))
     dropped += [Dropped(key, part, "no audio for a line of text", f"{folder}/{w}") for key, (w, _) in texts.items()]
     if not pairs:
         raise UserError(f"{folder}: wav.scp, segments and text have no utterance in common")
@@ -109,9 +112,10 @@ def read_kaldi(folder: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
 
 
 def locate(written: str, folder: Path) -> Path:
-    """A path as written in a manifest in `folder`: relative ones count from the working directory, `folder` or above.
+    """Return the file of a path in a manifest in `folder`.
 
-    Kaldi's own are relative to where its run.sh stands, some folders above the data directory.
+    A relative path starts at the working directory, `folder`, or a folder above it: Kaldi's paths are relative to the
+    folder of its run.sh, some folders above the data directory.
     """
     path = Path(written)
     if path.is_absolute():
@@ -120,15 +124,15 @@ def locate(written: str, folder: Path) -> Path:
     return next((root / path for root in roots if is_file(root / path)), folder.absolute() / path)
 
 
-def piped(key: str, command: str) -> Recording:
-    """A recording that `command` writes; its lengths stay 0 where the command fails or writes no audio."""
+def recording_of_pipe(key: str, command: str) -> Recording:
+    """Return the recording that `command` writes; its lengths are 0 if the command fails or writes no audio."""
     source = AudioSource(type="command", channels=[0], source=command)
     unread = Recording(id=key, sources=[source], sampling_rate=0, num_samples=0, duration=0.0)
     none = subprocess.DEVNULL
     try:
         done = subprocess.run(command, shell=True, stdin=none, stdout=subprocess.PIPE, stderr=none, check=False)
         sound, rate = soundfile.read(io.BytesIO(done.stdout), dtype="int16", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, ValueError):  # the latter two: no shell can be given such a command
+    except (soundfile.LibsndfileError, OSError, ValueError):  # the latter two: not a possible command
         return unread
     if not len(sound):
         return unread

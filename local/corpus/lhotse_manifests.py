@@ -20,13 +20,16 @@ from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 
 T = TypeVar("T")
-TOLERANCE = 0.1  # seconds by which a supervision may reach out of its cut, which then cuts it off
+TOLERANCE = 0.1  # seconds by which a supervision may exceed its cut; it is then truncated
 
 
 def read_manifests(recordings_file: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
-    """The utterances of `recordings...jsonl[.gz]` and of the supervisions named likewise beside it.
+    """Return the utterances of `recordings...jsonl[.gz]` and of `supervisions...` beside it.
 
-    Lines that are no manifest's, and supervisions of recordings that are not there, go to `dropped`.
+    Malformed lines and supervisions of missing recordings go to `dropped`.
+
+    Raises:
+      UserError: the supervisions are missing, a file is damaged, or no utterance is left.
     """
     name = recordings_file.name
     names = [name.replace("recordings", "supervisions", 1)]
@@ -49,9 +52,9 @@ def read_manifests(recordings_file: Path, part: str, dropped: list[Dropped]) -> 
 
 
 def read_cuts(cuts_file: Path, part: str, dropped: list[Dropped], in_shard: dict[str, Recording] | None = None) -> list[Pair]:
-    """The utterances of a manifest of cuts: every supervision within every cut of one recording.
+    """Return the utterances of a manifest of cuts: every supervision of every cut that has one recording.
 
-    in_shard: for a shard's cuts, what its tar holds by the cuts' ids; a recording there is no longer than its cut.
+    in_shard: for the cuts of a shard, the recordings of its tar by the cuts' ids, which start and end with the cuts.
     """
     pairs: list[Pair] = []
     for where, cut in items(cuts_file, object, part, dropped):
@@ -67,9 +70,9 @@ def read_cuts(cuts_file: Path, part: str, dropped: list[Dropped], in_shard: dict
             dropped.append(Dropped(cut.id, part, "audio is not in the shard", where))
             continue
         for s in cut.supervisions:
-            if s.start < -TOLERANCE or s.end > cut.duration + TOLERANCE:  # its text is more than the cut's audio has
+            if s.start < -TOLERANCE or s.end > cut.duration + TOLERANCE:  # the cut's audio lacks a part of its text
                 span = f"{s.start:.2f} to {s.end:.2f} s of {cut.duration:.2f} s, {where}"
-                dropped.append(Dropped(s.id, part, "supervision reaches out of its cut", span))
+                dropped.append(Dropped(s.id, part, "supervision exceeds its cut", span))
                 continue
             start, end = max(s.start, 0.0), min(s.end, cut.duration)
             moved = fastcopy(s, recording_id=recording.id, start=begin + start, duration=end - start)
@@ -80,14 +83,14 @@ def read_cuts(cuts_file: Path, part: str, dropped: list[Dropped], in_shard: dict
 
 
 def nonempty(pairs: list[Pair], manifest: Path) -> list[Pair]:
-    """`pairs`, or a `UserError` where there are none."""
+    """Return `pairs`. Raises `UserError` naming the manifest if there are none."""
     if not pairs:
-        raise UserError(f"{manifest}: no utterance in it")
+        raise UserError(f"{manifest}: it has no utterance")
     return pairs
 
 
 def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> Iterator[tuple[str, T]]:
-    """(`file:number`, item) of each line of a JSONL that is a `kind`; other lines go to `dropped`."""
+    """Yield (`file:number`, item) of each line of a JSONL that is a `kind`; other lines go to `dropped`."""
     opener: Callable[..., Any] = gzip.open if manifest.suffix == ".gz" else open
     number = 0
     try:
@@ -103,7 +106,7 @@ def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> I
                             segment.text = " ".join((segment.text or "").split())
                     if wrong := find_problem(item):
                         raise ValueError(wrong)
-                except Exception as e:  # lhotse raises what it happens upon: KeyError, TypeError, AssertionError...
+                except Exception as e:  # lhotse raises KeyError, TypeError, AssertionError and others
                     reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
                     dropped.append(Dropped(where, part, "malformed line", reason))
                     continue
@@ -117,7 +120,7 @@ def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> I
 
 
 def relocate(recording: Recording, folder: Path) -> Recording:
-    """`recording` with its files found as `locate` does."""
+    """Return `recording` with the paths of its files resolved by `locate`."""
     if all(source.type != "file" for source in recording.sources):
         return recording
     sources = [fastcopy(s, source=str(locate(str(s.source), folder))) if s.type == "file" else s for s in recording.sources]

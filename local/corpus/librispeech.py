@@ -14,25 +14,25 @@ AUDIO_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")
 
 
 def find_tree(corpus_dir: Path) -> Path:
-    """The folder that holds the parts: `corpus_dir` itself or `corpus_dir/LibriSpeech`."""
+    """Return the folder of the parts: `corpus_dir/LibriSpeech` if it exists, else `corpus_dir`."""
     inner = corpus_dir / "LibriSpeech"
     return inner if inner.is_dir() else corpus_dir
 
 
 def parts_in(tree: Path) -> list[str]:
-    """Names of the folders that look like parts: some transcript lies two folders below."""
+    """Return the names of the folders that look like parts: they have transcripts two folders below."""
     return sorted(p.name for p in tree.iterdir() if p.is_dir() and next(p.glob("*/*/*.trans.txt"), None))
 
 
 def read_part(tree: Path, part: str, hint: str = "") -> list[tuple[Recording, SupervisionSegment]]:
-    """The part's utterances in the order of their ids, audio not yet looked at (`num_samples` is 0).
+    """Return the part's utterances in the order of their ids; audio is not read (`num_samples` is 0).
 
-    A line with an id alone gives an empty text. Raises `UserError` when the part is not there.
+    A line with an id alone gives an empty text. Raises `UserError` if the part is missing.
     """
     folder = tree / part
     transcripts = sorted(folder.glob("*/*/*.trans.txt")) if folder.is_dir() else []
     if not transcripts:
-        there = ", ".join(parts_in(tree)) or "no part at all"
+        there = ", ".join(parts_in(tree)) or "no parts"
         raise UserError(f"part '{part}' is not in {tree}, which has {there}{hint}")
     pairs = []
     for transcript in transcripts:

@@ -1,4 +1,4 @@
-"""Reading the manifests that earlier stages wrote: a damaged line is one line of error that names it."""
+"""Reads manifests of earlier stages; the error for a damaged line names it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ T = TypeVar("T")
 
 
 def read_manifest(path: Path, kind: type[T], made_by: str) -> Iterator[T]:
-    """The items of a `.jsonl.gz` that the program `made_by` wrote. `UserError` names the line that is no `kind`."""
+    """Yield the items of a `.jsonl.gz` that `made_by` wrote. Raises `UserError` naming the line that is not a `kind`."""
     for number, line in enumerate(read_bytes(path, made_by).splitlines(), 1):
         yield parse_item(line, kind, f"{path}:{number}", made_by)
 
 
 def parse_item(line: bytes, kind: type[T], where: str, made_by: str = "prepare.sh") -> T:
-    """One line of a manifest. `UserError` naming `where` for what is no `kind`, or holds values that cannot be."""
+    """Return the item of one line. Raises `UserError` naming `where` if it is not a `kind` or has impossible values."""
     try:
         item = deserialize_item(decode_json_line(line.decode("utf-8")))
         if not isinstance(item, kind):
             raise TypeError(f"a {type(item).__name__}, not a {kind.__name__}")
         wrong = find_problem(item)
-    except Exception as e:  # lhotse raises what it happens upon: KeyError, TypeError, AssertionError ...
+    except Exception as e:  # lhotse raises KeyError, TypeError, AssertionError and others
         wrong = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
     if wrong:
         raise UserError(f"{where}: damaged: {wrong}; let {made_by} make it again (--force)")
@@ -39,15 +39,15 @@ def parse_item(line: bytes, kind: type[T], where: str, made_by: str = "prepare.s
 
 
 def find_problem(item: Any) -> str:
-    """What cannot be in a recording, a supervision or a cut; nothing where all is well."""
-    if not isinstance(item.id, str) or not item.id:
-        return "an id that is no text"
+    """Return what is impossible in a recording, a supervision or a cut; "" if nothing is."""
+    if not isinstance(item.id, str) or not item.id or "\n" in item.id:
+        return "an id that is not one line of text"
     if isinstance(item, Recording):
-        return _flaw_of_recording(item)
+        return _problem_of_recording(item)
     if isinstance(item, SupervisionSegment):
-        return _flaw_of_supervision(item)
+        return _problem_of_supervision(item)
     if isinstance(item, Cut):
-        return _flaw_of_cut(item)
+        return _problem_of_cut(item)
     return ""
 
 
@@ -55,7 +55,7 @@ def _number(value: Any, least: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= least
 
 
-def _flaw_of_recording(item: Recording) -> str:
+def _problem_of_recording(item: Recording) -> str:
     for name in ("sampling_rate", "num_samples", "duration"):
         if not _number(getattr(item, name), 0) or getattr(item, name) == 0:
             return f"{name} of {item.id} is {str(getattr(item, name))[:40]}"
@@ -66,37 +66,35 @@ def _flaw_of_recording(item: Recording) -> str:
     return ""
 
 
-def _flaw_of_supervision(item: SupervisionSegment) -> str:
+def _problem_of_supervision(item: SupervisionSegment) -> str:
     if not isinstance(item.text, str) or "\n" in item.text or "\0" in item.text:
         return f"the text of {item.id[:80]} is not one line"
     for name, least in (("start", -1e-3), ("duration", 0)):
         if not _number(getattr(item, name), least):
             return f"{name} of {item.id[:80]} is {str(getattr(item, name))[:40]}"
     if not isinstance(item.recording_id, str) or not isinstance(item.speaker, str | None):
-        return f"recording or speaker of {item.id[:80]} is no text"
+        return f"recording or speaker of {item.id[:80]} is not text"
     channels = item.channel if isinstance(item.channel, list) and item.channel else [item.channel]
     if not all(type(channel) is int for channel in channels):
         return f"channel of {item.id[:80]} is {str(item.channel)[:40]}"
     words = [word for found in (item.alignment or {}).values() for word in found]
     if not all(_number(word.start, -math.inf) and _number(word.duration, 0) for word in words):
-        return f"the alignment of {item.id[:80]} has times that are none"
+        return f"the alignment of {item.id[:80]} has times that are not numbers"
     return ""
 
 
-def _flaw_of_cut(item: Cut) -> str:
+def _problem_of_cut(item: Cut) -> str:
     if not _number(item.duration, 0) or item.duration == 0:
         return f"duration of {item.id[:80]} is {item.duration}"
     if not isinstance(item, DataCut):
         return ""
     if not _number(item.start, 0) or (item.recording is None and item.features is None):
-        return f"{item.id[:80]} has no beginning, or neither recording nor features"
+        return f"{item.id[:80]} has no start, or neither recording nor features"
     if item.recording is not None and item.end > item.recording.duration + 0.1:
         return f"{item.id[:80]} ends {item.end - item.recording.duration:.1f} s after its recording"
     if isinstance(item, MonoCut) and type(item.channel) is not int:
         return f"channel of {item.id[:80]} is {item.channel}"
     if not isinstance(item.custom, dict | None):
-        return f"custom of {item.id[:80]} is no mapping"
-    if not _number((item.custom or {}).get("num_tokens", 0), 0):
-        return f"num_tokens of {item.id[:80]} is {str((item.custom or {})['num_tokens'])[:40]}"
+        return f"custom of {item.id[:80]} is not a mapping"
     parts = [*([] if item.recording is None else [item.recording]), *item.supervisions]
     return next(filter(None, map(find_problem, parts)), "")

@@ -1,4 +1,4 @@
-"""A corpus in lhotse's Shar format: the utterances of its shards, whose audio stays where it is."""
+"""A corpus in lhotse's Shar format: the utterances of its shards; the audio stays in the shards."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from lhotse import Recording
 
 
 def read_shar(source: Path, part: str, dropped: list[Dropped], store: ShardStore) -> list[Pair]:
-    """Every supervision of every cut of the shards in a folder or a list (see `shards_of`).
+    """Return every supervision of every cut of the shards in a folder or a list (see `shards_of`).
 
-    Cuts whose audio the shard has not go to `dropped`, as do shards that cannot be had or are damaged, with what was whole.
+    Cuts without audio in the shard go to `dropped`, as do shards that are missing or damaged; what could be read of the
+    latter is used.
     """
     pairs: list[Pair] = []
     for cuts, tar in shards_of(source):
@@ -36,5 +37,5 @@ def read_shar(source: Path, part: str, dropped: list[Dropped], store: ShardStore
 
 
 def damaged(file: str, part: str, e: Exception) -> Dropped:
-    """A file of a shard that cannot be used, or not to its end."""
+    """Return the entry of dropped.tsv for a file of a shard that cannot be read to its end."""
     return Dropped(file, part, "shard damaged or missing", " ".join(f"{type(e).__name__}: {e}".split())[:200])

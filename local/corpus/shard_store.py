@@ -1,9 +1,9 @@
 """lhotse Shar: utterances in shards, `cuts.000000.jsonl.gz` with `recording.000000.tar`, on a disk or in an object store.
 
-lhotse reads shards as a stream. Here preparation notes where in its tar each recording lies, so that a shard is one more
-place that audio comes from: batches, augmentation, resuming and several processes are the same as with single files. What is
-not on a disk (`s3://...`, `https://...`, `pipe:COMMAND`) is fetched as a whole when something of it is asked for, into a folder
-of bounded size; `local.data.batching` takes shards in groups, so that in an epoch each is fetched once.
+lhotse reads shards as a stream. Here preparation notes the place of each recording in its tar, so that a shard is just
+another source of audio: batches, augmentation, resuming and several processes work as with single files. A shard that is
+not on a disk (`s3://...`, `https://...`, `pipe:COMMAND`) is fetched as a whole when a part of it is needed, into a folder
+of bounded size; `local.data.training_cuts` takes shards in groups, so that each is fetched once per epoch.
 
 In manifests such a recording has the source `TAR#OFFSET+SIZE`, of lhotse's type `shar`.
 """
@@ -35,22 +35,23 @@ GIGABYTE = 10**9
 
 
 def is_remote(location: str) -> bool:
-    """Whether it is a URL or a command rather than a path."""
+    """Return whether it is a URL or a command rather than a path."""
     return location.startswith("pipe:") or is_valid_url(location)
 
 
 def shards_of(source: Path) -> list[tuple[str, str]]:
-    """(cuts, tar) of every shard: of a folder, or of a list whose lines are `cuts` files; {000..119} stands for numbers.
+    """Return (cuts, tar) of every shard in a folder, or in a list of `cuts` files; {000..119} stands for numbers.
 
-    Raises `UserError` naming what is no `cuts.<number>.jsonl[.gz]`.
+    Raises:
+      UserError: there is no shard, or a line is not a `cuts.<number>.jsonl[.gz]`; names it.
     """
     if source.is_dir():
         cuts = sorted(str(p) for p in source.iterdir() if CUTS.fullmatch(p.name))
     else:
-        cuts = [c for line in read_lines(source) if line.strip() for c in _expanded(line.strip())]
+        cuts = [c for line in read_lines(source) if line.strip() for c in _expand(line.strip())]
         cuts = [c if is_remote(c) else str(source.parent / c) for c in cuts]
     if not cuts:
-        raise UserError(f"{source}: no shard in it")
+        raise UserError(f"{source}: it has no shard")
     shards = []
     for location in cuts:
         if not CUTS.search(location):
@@ -59,7 +60,7 @@ def shards_of(source: Path) -> list[tuple[str, str]]:
     return shards
 
 
-def _expanded(line: str) -> list[str]:
+def _expand(line: str) -> list[str]:
     found = NUMBERS.search(line)
     if not found:
         return [line]
@@ -68,35 +69,36 @@ def _expanded(line: str) -> list[str]:
 
 
 class ShardStore:
-    """Finds the files of shards; those from elsewhere lie in `folder`, the least recently used make room above `limit` GB.
+    """Finds the files of shards and fetches remote ones into `folder`.
 
-    Several processes may use one folder.
+    Above `limit` GB the least recently used files are removed. Several processes may use one folder.
     """
 
     def __init__(self, folder: Path, limit: float) -> None:
+        """Use `folder` for up to `limit` GB of remote shards."""
         self.folder, self.limit = folder, limit
 
     def local(self, location: str) -> Path:
-        """The file, fetched where it is not on a disk. `OSError` or `ValueError` where it cannot be had."""
+        """Return the file's path; fetch it if it is remote. Raises `OSError` or `ValueError` if that fails."""
         if not is_remote(location):
             return Path(location)
         name = hashlib.sha256(location.encode()).hexdigest()[:16]
-        name += "".join(Path(location.rstrip("/")).suffixes[-2:])[-16:]  # lhotse and gzip go by it
+        name += "".join(Path(location.rstrip("/")).suffixes[-2:])[-16:]  # lhotse and gzip need the endings
         path = self.folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f".{name}.lock"):
             if not path.is_file():
                 self._fetch(location, path)
-            path.touch()  # what was used last stays longest
+            path.touch()  # the least recently used file is removed first
         return path
 
     def _fetch(self, location: str, path: Path) -> None:
         try:
             with atomic_write(path) as tmp, open_best(location, "rb") as source, tmp.open("wb") as out:
                 shutil.copyfileobj(source, out, 1 << 20)
-                if out.tell() == 0:  # a command that failed
-                    raise ValueError("nothing came")
-        except Exception as e:  # of whichever library knows the store
+                if out.tell() == 0:  # a command failed
+                    raise ValueError("it is empty")
+        except Exception as e:  # each library of an object store raises its own
             raise ValueError(f"{location} cannot be fetched: {reason(e)}") from None
         files = sorted((p for p in self.folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_mtime)
         total = sum(p.stat().st_size for p in files)
@@ -104,10 +106,10 @@ class ShardStore:
             if total <= self.limit * GIGABYTE or old == path:
                 break
             total -= old.stat().st_size
-            old.unlink(missing_ok=True)  # who has it open reads on
+            old.unlink(missing_ok=True)  # processes that have it open can still read it
 
     def read(self, source: str) -> bytes:
-        """The bytes of `TAR#OFFSET+SIZE`. Raises `ValueError` where the tar has not as many."""
+        """Return the bytes of `TAR#OFFSET+SIZE`. Raises `ValueError` if the tar is too short."""
         location, _, place = source.rpartition("#")
         offset, size = map(int, place.split("+"))
         with self.local(location).open("rb") as f:
@@ -118,14 +120,14 @@ class ShardStore:
         return data
 
     def with_audio(self, recording: Recording) -> Recording:
-        """The recording with its bytes in memory where they lie in a shard; others as they are."""
+        """Return the recording with its bytes in memory if they are in a shard, else the recording itself."""
         if all(source.type != "shar" for source in recording.sources):
             return recording
         sources = [AudioSource("memory", s.channels, self.read(s.source)) if s.type == "shar" else s for s in recording.sources]
         return fastcopy(recording, sources=sources)
 
     def with_audio_loaded(self, cut: Cut) -> Cut:
-        """The cut with `with_audio` applied to its recording."""
+        """Return the cut with `with_audio` applied to its recording."""
         if isinstance(cut, MixedCut) or not cut.has_recording:
             return cut
         recording = self.with_audio(cut.recording)
@@ -133,24 +135,24 @@ class ShardStore:
 
 
 def shard_store(data_dir: Path, data: DataConfig) -> ShardStore:
-    """Where the programs that work on data_dir keep shards."""
+    """Return the store of remote shards for data_dir."""
     return ShardStore(data_dir / "shards", data.shard_cache)
 
 
 def recordings_in(tar: Path, location: str) -> Iterator[Recording]:
-    """The recordings that a shard's tar holds, each with the id of its cut and a source that says where in `location` it is.
+    """Yield the recordings of a shard's tar, each with the id of its cut and its place in `location` as source.
 
-    Raises `ValueError` or `tarfile.TarError` behind the last whole one where the file is damaged.
+    Raises `ValueError` or `tarfile.TarError` after the last complete one if the file is damaged.
     """
     with tarfile.open(tar, "r:") as archive:
         members = iter(archive)
-        for data, meta in zip(members, members, strict=False):  # the audio, then what lhotse says of it
+        for data, meta in zip(members, members, strict=False):  # the audio, then lhotse's description of it
             if meta.name.endswith(".nometa"):
                 continue
             file = archive.extractfile(meta)
             recording = deserialize_item(decode_json_line((file.read() if file else b"").decode("utf-8")))
             if not isinstance(recording, Recording) or len(recording.sources) != 1:
-                raise ValueError(f"{meta.name} describes no recording")
+                raise ValueError(f"{meta.name} does not describe a recording")
             place = f"{location}#{data.offset_data}+{data.size}"
             source = AudioSource("shar", recording.sources[0].channels, place)
             yield fastcopy(recording, id=str(Path(data.name).with_suffix("")), sources=[source])

@@ -8,7 +8,6 @@ import math
 import multiprocessing
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +21,6 @@ import numpy as np
 import soundfile
 
 SPEAKERS_HEADER = "; made by local/synthesise_tiny.py\n;ID  |SEX| SUBSET |MINUTES| NAME\n"
-
-
 CHAPTER = 1
 
 
@@ -51,7 +48,7 @@ class Task:
 
 @functools.cache
 def resampling_filters(step: int, phases: int, cutoff: float, half: int) -> tuple[np.ndarray, np.ndarray]:
-    """-> for each of `phases` outputs of a block of `step` inputs: where it lies (phases,), filter (phases, taps)."""
+    """Return for each of `phases` outputs of a block of `step` inputs its place (phases,) and filter (phases, taps)."""
     times = np.arange(phases) * step / phases
     first = np.floor(times).astype(np.int64)
     offsets = np.arange(-half, half + 1)[None, :] - (times - first)[:, None]
@@ -60,10 +57,11 @@ def resampling_filters(step: int, phases: int, cutoff: float, half: int) -> tupl
 
 
 def resample(x: np.ndarray, source: int, target: int, zeros: int = 24) -> np.ndarray:
-    """Band-limited resampling of `x (n,)` from `source` to `target` Hz -> (ceil(n * target / source),), float32.
+    """Resample `x (n,)` from `source` to `target` Hz; return (ceil(n * target / source),), float32.
 
-    A Hann-windowed sinc with `zeros` zero crossings each side, cut off at 0.95 of the lower Nyquist frequency (method:
-    J. O. Smith, "Digital Audio Resampling", 2002). Outputs repeat their filters every target / gcd samples.
+    The filter is a Hann-windowed sinc with `zeros` zero crossings on each side, cut off at 0.95 of the lower Nyquist
+    frequency (J. O. Smith, "Digital Audio Resampling", 2002). Filters repeat every target / gcd outputs. Another resampler
+    would change the corpus's bytes.
     """
     common = math.gcd(source, target)
     step, phases = source // common, target // common
@@ -76,18 +74,18 @@ def resample(x: np.ndarray, source: int, target: int, zeros: int = 24) -> np.nda
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
     out = np.empty((blocks, phases))
     for phase, (first, taps) in enumerate(zip(*resampling_filters(step, phases, cutoff, half), strict=True)):
-        # einsum, not BLAS, whose threads would sum differently and fight with the other processes for the cores.
+        # einsum, not BLAS: its threads would change the order of sums and compete with the other processes.
         out[:, phase] = np.einsum("bk,k->b", windows[first::step], taps)
     return out.reshape(-1)[:count].astype(np.float32)
 
 
 def loud_samples(x: np.ndarray) -> np.ndarray:
-    """The places in `x (n,)` that are not silence."""
+    """Return the indices in `x (n,)` that are not silence."""
     return np.flatnonzero(np.abs(x) > 0.005 * max(np.abs(x).max(initial=0.0), 1e-9))
 
 
 def speech_in(x: np.ndarray, rate: int, margin: float = 0.02) -> slice:
-    """`x (n,)` at `rate` Hz without the silence at both ends, all but `margin` seconds of it."""
+    """Return the span of speech in `x (n,)` at `rate` Hz, with `margin` seconds of silence at both ends."""
     loud = loud_samples(x)
     if len(loud) == 0:
         return slice(0, 0)
@@ -96,9 +94,9 @@ def speech_in(x: np.ndarray, rate: int, margin: float = 0.02) -> slice:
 
 
 def word_times(x: np.ndarray, starts: Sequence[int], rate: int) -> list[tuple[float, float]]:
-    """(start, end) in seconds of the words in `x (n,)` at `rate` Hz that begin at these samples.
+    """Return (start, end) in seconds of the words in `x (n,)` at `rate` Hz that start at these samples.
 
-    A word ends with the last sound before the next one: a pause is no part of it.
+    A word ends with the last sound before the next word, so pauses are not part of it.
     """
     loud = loud_samples(x)
     ends = loud[np.searchsorted(loud, [*starts[1:], len(x)]) - 1] + 1 if len(loud) else np.zeros(len(starts), int)
@@ -106,9 +104,10 @@ def word_times(x: np.ndarray, starts: Sequence[int], rate: int) -> list[tuple[fl
 
 
 def record(speech: np.ndarray, spec: Spec, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """Put `speech (n,)`, float, between silences at a level and with microphone noise drawn from `rng`.
+    """Put `speech (n,)`, float, between silences; draw its level and microphone noise from `rng`.
 
-    -> int16, and the sample at which the speech begins in it.
+    Returns:
+      int16 samples, and the sample at which the speech starts.
     """
     rate = spec.sampling_rate
     level, snr = rng.uniform(*spec.level), rng.uniform(*spec.snr)
@@ -116,14 +115,14 @@ def record(speech: np.ndarray, spec: Spec, rng: np.random.Generator) -> tuple[np
     rms = max(float(np.sqrt(np.mean(speech**2))), 1e-9)
     speech = speech * min(10 ** (level / 20) / rms, 0.95 / float(np.abs(speech).max()))
     noise = rng.standard_normal(before + len(speech) + after + 1)
-    noise = noise[1:] + 0.7 * noise[:-1]  # a little darker than white, as a room is
+    noise = noise[1:] + 0.7 * noise[:-1]  # a little darker than white, like room noise
     noise *= float(np.sqrt(np.mean(speech**2))) * 10 ** (-snr / 20) / float(noise.std())
     noise[before : before + len(speech)] += speech
     return np.clip(np.round(noise * 32767), -32768, 32767).astype(np.int16), before
 
 
 def speak(task: Task) -> tuple[Voice, list[str], float]:
-    """Write one voice's utterances and their transcripts, in a fresh process; -> the voice, its texts, seconds."""
+    """Write one voice's utterances and transcripts; return the voice, its texts and seconds. Needs a fresh process."""
     voice, spec = task.voice, task.spec
     folder = task.folder / voice.part / str(voice.id) / str(CHAPTER)
     folder.mkdir(parents=True)
@@ -143,10 +142,10 @@ def speak(task: Task) -> tuple[Voice, list[str], float]:
             raise UserError(f"eSpeak NG's voice {voice.name} says nothing for {said!r}")
         sound, begin = record(speech[kept], spec, noise)
         utterance = f"{voice.id}-{CHAPTER}-{len(texts):04d}"
-        buffer = io.BytesIO()  # through memory: a full disk is then an OSError, which libsndfile's own writing hides
+        buffer = io.BytesIO()  # via memory: libsndfile's own writing would hide the OSError of a full disk
         soundfile.write(buffer, sound, spec.sampling_rate, format="FLAC", subtype="PCM_16")
         (folder / f"{utterance}.flac").write_bytes(buffer.getvalue())
-        if len(speaker.word_starts) == len(text.split()):  # else eSpeak NG reads some of it as other words
+        if len(speaker.word_starts) == len(text.split()):  # if not, eSpeak NG read some as other words
             shift = (begin - kept.start) / spec.sampling_rate
             spans = word_times(raw, speaker.word_starts, speaker.sampling_rate)
             for word, (start, end) in zip(text.split(), spans, strict=True):
@@ -161,17 +160,25 @@ def speak(task: Task) -> tuple[Voice, list[str], float]:
 
 
 def synthesise(
-    out: Path, *, seed: int = 0, nproc: int = 1, spec_path: Path = SPEC, limit: int | None = None
+    out: Path, *, seed: int = 0, num_jobs: int = 1, spec_path: Path = SPEC, limit: int | None = None
 ) -> dict[str, PartStats]:
-    """Make the corpus in `out`, wholly or not at all; `limit` bounds the utterances of a voice. -> statistics by part.
+    """Write the corpus to `out`, in full or not at all, and return statistics by part.
 
-    Raises `UserError` for a wrong spec, for a library that does not load, and where `out` holds something else.
+    Args:
+      out: folder to write; a corpus of an earlier run is replaced.
+      seed: of voices, phrases and noise.
+      num_jobs: processes.
+      spec_path: grammar, voices and amounts.
+      limit: most utterances of each voice.
+
+    Raises:
+      UserError: the spec is wrong, eSpeak NG does not load, or `out` contains something else.
     """
     spec = load_spec(spec_path)
     speakers = out / "SPEAKERS.TXT"
     if out.exists() and any(out.iterdir()):
         if not speakers.is_file() or not speakers.read_text().startswith(SPEAKERS_HEADER):
-            raise UserError(f"{out}: holds something else; name an empty or new folder for the synthesised corpus")
+            raise UserError(f"{out}: not empty and not a synthesised corpus; name an empty or new folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(f".tmp-{os.getpid()}-{out.name}")
     shutil.rmtree(work, ignore_errors=True)
@@ -180,7 +187,7 @@ def synthesise(
             Task(v, spec, 60 * spec.parts[v.part].minutes / spec.parts[v.part].voices, limit, seed, work)
             for v in assign_voices(spec, seed)
         ]
-        stats = run_tasks(tasks, nproc, work)
+        stats = run_tasks(tasks, num_jobs, work)
         shutil.rmtree(out, ignore_errors=True)
         os.replace(work, out)
     finally:
@@ -188,13 +195,12 @@ def synthesise(
     return stats
 
 
-def run_tasks(tasks: Sequence[Task], nproc: int, work: Path) -> dict[str, PartStats]:
-    """Speak all tasks, each in a process of its own (eSpeak NG keeps state), and list the voices in SPEAKERS.TXT."""
-    # A fork costs nothing next to a fresh interpreter for each voice; macOS does not bear forks.
-    context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
+def run_tasks(tasks: Sequence[Task], num_jobs: int, work: Path) -> dict[str, PartStats]:
+    """Run each task in its own process, since eSpeak NG keeps state, and list the voices in SPEAKERS.TXT."""
+    context = multiprocessing.get_context("fork")  # much faster than a new interpreter for each voice
     stats: dict[str, PartStats] = {}
     rows = []
-    with context.Pool(max(nproc, 1), maxtasksperchild=1) as pool:
+    with context.Pool(max(num_jobs, 1), maxtasksperchild=1) as pool:
         results = pool.imap(speak, tasks, chunksize=1)
         for voice, texts, seconds in progress(results, total=len(tasks), desc="synthesis", unit="voices"):
             part = stats.setdefault(voice.part, PartStats())

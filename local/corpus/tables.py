@@ -17,8 +17,8 @@ from lhotse import Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 
 Pair = tuple[Recording, SupervisionSegment]
-DELIMITERS = {".tsv": "\t", ".csv": ",;\t"}  # a .csv's is the one that its first line has most of
-COLUMNS = {  # header names, lower case, that tools and published corpora use
+DELIMITERS = {".tsv": "\t", ".csv": ",;\t"}  # of a .csv: the most frequent one in its first line
+COLUMNS = {  # names in headers of common tools and published corpora, lower case
     "path": ("path", "file", "wav", "audio", "filename", "file_name", "audio_path", "audio_filepath", "wav_filename"),
     "text": ("text", "transcript", "transcription", "sentence"),
     "speaker": ("speaker", "speaker_id", "spk", "client_id"),
@@ -27,7 +27,7 @@ COLUMNS = {  # header names, lower case, that tools and published corpora use
 
 
 class Row(NamedTuple):
-    """One utterance as written; `id` is empty where the table has no such column."""
+    """One utterance as written; `id` is empty if the table has no such column."""
 
     line: int
     path: str
@@ -37,9 +37,9 @@ class Row(NamedTuple):
 
 
 def read_table(table: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
-    """The utterances of a TSV or CSV, audio not yet looked at (`num_samples` is 0).
+    """Return the utterances of a TSV or CSV; audio is not read (`num_samples` is 0).
 
-    A malformed line goes to `dropped` under its `file:line`. Raises `UserError` where no line can be used.
+    A malformed line goes to `dropped` under its `file:line`. Raises `UserError` if no line can be used.
     """
     pairs = []
     bad = len(dropped)
@@ -49,12 +49,12 @@ def read_table(table: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
         pairs.append(whole_file(utterance_id, table.parent / audio, row.text, row.speaker or None))
     if not pairs:
         why = f": {dropped[bad].id}: {dropped[bad].detail}" if len(dropped) > bad else ""
-        raise UserError(f"{table}: no utterance in it{why}")
+        raise UserError(f"{table}: it has no utterance{why}")
     return pairs
 
 
 def whole_file(utterance_id: str, audio: Path, text: str, speaker: str | None) -> Pair:
-    """A recording of one file and the segment that spans it; both lengths stay 0 until the file is decoded."""
+    """Return a recording of one file and the segment that spans it; both lengths are 0 until the file is decoded."""
     source = AudioSource(type="file", channels=[0], source=str(audio.absolute()))
     return (
         Recording(id=utterance_id, sources=[source], sampling_rate=0, num_samples=0, duration=0.0),
@@ -63,7 +63,7 @@ def whole_file(utterance_id: str, audio: Path, text: str, speaker: str | None) -
 
 
 def table_rows(table: Path, part: str, dropped: list[Dropped]) -> Iterator[Row]:
-    """Rows of the table, blank lines skipped, malformed ones put into `dropped`."""
+    """Yield the rows of the table without blank lines; malformed lines go to `dropped`."""
     columns: dict[str, int] | None = None
     for number, cells in cells_of(table):
         if columns is None:
@@ -75,8 +75,8 @@ def table_rows(table: Path, part: str, dropped: list[Dropped]) -> Iterator[Row]:
             width = 3
         needed = max(columns["path"], columns["text"]) + 1
         if not needed <= len(cells) <= width:
-            expected = "path, text and perhaps speaker" if width == 3 else f"the header's {width} columns"
-            detail = f"{len(cells)} columns where {expected} are meant"
+            expected = "path, text and perhaps speaker" if width == 3 else f"the header's {width}"
+            detail = f"{len(cells)} columns instead of {expected}"
         elif not cells[columns["path"]].strip():
             detail = "the path is empty"
         else:
@@ -87,7 +87,7 @@ def table_rows(table: Path, part: str, dropped: list[Dropped]) -> Iterator[Row]:
 
 
 def cells_of(table: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of each line that is not blank. Only a .csv knows quotes."""
+    """Yield (line number, cells) of each line that is not blank. Quotes are special in a .csv only."""
     lines = read_lines(table)
     first = next((line for line in lines if line.strip()), "")
     delimiter = max(DELIMITERS[table.suffix.lower()], key=first.count)
@@ -106,7 +106,7 @@ def cells_of(table: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def header_columns(cells: Sequence[str]) -> dict[str, int] | None:
-    """Where the named columns are, if `cells` is a header: it names both a path and a text column."""
+    """Return the places of the columns if `cells` is a header, that is, names a path and a text column; else None."""
     names = [cell.strip().lower() for cell in cells]
     found = {
         column: next(i for i, name in enumerate(names) if name in known)
@@ -117,9 +117,9 @@ def header_columns(cells: Sequence[str]) -> dict[str, int] | None:
 
 
 def utterance_ids(rows: Sequence[Row]) -> list[str]:
-    """An id per row: its own where the table gives one, else the file's name without ending, else its whole path.
+    """Return an id per row: the table's if it has one, else the file's name without ending, or its path if names repeat.
 
-    Rows of the same path get the same id, so that they are seen as the duplicates they are.
+    Rows with the same path get the same id, so that they are found to be duplicates.
     """
     paths = {row.path: PurePath(row.path) for row in rows if not row.id}
     stems = Counter(path.stem for path in paths.values())
@@ -137,5 +137,5 @@ def utterance_ids(rows: Sequence[Row]) -> list[str]:
 
 
 def clean_id(name: str) -> str:
-    """An id without blanks, which end an id in Kaldi's files."""
+    """Return an id without blanks, since these end an id in Kaldi's files."""
     return re.sub(r"\s+", "_", name.strip()) or "_"

@@ -22,8 +22,8 @@ from local.data.batch import Batch
 from local.data.batching import Shares, longest_first_parts, train_batches
 from local.data.dataset import AsrDataset
 from local.data.feature_store import Float16ArchiveReader
-from local.data.tokenizer import Tokenizer
-from local.data.training_cuts import ShuffledCuts, read_lines
+from local.data.tokenizer import Tokenizer, lang_dir
+from local.data.training_cuts import ShuffledCuts, read_cut_lines
 
 import torch
 from lhotse.cut import Cut
@@ -121,7 +121,7 @@ class AsrDataModule:
         if self._train is None:
             manifests = [self._manifest(part) for part in self.corpus.train]
             options = cfg.augment.speed_perturb, self._precomputed, cfg.data.shuffle_shards
-            self._train = ShuffledCuts(manifests, cfg.train.seed, *options)
+            self._train = ShuffledCuts(manifests, lang_dir(self.data_dir, cfg.lang), cfg.train.seed, *options)
             if cfg.augment.musan is not None:
                 self._noise = self._cuts("musan")
         return self._train
@@ -141,7 +141,7 @@ class AsrDataModule:
     def _cuts(self, part: str) -> list[Cut]:
         """Return the cuts of a part without speed-perturbed copies."""
         manifest = self._manifest(part)
-        lines = enumerate(read_lines(manifest), 1)
+        lines = enumerate(read_cut_lines(manifest), 1)
         cuts: list[Cut] = [parse_item(line, Cut, f"{manifest}:{number}") for number, line in lines]  # type: ignore[type-abstract]
         return [cut for cut in cuts if "speed" not in (cut.custom or {})]
 

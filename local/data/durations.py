@@ -9,26 +9,31 @@ from lhotse.utils import compute_num_frames
 
 FRAME_SECONDS = 0.01  # of audio per feature frame
 SPEEDS = (0.9, 1.1)  # of the perturbed copies (Ko et al., "Audio augmentation for speech recognition", 2015)
-NUM_TOKENS, SPEED = "num_tokens", "speed"  # keys in a cut's `custom`
+SPEED = "speed"  # key in the `custom` of a copy
 
 
 def num_frames(seconds: float) -> int:
-    """Feature frames of `seconds` of audio (lhotse's rule: rounded, the window is not kept inside the signal)."""
+    """Return the number of feature frames of `seconds` of audio, rounded as lhotse rounds it."""
     return compute_num_frames(seconds, frame_shift=FRAME_SECONDS, sampling_rate=16000)
 
 
-def fits(cut: Cut, speed: float = 1.0) -> bool:
-    """Whether the cut, played at `speed`, has a frame after subsampling for each of its tokens."""
-    return fits_in(cut.duration / speed, (cut.custom or {}).get(NUM_TOKENS, 0))
-
-
-def fits_in(seconds: float, tokens: int) -> bool:
-    """Whether so much audio has a frame after subsampling for each of so many tokens."""
+def tokens_fit(seconds: float, tokens: int) -> bool:
+    """Return whether `seconds` of audio have at least one frame after subsampling, and one for each of `tokens`."""
+    if tokens < 20 * seconds - 3:  # always fits; spares the slow exact rounding for nearly all cuts
+        return True
     return subsampled(num_frames(seconds)) >= max(1, tokens)
 
 
 def at_speed(cut: Cut, speed: float) -> Cut:
-    """The cut played at `speed` (pitch changes too); its id ends in `_sp<speed>`, its custom says the speed."""
+    """Return the cut played at `speed` times its speed, pitch included.
+
+    The copy's id ends in `_sp<speed>`; `custom` holds the speed.
+    """
     copy = cut.perturb_speed(speed)
     copy.custom = {**(cut.custom or {}), SPEED: speed}
     return copy
+
+
+def original_id(copy_id: str, speed: float) -> str:
+    """Return the id of the cut from which `at_speed` made a copy; speed 1: the id is its own."""
+    return copy_id if speed == 1 else copy_id.removesuffix(f"_sp{speed}")

@@ -17,27 +17,29 @@ BYTES = 2  # of a float16
 
 @register_writer
 class Float16ArchiveWriter(FeaturesWriter):
-    """Appends matrices (T, F) to the file `storage_path`; keys are `<first value>:<T>:<F>`."""
+    """Appends matrices (T, F) to the file `storage_path`; their keys are `<first value>:<T>:<F>`."""
 
     name = "float16_archive"
 
     def __init__(self, storage_path: str | Path) -> None:
+        """Open the archive for appending."""
         super().__init__()
         self._path = Path(storage_path)
         self._file = open(self._path, "ab")  # noqa: SIM115  (closed by __exit__ or with the process)
 
     @property
     def storage_path(self) -> str:
+        """The archive's path, as lhotse stores it in manifests."""
         return str(self._path)
 
     def write(self, key: str, value: np.ndarray) -> str:
-        """Append `value` (T, F) and give the key it can be read by; `key` itself is not used."""
+        """Append `value` (T, F) and return the key to read it by; the argument `key` is not used."""
         first = self._file.tell() // BYTES
         self._file.write(np.ascontiguousarray(value, dtype="<f2").tobytes())
         return f"{first}:{value.shape[0]}:{value.shape[1]}"
 
     def flush(self) -> None:
-        """Hand what was written to the operating system, before another process is told of it."""
+        """Hand written values to the operating system, before another process is told of them."""
         self._file.flush()
 
     def __exit__(self, *args: object, **kwargs: object) -> None:
@@ -46,16 +48,17 @@ class Float16ArchiveWriter(FeaturesWriter):
 
 @register_reader
 class Float16ArchiveReader(FeaturesReader):
-    """Reads what `Float16ArchiveWriter` wrote."""
+    """Reads archives of `Float16ArchiveWriter`."""
 
     name = "float16_archive"
 
     def __init__(self, storage_path: str | Path, *args: object, **kwargs: object) -> None:
+        """Map the archive into memory."""
         super().__init__()
         self._values = _memory_map(str(storage_path))
 
     def read(self, key: str, left_offset_frames: int = 0, right_offset_frames: int | None = None) -> np.ndarray:
-        """Frames [left, right) of the matrix, float32. Raises `ValueError` where the archive is too short."""
+        """Return frames [left, right) of the matrix, float32. Raises `ValueError` if the archive is too short."""
         first, frames, bins = map(int, key.split(":"))
         if first + frames * bins > len(self._values):
             raise ValueError(f"the feature archive ends before {key}")
@@ -64,7 +67,7 @@ class Float16ArchiveReader(FeaturesReader):
 
 
 def holds(archive: Path, key: str, shape: tuple[int, int]) -> bool:
-    """Whether `key` is of a matrix (T, F) of that shape and the file is long enough for it."""
+    """Return whether `key` names a matrix (T, F) of that shape and the file is long enough for it."""
     try:
         first, frames, bins = map(int, key.split(":"))
     except (ValueError, AttributeError):

@@ -8,9 +8,9 @@ from local.config.schema import FeaturesConfig
 
 from lhotse import Fbank, FbankConfig
 
-PADDING = math.log(1e-10)  # value of frames that only fill up a batch: silence at the energy floor
+PADDING = math.log(1e-10)  # value of padding frames: silence at the energy floor
 
 
 def make_extractor(features: FeaturesConfig) -> Fbank:
-    """Fbank of `num_mel_bins` channels at `sampling_rate` Hz; audio (1, samples) in [-1, 1] gives (T, num_mel_bins)."""
+    """Return the extractor: audio (1, samples) in [-1, 1] at `sampling_rate` Hz gives (T, num_mel_bins)."""
     return Fbank(FbankConfig(sampling_rate=features.sampling_rate, num_filters=features.num_mel_bins))

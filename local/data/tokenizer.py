@@ -9,6 +9,7 @@ from pathlib import Path
 
 from local.common.errors import UserError
 from local.common.text_files import read_bytes
+from local.config.schema import LangConfig
 
 import sentencepiece as spm
 
@@ -16,11 +17,19 @@ SPECIAL = ("<blk>", "<sos/eos>")  # ids 0 and 1; <unk> follows
 BLANK_ID, SOS_EOS_ID, UNK_ID = 0, 1, 2
 
 
+def lang_dir(data_dir: Path, lang: LangConfig) -> Path:
+    """Return the folder of what depends on the tokens, named after the number of tokens that lang.vocab_size asks for.
+
+    Experiments on one corpus with different numbers of tokens can thus be used side by side.
+    """
+    return data_dir / f"lang_bpe_{lang.vocab_size}"
+
+
 class Tokenizer:
-    """Texts to token ids and back. Holds the model's bytes, so that it can be pickled and kept in a checkpoint."""
+    """Texts to token ids and back. Keeps the model's bytes, so that it can be pickled and stored in a checkpoint."""
 
     def __init__(self, model: bytes, where: str = "BPE model") -> None:
-        """Raises `UserError` naming `where` when `model` is no sentencepiece model with our special tokens."""
+        """Raise `UserError` naming `where` if `model` is not a sentencepiece model with our special tokens."""
         self.model = model
         self._sp = spm.SentencePieceProcessor()
         try:
@@ -34,26 +43,23 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
-        """Read `bpe.model`; raises `UserError` when it is missing."""
+        """Read a `bpe.model`. Raises `UserError` naming the file and, if it is missing, the tokens that are there."""
         path = Path(path)
-        return cls(read_bytes(path, "stage 2 of prepare.sh"), str(path))
-
-    @classmethod
-    def from_bytes(cls, model: bytes) -> Tokenizer:
-        """From the bytes of `bpe.model`, as checkpoints keep them."""
-        return cls(bytes(model))
+        others = ", ".join(sorted(p.parent.name for p in path.parent.parent.glob("lang_bpe_*/bpe.model")))
+        hint = f" (lang.vocab_size chooses; {path.parent.parent} has {others})" if others else ""
+        return cls(read_bytes(path, f"stage 3 (lang) of prepare.sh{hint}"), str(path))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text; a character the model does not know becomes <unk> (id 2)."""
+        """Return the token ids of each text; a character that the model does not know becomes <unk> (id 2)."""
         return self._sp.EncodeAsIds(list(texts), num_threads=1)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; blank and <sos/eos> vanish, <unk> shows as `<unk>`."""
+        """Return the text of token ids, without blank and <sos/eos>; <unk> shows as `<unk>`."""
         pieces = [self.tokens[i] for i in ids if i not in (BLANK_ID, SOS_EOS_ID)]
         return " ".join("".join(pieces).replace("\u2581", " ").split())
 
     def unknown_characters(self, text: str) -> list[str]:
-        """The characters of `text` that the model has no token for, each once, in their order."""
+        """Return the characters of `text` without a token, each once, in the text's order."""
         if UNK_ID not in self.encode([text])[0]:
             return []
         return [c for c in dict.fromkeys(text) if not c.isspace() and UNK_ID in self.encode([c])[0]]
@@ -63,20 +69,31 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, character_coverage: float = 1.0) -> Tokenizer:
-    """Train a unigram model of at most `vocab_size` tokens; a small corpus ends with fewer.
+    """Train a unigram model of at most `vocab_size` tokens; a small corpus gives fewer.
 
-    Raises `UserError` when there is no text or `vocab_size` is too small for the characters of the texts.
+    Raises:
+      UserError: there is no text, or `vocab_size` is too small for the characters of the texts.
     """
     lines = [t for t in texts if t.strip()]
     if not lines:
-        raise UserError("no training text to make tokens from")
+        raise UserError("cannot make tokens: the training transcripts are empty")
     model = io.BytesIO()
     try:
         spm.SentencePieceTrainer.Train(
-            sentence_iterator=iter(lines), model_writer=model, vocab_size=vocab_size, model_type="unigram",
-            character_coverage=character_coverage, user_defined_symbols=list(SPECIAL), unk_id=UNK_ID, bos_id=-1,
-            eos_id=-1, hard_vocab_limit=False, input_sentence_size=100_000_000, num_threads=4, minloglevel=2,
-        )  # fmt: skip
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="unigram",
+            character_coverage=character_coverage,
+            user_defined_symbols=list(SPECIAL),
+            unk_id=UNK_ID,
+            bos_id=-1,
+            eos_id=-1,
+            hard_vocab_limit=False,
+            input_sentence_size=100_000_000,
+            num_threads=4,
+            minloglevel=2,
+        )
     except RuntimeError as e:
         needed = re.search(r"smaller than required_chars\D*\d+\D+(\d+)", str(e))
         why = f"at least {needed.group(1)} are needed for its characters" if needed else str(e).strip().split("\n")[-1]

@@ -1,17 +1,18 @@
-"""The training cuts of a corpus, in another order in every epoch; their lengths are known without making them."""
+"""The training cuts of a corpus, in another order in every epoch; their lengths are known before the cuts are made."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from local.common.errors import UserError
 from local.common.text_files import read_bytes
 from local.corpus.manifest_lines import parse_item
-from local.data.durations import NUM_TOKENS, SPEED, SPEEDS, at_speed, fits_in
+from local.data.durations import SPEED, SPEEDS, at_speed, original_id, tokens_fit
+from local.data.token_counts import MADE_BY, UNUSABLE, counts_file, read_token_counts
 
 import numpy as np
 from lhotse.cut import Cut
@@ -20,39 +21,76 @@ SHARD = re.compile(rb'"source": ?"([^"#]+)#[0-9]+\+[0-9]+"')  # in a cut's line
 
 
 class ShuffledCuts:
-    """The training cuts of some manifests, in an order drawn anew for every epoch, with speed-perturbed copies.
+    """The training cuts of some manifests, in an order drawn for each epoch, with speed-perturbed copies.
 
-    Only the manifests' lines (0.6 kB each) and the cuts' lengths are held, so that the whole set is shuffled, batches are
-    made from the lengths, and cuts only where they are needed: a resumed run gets over what it has seen in seconds.
-    `precomputed`: the manifests already hold the copies (`custom.speed`); otherwise they are made here.
+    Only the manifests' lines (0.6 kB each) and the cuts' lengths are kept in memory. So the whole set can be shuffled,
+    batches are made from the lengths, and only the cuts that are needed are made: a resumed run skips what it has seen in
+    seconds.
+
+    Cuts that the tokens exclude are left out (see local/prepare_lang.py), as are copies too fast for their tokens.
+
+    Attributes:
+      seconds: length of each cut, by its number.
     """
 
     def __init__(
-        self, manifests: Sequence[Path], seed: int, speed_perturb: bool, precomputed: bool, shuffle_shards: int = 1
+        self,
+        manifests: Sequence[Path],
+        lang: Path,
+        seed: int,
+        speed_perturb: bool,
+        precomputed: bool,
+        shuffle_shards: int = 1,
     ) -> None:
-        """shuffle_shards: of a corpus in shards, how many of these are taken at a time, in an order of their own."""
-        found = {manifest: read_lines(manifest) for manifest in manifests}
-        self.lines = [line for lines in found.values() for line in lines]
-        self.sizes = {manifest: len(lines) for manifest, lines in found.items()}
+        """Read the lines of the manifests.
+
+        Args:
+          manifests: <part>.jsonl.gz of each training part.
+          lang: folder of the tokens, with the token count of each cut.
+          seed: of the order.
+          speed_perturb: whether to use speed-perturbed copies.
+          precomputed: the manifests already hold the copies (`custom.speed`); otherwise they are made here.
+          shuffle_shards: how many shards are shuffled together, if the corpus has shards; these are shuffled as well.
+
+        Raises:
+          UserError: a file is missing or damaged, or a cut has no token count.
+        """
         self.seed, self.speed_perturb, self.precomputed = seed, speed_perturb, precomputed
-        self.shards, self.shuffle_shards = shards_of_lines(self.lines), shuffle_shards
-        self.seconds, self.usable, self.tokens = self._measured()
+        self.shuffle_shards = shuffle_shards
+        self._copies = () if precomputed or not speed_perturb else SPEEDS
+        self.lines: list[bytes] = []
+        self._ends: list[tuple[Path, int]] = []  # manifests, and the number of lines up to their ends
+        numbers, tokens, seconds, usable = [], [], [], []
+        for manifest in manifests:
+            for number, line, count, lengths, fits in self._read(manifest, lang):
+                self.lines.append(line)
+                numbers.append(number)
+                tokens.append(count)
+                seconds.append(lengths)
+                usable.append(fits)
+            self._ends.append((manifest, len(self.lines)))
+        self._numbers = np.array(numbers, dtype=np.int32)  # of the lines in their manifests
+        self._tokens = np.array(tokens, dtype=np.int64)
+        # a cut's number: its line's for originals and stored copies, then come the copies made here, speed by speed
+        self.seconds = np.array(seconds, dtype=np.float64).T.reshape(-1)
+        self._usable = np.array(usable, dtype=bool).T.reshape(-1)
+        self.shards = shards_of_lines(self.lines)
 
     def __len__(self) -> int:
-        """Cuts per epoch (the few copies too short for their tokens counted)."""
-        return len(self.lines) * (1 if self.precomputed or not self.speed_perturb else 1 + len(SPEEDS))
+        """Return the number of cuts per epoch, including the few copies that are too short for their tokens."""
+        return len(self.seconds)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The numbers of the cuts that are used, in the order of the epoch; `seconds` and `cut` take them."""
+        """Return the numbers of the cuts to use, in the order of the epoch; `seconds` and `cut` take them."""
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self))
         if self.shards is not None:
             group = rng.permutation(self.shards.max() + 1)[self.shards] // self.shuffle_shards
             order = order[np.argsort(group[order % len(self.lines)], kind="stable")]
-        return order[self.usable[order]]
+        return order[self._usable[order]]
 
     def cut(self, number: int) -> Cut:
-        """The cut itself. `UserError` naming its line where that is damaged."""
+        """Return a cut by its number. Raises `UserError` naming its line if that is damaged."""
         copy, line = divmod(number, len(self.lines))
         cut = parse_item(self.lines[line], Cut, self._place(line))  # type: ignore[type-abstract]
         return at_speed(cut, SPEEDS[copy - 1]) if copy else cut
@@ -64,41 +102,44 @@ class ShuffledCuts:
         return f"{name}_sp{SPEEDS[copy - 1]}" if copy else str(name)
 
     def tokens_of(self, number: int) -> int:
-        """Tokens of its transcript."""
-        return int(self.tokens[number % len(self.lines)])
+        """Return the number of tokens of a cut's transcript."""
+        return int(self._tokens[number % len(self.lines)])
 
-    def _measured(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Seconds of every cut, copies after the lines; whether it is used, as a copy may be too short for its tokens; and
-        the tokens of every line."""
-        seconds, usable = np.empty(len(self)), np.ones(len(self), dtype=bool)
-        tokens = np.zeros(len(self.lines), dtype=np.int64)
-        for i, line in enumerate(self.lines):
+    def _read(self, manifest: Path, lang: Path) -> Iterator[tuple[int, bytes, int, tuple[float, ...], tuple[bool, ...]]]:
+        """Yield (number, line, tokens) of each cut that the tokens allow, and seconds and use of it and its copies."""
+        counts_path = counts_file(lang, manifest.name.removesuffix(".jsonl.gz"))
+        counts = read_token_counts(counts_path)
+        originals: dict[str, float] = {}  # seconds by id, as they come before their copies
+        for number, line in enumerate(read_cut_lines(manifest), 1):
             try:
                 cut = json.loads(line)
-                duration, custom = cut["duration"], cut.get("custom") or {}
-                seconds[i], tokens[i] = duration, custom.get(NUM_TOKENS, 0)
-                if self.precomputed:
-                    usable[i] = self.speed_perturb or SPEED not in custom
-                elif len(self) > len(self.lines):
-                    rate = cut["recording"]["sampling_rate"]
-                    for copy, speed in enumerate(SPEEDS, 1):
-                        # lhotse's rounding: to samples before and after
-                        samples = math.floor(math.floor(duration * rate + 0.5) / speed + 0.5)
-                        seconds[copy * len(self.lines) + i] = samples / rate
-                        usable[copy * len(self.lines) + i] = fits_in(duration / speed, int(tokens[i]))
-            except (ValueError, TypeError, LookupError, AttributeError):
-                parse_item(line, Cut, self._place(i))  # type: ignore[type-abstract]  # says what is wrong
-                why = "damaged: no cut of a recording; let prepare.sh make it again (--force)"
-                raise UserError(f"{self._place(i)}: {why}") from None
-        return seconds, usable, tokens
+                duration, speed = float(cut["duration"]), (cut.get("custom") or {}).get(SPEED, 1)
+                name = original_id(cut["id"], speed)
+                count = counts.get(name)
+                if count is None:
+                    raise UserError(f"{counts_path}: no cut '{name[:80]}' of {manifest}; let {MADE_BY} make it again")
+                original = originals.setdefault(name, duration * speed)
+                if count == UNUSABLE or (speed != 1 and not tokens_fit(original / speed, count)):
+                    continue
+                rate = cut["recording"]["sampling_rate"] if self._copies else 0
+                lengths = (duration, *(perturbed(duration, rate, s) for s in self._copies))
+                fits = (self.speed_perturb or speed == 1, *(tokens_fit(duration / s, count) for s in self._copies))
+            except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+                place = f"{manifest}:{number}"
+                parse_item(line, Cut, place)  # type: ignore[type-abstract]  # says what is wrong
+                why = "damaged: not a cut of a recording; let prepare.sh make it again (--force)"
+                raise UserError(f"{place}: {why}") from None
+            yield number, line, count, lengths, fits
 
     def _place(self, line: int) -> str:
-        """`manifest:number` of one of `lines`."""
-        for manifest, size in self.sizes.items():
-            if line < size:
-                return f"{manifest}:{line + 1}"
-            line -= size
-        raise IndexError(line)
+        """Return `manifest:number` of one of `lines`."""
+        manifest = next(manifest for manifest, end in self._ends if line < end)
+        return f"{manifest}:{self._numbers[line]}"
+
+
+def perturbed(seconds: float, rate: int, speed: float) -> float:
+    """Return the seconds of a cut at `rate` Hz played at `speed`, with lhotse's rounding to samples before and after."""
+    return math.floor(math.floor(seconds * rate + 0.5) / speed + 0.5) / rate
 
 
 def shards_of_lines(lines: Sequence[bytes]) -> np.ndarray | None:
@@ -113,10 +154,10 @@ def shards_of_lines(lines: Sequence[bytes]) -> np.ndarray | None:
     return np.array([i % len(number) if shard is None else number[shard] for i, shard in enumerate(found)])
 
 
-def read_lines(manifest: Path) -> list[bytes]:
-    """Lines of a .jsonl.gz; raises `UserError` when the manifest is missing, broken or empty."""
-    stage = "4 (features.type=precomputed)" if manifest.parent.name == "features" else "3"
+def read_cut_lines(manifest: Path) -> list[bytes]:
+    """Return the lines of a part's .jsonl.gz. Raises `UserError` if it is missing, damaged or empty."""
+    stage = "4 (features), with features.type=precomputed," if manifest.parent.name == "features" else "2 (cuts)"
     lines = read_bytes(manifest, f"stage {stage} of prepare.sh").splitlines()
     if not lines:
-        raise UserError(f"{manifest}: no utterance in it; let stage {stage} of prepare.sh make it again (--force)")
+        raise UserError(f"{manifest}: it has no utterance; let stage {stage} of prepare.sh make it again (--force)")
     return lines

@@ -11,9 +11,10 @@ from lhotse import SupervisionSegment
 
 
 def read_texts(data_dir: Path, parts: Sequence[str]) -> list[str]:
-    """Transcripts of the parts, in their order."""
+    """Return the transcripts of the parts, in their order. Raises `UserError` if a manifest is missing or damaged."""
     texts = []
     for part in parts:
         path = data_dir / "manifests" / f"supervisions_{part}.jsonl.gz"
-        texts += [segment.text or "" for segment in read_manifest(path, SupervisionSegment, "stage 1 of prepare.sh")]
+        made_by = "stage 1 (manifests) of prepare.sh"
+        texts += [segment.text or "" for segment in read_manifest(path, SupervisionSegment, made_by)]
     return texts

@@ -27,10 +27,10 @@ class Resources:
     """The transducer and what methods need besides it. A file is read when a method first needs it."""
 
     def __init__(
-        self, model: Transducer, tokenizer: Tokenizer, device: torch.device, exp_dir: Path, data_dir: Path | None = None
+        self, model: Transducer, tokenizer: Tokenizer, device: torch.device, exp_dir: Path, lang: Path | None = None
     ) -> None:
-        """Keep a model in evaluation mode on `device`, and the folders. Only the graph LG needs data_dir."""
-        self.model, self.tokenizer, self.device, self.exp_dir, self.data_dir = model, tokenizer, device, exp_dir, data_dir
+        """Keep a model in evaluation mode on `device`, and the folders. Only the graph LG needs `lang`, the tokens' folder."""
+        self.model, self.tokenizer, self.device, self.exp_dir, self.lang = model, tokenizer, device, exp_dir, lang
         self._loaded: dict[tuple[str, Path | None], Any] = {}
 
     def scorer(self, term: ScorerTerm, options: DecodeConfig) -> Weighted:
@@ -51,9 +51,9 @@ class Resources:
 
     def graph(self) -> Any:
         """Return LG. Raises `UserError` if it is missing, naming the program that makes it."""
-        if self.data_dir is None:
+        if self.lang is None:
             raise UserError("the graph LG is part of the prepared data; name their folder by --data-dir")
-        path = self.data_dir / "graph" / "LG.npz"
+        path = self.lang / "graph" / "LG.npz"
         return self._load("graph", path, lambda _, path: load_graph(path, self.tokenizer))
 
     def hotwords(self, options: DecodeConfig) -> list[Weighted]:

@@ -16,7 +16,7 @@ from local.config.methods import METHODS
 from local.scoring.align import Utterance, word_errors
 
 MAX_NAMED = 3  # ids named in a message before "and N more"
-STAGE = "stage 3 of prepare.sh"
+STAGE = "stage 2 (cuts) of prepare.sh"
 
 
 def read_hypotheses(path: Path) -> list[Utterance]:

@@ -108,14 +108,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_part(root / "audio", "te", speakers=1)
     args = ["--corpus-yaml", str(root / "corpus.yaml"), "--corpus-dir", str(root / "audio")]
     prepare_manifests([*args, "--data-dir", str(root / "data")])
-    for program in (prepare_lang, prepare_cuts):
+    for program in (prepare_cuts, prepare_lang):
         program(["--data-dir", str(root / "data")])
     return root / "data"
 
 
 def module(data: Path, *overrides: str, processes: Processes | None = None) -> AsrDataModule:
     cfg = load_config(None, [*SMALL, *overrides])
-    return AsrDataModule(cfg, data, Tokenizer.from_file(data / "lang" / "bpe.model"), processes)
+    return AsrDataModule(cfg, data, Tokenizer.from_file(data / "lang_bpe_500" / "bpe.model"), processes)
 
 
 def trained(

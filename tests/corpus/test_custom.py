@@ -8,12 +8,12 @@ from pathlib import Path
 
 from local.common.errors import UserError
 from local.corpus.corpus_yaml import Corpus, load_corpus
-from local.corpus.custom import custom_parts, find_source, import_custom, split_off
+from local.corpus.custom import custom_parts, find_source, read_source, split_off
 from local.corpus.dropped import Dropped
 from local.corpus.shard_store import ShardStore
 from local.corpus.tables import Row, utterance_ids
 from local.prepare_cuts import make_cuts
-from local.prepare_manifests import check_pairs, screen
+from local.prepare_manifests import check_pairs, drop_duplicates_and_empty
 from local.prepare_manifests import main as prepare_manifests
 from tests.conftest import ROOT
 
@@ -48,6 +48,15 @@ def audio(tmp_path: Path) -> list[str]:
     return names
 
 
+def import_custom(
+    source: Path, part: str, dropped: list[Dropped] | None = None, normalise: str = "upper"
+) -> tuple[RecordingSet, SupervisionSet]:
+    """Read one source of any form."""
+    pairs = read_source(source, part, [] if dropped is None else dropped, normalise)
+    recordings = {recording.id: recording for recording, _ in pairs}
+    return RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(s for _, s in pairs)
+
+
 def summary(found: tuple[RecordingSet, SupervisionSet]) -> list[tuple]:
     recordings, supervisions = found
     return [(s.id, s.speaker, s.text, Path(recordings[s.recording_id].sources[0].source).name) for s in supervisions]
@@ -65,13 +74,17 @@ EXPECTED = [
     ("name", "lines"),
     [
         ("train.tsv", ["{0}\tone  two\ts1", "{1}\tthree four five\ts1", "{2}\tsix\ts2", "", "{3}\tseven eight\ts2"]),
-        ("train.tsv", ["speaker\tpath\ttext", "s1\t{0}\tone two", "s1\t{1}\tthree four five", "s2\t{2}\tsix",
-                       "s2\t{3}\tseven eight"]),
-        ("train.csv", ["audio,transcript,speaker_id", '{0},"one two",s1', "{1},three four five,s1", "{2},six,s2",
-                       "{3},seven eight,s2"]),
+        (
+            "train.tsv",
+            ["speaker\tpath\ttext", "s1\t{0}\tone two", "s1\t{1}\tthree four five", "s2\t{2}\tsix", "s2\t{3}\tseven eight"],
+        ),
+        (
+            "train.csv",
+            ["audio,transcript,speaker_id", '{0},"one two",s1', "{1},three four five,s1", "{2},six,s2", "{3},seven eight,s2"],
+        ),
         ("train.csv", ["{0};one two;s1", "{1};three four five;s1", "{2};six;s2", "{3};seven eight;s2"]),
     ],
-)  # fmt: skip
+)
 def test_tables(tmp_path: Path, audio: list[str], name: str, lines: list[str]) -> None:
     table = tmp_path / name
     table.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).format(*audio).encode())  # as a spreadsheet saves it
@@ -85,28 +98,28 @@ def test_a_table_without_speakers_and_with_ids(tmp_path: Path, audio: list[str])
     assert summary(import_custom(tmp_path / "u.tsv", "u", normalise="lower")) == [("a", None, 'say "hi', "a.wav")]
 
 
-def test_malformed_lines_are_named_and_the_rest_goes_on(tmp_path: Path, audio: list[str]) -> None:
+def test_malformed_lines_are_named_and_the_rest_is_used(tmp_path: Path, audio: list[str]) -> None:
     table = tmp_path / "train.tsv"
     table.write_text(f"{audio[0]}\tone\n{audio[1]} no tab\n\ttext\n{audio[2]}\ta\tb\tc\n{audio[3]}\tfour\n")
     dropped: list[Dropped] = []
     assert [row[0] for row in summary(import_custom(table, "train", dropped))] == ["a", "d"]
     assert [(d.id, d.kind, d.detail) for d in dropped] == [
-        (f"{table}:2", "malformed line", "1 columns where path, text and perhaps speaker are meant"),
+        (f"{table}:2", "malformed line", "1 columns instead of path, text and perhaps speaker"),
         (f"{table}:3", "malformed line", "the path is empty"),
-        (f"{table}:4", "malformed line", "4 columns where path, text and perhaps speaker are meant"),
+        (f"{table}:4", "malformed line", "4 columns instead of path, text and perhaps speaker"),
     ]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.tsv", b"", "t.tsv: no utterance in it"),
-        ("t.tsv", b"a.wav one\nb.wav two\n", "t.tsv: no utterance in it: .*t.tsv:1: 1 columns"),
-        ("t.tsv", b"a.wav\tone\nb.wav\t\xff\n", "t.tsv:2: not UTF-8 text"),
+        ("t.tsv", b"", r"t\.tsv:"),
+        ("t.tsv", b"a.wav one\nb.wav two\n", r"t\.tsv: .*t\.tsv:1: 1 "),
+        ("t.tsv", b"a.wav\tone\nb.wav\t\xff\n", r"t\.tsv:2: .*UTF-8"),
         ("t.csv", b'a.wav,"one\nb.wav,two\n', "t.csv:1: "),
     ],
 )
-def test_a_table_that_is_none_is_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_the_error_for_an_unusable_table_is_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as e:
         import_custom(tmp_path / name, "t")
@@ -184,9 +197,9 @@ def test_kaldi_directory_with_segments_and_every_mistake(tmp_path: Path, audio: 
 
 
 def test_kaldi_directory_without_text(tmp_path: Path, audio: list[str]) -> None:
-    with pytest.raises(UserError, match="text is missing"):
+    with pytest.raises(UserError, match="train/text "):
         import_custom(kaldi(tmp_path / "train", wav_scp=f"a {audio[0]}\n"), "train")
-    with pytest.raises(UserError, match="no utterance in common"):
+    with pytest.raises(UserError, match=f"{tmp_path}/train: "):
         import_custom(kaldi(tmp_path / "train", wav_scp=f"a {audio[0]}\n", text="b one\n"), "train")
 
 
@@ -215,14 +228,14 @@ def test_lhotse_cuts(tmp_path: Path, audio: list[str]) -> None:
     CutSet.from_cuts([a, b, c, mixed, shorter]).to_file(tmp_path / "cuts_train.jsonl.gz")
     dropped: list[Dropped] = []
     assert summary(import_custom(tmp_path / "cuts_train.jsonl.gz", "train", dropped)) == EXPECTED[:3]
-    assert [d.kind for d in dropped] == ["cut without a recording of its own", "supervision reaches out of its cut"]
+    assert [d.kind for d in dropped] == ["cut without a recording of its own", "supervision exceeds its cut"]
 
 
 def test_lhotse_manifests_that_are_broken(tmp_path: Path, audio: list[str]) -> None:
     recordings, supervisions = lhotse_sets(tmp_path, audio)
     recordings_file = tmp_path / "recordings_train.jsonl.gz"
     recordings.to_file(recordings_file)
-    with pytest.raises(UserError, match="supervisions_train.jsonl.gz is missing beside recordings_train.jsonl.gz"):
+    with pytest.raises(UserError, match=r"supervisions_train.jsonl.gz .* recordings_train.jsonl.gz"):
         import_custom(recordings_file, "train")
     lines = [json.dumps(s.to_dict()) for s in supervisions]
     lines[1] = lines[1].replace("rec-b", "rec-x")
@@ -232,10 +245,10 @@ def test_lhotse_manifests_that_are_broken(tmp_path: Path, audio: list[str]) -> N
     assert [row[0] for row in summary(import_custom(recordings_file, "train", dropped))] == ["a", "d"]
     assert [d.id.rpartition("/")[2] for d in dropped] == ["b", *(f"supervisions_train.jsonl:{n}" for n in (3, 4, 5))]
     recordings_file.write_bytes(recordings_file.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"recordings_train.jsonl.gz:\d: truncated"):
+    with pytest.raises(UserError, match=r"recordings_train.jsonl.gz:\d:"):
         import_custom(recordings_file, "train")
     recordings_file.write_bytes(gzip.compress(b""))
-    with pytest.raises(UserError, match="no utterance in it"):
+    with pytest.raises(UserError, match="supervisions_train.jsonl: "):
         import_custom(recordings_file, "train")
 
 
@@ -260,7 +273,7 @@ def test_missing_parts_are_split_off_by_speaker(tmp_path: Path, capsys: pytest.C
     parts = custom_parts(tmp_path, corpus(split=0.1), [])
     said = capsys.readouterr().out.splitlines()
     assert [line.split(" (")[0][:3] for line in said] == ["dev", "tes"]
-    assert "dev is not in" in said[0] and "20 of train's 200 utterances, all of the speakers spk" in said[0]
+    assert str(tmp_path) in said[0] and "20 of train's 200 utterances" in said[0] and "spk" in said[0]
     speakers = {part: {s.speaker for _, s in pairs} for part, pairs in parts.items()}
     assert {part: len(pairs) for part, pairs in parts.items()} == {"train": 160, "dev": 20, "test": 20}
     assert sum(len(s) for s in speakers.values()) == len(set().union(*speakers.values())) == 20
@@ -276,7 +289,7 @@ def test_few_speakers_are_split_by_utterance(tmp_path: Path, capsys: pytest.Capt
     table_of(tmp_path / "test.tsv", 1, 3)
     parts = custom_parts(tmp_path, corpus(), [])
     assert {part: len(pairs) for part, pairs in parts.items()} == {"train": 95, "dev": 5, "test": 3}
-    assert "5 of train's 100 utterances are taken" in capsys.readouterr().out
+    assert "5 of train's 100 utterances" in capsys.readouterr().out
 
 
 @given(st.lists(st.integers(1, 30), min_size=2, max_size=30), st.sampled_from([0.01, 0.05, 0.25]))
@@ -294,10 +307,10 @@ def test_split_loses_nothing(sizes: list[int], share: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"normalise": "title"}, "options.normalise is title: one of upper, lower, none"),
-        ({"split": 0.9}, "options.split is 0.9"),
-        ({"split": "much"}, "options.split is much"),
-        ({"normalize": "upper"}, "options are normalise and split; not normalize"),
+        ({"normalise": "title"}, "options.normalise .*upper, lower, none.*title"),
+        ({"split": 0.9}, "options.split .*0.9"),
+        ({"split": "much"}, "options.split .*much"),
+        ({"normalize": "upper"}, "normalize.* normalise, split"),
     ],
 )
 def test_wrong_options_name_the_key(tmp_path: Path, options: dict, message: str) -> None:
@@ -306,13 +319,13 @@ def test_wrong_options_name_the_key(tmp_path: Path, options: dict, message: str)
 
 
 def test_parts_missing_or_twice(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="part 'train' is not in .*; it may be train.tsv, train.csv, train/ with wav.scp"):
+    with pytest.raises(UserError, match="'train' .* train.tsv, train.csv, train/ with wav.scp"):
         custom_parts(tmp_path, corpus(), [])
     table_of(tmp_path / "train.tsv", 1, 1)
-    with pytest.raises(UserError, match="part 'dev' is not in .* train has too few utterances"):
+    with pytest.raises(UserError, match="'dev' .* train "):
         custom_parts(tmp_path, corpus(), [])
     table_of(tmp_path / "train.csv", 1, 1)
-    with pytest.raises(UserError, match="2 times: train.csv, train.tsv"):
+    with pytest.raises(UserError, match="'train' .* 2 .*train.csv, train.tsv"):
         custom_parts(tmp_path, corpus(), [])
 
 
@@ -338,8 +351,11 @@ def test_stage_1_reads_it_whole(tmp_path: Path, audio: list[str], capsys: pytest
     assert [cut.load_audio().shape for cut in cuts] == [(1, 8000)] * 5
     reasons = [line.split("\t") for line in (data / "manifests/dropped.tsv").read_text().splitlines()]
     assert sorted(r[2].split(":")[0].split(" (")[0] for r in reasons) == [
-        "duplicate id, the first is kept", "empty transcript", "malformed line", "missing audio file",
-    ]  # fmt: skip
+        "duplicate id, the first is kept",
+        "empty transcript",
+        "malformed line",
+        "missing audio file",
+    ]
     assert f"{tmp_path}/train.tsv:8" in capsys.readouterr().out
 
 
@@ -347,4 +363,4 @@ def test_the_committed_corpus_yaml_is_right(tmp_path: Path, audio: list[str]) ->
     found = load_corpus(ROOT / "egs/custom/corpus.yaml")
     (tmp_path / "train.tsv").write_text("".join(f"{a}\tx\n" for a in audio))
     assert sum(map(len, custom_parts(tmp_path, found, []).values())) == 4
-    assert len(screen(custom_parts(tmp_path, found, [])["train"], "train", [])) == 2
+    assert len(drop_duplicates_and_empty(custom_parts(tmp_path, found, [])["train"], "train", [])) == 2

@@ -52,13 +52,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = root / "data"
     args = ["--corpus-yaml", str(root / "corpus.yaml"), "--corpus-dir", str(root / "audio"), "--data-dir", str(data)]
     prepare_manifests(args)
-    for program in (prepare_lang, prepare_cuts, prepare_noise, compute_features):
+    for program in (prepare_cuts, prepare_lang, prepare_noise, compute_features):
         program(["--data-dir", str(data), f"augment.musan={root / 'musan'}"])
     return data
 
 
 def module(data: Path, *overrides: str) -> AsrDataModule:
-    return AsrDataModule(load_config(None, overrides), data, Tokenizer.from_file(data / "lang" / "bpe.model"))
+    return AsrDataModule(load_config(None, overrides), data, Tokenizer.from_file(data / "lang_bpe_500" / "bpe.model"))
 
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
@@ -163,7 +163,8 @@ def test_skipped_batches_make_no_cuts(data: Path, monkeypatch: pytest.MonkeyPatc
         parsed.clear()
         (last,) = dm.train_dataloader(1, skip_batches=batches - 1)
         assert len(parsed) == len(last.ids)
-        cuts = ShuffledCuts([data / ("features" if kind is STORED else "cuts") / "tr.jsonl.gz"], 1, True, kind is STORED)
+        manifest = data / ("features" if kind is STORED else "cuts") / "tr.jsonl.gz"
+        cuts = ShuffledCuts([manifest], data / "lang_bpe_500", 1, True, kind is STORED)
         assert all(cuts.seconds[number] == cuts.cut(number).duration for number in cuts.order(1))
         monkeypatch.undo()
 
@@ -214,7 +215,7 @@ def test_a_missing_file_is_named_and_skipped(tmp_path: Path, capsys: pytest.Capt
     data = tmp_path / "data"
     args = ["--corpus-yaml", str(tmp_path / "corpus.yaml"), "--corpus-dir", str(tmp_path), "--data-dir", str(data)]
     prepare_manifests(args)
-    for program in (prepare_lang, prepare_cuts):
+    for program in (prepare_cuts, prepare_lang):
         program(["--data-dir", str(data)])
     audio_of(tmp_path, "tr", "100-1-0000").unlink()
     capsys.readouterr()
@@ -234,12 +235,12 @@ def test_copies_with_more_tokens_than_frames_are_left_out(data: Path) -> None:
 
 
 def test_missing_preparation_names_the_stage(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="stage 1 of prepare.sh"):
+    with pytest.raises(UserError, match=r"corpus.yaml is missing; stage 1 .*of prepare.sh"):
         module_at = load_config(None, [])
-        AsrDataModule(module_at, tmp_path, Tokenizer.from_file(data / "lang" / "bpe.model"))
-    with pytest.raises(UserError, match="stage 3 of prepare.sh"):
+        AsrDataModule(module_at, tmp_path, Tokenizer.from_file(data / "lang_bpe_500" / "bpe.model"))
+    with pytest.raises(UserError, match=r"nix.jsonl.gz is missing; stage 2 .*of prepare.sh"):
         module(data).test_dataloader("nix")
-    with pytest.raises(UserError, match="stage 4 .* of prepare.sh"):
+    with pytest.raises(UserError, match=r"nix.jsonl.gz is missing; stage 4 .*of prepare.sh"):
         module(data, *STORED).test_dataloader("nix")
 
 
@@ -264,7 +265,7 @@ def test_a_step_has_room_for_its_micro_batches(seconds: list[float], limit: floa
 
 def test_spec_augment_without_masks_is_refused(data: Path) -> None:
     cfg: Config = load_config(None, ["augment.num_frame_masks=0"])
-    dm = AsrDataModule(cfg, data, Tokenizer.from_file(data / "lang" / "bpe.model"))
+    dm = AsrDataModule(cfg, data, Tokenizer.from_file(data / "lang_bpe_500" / "bpe.model"))
     with pytest.raises(UserError, match=r"augment\.num_frame_masks"):
         dm.train_dataloader(1)
 

@@ -15,12 +15,13 @@ from local.common.errors import UserError
 from local.config import load_config, to_dict
 from local.data.datamodule import AsrDataModule
 from local.data.feature_store import Float16ArchiveWriter
+from local.data.token_counts import counts_file, read_token_counts, write_token_counts
 from local.scoring.align import REPLICATIONS
 from studies.ablation import Marker, Run, Runner, read_marker
 from studies.ablation_report import curves, pair_table, read_outcome, wer_table, write_report
 from studies.stress_data import noise_like, stress_data
 from tests.conftest import ROOT
-from tests.toy_experiment import SMALL, make_experiment, toy_tokenizer
+from tests.toy_experiment import SMALL, make_experiment, toy_tokenizer, write_toy_lang
 
 import numpy as np
 import pytest
@@ -137,8 +138,7 @@ def toy_corpus(root: Path) -> Path:
     for part in ("train", "test"):
         cuts = [cut for cut in CutSet.from_file(data / "cuts" / "test.jsonl.gz") if cut.duration > 0.6]
         CutSet(cuts).to_file(data / "cuts" / f"{part}.jsonl.gz")
-    (data / "lang").mkdir()
-    (data / "lang" / "bpe.model").write_bytes(toy_tokenizer().model)
+    write_toy_lang(data)
     return data
 
 
@@ -199,7 +199,7 @@ def test_folders_of_other_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert runner.make(Run("none", 1, folder, ("optim.lr=0.1", "decode.beam=5"))) == "done" and not called
     with pytest.raises(UserError, match="run: section optim changed since"):
         runner.make(Run("none", 1, folder, ("optim.lr=0.2", "decode.beam=5")))
-    (data / "lang" / "bpe.model").write_bytes(b"other tokens")
+    (data / "lang_bpe_500" / "bpe.model").write_bytes(b"other tokens")
     with pytest.raises(UserError, match="run: the prepared data changed since"):
         runner.make(Run("none", 1, folder, ("optim.lr=0.1", "decode.beam=5")))
     assert not called and (folder / "checkpoint").exists()
@@ -221,9 +221,10 @@ def prepared(root: Path, number: int = 40) -> dict[str, np.ndarray]:
     """root/data with stored features; returns those of the training part by text (each utterance has its own words)."""
     rng = np.random.default_rng(3)
     known: dict[str, np.ndarray] = {}
-    for folder in ("features", "cuts", "lang"):
-        (root / "data" / folder).mkdir(parents=True)
-    (root / "data" / "lang" / "bpe.model").write_bytes(b"tokens")
+    lang = root / "data" / "lang_bpe_500"
+    for folder in (root / "data" / "features", root / "data" / "cuts", lang):
+        folder.mkdir(parents=True)
+    (lang / "bpe.model").write_bytes(b"tokens")
     (root / "data" / "corpus.yaml").write_text(
         "name: x\nsource: custom\ntrain: [train]\ndev: [dev]\ntest: [test]\n", encoding="utf-8"
     )
@@ -239,10 +240,11 @@ def prepared(root: Path, number: int = 40) -> dict[str, np.ndarray]:
                     writer.write(name, matrix), name, 0,
                 )  # fmt: skip
                 said = SupervisionSegment(name, name, 0.0, seconds, text=text)
-                cuts.append(MonoCut(name, 0.0, seconds, 0, [said], features, custom={"num_tokens": 2}))
+                cuts.append(MonoCut(name, 0.0, seconds, 0, [said], features))
                 known |= {text: matrix} if part == "train" else {}
         for kind in ("features", "cuts"):
             CutSet(cuts).to_file(root / "data" / kind / f"{part}.jsonl.gz")
+        write_token_counts({cut.id: 2 for cut in cuts}, counts_file(lang, part))
     return known
 
 
@@ -258,10 +260,11 @@ def test_stress_data(tmp_path: Path) -> None:
     assert len(spoilt) == round(0.2 * len(cuts)) > 0
     assert (out / "outliers.txt").read_text(encoding="utf-8").split() == spoilt
     assert [cut.id for cut in cuts if cut.id.startswith("outlier-")] == spoilt
+    counts = read_token_counts(counts_file(out / "lang_bpe_500", "train"))
     for cut in cuts:
         text = cut.supervisions[0].text.split()
         whole = np.concatenate([known[" ".join(text[i : i + 2])] for i in range(0, len(text), 2)])
-        assert cut.num_frames == len(whole) and cut.custom["num_tokens"] == len(text)
+        assert cut.num_frames == len(whole) and counts[cut.id] == len(text)
         got = cut.load_features()
         assert got.shape == whole.shape
         assert np.array_equal(got, whole) == (cut.id not in spoilt)
@@ -271,7 +274,7 @@ def test_stress_data(tmp_path: Path) -> None:
         for kind in ("features", "cuts"):
             name = f"{kind}/{part}.jsonl.gz"
             assert (data / name).read_bytes() == (out / name).read_bytes()
-    assert (out / "lang" / "bpe.model").read_bytes() == b"tokens"
+    assert (out / "lang_bpe_500" / "bpe.model").read_bytes() == b"tokens"
     with pytest.raises(UserError, match="is there already"):
         stress_data(data, out, 4, 0.2, 30.0, 1)
 

@@ -10,13 +10,12 @@ from local.common.html_page import Page
 from local.config import load_config
 from local.config.schema import Config
 from local.data.datamodule import AsrDataModule
-from local.prepare_lang import write_lang
 from local.training.trainer import Trainer
 from model.build import build_model
 from model.encoder.subsampling import subsampled
 from studies import norms, optimisers
 from studies import short_training as short
-from tests.toy_experiment import SMALL, TEXTS, make_experiment, toy_tokenizer
+from tests.toy_experiment import SMALL, make_experiment, toy_tokenizer, write_toy_lang
 
 import pytest
 import torch
@@ -36,7 +35,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cuts = load_manifest(data / "cuts" / "test.jsonl.gz").filter(lambda cut: cut.duration > 0.1).to_eager()
     for part in ("train", "test"):
         cuts.to_file(data / "cuts" / f"{part}.jsonl.gz")
-    write_lang(toy_tokenizer(), TEXTS, data / "lang")
+    write_toy_lang(data)
     (data / "manifests").mkdir()
     SupervisionSet.from_segments(s for c in cuts for s in c.supervisions).to_file(data / "manifests/supervisions_test.jsonl.gz")
     return data
