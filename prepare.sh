@@ -67,7 +67,7 @@ main() {
   run_stage 2 "lang" "$done_dir/lang" --config "lang" --output "$data_dir/lang/bpe.model" \
     --input "$data_dir/manifests" --made-by "stage 1 of prepare.sh" -- \
     configured local/prepare_lang.py --data-dir "$data_dir"
-  run_stage 3 "cuts" "$done_dir/cuts" --config "features.sampling_rate data.min_duration data.max_duration" \
+  run_stage 3 "cuts" "$done_dir/cuts" --config "features.sampling_rate data.min_utterance_seconds data.max_utterance_seconds" \
     --input "$data_dir/manifests" --made-by "stage 1 of prepare.sh" \
     --input "$data_dir/lang/bpe.model" --made-by "stage 2 of prepare.sh" --output "$data_dir/cuts" -- \
     configured local/prepare_cuts.py --data-dir "$data_dir"

@@ -53,10 +53,10 @@ def make_cuts(data_dir: Path, part: str, sampling_rate: int) -> Iterator[MonoCut
 
 def reason_to_drop(cut: MonoCut, tokens: list[int], train: bool, tokenizer: Tokenizer, cfg: Config) -> tuple[str, str]:
     """(kind, particulars) of why this utterance cannot be used; ("", "") where it can."""
-    if train and cut.duration < cfg.data.min_duration:
-        return "shorter than data.min_duration", f"{cut.duration:.2f} s"
-    if train and cut.duration > cfg.data.max_duration:
-        return "longer than data.max_duration", f"{cut.duration:.2f} s"
+    if train and cut.duration < cfg.data.min_utterance_seconds:
+        return "shorter than data.min_utterance_seconds", f"{cut.duration:.2f} s"
+    if train and cut.duration > cfg.data.max_utterance_seconds:
+        return "longer than data.max_utterance_seconds", f"{cut.duration:.2f} s"
     if train and UNK_ID in tokens:
         characters = " ".join(tokenizer.unknown_characters(cut.supervisions[0].text))
         return "characters outside the model", characters

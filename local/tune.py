@@ -27,8 +27,8 @@ from local.common.cli import program
 from local.common.errors import UserError
 from local.common.out_of_memory import in_halves_on_oom
 from local.common.progress import Progress
-from local.config.load import TUNED, load_config
-from local.config.methods import METHODS
+from local.config import load_config
+from local.config.methods import METHODS, TUNED
 from local.config.schema import DecodeConfig, TuneConfig
 from local.data.datamodule import AsrDataModule
 from local.decoding.batch_decoder import Decoder

@@ -188,7 +188,7 @@ def test_other_programs_take_the_trainings_number(data: Path, tmp_path: Path, mo
 
 @pytest.mark.parametrize("value", ["foo", "0", "-1", "null", "true", "[3]", "nan", "Auto", "''"])
 def test_wrong_values_name_the_key(value: str) -> None:
-    with pytest.raises(UserError, match=r"max_duration=.*key 'train\.max_duration' is .*a number above 0, or auto") as e:
+    with pytest.raises(UserError, match=r"max_duration=.*key 'train\.max_duration' is") as e:
         load_config(None, [f"train.max_duration={value}"])
     assert "\n" not in str(e.value)
 
