@@ -233,15 +233,8 @@ def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], where: 
         if key not in own:
             raise UserError(f"{where}: has weights '{key}', which the configured model does not have; it is from another model")
         if not isinstance(value, torch.Tensor) or value.is_floating_point() != own[key].is_floating_point():
-            raise UserError(f"{where}: '{key}' has the wrong dtype (expected {_kind(own[key])}, found {_kind(value)})")
+            kind = "floating point" if own[key].is_floating_point() else "integer"
+            raise UserError(f"{where}: '{key}' has the wrong dtype (expected {kind})")
         if own[key].shape != value.shape:
-            raise UserError(
-                f"{where}: '{key}' has shape {tuple(value.shape)}, the configured model's has {tuple(own[key].shape)}"
-            )
+            raise UserError(f"{where}: '{key}' has shape {tuple(value.shape)}; the model needs {tuple(own[key].shape)}")
     model.load_state_dict(state)
-
-
-def _kind(value: Any) -> str:
-    if not isinstance(value, torch.Tensor):
-        return type(value).__name__
-    return "floating point" if value.is_floating_point() else str(value.dtype)

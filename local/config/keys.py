@@ -72,17 +72,12 @@ def rename_old_keys(values: dict[str, Any], source: Source, announce: bool) -> N
         if not isinstance(part, dict) or old_name not in part:
             continue
         if new_name in part:
-            raise both_names(source.of(old), old)
+            raise UserError(f"{source.of(old)}: '{old}' is the old name of '{new}'; give only the new one")
         part[new_name] = part.pop(old_name)
         if announce:
             _announce(f"{source.of(old)}: key '{old}' is now called '{new}'")
         if old in source.lines:
             source.lines[new] = source.lines[old]
-
-
-def both_names(where: str, old: str) -> UserError:
-    """Return the error for an old key that stands beside the new one."""
-    return UserError(f"{where}: '{old}' is the old name of '{RENAMED_KEYS[old]}'; give only the new one")
 
 
 @functools.cache  # a program may load its configuration more than once
@@ -96,10 +91,11 @@ def check_keys(values: dict[str, Any], source: Source, section: type = Config, p
     for name, value in values.items():
         key = f"{prefix}{name}"
         if name not in types:
-            raise UserError(f"{source.of(key)}: {_unknown(_first_leaf(key, value))}")
+            first, _ = next(leaves({key: value}))
+            raise UserError(f"{source.of(key)}: {_unknown(first)}")
         if is_dataclass(types[name]):
             if not isinstance(value, dict):
-                raise wrong_type(source, key, value, types[name])
+                raise wrong_type(source, key, value)
             check_keys(value, source, types[name], f"{key}.")
         elif key == "decode.by_method" and isinstance(value, dict):
             for method, own in value.items():
@@ -107,22 +103,16 @@ def check_keys(values: dict[str, Any], source: Source, section: type = Config, p
                     check_keys(own, source, DecodeConfig, f"{key}.{method}.")
 
 
-def wrong_type(source: Source, key: str, value: Any, kind: Any) -> UserError:
-    """Return the error for a value that is not of the type `kind`."""
+def wrong_type(source: Source, key: str, value: Any) -> UserError:
+    """Return the error for a value that is not of the type of its key, or for a section that has a value."""
+    kind = next((kind for name, kind in key_types().items() if f"{key}.".startswith(f"{name}.")), None)
     return UserError(f"{source.of(key)}: key '{key}' is {'null' if value is None else value}: must be {describe(kind)}")
-
-
-def _first_leaf(key: str, value: Any) -> str:
-    while isinstance(value, dict) and value:
-        name, value = next(iter(value.items()))
-        key = f"{key}.{name}"
-    return key
 
 
 def _unknown(key: str) -> str:
     """Return the message for a key that does not exist, with the keys of any section that resemble it."""
     plain = re.sub(r"by_method\.[^.]*\.", "", key)
-    known = {name: name.rpartition(".")[2] for name in all_keys()}
+    known = {name: name.rpartition(".")[2] for name in key_types()}
     if plain in known and plain == key:
         return f"unknown key '{key}'; write it as keys within sections, one per line, without dots"
     last = plain.rpartition(".")[2]
@@ -137,20 +127,18 @@ def _unknown(key: str) -> str:
     return f"unknown key '{key}'; " + (f"did you mean {' or '.join(found)}?" if found else "conf/base.yaml lists all keys")
 
 
-def all_keys(section: Any = Config, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of all keys that have values."""
+def key_types(section: Any = Config, prefix: str = "") -> dict[str, Any]:
+    """Return the type of every key that has a value, by its dotted name."""
+    found: dict[str, Any] = {}
     for name, kind in types_of(section).items():
-        if is_dataclass(kind):
-            yield from all_keys(kind, f"{prefix}{name}.")
+        found |= key_types(kind, f"{prefix}{name}.") if is_dataclass(kind) else {prefix + name: kind}
+    return found
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted names and values of nested dicts; an empty dict is a value."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{name}.")
         else:
-            yield prefix + name
-
-
-def type_of(key: str) -> Any:
-    """Return the type of a dotted key that exists; for a key below `decode.by_method` that of by_method."""
-    kind: Any = Config
-    for name in key.split("."):
-        if not is_dataclass(kind):
-            break
-        kind = types_of(kind)[name]
-    return kind
+            yield f"{prefix}{name}", value

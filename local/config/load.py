@@ -8,21 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from local.common.errors import UserError, reason
-from local.config.keys import (
-    RENAMED_KEYS,
-    Source,
-    both_names,
-    check_keys,
-    read_config_file,
-    rename_old_keys,
-    type_of,
-    wrong_type,
-)
+from local.config import keys
 from local.config.limits import find_problems
 from local.config.schema import Config
 
@@ -47,7 +38,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 def config_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "checkpoint") -> Config:
     """Return the typed config of a checkpoint's plain values, changed by `overrides`.
 
-    Older checkpoints are read too: `RENAMED_KEYS` get their new names, `REMOVED_KEYS` are ignored, and missing keys take the
+    Older checkpoints are read too: renamed keys get their new names, removed ones are ignored, and missing ones take the
     values of conf/base.yaml. Raises `UserError` as `load_config` does, with `where` instead of a file.
     """
     known = {
@@ -55,7 +46,7 @@ def config_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), w
         for name, part in values.items()
     }
     layers = _Layers()
-    layers.add(known, Source(where), announce=False)
+    layers.add(known, keys.Source(where), announce=False)
     return layers.resolve(overrides)
 
 
@@ -76,15 +67,15 @@ def config_hash(*parts: Any) -> str:
 
 
 @functools.cache
-def _base() -> tuple[dict[str, Any], Source]:
-    return read_config_file(CONF_DIR / "base.yaml", "conf/base.yaml")
+def _base() -> tuple[dict[str, Any], keys.Source]:
+    return keys.read_config_file(CONF_DIR / "base.yaml", "conf/base.yaml")
 
 
-def _with_includes(path: Path, seen: tuple[Path, ...]) -> list[tuple[dict[str, Any], Source]]:
+def _with_includes(path: Path, seen: tuple[Path, ...]) -> list[tuple[dict[str, Any], keys.Source]]:
     """Return the values of `path` after those of the files it includes (relative to conf/ or to the file), depth first."""
     if path.resolve() in seen:
         raise UserError(f"{path}: includes itself")
-    values, source = read_config_file(path)
+    values, source = keys.read_config_file(path)
     where, included = source.of("include"), values.pop("include", None) or []
     if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
         raise UserError(f"{where}: key 'include' must be a list of files")
@@ -105,18 +96,18 @@ class _Layers:
         self.written_in: dict[str, str] = {}
         self.add(*_base())
 
-    def add(self, values: dict[str, Any], source: Source, announce: bool = True) -> None:
+    def add(self, values: dict[str, Any], source: keys.Source, announce: bool = True) -> None:
         """Put `values` over those of earlier layers. announce: print a line for each key with an old name."""
-        rename_old_keys(values, source, announce)
-        check_keys(values, source)
+        keys.rename_old_keys(values, source, announce)
+        keys.check_keys(values, source)
         try:
             self.cfg = OmegaConf.merge(self.cfg, OmegaConf.create(values))
         except (OmegaConfBaseException, ValueError, TypeError) as e:
             if not (key := _key_of(e)):
                 raise UserError(f"{source.name}: {reason(e)}") from None
             value = OmegaConf.select(OmegaConf.create(values), key)
-            raise wrong_type(source, key, value, type_of(key)) from None
-        self.written_in.update((key, source.of(key)) for key in _leaves(values))
+            raise keys.wrong_type(source, key, value) from None
+        self.written_in.update((key, source.of(key)) for key, _ in keys.leaves(values))
 
     def resolve(self, overrides: Sequence[str]) -> Config:
         """Return the typed config, with the overrides in it and every `${key}` replaced by its value."""
@@ -133,20 +124,18 @@ class _Layers:
         return cfg
 
     def _override(self, overrides: Sequence[str]) -> None:
-        keys = {override.partition("=")[0]: override for override in overrides}
-        for old, new in RENAMED_KEYS.items():
-            if old in keys and new in keys:
-                raise both_names(f"argument '{keys[old]}'", old)
         for override in overrides:
             key, equals, _ = override.partition("=")
             if not equals or not key:
                 raise UserError(f"argument '{override}': must be key.sub=value")
-            source = Source(f"argument '{override}'")
+            source = keys.Source(f"argument '{override}'")
             try:
-                values = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+                values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
             except Exception as e:  # of OmegaConf and of the YAML parser
                 raise UserError(f"{source.name}: {getattr(e, 'problem', None) or reason(e)}") from None
-            self.add(values, source)  # type: ignore[arg-type]
+            self.add(values, source)
+        together: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+        keys.rename_old_keys(together, keys.Source("arguments"), False)  # raises if a key has its old and its new name
 
     def _fail(self, key: str, why: str) -> None:
         places = (place for name, place in self.written_in.items() if f"{name}.".startswith(f"{key}."))
@@ -156,11 +145,3 @@ class _Layers:
 def _key_of(e: BaseException) -> str:
     """Return the key that an error of OmegaConf is about, without the index of a list's item; "" if it has none."""
     return (getattr(e, "full_key", None) or "").partition("[")[0]
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"

@@ -20,8 +20,6 @@ GradientControl = Literal["filter", "clip", "none"]
 
 @dataclass
 class EncoderConfig(Section):
-    """Section model.encoder."""
-
     num_layers: Annotated[int, within(1, 1000)]
     d_model: Size
     rnn_hidden_size: Size
@@ -34,7 +32,6 @@ class EncoderConfig(Section):
     activation: Literal["double_swish", "relu", "sigmoid", "tanh"]
 
     def cross_check(self) -> Iterator[tuple[str, str]]:
-        """Compare the LSTM's cells with its projection."""
         if self.rnn_hidden_size < self.d_model:
             yield "rnn_hidden_size", f"must be at least d_model ({self.d_model}): the projection cannot be wider than the cells"
         elif self.rnn != "lstm" and self.rnn_hidden_size != self.d_model:
@@ -43,23 +40,17 @@ class EncoderConfig(Section):
 
 @dataclass
 class DecoderConfig(Section):
-    """Section model.decoder."""
-
     dim: Size
     context_size: Annotated[int, within(1, 1000)]
 
 
 @dataclass
 class JoinerConfig(Section):
-    """Section model.joiner."""
-
     dim: Size
 
 
 @dataclass
 class ModelConfig(Section):
-    """Section model."""
-
     encoder: EncoderConfig
     decoder: DecoderConfig
     joiner: JoinerConfig
@@ -67,8 +58,6 @@ class ModelConfig(Section):
 
 @dataclass
 class GradientConfig(Section):
-    """Section gradient."""
-
     control: GradientControl
     threshold: Positive
     clip_norm: Positive
@@ -76,8 +65,6 @@ class GradientConfig(Section):
 
 @dataclass
 class LossConfig(Section):
-    """Section loss."""
-
     backend: Literal["native", "k2", "torchaudio", "auto"]
     prune_range: Annotated[int, within(2, 10_000)]
     am_scale: Share
@@ -86,7 +73,6 @@ class LossConfig(Section):
     delay_penalty: float
 
     def cross_check(self) -> Iterator[tuple[str, str]]:
-        """Compare the two smoothing scales, and the delay penalty with the backend."""
         if self.am_scale + self.lm_scale > 1:
             yield "lm_scale", f"am_scale ({self.am_scale}) + lm_scale must not exceed 1"
         if self.backend == "torchaudio" and self.delay_penalty != 0:
@@ -95,8 +81,6 @@ class LossConfig(Section):
 
 @dataclass
 class OptimConfig(Section):
-    """Section optim."""
-
     name: Literal["eve", "adam", "adamw", "sgd", "momentum", "adagrad", "rmsprop", "scaled_adam"]
     lr: NotNegative
     lr_batches: Positive
@@ -107,8 +91,6 @@ class OptimConfig(Section):
 
 @dataclass
 class TrainConfig(Section):
-    """Section train."""
-
     num_epochs: Size
     max_steps: Count
     batch_seconds: NotNegative
@@ -130,7 +112,6 @@ class TrainConfig(Section):
                 self.max_duration = float(self.max_duration)
 
     def cross_check(self) -> Iterator[tuple[str, str]]:
-        """Check max_duration, whose type cannot."""
         value = self.max_duration
         if value != AUTO and not isinstance(value, float):
             yield "max_duration", f"must be a positive number or '{AUTO}'"
@@ -138,8 +119,6 @@ class TrainConfig(Section):
 
 @dataclass
 class FeaturesConfig(Section):
-    """Section features."""
-
     type: Literal["on_the_fly", "precomputed"]
     num_mel_bins: Annotated[int, within(9, 2000)]
     sampling_rate: Annotated[int, within(1000, 1_000_000)]
@@ -147,8 +126,6 @@ class FeaturesConfig(Section):
 
 @dataclass
 class AugmentConfig(Section):
-    """Section augment."""
-
     speed_perturb: bool
     spec_augment: bool
     time_warp_factor: Count
@@ -162,15 +139,12 @@ class AugmentConfig(Section):
     musan_snr: list[float]
 
     def cross_check(self) -> Iterator[tuple[str, str]]:
-        """Check that musan_snr is a range."""
         if len(self.musan_snr) != 2:
             yield "musan_snr", "must be two numbers, the lowest and the highest dB"
 
 
 @dataclass
 class DataConfig(Section):
-    """Section data."""
-
     train_parts: list[str] | None
     dev_parts: list[str] | None
     test_parts: list[str] | None
@@ -184,16 +158,12 @@ class DataConfig(Section):
 
 @dataclass
 class LangConfig(Section):
-    """Section lang."""
-
     vocab_size: Annotated[int, within(4, 1_000_000)]
     character_coverage: Share
 
 
 @dataclass
 class LmConfig(Section):
-    """Section lm."""
-
     train: bool
     text: str | None
     dim: Size
@@ -208,8 +178,6 @@ class LmConfig(Section):
 
 @dataclass
 class AverageConfig(Section):
-    """Section average."""
-
     mode: Literal["running", "plain"]
     unit: Literal["epoch", "step"]
     last: Count
@@ -219,8 +187,6 @@ class AverageConfig(Section):
 
 @dataclass
 class AblationConfig(Section):
-    """Section ablation."""
-
     controls: list[GradientControl]
     seeds: list[int]
     num_epochs: Size
@@ -228,7 +194,6 @@ class AblationConfig(Section):
     method: str
 
     def cross_check(self) -> Iterator[tuple[str, str]]:
-        """Check the method's name and that no training would be made twice."""
         if self.method not in METHODS:
             yield "method", f"must be one of {', '.join(METHODS)}"
         for key in ("controls", "seeds"):
@@ -239,8 +204,6 @@ class AblationConfig(Section):
 
 @dataclass
 class Config(Section):
-    """The whole configuration."""
-
     model: ModelConfig
     gradient: GradientConfig
     loss: LossConfig
