@@ -1,13 +1,15 @@
-"""Sentences drawn from a language model: local/lm_sample.py --lm exp/tiny/lm/lm.pt --num 10 --temperature 0.8 --seed 1"""
+"""Draw sentences from a language model.
+
+.venv/bin/python -m local.lm_sample --lm exp/tiny/lm/lm.pt --num 10 --temperature 0.8
+"""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from local.artifacts.language_model import load_lm
-from local.common.cli import program
+from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.data.tokenizer import BLANK_ID
 from model.lm import LstmLm
@@ -17,11 +19,12 @@ import torch
 
 @torch.no_grad()
 def sample(model: LstmLm, num: int, temperature: float, generator: torch.Generator, max_tokens: int = 200) -> list[list[int]]:
-    """Token ids of `num` sentences from softmax(log-probabilities / temperature); longer ones end at `max_tokens`.
+    """Draw `num` sentences from softmax(log-probabilities / temperature); return their token ids.
 
-    Adding Gumbel noise and taking the largest draws from a softmax (Gumbel, 1954; Maddison et al., "A* sampling", 2014).
-    With the noise, instead of the scores, scaled by the temperature, 0 needs no case of its own: the likeliest token.
-    Blank is never drawn: no sentence has it.
+    Sentences are cut off at `max_tokens`. Blank is never drawn.
+
+    The largest of scores with Gumbel noise is a draw from their softmax (Gumbel, 1954; Maddison et al., "A* sampling",
+    2014). The noise is scaled by the temperature instead of the scores, so that temperature 0 takes the likeliest token.
     """
     device = model.output.weight.device
     tokens = torch.full((num,), model.sos_eos_id, device=device)
@@ -44,16 +47,17 @@ def sample(model: LstmLm, num: int, temperature: float, generator: torch.Generat
 
 @program
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lm", type=Path, required=True)
-    parser.add_argument("--num", type=int, default=10)
-    parser.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest token each time")
-    parser.add_argument("--seed", type=int, default=42)
+    """Run the program."""
+    parser = make_parser(__doc__, conf=False)
+    parser.add_argument("--lm", type=Path, required=True, help="lm.pt of local/train_lm.py")
+    parser.add_argument("--num", type=int, default=10, help="number of sentences (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: always the likeliest token (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
     args = parser.parse_args(argv)
     if args.num < 1:
-        raise UserError(f"--num {args.num}: at least 1 is needed")
+        raise UserError(f"--num {args.num}: must be at least 1")
     if not 0 <= args.temperature < float("inf"):
-        raise UserError(f"--temperature {args.temperature}: a number from 0 on is meant")
+        raise UserError(f"--temperature {args.temperature}: must be at least 0 and finite")
     model, tokenizer = load_lm(args.lm)
     for ids in sample(model, args.num, args.temperature, torch.Generator().manual_seed(args.seed)):
         print(tokenizer.decode(ids))

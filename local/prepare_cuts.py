@@ -1,7 +1,7 @@
 """Stage 2 of prepare.sh: one cut per utterance, at the model's sampling rate.
 
 Reads data/<corpus>/manifests. Writes data/<corpus>/cuts/<part>.jsonl.gz, and data/<corpus>/dropped.tsv, which lists what
-stages 1 and 2 left out. Training parts lose utterances outside data.min_duration and data.max_duration; all parts lose
+stages 1 and 2 left out. Training parts lose utterances outside data.min_utterance_seconds and data.max_utterance_seconds; all parts lose
 those shorter than one frame after subsampling. Nothing here depends on the tokens: experiments with different tokens share
 the cuts.
 """
@@ -56,10 +56,10 @@ def make_cuts(data_dir: Path, part: str, sampling_rate: int) -> Iterator[MonoCut
 
 def reason_to_drop(cut: MonoCut, train: bool, cfg: Config) -> str:
     """Return why the utterance cannot be used; "" if it can."""
-    if train and cut.duration < cfg.data.min_duration:
-        return "shorter than data.min_duration"
-    if train and cut.duration > cfg.data.max_duration:
-        return "longer than data.max_duration"
+    if train and cut.duration < cfg.data.min_utterance_seconds:
+        return "shorter than data.min_utterance_seconds"
+    if train and cut.duration > cfg.data.max_utterance_seconds:
+        return "longer than data.max_utterance_seconds"
     return "shorter than one frame after subsampling" if subsampled(num_frames(cut.duration)) < 1 else ""
 
 

@@ -24,8 +24,7 @@ from local.artifacts.tuned_settings import keys_of, save_tuned
 from local.common.atomic import atomic_write
 from local.common.cli import choose_device, make_parser, program
 from local.common.errors import UserError
-from local.config.load import TUNED
-from local.config.methods import METHODS
+from local.config.methods import METHODS, TUNED
 from local.config.schema import AverageConfig, DecodeConfig, TuneConfig
 from local.data.datamodule import AsrDataModule
 from local.data.tokenizer import lang_dir

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from local.artifacts.language_model import lm_sizes
 from local.common.html_page import Page, new_figure
+from local.common.text_files import iterate_lines
 from local.config.schema import Config
 from local.corpus.corpus_yaml import load_corpus
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.data.transcripts import read_texts
-from local.training.lm_text import TokenText, read_lines, tokenize
+from local.training.lm_text import TokenText, tokenize
 from local.training.lm_trainer import CLIP_NORM
 from model.build import build_model
 from model.lm import LstmLm
@@ -109,7 +110,7 @@ def _texts(cfg: Config, data_dir: Path) -> tuple[TokenText, TokenText]:
     transcripts = lang_dir(data_dir, cfg.lang) / "transcript.txt"
     parts = load_corpus(data_dir / "corpus.yaml", cfg.data).dev
     dev = read_texts(data_dir, parts)[:HELD_OUT_SENTENCES]
-    train_text = tokenize(itertools.islice(read_lines(transcripts), POOL), tokenizer, str(transcripts))
+    train_text = tokenize(itertools.islice(iterate_lines(transcripts), POOL), tokenizer, str(transcripts))
     return train_text, tokenize(dev, tokenizer, f"dev parts {', '.join(parts)}")
 
 

@@ -148,5 +148,5 @@ def check(world: World, program: str, path: Path, run: Run) -> str:
         assert keys or any(name in errors[0] for name in names), "the line does not name what is wrong"
         return "one-line errors"
     CHECKS.get(program, lambda world, run: None)(world, run)
-    left_out = re.search(r"left out|dropped|passed over|no features for|not decoded|skipped|anew", run.out + run.err)
+    left_out = re.search(r"left out|dropped|passed over|no features for|not decoded|skipped|from the start", run.out + run.err)
     return "counted skips" if left_out else "unharmed"

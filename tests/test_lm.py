@@ -19,6 +19,7 @@ from local.data.tokenizer import Tokenizer, train_tokenizer
 from local.lm_sample import main as lm_sample
 from local.lm_sample import sample
 from local.ngram import main as ngram
+from local.training.lm_text import TokenText
 from model.lm import LstmLm
 
 import numpy as np
@@ -26,16 +27,14 @@ import pytest
 import torch
 from lhotse import SupervisionSegment, SupervisionSet
 
-# Sixteen equally likely sentences: no model can have a loss below log(16) nats a sentence.
+# Sixteen equally likely sentences: no model can have a loss below log(16) nats per sentence.
 LANGUAGE = [f"{a} {b}" for a, b in itertools.product(("RED", "GREEN", "BLUE", "WHITE"), ("DOOR", "LAMP", "FAN", "CAR"))]
-SMALL = [
-    "lm.dim=32", "lm.hidden=32", "lm.num_layers=1", "lm.dropout=0.0", "lm.batch_tokens=200", "lm.lr=0.02", "lm.max_epochs=12",
-]  # fmt: skip
+SMALL = "lm.dim=32 lm.hidden=32 lm.num_layers=1 lm.dropout=0.0 lm.batch_tokens=200 lm.lr=0.02 lm.max_epochs=12".split()
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Models this small only wait for a second thread."""
+    """A second thread only slows models this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -131,7 +130,7 @@ def test_steps_equal_the_loss_also_when_hypotheses_are_chosen() -> None:
 
 
 def test_sampling_follows_the_temperature() -> None:
-    """Temperature 0 and its limit take the likeliest token; above, first tokens are as frequent as the softmax says."""
+    """Temperatures 0 and nearly 0 take the likeliest token; above, the first tokens are as frequent as the softmax says."""
     model = make_model(6, 6, 2, dtype=torch.float32)
     greedy: list[int] = []
     while len(greedy) < 12:
@@ -154,7 +153,7 @@ def test_sampling_follows_the_temperature() -> None:
 
 
 def make_data(folder: Path, train: list[str], dev: list[str]) -> Path:
-    """What prepare.sh leaves behind, as far as the stage reads it."""
+    """Write the files of prepare.sh that the stage reads."""
     (folder / "lang_bpe_500").mkdir(parents=True)
     (folder / "manifests").mkdir()
     (folder / "corpus.yaml").write_text("name: test\nsource: custom\ntrain: [tr]\ndev: [dv]\ntest: []\n")
@@ -179,7 +178,7 @@ def log(exp: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
-def test_the_bigram_is_of_the_transcripts_alone(data: Path, tmp_path: Path) -> None:
+def test_the_bigram_is_estimated_from_the_transcripts_alone(data: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.txt"
     own.write_text("BLUE BLUE BLUE\n" * 5)
     train(data, tmp_path / "exp", "lm.max_epochs=1", f"lm.text={own}")
@@ -196,7 +195,7 @@ def test_training_finds_the_entropy_of_the_language(data: Path, tmp_path: Path) 
     assert nll * 16 == pytest.approx(min(row["dev_nll"] for row in rows), rel=1e-12)
     assert report["dev"]["words"] == 32 and report["dev"]["unknown"] == 0
     assert report["dev"]["perplexity"]["per_word"] == pytest.approx(math.exp(nll / 3))
-    # The file's model has the reported loss, sentence by sentence.
+    # The model in the file has the reported loss, sentence by sentence.
     model, tokenizer = load_lm(tmp_path / "exp" / "lm" / "lm.pt", Tokenizer.from_file(data / "lang_bpe_500" / "bpe.model"))
     assert not model.training
     encoded = tokenizer.encode(LANGUAGE)
@@ -207,7 +206,7 @@ def test_training_finds_the_entropy_of_the_language(data: Path, tmp_path: Path) 
 
 
 def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
-    """Trained on 12 of the 16 sentences, the model comes to exclude the others: the dev perplexity turns."""
+    """Trained on 12 of the 16 sentences, the model learns to exclude the others: the dev perplexity rises again."""
     data = make_data(tmp_path / "data", [s for i, s in enumerate(LANGUAGE) if i % 5] * 12, LANGUAGE)
     train(data, tmp_path / "exp", "lm.max_epochs=40", "lm.patience=3")
     losses = [row["dev_nll"] for row in log(tmp_path / "exp")]
@@ -225,31 +224,31 @@ def test_same_seed_same_model_also_when_resumed(data: Path, tmp_path: Path, caps
         train(data, tmp_path / name, *short)
     train(data, tmp_path / "parts", *short, "lm.max_epochs=1")
     train(data, tmp_path / "parts", *short)
-    assert "going on from" in capsys.readouterr().out
+    assert f"{tmp_path / 'parts' / 'lm' / 'last.pt'}: 1 epochs" in capsys.readouterr().out
     train(data, tmp_path / "other", *short, "train.seed=7")
     whole = load_file(tmp_path / "whole" / "lm" / "last.pt")["model"]
     for name in ("again", "parts", "other"):
         weights = load_file(tmp_path / name / "lm" / "last.pt")["model"]
         assert all(torch.equal(whole[k], weights[k]) for k in whole) == (name != "other")
         assert (log(tmp_path / name) == log(tmp_path / "whole")) == (name != "other")
-    # Other settings: nothing of the old run is left in the new one.
+    # With other settings nothing of the old run is left in the new one.
     train(data, tmp_path / "other", *short)
-    assert "training anew" in capsys.readouterr().out
+    assert f"{tmp_path / 'other' / 'lm' / 'last.pt'} was made with" in capsys.readouterr().out
     assert log(tmp_path / "other") == log(tmp_path / "whole")
 
 
-def test_a_damaged_state_is_trained_anew(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_damaged_state_is_trained_again(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     train(data, tmp_path / "exp", "lm.max_epochs=2")
     rows = log(tmp_path / "exp")
     (tmp_path / "exp" / "lm" / "last.pt").write_bytes(b"no checkpoint")
     train(data, tmp_path / "exp", "lm.max_epochs=2")
-    assert "training anew" in capsys.readouterr().err
+    assert f"warning: {tmp_path / 'exp' / 'lm' / 'last.pt'}" in capsys.readouterr().err
     assert log(tmp_path / "exp") == rows
 
 
 def test_batches_hold_every_sentence_once() -> None:
     lens = np.random.default_rng(0).integers(0, 12, 300)
-    text = train_lm.TokenText(np.arange(lens.sum(), dtype=np.int32), lens, words=0, unknown=0)
+    text = TokenText(np.arange(lens.sum(), dtype=np.int32), lens, words=0, unknown=0)
     drawn = [text.batches(40, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert [b.tolist() for b in drawn[0]] == [b.tolist() for b in drawn[1]] != [b.tolist() for b in drawn[2]]
     for batches in (*drawn, text.batches(40), text.batches(5)):
@@ -263,7 +262,7 @@ def test_batches_hold_every_sentence_once() -> None:
 
 
 def test_a_text_of_ones_own(data: Path, tmp_path: Path) -> None:
-    """lm.text, plain and compressed, with empty lines and other line ends, is the transcript it repeats."""
+    """lm.text, plain or compressed, with empty lines and other line ends, trains as the transcripts that it repeats."""
     messy = "\r\n\r\n".join(LANGUAGE * 12) + "\r\n"
     (tmp_path / "own.txt").write_bytes(messy.encode())
     with gzip.open(tmp_path / "own.txt.gz", "wt") as file:
@@ -277,13 +276,13 @@ def test_a_text_of_ones_own(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("none.txt", None, r"none\.txt: no such text file \(key 'lm\.text'\)"),
-        ("empty.txt", b"\n \n", r"empty\.txt: no text"),
-        ("latin.txt", b"RED D\xd6\xd6R\n", r"latin\.txt: not a text in UTF-8"),
-        ("plain.gz", b"RED DOOR\n", r"plain\.gz: not a text in UTF-8"),
-        ("short.gz", gzip.compress(b"RED DOOR\n" * 99, mtime=0)[:-9], r"short\.gz: not a text in UTF-8"),
-        ("lower.txt", b"red door\nblue fan\nRED FAN\n", r"lower\.txt: most lines have characters .* 'redo' in 'red door'"),
-        ("line.txt", b"RED DOOR " * 3000, r"line\.txt: 'RED .*a sentence a line is meant"),
+        ("none.txt", None, r"'lm\.text'.*none\.txt"),
+        ("empty.txt", b"\n \n", r"empty\.txt: "),
+        ("latin.txt", b"RED D\xd6\xd6R\n", r"latin\.txt:1: .*UTF-8.* byte 6"),
+        ("plain.gz", b"RED DOOR\n", r"plain\.gz: .*gzip"),
+        ("short.gz", gzip.compress(b"RED DOOR\n" * 99, mtime=0)[:-9], r"short\.gz: .*gzip"),
+        ("lower.txt", b"red door\nblue fan\nRED FAN\n", r"lower\.txt: .* 'redo' in 'red door'"),
+        ("line.txt", b"RED DOOR " * 3000, r"line\.txt: 'RED .*\d+ tokens"),
     ],
 )
 def test_a_wrong_text_stops_with_one_line(
@@ -301,23 +300,23 @@ def test_a_wrong_text_stops_with_one_line(
 def test_missing_and_foreign_files_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     train(data, tmp_path / "exp", "lm.max_epochs=1")
     path = tmp_path / "exp" / "lm" / "lm.pt"
-    with pytest.raises(UserError, match=r"lm\.pt: its \d+ tokens are not the recogniser's"):
+    with pytest.raises(UserError, match=r"lm\.pt: .*\d+ tokens"):
         load_lm(path, train_tokenizer(["RED FAN", "BLUE CAR"] * 5, 20))
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match=r"none\.pt"):
         load_lm(tmp_path / "none.pt")
     save_file({"model": {}, "config": {}}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"other\.pt: not a language model; stage 3"):
+    with pytest.raises(UserError, match=r"other\.pt: .*stage 3"):
         load_lm(tmp_path / "other.pt")
     with pytest.raises(SystemExit):
         train(data, tmp_path / "exp", "lm.lr=1e30")
-    assert "epoch 1 ended with an infinite perplexity; lower 'lm.lr'" in capsys.readouterr().err
+    assert "epoch 1 is infinite; lower 'lm.lr'" in capsys.readouterr().err
     (data / "manifests" / "supervisions_dv.jsonl.gz").unlink()
     with pytest.raises(SystemExit):
         train(data, tmp_path / "exp")
-    assert "supervisions_dv.jsonl.gz is missing; stage 1" in capsys.readouterr().err
+    assert "supervisions_dv.jsonl.gz is missing" in capsys.readouterr().err
 
 
-def test_sampled_sentences_are_of_the_language(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_sampled_sentences_belong_to_the_language(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     train(data, tmp_path / "exp", "lm.max_epochs=15")
     capsys.readouterr()
 

@@ -137,8 +137,8 @@ def test_bad_utterances_are_named_and_the_rest_is_kept(tree: Path, capsys: pytes
     assert "truncated" in reasons["100-1-0001"] and "100-1-0001.flac" in reasons["100-1-0001"]
     assert "empty transcript" in reasons["100-1-0002"]
     assert "more tokens than frames" in reasons["100-1-0003"]
-    assert "data.max_duration" in reasons["100-1-0004"]
-    assert "data.min_duration" in reasons["100-1-0005"]
+    assert "data.max_utterance_seconds" in reasons["100-1-0004"]
+    assert "data.min_utterance_seconds" in reasons["100-1-0005"]
     assert "duplicate id" in reasons["101-1-0000"]
     assert len(reasons) == 7
     kept = cuts_of(data, "tr")

@@ -1,4 +1,4 @@
-"""N-gram language models: interpolated Kneser-Ney estimates, written in ARPA format."""
+"""N-gram language models: estimated with interpolated Kneser-Ney smoothing, written in ARPA format."""
 
 from __future__ import annotations
 
@@ -14,24 +14,18 @@ from local.common.text_files import read_lines
 from local.data.tokenizer import SPECIAL, Tokenizer
 
 BOS, EOS = "<s>", "</s>"
-
-
-DEFAULT_DISCOUNT = 0.5  # where no n-gram was seen once, or none twice
-
-
-LOG_ZERO = -99.0  # ARPA's log10 of the probability of <s>, which no history is followed by
-
-
+DEFAULT_DISCOUNT = 0.5  # used if no n-gram was seen once, or none twice
+LOG_ZERO = -99.0  # ARPA's log10 probability of <s>, which never follows a history
 Gram = tuple[str, ...]
 
 
 @dataclass
 class Ngram:
-    """A back-off model: p(w | h) where the n-gram h w is listed, else backoff(h) * p(w | h without its oldest word).
+    """A back-off model: p(w | h) if the n-gram h w is listed, else backoff(h) * p(w | h without its oldest word).
 
     Attributes:
-      probs: for n = 1, 2, ... the probability of the last word of each n-gram given those before it.
-      backoffs: for n = 1, 2, ... the factor of each n-gram as a history; 1 where it is missing.
+        probs: for n = 1, 2, ... the probability of the last word of each n-gram, given the words before it.
+        backoffs: for n = 1, 2, ... the factor of each n-gram as a history; a missing one counts as 1.
     """
 
     probs: list[dict[Gram, float]]
@@ -39,25 +33,27 @@ class Ngram:
 
 
 def estimate(sentences: Iterable[Sequence[str]], order: int, vocabulary: Iterable[str] = ()) -> Ngram:
-    """Interpolated Kneser-Ney smoothing (Chen and Goodman, 1999, section 3) with one discount D = n1 / (n1 + 2 n2) per order.
+    """Estimate with interpolated Kneser-Ney smoothing (Chen and Goodman, 1999, section 3).
 
-    For a history h, of which the extensions have counts c(h w), t(h) of them above 0 and s(h) in sum,
+    There is one discount D = n1 / (n1 + 2 n2) per order, where n1 and n2 n-grams have the counts 1 and 2. Let c(h w) be the
+    counts of the extensions of a history h, t(h) the number of those above 0 and s(h) their sum. Then
 
         p(w | h) = max(c(h w) - D, 0) / s(h) + D t(h) / s(h) * p(w | h without its oldest word)
 
-    and below the single word stands the uniform distribution. Below the highest order c counts the different words seen
-    before h w, but how often it was seen where h w begins a sentence. Interpolation makes this a back-off model as it is.
+    and p(w | h without its oldest word) of a single word is the uniform distribution. At the highest order, and if h w begins
+    a sentence, c is the number of occurrences; else it is the number of different words seen before h w. An interpolated
+    model is a back-off model, with D t(h) / s(h) as the factor of h.
 
     Args:
-      sentences: their words, without <s> and </s>; empty ones are left out.
-      order: n, 1 or more.
-      vocabulary: words that have a probability even if no sentence has them.
+        sentences: their words, without <s> and </s>; empty ones are left out.
+        order: n, 1 or more.
+        vocabulary: words that get a probability even if no sentence has them.
 
     Raises:
-      UserError: no sentences, or one that has <s> or </s> in it.
+        UserError: order is below 1, there is no sentence, or one has the word <s> or </s>.
     """
     if order < 1:
-        raise UserError(f"the order of an n-gram model must be 1 or more, got {order}")
+        raise UserError(f"--order {order}: must be at least 1")
     counts = _adjusted(_count(sentences, order))
     words = sorted({gram[0] for gram in counts[0]} | set(vocabulary) - {BOS})
     lower: dict[Gram, float] = {(): 1 / len(words)}
@@ -70,7 +66,7 @@ def estimate(sentences: Iterable[Sequence[str]], order: int, vocabulary: Iterabl
             types[gram[:-1]] += 1
         backoff = {history: discount * types[history] / total for history, total in sums.items()}
         level: dict[Gram, float] = {}
-        if not probs:  # every word is listed, seen or not
+        if not probs:  # every word is listed, even if no sentence has it
             for word in words:
                 seen = grams.get((word,), discount) - discount
                 level[(word,)] = seen / sums[()] + backoff[()] * lower[()]
@@ -85,13 +81,13 @@ def estimate(sentences: Iterable[Sequence[str]], order: int, vocabulary: Iterabl
 
 
 def _count(sentences: Iterable[Sequence[str]], order: int) -> list[Counter[Gram]]:
-    """How often each n-gram occurs, for n = 1 .. order; sentences begin with one <s> and end with </s>."""
+    """Count each n-gram, for n = 1 .. order; sentences begin with one <s> and end with </s>."""
     counts: list[Counter[Gram]] = [Counter() for _ in range(order)]
     for sentence in sentences:
         if not sentence:
             continue
         if BOS in sentence or EOS in sentence:
-            raise UserError(f"a text has the word {BOS} or {EOS} in it: {' '.join(sentence)}")
+            raise UserError(f"a sentence has the word {BOS} or {EOS}: {' '.join(sentence)}")
         words = (BOS, *sentence, EOS)
         for n, grams in enumerate(counts, 1):
             grams.update(words[i : i + n] for i in range(len(words) - n + 1))
@@ -101,7 +97,7 @@ def _count(sentences: Iterable[Sequence[str]], order: int) -> list[Counter[Gram]
 
 
 def _adjusted(counts: list[Counter[Gram]]) -> list[dict[Gram, int]]:
-    """Kneser-Ney's counts; <s> is no word to be predicted, so that it is not among the single words."""
+    """Return the counts of Kneser-Ney; <s> is not among the single words because it is never predicted."""
     result: list[dict[Gram, int]] = []
     for grams, longer in zip(counts, [*counts[1:], None], strict=True):
         if longer is None:
@@ -115,13 +111,13 @@ def _adjusted(counts: list[Counter[Gram]]) -> list[dict[Gram, int]]:
 
 
 def _discount(grams: dict[Gram, int]) -> float:
-    """Between 0 and 1, neither of them: each history leaves something to shorter ones, no n-gram gives all away."""
+    """Return D, between 0 and 1 but neither, so that both the n-grams and the shorter histories keep some probability."""
     once, twice = (sum(count == n for count in grams.values()) for n in (1, 2))
     return once / (once + 2 * twice) if once and twice else DEFAULT_DISCOUNT
 
 
 def write_arpa(model: Ngram, path: Path) -> None:
-    """Write `model` in ARPA format (man page ngram-format(5) of SRILM), n-grams in the order of their words."""
+    """Write `model` in ARPA format (man page ngram-format(5) of SRILM), with n-grams sorted by their words."""
     with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8") as f:
         levels = [dict(level) for level in model.probs]
         levels[0][(BOS,)] = 0.0
@@ -136,19 +132,19 @@ def write_arpa(model: Ngram, path: Path) -> None:
 
 
 def read_sentences(path: Path) -> list[str]:
-    """The lines of a text file that are not blank. Raises `UserError` where there are none or they are not UTF-8."""
+    """Return the lines of a text file that are not blank. Raises `UserError` if there are none or the file is not UTF-8."""
     lines = [line.strip() for line in read_lines(path)]
     if not any(lines):
-        raise UserError(f"{path}: no text in it")
+        raise UserError(f"{path}: has no text")
     return [line for line in lines if line]
 
 
 def token_sentences(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[str]]:
-    """The token names of each text."""
+    """Return the names of the tokens of each text."""
     return [[tokenizer.tokens[i] for i in ids] for ids in tokenizer.encode(texts)]
 
 
 def write_bigram(transcripts: Path, tokenizer: Tokenizer, path: Path) -> None:
-    """The token bigram of the training transcripts, which stands for what the transducer itself learnt of their language."""
+    """Write the token bigram of the training transcripts, an estimate of the transducer's internal language model."""
     vocabulary = [token for token in tokenizer.tokens if token not in SPECIAL]
     write_arpa(estimate(token_sentences(read_sentences(transcripts), tokenizer), 2, vocabulary), path)

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without executing anything from the file."""
+"""Checkpoints: written atomically, and read without executing anything from the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from local.common.atomic import atomic_write
-from local.common.errors import UserError
+from local.common.errors import UserError, reason
 from local.config import config_from_dict, config_hash, load_config, to_dict
 from local.config.schema import Config
 from local.data.tokenizer import Tokenizer
@@ -25,36 +25,36 @@ from model.transducer import Transducer
 import torch
 
 NAME = re.compile(r"(epoch|step)-(\d+)\.pt")
-NEEDED = ("average", "optimizer", "schedule", "scaler", "progress", "rng", "config")  # dicts that resuming needs
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, or a limit on one file's size
+RESUME_KEYS = ("average", "optimizer", "schedule", "scaler", "progress", "rng", "config")  # dicts that resuming needs
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space left, a quota, or a limit on the size of one file
 
 
 def save_file(content: dict[str, Any], path: Path) -> None:
-    """Write a dict of tensors and plain values; a kill or a full disk leaves what was there before.
+    """Write a dict of tensors and plain values. If the program is killed or the disk is full, an older file stays.
 
-    `UserError` naming the file, its size and the free space when there is too little of it.
+    Raises `UserError` naming the file, its size and the free space if the disk is full.
     """
     size = 0
     try:
         with atomic_write(path) as tmp, tmp.open("wb") as file:
             out = _Output(file)
-            torch.save(_without_floats(content), out)  # type: ignore[arg-type]  # it writes and flushes, no more
+            torch.save(_without_floats(content), out)  # type: ignore[arg-type]  # it calls only write and flush
             size = out.size
-            out.flush()
             if out.error is not None:
                 raise out.error
+            file.flush()
     except OSError as e:
-        if e.errno not in NO_ROOM:
+        if e.errno not in FULL_DISK:
             raise
         free = shutil.disk_usage(path.parent).free
         raise UserError(
             f"{path} is not written: {e.strerror}; it takes {size / 1e6:.1f} MB and {free / 1e6:.1f} MB are free. "
-            "Earlier files are untouched: make room and start again"
+            "Free some space and run the same command again; earlier files are unchanged"
         ) from None
 
 
 class _Output:
-    """A file for torch.save that remembers its first error: some versions of torch abort when a write fails."""
+    """A file for torch.save that keeps its first error for later: some versions of torch abort if a write raises."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.size = file, 0
@@ -70,35 +70,33 @@ class _Output:
         return len(data)
 
     def flush(self) -> None:
-        if self.error is None:
-            try:
-                self.file.flush()
-            except OSError as e:
-                self.error = e
+        """Do nothing: `save_file` flushes."""
 
 
 def load_file(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read such a dict; nothing in the file is executed. `UserError` naming the file when it is missing or damaged."""
+    """Read a file of `save_file`, to `device`. Nothing in the file is executed.
+
+    Raises `UserError` naming the file if it is missing, damaged or not a checkpoint.
+    """
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not compare the check sums that it writes
+        with zipfile.ZipFile(path) as archive:  # torch does not verify its checksums
             if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"the check sum of {damaged} is wrong")
+                raise ValueError(f"wrong checksum of {damaged}")
         content = _with_floats(torch.load(path, map_location=device, weights_only=True))
     except Exception as e:
-        first = (str(e).strip().split("\n") or [""])[0][:200]
-        raise UserError(f"{path}: damaged, or not a checkpoint: {type(e).__name__}: {first}") from None
+        raise UserError(f"{path}: damaged, or not a checkpoint: {type(e).__name__}: {reason(e)[:200]}") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise UserError(f"{path}: not a checkpoint of this program")
+        raise UserError(f"{path}: not a checkpoint of this project: it has no 'model'")
     return content
 
 
-FLOAT = "python float"  # key of the dict that stands for one; its value is the number's hexadecimal text
+FLOAT = "python float"  # key of the dict that replaces a float; its value is the number in hexadecimal
 
 
 def _without_floats(value: Any) -> Any:
-    """Python floats as dicts of text: torch 1.13 writes them, but its safe loader cannot read them."""
+    """Replace floats by dicts of text: torch 1.13 writes floats, but its safe loader cannot read them."""
     if isinstance(value, float):
         return {FLOAT: value.hex()}
     if isinstance(value, dict):
@@ -107,14 +105,14 @@ def _without_floats(value: Any) -> Any:
 
 
 def _with_floats(value: Any) -> Any:
-    """The inverse of `_without_floats`."""
+    """Invert `_without_floats`."""
     if isinstance(value, dict):
         return float.fromhex(value[FLOAT]) if FLOAT in value else {k: _with_floats(v) for k, v in value.items()}
     return type(value)(_with_floats(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def checkpoints(folder: Path, kind: str) -> list[tuple[int, Path]]:
-    """The checkpoints of one kind (epoch | step) with their numbers, newest first."""
+    """Return the checkpoints of one kind (epoch | step) with their numbers, newest first."""
     found = []
     for path in folder.glob(f"{kind}-*.pt"):
         match = NAME.fullmatch(path.name)
@@ -124,14 +122,14 @@ def checkpoints(folder: Path, kind: str) -> list[tuple[int, Path]]:
 
 
 def remove_old(folder: Path, epochs: int, steps: int) -> None:
-    """Keep the newest checkpoints of each kind: so many `epochs`, so many `steps`."""
+    """Remove all checkpoints except the newest `epochs` of kind epoch and the newest `steps` of kind step."""
     for kind, keep in (("epoch", epochs), ("step", steps)):
         for _, path in checkpoints(folder, kind)[keep:]:
             path.unlink()
 
 
 def newest_readable(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint of most steps that training can go on from, if there is one; damaged ones are named and passed over."""
+    """Return the checkpoint of most steps from which training can resume, or None; damaged ones are reported and skipped."""
     found = [pair for kind in ("epoch", "step") if (pair := _newest_readable(folder, kind)) is not None]
     return max(found, key=lambda pair: pair[1]["progress"]["step"], default=None)
 
@@ -140,19 +138,19 @@ def _newest_readable(folder: Path, kind: str) -> tuple[Path, dict[str, Any]] | N
     for _, path in checkpoints(folder, kind):
         try:
             content = load_file(path)
-            for key in NEEDED:
+            for key in RESUME_KEYS:
                 if not isinstance(content.get(key), dict):
-                    raise UserError(f"{path}: has no '{key}', so that training cannot go on from it")
+                    raise UserError(f"{path}: training cannot resume from it: it has no '{key}'")
             if type(content["progress"].get("step")) is not int:
-                raise UserError(f"{path}: its 'progress' is damaged, so that training cannot go on from it")
+                raise UserError(f"{path}: training cannot resume from it: 'progress' is damaged")
             return path, content
         except UserError as e:
-            print(f"warning: {e}; passed over", file=sys.stderr)
+            print(f"warning: {e}; skipped", file=sys.stderr)
     return None
 
 
 def provenance(cfg: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What every checkpoint and config.yaml record: config, tokens and their hash, git commit, library versions."""
+    """Return what checkpoints and config.yaml record: config, tokens and their hash, git commit, library versions."""
     return {
         "config": to_dict(cfg),
         "tokens": tokenizer.tokens,
@@ -230,7 +228,7 @@ def model_from(
     """Return what `load_averaged` returns, from the file's content; `path` is for messages."""
     for key, kind in (("config", dict), ("bpe_model", torch.Tensor)):
         if not isinstance(content.get(key), kind):
-            raise UserError(f"{path}: holds no '{key}'; local/average.py writes files that decoding can read")
+            raise UserError(f"{path}: has no '{key}'; decoding needs a file of local/average.py")
     cfg = config_for_recognition(content["config"], overrides, conf, path)
     tokenizer = tokenizer_of(content, path)
     model = build_model(cfg, tokenizer.vocab_size)
@@ -240,30 +238,31 @@ def model_from(
 
 
 def tokenizer_of(content: dict[str, Any], where: Path) -> Tokenizer:
-    """The tokens that a checkpoint holds. `UserError` where they are damaged."""
+    """Return the tokenizer of a checkpoint. Raises `UserError` naming the file `where` if it is damaged."""
     model = content["bpe_model"]
     if not isinstance(model, torch.Tensor) or model.dtype != torch.uint8:
-        raise UserError(f"{where}: its 'bpe_model' is no BPE model")
-    return Tokenizer(model.numpy().tobytes(), f"{where}: its 'bpe_model'")
+        raise UserError(f"{where}: 'bpe_model' is not a BPE model")
+    return Tokenizer(model.numpy().tobytes(), f"{where}: 'bpe_model'")
 
 
 def check_finite(state: dict[str, Any], where: Path) -> None:
-    """`UserError` naming the first tensor that holds something that is no number."""
+    """Raise `UserError` naming the first tensor with NaN or infinite values."""
     for key, value in state.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise UserError(f"{where}: '{key}' holds values that are no numbers")
+            raise UserError(f"{where}: '{key}' contains NaN or infinite values")
 
 
 def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], where: Path) -> None:
-    """Fill `model` by name. `UserError` naming the first tensor that is missing, unknown or of another shape."""
+    """Fill `model` by name. Raises `UserError` naming the first tensor that is missing, unknown, or of wrong shape or dtype."""
     own = model.state_dict()
     for key in own.keys() - state.keys():
-        raise UserError(f"{where}: has no weights for '{key}'; the model it holds is another one")
+        raise UserError(f"{where}: has no weights for '{key}' of the configured model; it is from another model")
     for key, value in state.items():
         if key not in own:
-            raise UserError(f"{where}: has weights '{key}' that the configured model lacks")
+            raise UserError(f"{where}: has weights '{key}', which the configured model does not have; it is from another model")
         if not isinstance(value, torch.Tensor) or value.is_floating_point() != own[key].is_floating_point():
-            raise UserError(f"{where}: '{key}' is a {type(value).__name__} of other values than weights")
+            kind = "floating point" if own[key].is_floating_point() else "integer"
+            raise UserError(f"{where}: '{key}' has the wrong dtype (expected {kind})")
         if own[key].shape != value.shape:
-            raise UserError(f"{where}: '{key}' is {tuple(value.shape)}, the configured model's {tuple(own[key].shape)}")
+            raise UserError(f"{where}: '{key}' has shape {tuple(value.shape)}; the model needs {tuple(own[key].shape)}")
     model.load_state_dict(state)

@@ -1,0 +1,1 @@
+"""Helpers that any room may use; they import no other room."""

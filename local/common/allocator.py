@@ -1,4 +1,4 @@
-"""What the C library's heap and oneDNN keep of freed memory: why a trainer would grow with batches of ever other shapes."""
+"""Keep the trainer's memory flat, although every batch has new shapes: settings of the C library's heap and of oneDNN."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")  # there where the kernel has them
-PRIMITIVES = 32  # operations of oneDNN that are kept, about as many as a step has; with 128 memory grew by 3 % over 2,000 steps
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")  # exists if the kernel has them
+PRIMITIVES = 32  # cached operations of oneDNN: about as many as a step has; with 128 memory grew by 3 % over 2,000 steps
 
 
 def tune_memory() -> None:
-    """Call once, before the first tensor: libraries read these variables of the environment then. Those set already stay.
+    """Set the variables of the environment that torch and oneDNN read at the first tensor; those already set stay.
 
-    oneDNN compiles an operation for each shape and keeps the last 1024 of them. Shapes hardly ever come again in training,
-    so that they fill the heap for 800 steps of tiny, and being small and long-lived keep freed neighbours from being joined.
+    oneDNN compiles an operation for each shape and caches the last 1024. In training shapes hardly ever repeat: the cache
+    fills the heap (for 800 steps of tiny), and its small, long-lived blocks keep freed neighbours from being merged.
 
-    Large tensors ask for huge pages: making a page costs more than writing it does.
+    Large tensors ask for huge pages, because page faults cost more than the writes themselves.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
     if HUGE_PAGES.is_dir():
@@ -26,7 +26,7 @@ def tune_memory() -> None:
 
 
 def release_free_memory() -> None:
-    """Give whole free pages within the heap back to the system: 20 to 30 ms, for once in some dozens of steps. glibc only."""
+    """Return free pages within the heap to the system. Takes 20 to 30 ms; does nothing if the C library is not glibc."""
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
@@ -34,9 +34,7 @@ def release_free_memory() -> None:
 
 @functools.cache
 def _malloc_trim() -> Callable[[int], int] | None:
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # another C library, or Windows
-        return None
-    trim.argtypes, trim.restype = (ctypes.c_size_t,), ctypes.c_int
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim.argtypes, trim.restype = (ctypes.c_size_t,), ctypes.c_int
     return trim

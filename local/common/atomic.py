@@ -1,4 +1,4 @@
-"""Files that are either wholly there or not there at all: written beside their place, then renamed."""
+"""Write files atomically: under a temporary name, then renamed, so that no reader sees half a file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PREFIX = ".tmp-"
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the same folder; flush it to the disk and rename it to `path` when the block ends.
 
-    The temporary keeps the file's ending (`.jsonl.gz`, `.npy`), since writers choose their format by it. When the block
-    raises, the temporary is removed and what was at `path` before stays untouched. An OSError without a file's name (a
-    full disk is noticed by a write, which knows none) is given that of `path`.
+    The temporary keeps the file's ending (`.jsonl.gz`, `.npy`), because writers choose their format by it. If the block
+    raises, the temporary is removed and an older file at `path` stays untouched. An OSError without a file name, such as that
+    of a write to a full disk, gets the name `path`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -43,14 +43,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 def remove_abandoned(folder: Path) -> list[Path]:
     """Remove the temporaries of `atomic_write` in `folder` whose writer was killed, and return them.
 
-    A writer holds a lock on its temporary, which ends with it: process numbers come again, above all in containers.
-    Where the file system has no locks, nothing is removed.
+    A living writer holds a lock on its temporary. (Its process number proves nothing: numbers are reused, above all in
+    containers.) If the file system has no locks, nothing is removed.
     """
     removed = []
     for path in sorted(folder.glob(f"{PREFIX}*")):
         try:
             file = os.open(path, os.O_RDWR)
-        except OSError:  # renamed meanwhile, or another user's
+        except OSError:  # renamed meanwhile, or owned by another user
             continue
         try:
             if _lock(file):
@@ -62,7 +62,7 @@ def remove_abandoned(folder: Path) -> list[Path]:
 
 
 def _lock(file: int) -> bool:
-    """Lock an open file until it is closed by all that have it open; False where another has, or where there are no locks."""
+    """Lock an open file until it is closed. Return False if another process holds the lock or if there are no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -71,7 +71,7 @@ def _lock(file: int) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Ask the disk to have `path` (a file or a folder) for good; file systems that cannot are forgiven for folders."""
+    """Flush `path` (a file or a folder) to the disk. Errors are ignored for folders, which some file systems cannot flush."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

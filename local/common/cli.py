@@ -1,4 +1,4 @@
-"""What every program shares: its argument parser, its device and threads, and errors as one line."""
+"""Shared by all programs: the argument parser, the device and its threads, and errors as one line."""
 
 from __future__ import annotations
 

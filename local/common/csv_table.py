@@ -1,4 +1,4 @@
-"""Tables of numbers as text files."""
+"""Write tables of numbers as text files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from local.common.atomic import atomic_write
 
 
 def write_table(path: Path, head: Sequence[str], rows: Sequence[Mapping[str, Any]], delimiter: str = ",") -> None:
-    """Columns `head` of the rows, floats to six digits (`nan` and `inf` as such); what a row lacks stays empty."""
+    """Write the columns `head` of the rows, with floats of six digits. Missing values are empty; `nan` and `inf` stay."""
     with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as f:
         writer = csv.DictWriter(f, head, delimiter=delimiter, lineterminator="\n", restval="")
         writer.writeheader()

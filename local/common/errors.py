@@ -1,4 +1,4 @@
-"""Errors that a user can fix, and what an exception says in one line."""
+"""Errors that a user can fix, and exceptions as one line of text."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ class UserError(Exception):
 
 
 def reason(e: BaseException) -> str:
-    """The first line of what an exception says; its name where it says nothing."""
+    """Return the first line of an exception's message, or its class if the message is empty."""
     return (str(e).strip() or type(e).__name__).splitlines()[0]
 
 
 def one_line(message: str, longest: int = 600) -> str:
-    """`message` without line breaks and other control characters, its middle left out where it is too long to be read."""
+    """Return `message` without line breaks and control characters, and without its middle if it exceeds `longest`."""
     plain = re.sub(r"[\s\x00-\x1f\x7f]+", " ", message).strip()
     return plain if len(plain) <= longest else f"{plain[: longest * 2 // 3]} ... {plain[-longest // 4 :]}"
 
 
 def is_out_of_memory(e: BaseException) -> bool:
-    """Whether an exception says that the device's or the machine's memory is used up."""
+    """Return whether an exception says that the memory of the GPU or of the machine is used up."""
     if isinstance(e, MemoryError):
         return True
     text = str(e)

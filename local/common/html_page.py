@@ -1,4 +1,4 @@
-"""A self-contained HTML page of text, tables and plots; every plot is also a PNG file beside it, 1200 pixels wide."""
+"""Write self-contained HTML pages of text, tables and plots; each plot is also a PNG file beside the page, 1200 pixels wide."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ figcaption { color: #555; }
 
 
 def new_figure(height: float = 5.0) -> Figure:
-    """An empty matplotlib figure, 1200 pixels wide and `height` inches (of 100 pixels) high; needs no display."""
+    """Return an empty matplotlib figure, 1200 pixels wide and `height` inches (of 100 pixels) high. Needs no display."""
     from matplotlib.figure import Figure  # takes half a second
 
     return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
 
 
 class Page:
-    """Collects the parts of a page in their order; `write` makes the file, figures are written as they come."""
+    """Collect the parts of a page in their order. `write` makes the file; the PNG files are written at once."""
 
     def __init__(self, title: str, folder: Path) -> None:
-        """folder: where the PNG files and the page go; made where missing."""
+        """Start an empty page. folder: for the page and the PNG files; it is made if missing."""
         self.title, self.folder = title, folder
         self.parts: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
 
     def heading(self, text: str) -> None:
-        """A section's title."""
+        """Add the title of a section."""
         self.parts.append(f"<h2>{html.escape(text)}</h2>")
 
     def text(self, text: str) -> None:
-        """A paragraph of plain text."""
+        """Add a paragraph of plain text."""
         self.parts.append(f"<p>{html.escape(text)}</p>")
 
     def formula(self, text: str) -> None:
-        """Lines kept as they are, in a fixed-width font."""
+        """Add lines as they are, in a fixed-width font."""
         self.parts.append(f"<pre>{html.escape(text)}</pre>")
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table of texts; the first column is set left, the others right."""
+        """Add a table of texts. The first column is aligned left, the others right."""
         lines = ["<tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in head) + "</tr>"]
         lines += ["<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows]
         self.parts.append("<table>\n" + "\n".join(lines) + "\n</table>")
 
     def figure(self, figure: Figure, name: str, caption: str) -> None:
-        """Write FOLDER/<name>.png and show the same picture in the page, with `caption` below."""
+        """Write FOLDER/<name>.png and show the same picture in the page, with `caption` below it."""
         path = self.folder / f"{name}.png"
         with atomic_write(path) as tmp:
             figure.savefig(tmp, format="png")

@@ -1,10 +1,9 @@
-"""Time and memory that parts of a program take."""
+"""Measure time and memory of the parts of a program."""
 
 from __future__ import annotations
 
 import contextlib
 import resource
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +14,9 @@ MIB = 2**20
 
 
 class Meter:
-    """Seconds by name, added up; and the most memory in MiB that was in use while something of that name ran.
+    """Total seconds and peak memory in MiB by name.
 
-    Memory is the device's, of torch's tensors; on the CPU it is the whole process's. Where the system cannot begin that peak
-    anew (all but Linux) it is the process's since it started.
+    On a GPU memory is that of torch's tensors; on the CPU it is that of the whole process.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,13 +24,13 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Forget all measurements."""
         self.seconds: dict[str, float] = {}
         self.peak_mib: dict[str, float] = {}
 
     @contextlib.contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Counts what happens inside as `name`'s."""
+        """Measure the block under `name`."""
         self._begin_peak()
         start = time.perf_counter()
         yield
@@ -42,7 +40,10 @@ class Meter:
         self.peak_mib[name] = max(self.peak_mib.get(name, 0.0), self._peak())
 
     def tells_peaks(self) -> bool:
-        """Whether `peak_mib` is of what ran inside, not of the process since it started."""
+        """Return whether the system can measure the peak of a block; if not, `peak_mib` is that since the process started.
+
+        Some containers do not allow it.
+        """
         return self._begin_peak()
 
     def in_use(self) -> float:
@@ -56,7 +57,7 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self.device)
             return True
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak becomes what is in use now
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): reset the peak to the current use
         except OSError:
             return False
         return True
@@ -64,12 +65,12 @@ class Meter:
     def _peak(self) -> float:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / MIB
-        with contextlib.suppress(OSError, StopIteration):  # what follows knows no peak below that of who started us
+        with contextlib.suppress(OSError, StopIteration):
             return proc_kib(Path("/proc/self/status"), "VmHWM") / 1024
-        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+        # Fallback: ru_maxrss is inherited from the parent process, so it may be too high.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def proc_kib(path: Path, name: str) -> int:
-    """Return the value of a line `name:  1234 kB` of a file of /proc. Raises StopIteration if there is no such line."""
+    """Return the KiB of a line `name:  1234 kB` of a file in /proc. Raises StopIteration if there is no such line."""
     return next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(f"{name}:"))

@@ -1,4 +1,4 @@
-"""Work done in halves where the memory does not suffice."""
+"""Split work in halves when it runs out of memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Result = TypeVar("Result")
 def in_halves_on_oom(
     work: Callable[[slice], Result], names: list[str], device: torch.device, to: str = "decode"
 ) -> list[Result]:
-    """`work` on all rows (`slice`) of a batch at once, or in halves, quarters ... where the memory does not suffice.
+    """Call `work` with all rows (a `slice`) of a batch, or with halves, quarters ... if the memory does not suffice.
 
-    names: of the rows, for messages. to: what the work is, likewise.
-    Returns the results in the order of the rows. Raises `UserError` naming a row that alone is too long.
+    names: the names of the rows, and to: the verb for the work, for messages.
+    Returns the results in the order of the rows. Raises `UserError` naming a row that is too long even alone.
     """
 
     def part(first: int, end: int) -> list[Result]:
@@ -29,12 +29,15 @@ def in_halves_on_oom(
             if not is_out_of_memory(e):
                 raise
             reason = str(e).strip().split("\n")[0][:200]
-        # Out of the handler, which holds on to the tensors of what failed.
+        # Not in the handler: the exception holds the tensors of the failed work.
         if device.type == "cuda":
             torch.cuda.empty_cache()
         if end - first == 1:
             raise UserError(f"utterance {names[first]}: not enough memory to {to} it: {reason}")
-        print(f"warning: not enough memory for {end - first} utterances at once ({names[first]}, ...); halved", file=sys.stderr)
+        print(
+            f"warning: not enough memory for {end - first} utterances at once ({names[first]}, ...); the batch is halved",
+            file=sys.stderr,
+        )
         middle = (first + end) // 2
         return part(first, middle) + part(middle, end)
 

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line every ten seconds elsewhere."""
+"""Show the progress of long work: a bar on a terminal, else a plain line every ten seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLAIN_INTERVAL = 10.0  # seconds between two plain lines
 
 
 class Progress:
-    """A counter with rate and time left; `update(n)` moves it, `note` shows a few words (a loss) beside it."""
+    """A counter with rate and time left. `update(n)` advances it; a `note`, such as a loss, is shown beside it."""
 
     def __init__(self, total: int | None = None, desc: str = "", unit: str = "it", initial: int = 0) -> None:
         self.total, self.desc, self.unit = total, desc, unit
@@ -30,7 +30,7 @@ class Progress:
             self.bar = tqdm(total=total, desc=desc, unit=f" {unit}", **options)
 
     def update(self, n: int = 1, note: str | None = None) -> None:
-        """Count `n` more items; `note`, where given, replaces the words shown beside the numbers."""
+        """Count `n` more items; a `note` replaces the last one."""
         self.count += n
         if note is not None:
             self.note = note
@@ -43,7 +43,7 @@ class Progress:
             print(self.line(), file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """`features: 300/1500 utt (20 %), 41.2 utt/s, 0:29 left, <note>`."""
+        """Return `features: 300/1500 utt (20 %), 41.2 utt/s, 0:29 left, <note>`."""
         seconds = max(time.monotonic() - self.started, 1e-9)
         rate = (self.count - self.initial) / seconds
         of = f"/{self.total} {self.unit} ({100 * self.count // self.total} %)" if self.total else f" {self.unit}"
@@ -53,7 +53,7 @@ class Progress:
         return ", ".join(parts + ([self.note] if self.note else []))
 
     def close(self) -> None:
-        """Take the bar away; where plain lines were shown, end with one that gives the whole."""
+        """Remove the bar; after plain lines, print a last one with the total."""
         if self.bar is not None:
             self.bar.close()
         elif self.last_line > self.started:
@@ -67,7 +67,7 @@ class Progress:
 
 
 def progress(iterable: Iterable[T], total: int | None = None, desc: str = "", unit: str = "it") -> Iterator[T]:
-    """Iterate while showing progress; `total` is taken from `len(iterable)` where it has one."""
+    """Yield the items and show the progress; `total` defaults to `len(iterable)` if there is one."""
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)  # type: ignore[arg-type]
     with Progress(total, desc, unit) as p:
@@ -86,6 +86,6 @@ def _terminal() -> TextIO | None:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as `m:ss` or `h:mm:ss`."""
+    """Format seconds as `m:ss` or `h:mm:ss`."""
     s = int(round(max(seconds, 0.0)))
     return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}" if s >= 3600 else f"{s // 60}:{s % 60:02d}"

@@ -1,9 +1,12 @@
-"""Reading what others wrote, texts and YAML: whatever is wrong with a file is one line that names it."""
+"""Reading files that others wrote, texts and YAML: an error names the file and the line."""
 
 from __future__ import annotations
 
 import gzip
+import re
+import sys
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +16,91 @@ import yaml
 
 
 def read_bytes(path: Path, made_by: str = "") -> bytes:
-    """A file's content, unpacked where its name ends in `.gz`. `UserError` where it is missing or broken."""
+    """Return a file's content, unpacked if its name ends in `.gz`.
+
+    made_by: what writes the file, for the message of the `UserError` raised if it is missing or damaged.
+    """
     try:
         data = path.read_bytes()
         return gzip.decompress(data) if path.suffix == ".gz" else data
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing" + (f"; {made_by} makes it" if made_by else "")) from None
-    except (gzip.BadGzipFile, EOFError, zlib.error):
-        again = f"; let {made_by} make it again (--force)" if made_by else ""
-        raise UserError(f"{path}: truncated or not gzip{again}") from None
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}") from None
+    except (OSError, EOFError, zlib.error) as e:
+        raise _unreadable(path, made_by, e) from None
+
+
+def _unreadable(path: Path, made_by: str, e: Exception) -> UserError:
+    if isinstance(e, FileNotFoundError):
+        return UserError(f"{path} is missing" + (f"; {made_by} makes it" if made_by else ""))
+    if isinstance(e, OSError) and not isinstance(e, gzip.BadGzipFile):
+        return UserError(f"{path}: {e.strerror}")
+    return UserError(f"{path}: truncated or not gzip" + (f"; {made_by} with --force makes it again" if made_by else ""))
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; False, too, for what cannot be a path (overlong, or with a zero byte)."""
+    """Return whether `path` is a file; False also if it cannot be a path (too long, or with a zero byte)."""
     try:
         return path.is_file()
     except (OSError, ValueError):
         return False
 
 
-def read_lines(path: Path, made_by: str = "") -> list[str]:
-    """Lines of a UTF-8 file without their ends; `UserError` names the line that is not UTF-8, or has a zero byte."""
-    lines = read_bytes(path, made_by).removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").split(b"\n")
-    out = []
-    for number, line in enumerate(lines, 1):
-        if b"\0" in line:  # valid, but what a crash leaves where text was
-            raise UserError(f"{path}:{number}: not text (a zero byte at byte {line.index(0) + 1})")
-        try:
-            out.append(line.decode("utf-8"))
-        except UnicodeDecodeError as e:
-            raise UserError(f"{path}:{number}: not UTF-8 text ({e.reason} at byte {e.start + 1})") from None
-    return out[:-1] if out[-1] == "" else out
+def iterate_lines(path: Path, made_by: str = "") -> Iterator[str]:
+    """Yield the lines of a UTF-8 file without their ends, one by one: a text may be larger than the memory.
 
-
-def read_yaml(path: Path, made_by: str = "") -> Any:
-    """What a YAML file says, plain values. `UserError` where it is none."""
-    text = "\n".join(read_lines(path, made_by))
+    Files that end in `.gz` are unpacked. Raises `UserError` naming the file if it is missing or damaged, and the line if it
+    is not UTF-8 or has a zero byte, which is valid UTF-8 but what a crash leaves instead of text.
+    """
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: a date that is none
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                yield _decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, f"{path}:{number}")
+    except (OSError, EOFError, zlib.error) as e:
+        raise _unreadable(path, made_by, e) from None
+
+
+def _decode(line: bytes, where: str) -> str:
+    line = line.removesuffix(b"\n").removesuffix(b"\r")
+    if b"\0" in line:
+        raise UserError(f"{where}: not text (a zero byte at byte {line.index(0) + 1})")
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{where}: not UTF-8 text ({e.reason} at byte {e.start + 1})") from None
+
+
+def read_lines(path: Path, made_by: str = "") -> list[str]:
+    """Return the lines of a UTF-8 file; see `iterate_lines`."""
+    return list(iterate_lines(path, made_by))
+
+
+def read_yaml(path: Path, made_by: str = "", load: Callable[[str], Any] = yaml.safe_load) -> Any:
+    """Return the plain values of a YAML file, or what `load` makes of its text.
+
+    Raises `UserError` naming the file, and line, column and key of a syntax error.
+    """
+    lines = read_lines(path, made_by)
+    try:
+        return load("\n".join(lines))
+    except yaml.MarkedYAMLError as e:
+        raise UserError(f"{path}{_place(e, lines)}: {', '.join(filter(None, (e.context, e.problem)))}") from None
+    except Exception as e:  # impossible dates, numbers that are text, endless recursion
         raise UserError(f"{path}: not valid YAML: {' '.join(str(e).split())[:200]}") from None
+
+
+def _place(e: yaml.MarkedYAMLError, lines: list[str]) -> str:
+    """Return ":LINE:COLUMN: not valid YAML at key 'a.b'" of a syntax error.
+
+    An unclosed bracket or quote is noticed only lines later; the place is then where it was opened.
+    """
+    opened = re.search("flow|quoted", e.context or "")
+    mark = (e.context_mark if opened else None) or e.problem_mark or e.context_mark
+    if mark is None:
+        return ": not valid YAML"
+    names: list[str] = []
+    indent = sys.maxsize
+    for line in reversed(lines[: mark.line + 1]):
+        match = re.match(r"([ -]*)([^\s#:'\"{}\[\],-][^\s:]*)\s*:(\s|$)", line)
+        if match and len(match[1]) < indent:
+            names.insert(0, match[2])
+            indent = len(match[1])
+    key = f" at key '{'.'.join(names)}'" if names else ""
+    return f":{mark.line + 1}:{mark.column + 1}: not valid YAML{key}"

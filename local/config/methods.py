@@ -1,17 +1,24 @@
-"""Decoding methods by icefall's names: which search each is, which scorers help it, and which settings scale these.
+"""Decoding methods by icefall's names, and the sections of the configuration that set them: decode and tune.
 
-Nothing but the table: the config checks names against it and scoring reads what it needs of it, without torch.
-local/decoding/recogniser.py turns an entry into something that decodes.
+A method is a search, the scorers that help it, and the keys that scale these. Scoring reads the table too, so there is no
+torch here; local/decoding/recogniser.py turns an entry into something that decodes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal
+
+from local.config.limits import Count, NotNegative, Positive, Seconds, Section, Size, describe, find_problems, types_of, within
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 
 @dataclass(frozen=True)
 class ScorerTerm:
-    """A scorer's share: `sign` times what key `scale` of section `decode` says, times the scorer's score.
+    """What a scorer adds to a hypothesis: `sign` times the value of key `scale` of section decode times its score.
 
     scorer: "lm" (the LSTM language model), "ngram" (decode.ngram), "bigram" (decode.bigram) or "internal_lm".
     """
@@ -23,10 +30,11 @@ class ScorerTerm:
 
 @dataclass(frozen=True)
 class Method:
-    """search: name in `model.search`, or "fast_beam_search_graph" for the search over LG.
+    """A decoding method.
 
-    fused: what takes part in the search. second_pass: what puts the n-best list in another order afterwards.
-    oracle: of the n-best list the entry with the fewest word errors is taken, which needs the reference: a lower bound.
+    search: name in `model.search`, or "fast_beam_search_graph" for the search over a decoding graph (LG).
+    fused: scorers that take part in the search. second_pass: scorers that reorder the n-best list after it.
+    oracle: take the entry of the n-best list with the fewest word errors. It needs the reference and gives a lower bound.
     """
 
     search: str
@@ -36,13 +44,13 @@ class Method:
 
     @property
     def scales(self) -> tuple[str, ...]:
-        """Keys of section `decode` that scale something of this method's."""
+        """The keys of section decode that scale a part of this method's score."""
         graph = ("ngram_scale",) if self.search == "fast_beam_search_graph" else ()
         return graph + tuple(part.scale for part in self.fused + self.second_pass)
 
     @property
     def supports_scorers(self) -> bool:
-        """Whether decode.supports_scorers take part."""
+        """Whether the search adds scores from outside the transducer, such as those of decode.hotwords."""
         return self.search == "modified_beam_search"
 
 
@@ -61,3 +69,80 @@ METHODS: dict[str, Method] = {
     "fast_beam_search_nbest_oracle": Method("fast_beam_search", oracle=True),
     "fast_beam_search_LG": Method("fast_beam_search_graph"),
 }
+
+# Keys of section decode that all methods of a run share: `by_method` cannot have them.
+SHARED_BY_METHODS = ("methods", "max_duration", "tail_frames", "max_utterances", "num_threads", "by_method")
+
+
+@dataclass
+class DecodeConfig(Section):
+    """Section decode."""
+
+    methods: list[str]
+    max_duration: Seconds
+    tail_frames: Annotated[int, within(0, 100_000)]
+    max_utterances: Count
+    max_sym_per_frame: Annotated[int, within(1, 1000)]
+    beam: Annotated[int, within(1, 10_000)]
+    fast_beam: Positive
+    max_contexts: Annotated[int, within(1, 100_000)]
+    max_states: Annotated[int, within(1, 1_000_000)]
+    fast_beam_backend: Literal["native", "k2"]
+    blank_penalty: float
+    temperature: Positive
+    lm: str | None
+    lm_scale: NotNegative
+    bigram: str | None
+    lodr_scale: NotNegative
+    ngram: str | None
+    ngram_scale: NotNegative
+    ilm_scale: NotNegative
+    hotwords: str | None
+    hotwords_boost: float
+    num_threads: Annotated[int, within(0, 4096)]
+    by_method: dict[str, dict[str, Any]]
+
+    def of_method(self, method: str) -> DecodeConfig:
+        """Return the settings of one method: these, changed by what `by_method` says of it.
+
+        Raises `omegaconf.errors.ValidationError` if `by_method` has a value of a wrong type; a loaded config has none.
+        """
+        own = self.by_method.get(method, {})
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(self), own))  # type: ignore[return-value]
+
+    def cross_check(self) -> Iterator[tuple[str, str]]:
+        """Check the names of methods, and what `by_method` says of each as if it stood in section decode itself."""
+        known = f"must be one of {', '.join(METHODS)}"
+        for method in self.methods:
+            if method not in METHODS:
+                yield "methods", f"'{method}' {known}"
+        for method, own in self.by_method.items():
+            if method not in METHODS:
+                yield f"by_method.{method}", f"the name {known}"
+                continue
+            for name in own:
+                if name in SHARED_BY_METHODS:
+                    yield f"by_method.{method}.{name}", f"all methods share it; set decode.{name} instead"
+            try:
+                settings = replace(self.of_method(method), by_method={})
+            except OmegaConfBaseException as e:
+                name = str(e.full_key)
+                yield f"by_method.{method}.{name}", f"must be {describe(types_of(DecodeConfig)[name])}"
+                continue
+            yield from ((f"by_method.{method}.{name}", why) for name, why in find_problems(settings) if name in own)
+
+
+@dataclass
+class TuneConfig(Section):
+    """Section tune: each key lists values to try for another key, see `TUNED`."""
+
+    average_num: list[Size]
+    blank_penalty: list[float]
+    lm_scale: list[NotNegative]
+    lodr_scale: list[NotNegative]
+    ngram_scale: list[NotNegative]
+    ilm_scale: list[NotNegative]
+
+
+# The key that each list of section tune has values for.
+TUNED = {f.name: "average.num" if f.name == "average_num" else f"decode.{f.name}" for f in fields(TuneConfig)}

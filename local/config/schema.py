@@ -1,209 +1,209 @@
-"""The configuration's keys and their types; conf/base.yaml has the defaults and says what each means."""
+"""The keys of the configuration, their types and limits; conf/base.yaml has the defaults and explains each key.
+
+A new key needs two places: this file (methods.py for sections decode and tune) and conf/base.yaml.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from omegaconf import OmegaConf
+from local.config.limits import Count, NotNegative, Positive, Seconds, Section, Share, Size, above, within
+from local.config.methods import METHODS, DecodeConfig, TuneConfig
 
 AUTO = "auto"  # of train.max_duration: the trainer chooses
 
-
-@dataclass
-class EncoderConfig:
-    num_layers: int
-    d_model: int
-    rnn_hidden_size: int
-    dim_feedforward: int
-    dropout: float
-    layer_dropout: float
-    balance_prob: float
-    rnn: str
-    norm: str
-    activation: str
+GradientControl = Literal["filter", "clip", "none"]
 
 
 @dataclass
-class DecoderConfig:
-    dim: int
-    context_size: int
+class EncoderConfig(Section):
+    num_layers: Annotated[int, within(1, 1000)]
+    d_model: Size
+    rnn_hidden_size: Size
+    dim_feedforward: Size
+    dropout: Share
+    layer_dropout: Share
+    balance_prob: Share
+    rnn: Literal["lstm", "gru", "rnn"]
+    norm: Literal["basic", "layer", "batch", "group", "instance", "none"]
+    activation: Literal["double_swish", "relu", "sigmoid", "tanh"]
+
+    def cross_check(self) -> Iterator[tuple[str, str]]:
+        if self.rnn_hidden_size < self.d_model:
+            yield "rnn_hidden_size", f"must be at least d_model ({self.d_model}): the projection cannot be wider than the cells"
+        elif self.rnn != "lstm" and self.rnn_hidden_size != self.d_model:
+            yield "rnn_hidden_size", f"must equal d_model ({self.d_model}): rnn '{self.rnn}' has no projection"
 
 
 @dataclass
-class JoinerConfig:
-    dim: int
+class DecoderConfig(Section):
+    dim: Size
+    context_size: Annotated[int, within(1, 1000)]
 
 
 @dataclass
-class ModelConfig:
+class JoinerConfig(Section):
+    dim: Size
+
+
+@dataclass
+class ModelConfig(Section):
     encoder: EncoderConfig
     decoder: DecoderConfig
     joiner: JoinerConfig
 
 
 @dataclass
-class GradientConfig:
-    control: str
-    threshold: float
-    clip_norm: float
+class GradientConfig(Section):
+    control: GradientControl
+    threshold: Positive
+    clip_norm: Positive
 
 
 @dataclass
-class LossConfig:
-    backend: str
-    prune_range: int
-    am_scale: float
-    lm_scale: float
-    simple_scale: float
+class LossConfig(Section):
+    backend: Literal["native", "k2", "torchaudio", "auto"]
+    prune_range: Annotated[int, within(2, 10_000)]
+    am_scale: Share
+    lm_scale: Share
+    simple_scale: NotNegative
     delay_penalty: float
 
-
-@dataclass
-class OptimConfig:
-    name: str
-    lr: float
-    lr_batches: float
-    lr_epochs: float
-    weight_decay: float
-    momentum: float
+    def cross_check(self) -> Iterator[tuple[str, str]]:
+        if self.am_scale + self.lm_scale > 1:
+            yield "lm_scale", f"am_scale ({self.am_scale}) + lm_scale must not exceed 1"
+        if self.backend == "torchaudio" and self.delay_penalty != 0:
+            yield "delay_penalty", "must be 0: backend torchaudio has no delay penalty"
 
 
 @dataclass
-class TrainConfig:
-    num_epochs: int
-    max_steps: int
-    batch_seconds: float
-    max_duration: Any  # a float, or AUTO
-    warm_step: int
-    average_period: int
-    keep_last: int
-    save_every: int
-    valid_every: int
-    log_every: int
-    seed: int
-    precision: str
-    max_bad_steps: int
-    num_threads: int
+class OptimConfig(Section):
+    name: Literal["eve", "adam", "adamw", "sgd", "momentum", "adagrad", "rmsprop", "scaled_adam"]
+    lr: NotNegative
+    lr_batches: Positive
+    lr_epochs: Positive
+    weight_decay: NotNegative
+    momentum: Share
 
 
 @dataclass
-class FeaturesConfig:
-    type: str
-    num_mel_bins: int
-    sampling_rate: int
+class TrainConfig(Section):
+    num_epochs: Size
+    max_steps: Count
+    batch_seconds: NotNegative
+    max_duration: Annotated[Any, above(0, may_be_infinite=True)]  # a float, or AUTO: OmegaConf has no such union
+    warm_step: Size
+    average_period: Size
+    keep_last: Count
+    save_every: Count
+    valid_every: Count
+    log_every: Size
+    seed: Count
+    precision: Literal["float32", "bf16", "fp16"]
+    max_bad_steps: Count
+    num_threads: Annotated[int, within(0, 4096)]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_duration, bool):
+            with contextlib.suppress(TypeError, ValueError, OverflowError):
+                self.max_duration = float(self.max_duration)
+
+    def cross_check(self) -> Iterator[tuple[str, str]]:
+        value = self.max_duration
+        if value != AUTO and not isinstance(value, float):
+            yield "max_duration", f"must be a positive number or '{AUTO}'"
 
 
 @dataclass
-class AugmentConfig:
+class FeaturesConfig(Section):
+    type: Literal["on_the_fly", "precomputed"]
+    num_mel_bins: Annotated[int, within(9, 2000)]
+    sampling_rate: Annotated[int, within(1000, 1_000_000)]
+
+
+@dataclass
+class AugmentConfig(Section):
     speed_perturb: bool
     spec_augment: bool
-    time_warp_factor: int
-    num_feature_masks: int
-    features_mask_size: int
-    num_frame_masks: int
-    frames_mask_size: int
-    max_frames_mask_fraction: float
+    time_warp_factor: Count
+    num_feature_masks: Annotated[int, within(0, 1000)]
+    features_mask_size: Count
+    num_frame_masks: Annotated[int, within(0, 1000)]
+    frames_mask_size: Count
+    max_frames_mask_fraction: Share
     musan: str | None
-    musan_prob: float
+    musan_prob: Share
     musan_snr: list[float]
+
+    def cross_check(self) -> Iterator[tuple[str, str]]:
+        if len(self.musan_snr) != 2:
+            yield "musan_snr", "must be two numbers, the lowest and the highest dB"
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Section):
     train_parts: list[str] | None
     dev_parts: list[str] | None
     test_parts: list[str] | None
-    num_workers: int
-    num_buckets: int
-    shuffle_shards: int
-    shard_cache: float
-    min_duration: float
-    max_duration: float
+    num_workers: Annotated[int, within(-1, 1024)]
+    num_buckets: Annotated[int, within(1, 10_000)]
+    shuffle_shards: Size
+    shard_cache: Positive
+    min_utterance_seconds: NotNegative
+    max_utterance_seconds: Seconds
 
 
 @dataclass
-class LangConfig:
-    vocab_size: int
-    character_coverage: float
+class LangConfig(Section):
+    vocab_size: Annotated[int, within(4, 1_000_000)]
+    character_coverage: Share
 
 
 @dataclass
-class LmConfig:
+class LmConfig(Section):
     train: bool
     text: str | None
-    dim: int
-    hidden: int
-    num_layers: int
-    dropout: float
-    lr: float
-    batch_tokens: int
-    max_epochs: int
-    patience: int
+    dim: Size
+    hidden: Size
+    num_layers: Annotated[int, within(1, 1000)]
+    dropout: Share
+    lr: Positive
+    batch_tokens: Size
+    max_epochs: Size
+    patience: Size
 
 
 @dataclass
-class AverageConfig:
-    mode: str
-    unit: str
-    last: int
-    num: int
+class AverageConfig(Section):
+    mode: Literal["running", "plain"]
+    unit: Literal["epoch", "step"]
+    last: Count
+    num: Size
     checkpoints: list[str]
 
 
 @dataclass
-class DecodeConfig:
-    methods: list[str]
-    max_duration: float
-    tail_frames: int
-    max_utterances: int
-    max_sym_per_frame: int
-    beam: int
-    fast_beam: float
-    max_contexts: int
-    max_states: int
-    fast_beam_backend: str
-    blank_penalty: float
-    temperature: float
-    lm: str | None
-    lm_scale: float
-    bigram: str | None
-    lodr_scale: float
-    ngram: str | None
-    ngram_scale: float
-    ilm_scale: float
-    hotwords: str | None
-    hotwords_boost: float
-    num_threads: int
-    by_method: dict[str, dict[str, Any]]
-
-    def of_method(self, method: str) -> DecodeConfig:
-        """The settings of one method: these, with what `by_method` says of it."""
-        own = self.by_method.get(method, {})
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(self), own))  # type: ignore[return-value]
-
-
-@dataclass
-class TuneConfig:
-    average_num: list[int]
-    blank_penalty: list[float]
-    lm_scale: list[float]
-    lodr_scale: list[float]
-    ngram_scale: list[float]
-    ilm_scale: list[float]
-
-
-@dataclass
-class AblationConfig:
-    controls: list[str]
+class AblationConfig(Section):
+    controls: list[GradientControl]
     seeds: list[int]
-    num_epochs: int
-    jobs: int
+    num_epochs: Size
+    jobs: Count
     method: str
 
+    def cross_check(self) -> Iterator[tuple[str, str]]:
+        if self.method not in METHODS:
+            yield "method", f"must be one of {', '.join(METHODS)}"
+        for key in ("controls", "seeds"):
+            values = getattr(self, key)
+            if not values or len(set(values)) < len(values):
+                yield key, "must be a list of at least one value, without repetitions"
+
 
 @dataclass
-class Config:
+class Config(Section):
     model: ModelConfig
     gradient: GradientConfig
     loss: LossConfig

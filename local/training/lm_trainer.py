@@ -25,14 +25,12 @@ from model.lm import LstmLm
 
 import torch
 
-CLIP_NORM = 1.0  # largest norm of the gradient of the mean over tokens
-
-
-COLUMNS = 6  # of log.csv
+CLIP_NORM = 1.0  # largest norm of the gradient of the mean loss per token
+COLUMNS = ("epoch", "train_per_token", "dev_nll", "dev_per_token", "dev_per_word", "seconds")  # of log.csv
 
 
 class LmTrainer:
-    """One training run in `folder`; goes on from its last.pt where that was made with the same text and settings."""
+    """One training run in `folder`; it resumes from last.pt if that was made from the same text and settings."""
 
     def __init__(
         self, cfg: Config, tokenizer: Tokenizer, train: TokenText, dev: TokenText, folder: Path, device: torch.device
@@ -41,29 +39,32 @@ class LmTrainer:
         torch.manual_seed(cfg.train.seed)
         self.model = LstmLm(**lm_sizes(cfg, tokenizer.vocab_size)).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=cfg.lm.lr)
-        self.rows: list[dict[str, Any]] = []  # of log.csv, one for each epoch
+        self.rows: list[dict[str, Any]] = []  # of log.csv, one per epoch
         self.signature = self._signature()
         self._resume()
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The row of the epoch with the lowest dev perplexity so far."""
+        """The row of the epoch with the lowest dev perplexity so far, or None."""
         return min(self.rows, key=lambda row: row["dev_nll"], default=None)
 
     def run(self) -> None:
-        """Train to lm.max_epochs, or until lm.patience epochs in a row brought nothing."""
+        """Train to lm.max_epochs, or until lm.patience epochs in a row did not lower the dev perplexity.
+
+        Raises `UserError` if the loss becomes infinite.
+        """
         lm = self.cfg.lm
         while len(self.rows) < lm.max_epochs and (self.best is None or len(self.rows) - self.best["epoch"] < lm.patience):
             began, epoch = time.monotonic(), len(self.rows) + 1
             train_nll, dev_nll = self._train_epoch(epoch), self.evaluate(self.dev)
             train, dev = perplexities(train_nll, self.text), perplexities(dev_nll, self.dev)
             if not math.isfinite(train["per_token"] + dev["per_token"]):
-                raise UserError(f"{self.folder}: epoch {epoch} ended with an infinite perplexity; lower 'lm.lr'")
-            row = {"epoch": epoch, "train_per_token": train["per_token"], "dev_nll": dev_nll}
-            row |= {"dev_per_token": dev["per_token"], "dev_per_word": dev["per_word"], "seconds": time.monotonic() - began}
+                raise UserError(f"{self.folder}: the perplexity of epoch {epoch} is infinite; lower 'lm.lr'")
+            values = epoch, train["per_token"], dev_nll, dev["per_token"], dev["per_word"], time.monotonic() - began
+            row = dict(zip(COLUMNS, values, strict=True))
             self.rows.append(row)
             print(
-                f"lm epoch {epoch}: perplexity of dev {dev['per_token']:.2f} per token, {dev['per_word']:.2f} per word "
+                f"lm epoch {epoch}: dev perplexity {dev['per_token']:.2f} per token, {dev['per_word']:.2f} per word "
                 f"({row['seconds']:.1f} s)",
                 flush=True,
             )
@@ -73,7 +74,10 @@ class LmTrainer:
         self._report()
 
     def _train_epoch(self, epoch: int) -> float:
-        """One pass over the text; -> its negative log-probability in nats, with dropout, each batch before its own step."""
+        """Make one pass over the text and return its negative log-probability in nats.
+
+        It is measured with dropout, and each batch before the step made with it.
+        """
         self.model.train()
         order = torch.Generator().manual_seed(1000003 * self.cfg.train.seed + epoch)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -91,7 +95,7 @@ class LmTrainer:
 
     @torch.no_grad()
     def evaluate(self, text: TokenText) -> float:
-        """The negative log-probability of a text in nats."""
+        """Return the negative log-probability of a text in nats."""
         self.model.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for rows in text.batches(self.cfg.lm.batch_tokens):
@@ -100,7 +104,7 @@ class LmTrainer:
         return float(total)
 
     def _signature(self) -> str:
-        """What must be the same for a run to go on: text, tokens, seed, and settings but those that end it."""
+        """Hash what must be equal for resuming: text, tokens, seed, and settings except those that only end the training."""
         lm = {k: v for k, v in to_dict(self.cfg)["lm"].items() if k not in ("train", "text", "max_epochs", "patience")}
         texts = [hashlib.sha256(array.data).hexdigest() for t in (self.text, self.dev) for array in (t.ids, t.lens)]
         return config_hash(lm, str(self.cfg.train.seed), *texts, *self.tokenizer.tokens)
@@ -110,7 +114,7 @@ class LmTrainer:
         state |= {"rng": random_state(self.device), "signature": self.signature}
         save_file(state, self.folder / "last.pt")
         with atomic_write(self.folder / "log.csv") as tmp, tmp.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.rows[0].keys())
+            writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
 
@@ -121,29 +125,29 @@ class LmTrainer:
         try:
             saved = load_file(path)
         except UserError as e:
-            print(f"warning: {e}; training anew", file=sys.stderr)
+            print(f"warning: {e}; training from the start", file=sys.stderr)
             return
         if saved.get("signature") != self.signature:
-            path.unlink()  # else, after a stop in the first epoch, it would go with a lm.pt that is not its own
-            print(f"{path} was made with another text or other settings: training anew")
+            path.unlink()  # a stop in the first epoch would leave it beside the lm.pt of the new training
+            print(f"{path} was made with another text or other settings: training from the start")
             return
         try:
             self._restore(path, saved)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:  # whatever the values are
-            raise UserError(f"{path}: damaged ({type(e).__name__}: {str(e)[:200]}); remove it to train anew") from None
-        print(f"going on from {path}: {len(self.rows)} epochs done")
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:  # of damaged values
+            raise UserError(f"{path}: damaged ({type(e).__name__}: {str(e)[:200]}); remove it to start again") from None
+        print(f"resuming from {path}: {len(self.rows)} epochs done")
 
     def _restore(self, path: Path, saved: dict[str, Any]) -> None:
         load_weights(self.model, saved["model"], path)
         check_finite(saved["model"], path)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.rows = saved["rows"]
-        if not all(math.isfinite(row["dev_nll"] + row["epoch"]) and len(row) == COLUMNS for row in self.rows):
-            raise ValueError("its 'rows' are no epochs")
+        if not all(math.isfinite(row["dev_nll"] + row["epoch"]) and row.keys() == set(COLUMNS) for row in self.rows):
+            raise ValueError("'rows' is not a list of epochs")
         set_random_state(saved["rng"], self.device)
 
     def _report(self) -> None:
-        """Write perplexity.json: the best epoch, and the dev text measured with its model."""
+        """Write perplexity.json: the best epoch, and the perplexity of the dev text under its model."""
         best = self.best
         assert best is not None
         counts = {name: summary(text) for name, text in (("train", self.text), ("dev", self.dev))}
@@ -156,12 +160,15 @@ class LmTrainer:
 
 
 def perplexities(nll: float, text: TokenText) -> dict[str, float]:
-    """exp of a text's loss (nats) per token and per word, each sentence's end counted as one more; inf where it is none."""
+    """Return the perplexities of a text from its negative log-probability `nll` in nats.
+
+    These are exp(nll per token) and exp(nll per word), where each sentence's end counts as one more; inf if too large.
+    """
     ends = len(text.lens)
     counts = {"per_token": len(text.ids) + ends, "per_word": text.words + ends}
     return {name: math.exp(nll / n) if nll / n < 700 else math.inf for name, n in counts.items()}
 
 
 def summary(text: TokenText) -> dict[str, Any]:
-    """Sizes of a text, for perplexity.json."""
+    """Return the sizes of a text, for perplexity.json."""
     return {"sentences": len(text.lens), "words": text.words, "tokens": len(text.ids), "unknown": text.unknown}

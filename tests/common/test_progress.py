@@ -1,4 +1,4 @@
-"""Plain progress lines, for output that is no terminal."""
+"""Plain progress lines, for output that is not a terminal."""
 
 from __future__ import annotations
 

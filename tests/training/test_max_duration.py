@@ -191,7 +191,7 @@ def test_other_programs_use_the_number_of_the_training(data: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("value", ["foo", "0", "-1", "null", "true", "[3]", "nan", "Auto", "''"])
 def test_wrong_values_name_the_key(value: str) -> None:
-    with pytest.raises(UserError, match=r"max_duration=.*key 'train\.max_duration'.*auto") as e:
+    with pytest.raises(UserError, match=r"max_duration=.*key 'train\.max_duration'") as e:
         load_config(None, [f"train.max_duration={value}"])
     assert "\n" not in str(e.value)
 
