@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from local.artifacts.checkpoint import load_file
-from local.common.errors import UserError
+from local.common.errors import TrainingDiverged, UserError
 from local.common.processes import Processes, launch, start
 from local.config import load_config
 from local.data.batching import micro_batches, split_over_processes
@@ -368,7 +368,7 @@ def test_a_process_that_dies_ends_all(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "failing.py").write_text(
         "import os, sys, time\nif os.environ['RANK'] == '1':\n    sys.exit(3)\ntime.sleep(60)\n"
     )
-    with pytest.raises(UserError, match="process 1 of the training ended with status 3; the others were stopped"):
+    with pytest.raises(TrainingDiverged, match="process 1 of the training ended with status 3; the others were stopped"):
         launch("failing", [], 2)
     assert signal.getsignal(signal.SIGTERM) == before
     with pytest.raises(UserError, match="--nnodes needs --rdzv"):
