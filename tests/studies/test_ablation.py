@@ -254,7 +254,7 @@ def test_new_keys_do_not_undo_finished_runs(tmp_path: Path) -> None:
     del old.config["train"]["max_bad_steps"], old.config["ablation"]
     assert old.changed(now, ("train", "optim"), Path("x")) == []
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**old.config, "run": {"vocab_size": 20}}), encoding="utf-8")
-    assert read_marker(tmp_path) == Marker("started", "", old.config)  # by local/train.py alone
+    assert read_marker(tmp_path) == Marker("started", "", old.config)  # by local/train.py without the ablation
     now.config["train"]["max_bad_steps"] += 1
     assert old.changed(now, ("train", "optim"), Path("x")) == ["train"]
 
