@@ -1,8 +1,8 @@
-"""Compare the controls of the gradient (filter, clip, none): train with each of them and each seed, report WER and curves.
+"""Compare the controls of the gradient (filter, clip, none) over several seeds; `./run.sh ablation` runs it.
 
 .venv/bin/python -m studies.ablation [--conf FILE] --data-dir data/tiny --exp-dir exp/tiny [key.sub=value ...]
 
-Each run is an experiment of its own in EXP/ablation/<control>-<seed>. The programs of run.sh train, average and decode it.
+It writes a report with WER and curves. Each run is an experiment of its own in EXP/ablation/<control>-<seed>. The programs of run.sh train, average and decode it.
 Several runs proceed at once, each with one thread. A finished run is skipped, a stopped one resumes. With one seed, all
 controls start from the same weights and see the same batches. Section `ablation` of the configuration lists the runs;
 average.num is at most half of the epochs, so that the first epochs stay out of the average. A training that stops because

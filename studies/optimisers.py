@@ -106,7 +106,7 @@ def run(job: OptimiserRun) -> list[Row]:
 
 
 def _texts(cfg: Config, data_dir: Path) -> tuple[TokenText, TokenText]:
-    """Return the training transcripts and the first sentences of the dev parts, as tokens."""
+    """The training transcripts, and the first sentences of the dev parts, as tokens."""
     tokenizer = Tokenizer.from_file(data_dir / "lang" / "bpe.model")
     transcripts = data_dir / "lang" / "transcript.txt"
     parts = load_corpus(data_dir / "corpus.yaml", cfg.data).dev

@@ -49,8 +49,10 @@ def joined(cuts: Sequence[MonoCut], name: str, matrix: np.ndarray, writer: Float
     span = {"recording_id": name, "start": 0.0, "duration": duration}
     text = " ".join(filter(None, texts))
     supervision = fastcopy(cuts[0].supervisions[0], id=name, text=text, alignment=None, **span)
-    stored = {"storage_path": writer.storage_path, "storage_key": writer.write(name, matrix)}
-    features = fastcopy(cuts[0].features, num_frames=frames, **span, **stored)
+    features = fastcopy(
+        cuts[0].features, num_frames=frames, **span,
+        storage_path=writer.storage_path, storage_key=writer.write(name, matrix),
+    )  # fmt: skip
     tokens = sum((cut.custom or {}).get(NUM_TOKENS, 0) for cut in cuts)
     return MonoCut(name, 0.0, duration, 0, supervisions=[supervision], features=features, custom={NUM_TOKENS: tokens})
 
@@ -61,7 +63,7 @@ def noise_like(matrix: np.ndarray, gain: float, rng: np.random.Generator) -> np.
 
 
 def stress_part(source: Path, target: Path, longest: int, share: float, gain: float, seed: int) -> list[str]:
-    """Write the manifest `target` and its archive from the manifest `source`; return the ids of the outliers."""
+    """Write the manifest `target` and its archive from the manifest `source`; returns the ids of the spoilt utterances."""
     cuts = [cut for cut in CutSet.from_jsonl_lazy(source) if SPEED not in (cut.custom or {})]
     rng, noise = random.Random(seed), np.random.default_rng(seed)
     parts = list(groups(sorted(cuts, key=lambda cut: cut.id), longest, rng))

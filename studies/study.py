@@ -1,4 +1,4 @@
-"""Run the gradient study: measure and train small models that show how gradients vanish and explode.
+"""Measure and train small models that show how gradients vanish and explode; `./run.sh study` runs it.
 
 .venv/bin/python -m studies.study [--conf FILE] --data-dir data/tiny --exp-dir exp/tiny [--sections norms,optimisers]
     [key.sub=value ...]
