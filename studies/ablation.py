@@ -2,11 +2,11 @@
 
 .venv/bin/python -m studies.ablation [--conf FILE] --data-dir data/tiny --exp-dir exp/tiny [key.sub=value ...]
 
-It writes a report with WER and curves. Each run is an experiment of its own in EXP/ablation/<control>-<seed>. The programs of run.sh train, average and decode it.
+Each run is an experiment of its own in EXP/ablation/<control>-<seed>. The programs of run.sh train, average and decode it.
 Several runs proceed at once, each with one thread. A finished run is skipped, a stopped one resumes. With one seed, all
 controls start from the same weights and see the same batches. Section `ablation` of the configuration lists the runs;
 average.num is at most half of the epochs, so that the first epochs stay out of the average. A training that stops because
-of too many non-finite steps counts as diverged. studies/ablation_report.py writes the report.
+of too many non-finite steps counts as diverged. studies/ablation_report.py writes the report, with WER and curves.
 """
 
 from __future__ import annotations
