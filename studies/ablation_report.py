@@ -156,13 +156,13 @@ def numbers(outcomes: Sequence[Outcome]) -> Table:
         steps = int(o.train["step"][-1]) if len(o.train.get("step", ())) else 0
         simple = o.valid.get("simple_loss", np.array([math.nan]))[-1]
         after = [f"{simple:.6g}", f"{o.dev_loss:.6g}", str(o.skipped), str(steps)]
-        before = [o.control, str(o.seed)]
+        run = [o.control, str(o.seed)]
         for name, utterances in o.sets.items():
             s = score(utterances)
             rates = ["" if x is None else f"{x:.4f}" for x in (s.wer, *(s.ci95 or (None, None)))]
-            rows.append([*before, name, "false", *rates, str(s.errors), str(s.words), *after])
+            rows.append([*run, name, "false", *rates, str(s.errors), str(s.words), *after])
         if not o.sets:
-            rows.append([*before, "", str(o.diverged).lower(), *[""] * 5, *after])
+            rows.append([*run, "", str(o.diverged).lower(), *[""] * 5, *after])
     return head, rows
 
 
@@ -289,10 +289,10 @@ def write_report(outcomes: Sequence[Outcome], about: str, folder: Path, planted:
     with atomic_write(folder / "ablation.csv") as tmp, tmp.open("w", encoding="utf-8", newline="") as f:
         head, rows = numbers(outcomes)
         csv.writer(f, lineterminator="\n").writerows([head, *rows])
-    lines.append("Plots: ablation.html, losses.png, gradient_norms.png, filter_masks.png.\n")
+    text = "\n".join([*lines, "Plots: ablation.html, losses.png, gradient_norms.png, filter_masks.png.\n"])
     with atomic_write(folder / "ablation.md") as tmp:
-        tmp.write_text("\n".join(lines), encoding="utf-8")
-    return "\n".join(lines)
+        tmp.write_text(text, encoding="utf-8")
+    return text
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

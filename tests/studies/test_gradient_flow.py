@@ -10,20 +10,8 @@ from pathlib import Path
 from local.common.errors import UserError
 from local.common.html_page import Page
 from local.config import load_config
-from studies.gradient_flow import (
-    ACTIVATIONS,
-    GAINS,
-    KINDS,
-    RATE_GAINS,
-    Setting,
-    Size,
-    draw_time,
-    growth,
-    over_depth,
-    over_time,
-    run_layer,
-    section,
-)
+from studies.gradient_cells import ACTIVATIONS, Setting, Size, draw_time, growth, over_depth, over_time, run_layer
+from studies.gradient_flow import GAINS, KINDS, RATE_GAINS, section
 from studies.study import chosen
 
 import numpy as np
