@@ -1,8 +1,9 @@
-"""Stage "diagnose": local/diagnose.py --conf FILE --data-dir data/tiny --exp-dir exp/tiny [key.sub=value ...]
+"""Find the layer in which the gradient explodes and the utterances that cause it; `./run.sh diagnose` runs it.
 
-A few training batches go through the model and back, without a step of the optimiser. EXP/diagnose/report.txt then says
-in its first line in which layer the gradient explodes and for which utterances; report.tsv and sequences.tsv hold every
-number, diagnose.html the plots.
+.venv/bin/python -m local.diagnose [--conf FILE] --data-dir data/tiny --exp-dir exp/tiny [--batches 4] [key.sub=value ...]
+
+It runs a few training batches forwards and backwards through the model, without an optimiser step. The first line of
+EXP/diagnose/report.txt names layer and utterances; report.tsv and sequences.tsv have all numbers, diagnose.html the plots.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from local.artifacts.checkpoint import load_file, load_weights, newest_readable
 from local.common.atomic import atomic_write
-from local.common.cli import program
+from local.common.cli import choose_device, make_parser, program
 from local.common.csv_table import write_table
 from local.common.errors import UserError
 from local.common.html_page import Page
@@ -36,16 +37,23 @@ import torch
 from torch import Tensor
 
 CORRUPTIONS = ("loud", "noise", "transcript")
-TRAINED = 2.0  # warm-ups done, for weights that do not say how long they were trained
-MAX_SHOWN = 15  # rows of the tables in report.txt
+TRAINED = 2.0  # warm-up of weights without a record of their training: it is over
+COLUMNS = (  # of report.tsv, shown in report.txt
+    *("amplification_max", "amplification_median", "rms", "positive", "sequence_p50", "sequence_p100", "channel_p5"),
+    *("channel_p95", "time_p5", "time_p95", "top_direction", "effective_rank"),
+)
+MAX_SHOWN = 15  # rows of report.txt's first table per kind of finding
 
 
 def load_model(
     cfg: Config, tokenizer: Tokenizer, exp_dir: Path, path: Path | None
 ) -> tuple[Transducer, dict[str, int] | None, str]:
-    """The model to look at, in training mode, the progress of its training where known, and whose weights it has.
+    """Return the model in training mode, the progress of its training (None: unknown), and the origin of its weights.
 
-    path: a checkpoint; None for the one with the most steps in exp_dir, or fresh weights where there is none.
+    path: a checkpoint; None: the one with the most steps in exp_dir, or an untrained model if there is none.
+
+    Raises:
+        UserError: the checkpoint was trained with other tokens than those of the data.
     """
     torch.manual_seed(cfg.train.seed)
     model = build_model(cfg, tokenizer.vocab_size)
@@ -54,14 +62,18 @@ def load_model(
         return model.train(), {"step": 0, "epoch": 1, "batch": 0}, f"an untrained model (seed {cfg.train.seed})"
     path, saved = found
     if saved.get("tokens", tokenizer.tokens) != tokenizer.tokens:
-        raise UserError(f"{path} was trained with other tokens than the data's")
+        raise UserError(f"{path} was trained with other tokens than those of --data-dir")
     load_weights(model, saved["model"], path)
     progress = saved.get("progress")
     return model.train(), progress, f"{path}" + (f", {progress['step']} batches trained" if progress else "")
 
 
 def take_batches(data: AsrDataModule, progress: dict[str, int] | None, count: int) -> list[Batch]:
-    """The `count` batches that training would take next; fewer where the corpus has no more. `UserError` for none."""
+    """Return the `count` batches that the training would use next, or fewer if the corpus has no more.
+
+    Raises:
+        UserError: the training parts have no utterance.
+    """
     epoch, batch = (progress["epoch"], progress["batch"]) if progress else (1, 0)
 
     def following() -> Iterator[Batch]:
@@ -70,28 +82,36 @@ def take_batches(data: AsrDataModule, progress: dict[str, int] | None, count: in
 
     taken = list(itertools.islice(following(), count))
     if not taken:
-        raise UserError(f"{data.data_dir}: the training parts hold no utterance")
+        raise UserError(f"{data.data_dir}: the training parts have no utterance")
     return taken
 
 
 def scale_recurrent(model: Transducer, layer: str, factor: float) -> None:
-    """Plant a fault: the recurrent matrix of one encoder layer (its number, from 0) times `factor`."""
+    """Plant a fault: multiply the recurrent matrix of one encoder layer (its number, from 0) by `factor`.
+
+    Raises:
+        UserError: there is no such layer.
+    """
     layers = model.encoder.encoder.layers
     if not layer.isdecimal() or int(layer) >= len(layers):
-        raise UserError(f"--scale-recurrent {layer}: the encoder's layers are 0 to {len(layers) - 1}")
+        raise UserError(f"--scale-recurrent {layer}: the encoder has layers 0 to {len(layers) - 1}")
     with torch.no_grad():
         layers[int(layer)].lstm.weight_hh_l0.mul_(factor)  # type: ignore[union-attr,operator]
 
 
 def corrupt(batches: Sequence[Batch], utterance: str, kind: str) -> str:
-    """Plant a fault in one utterance (`first`: of the first batch) and return its id.
+    """Plant a fault in one utterance (`first`: the first of the first batch) and return its id.
 
-    loud: features times 100. noise: features of white noise of the same mean and deviation. transcript: random tokens.
+    kind: `loud`, features times 100; `noise`, white noise with the features' mean and standard deviation; `transcript`,
+    random tokens.
+
+    Raises:
+        UserError: the utterance is not in the batches.
     """
     utterance = batches[0].ids[0] if utterance == "first" else utterance
     batch = next((b for b in batches if utterance in b.ids), None)
     if batch is None:
-        raise UserError(f"--corrupt {utterance}: not in these batches; they begin with {', '.join(batches[0].ids[:3])}")
+        raise UserError(f"--corrupt {utterance}: not in these batches; their first are {', '.join(batches[0].ids[:3])}")
     row = batch.ids.index(utterance)
     features = batch.inputs[row, : int(batch.input_lens[row])]
     generator = torch.Generator().manual_seed(1)
@@ -107,9 +127,9 @@ def corrupt(batches: Sequence[Batch], utterance: str, kind: str) -> str:
 
 
 def measure(model: Transducer, cfg: Config, batches: Sequence[Batch], warmup: float) -> tuple[Probe, Tensor]:
-    """The batches forwards and backwards under a probe, with the trainer's loss; -> probe, loss per encoder frame (N,).
+    """Run the batches forwards and backwards under a probe; return it and the trainer's loss per encoder frame (N,).
 
-    bf16 runs under autocast as in training; fp16 is looked at in float32, since its scaled gradients say no more.
+    bf16 runs under autocast as in training. fp16 runs in float32: its scaled gradients would show nothing else.
     """
     device = next(model.parameters()).device
     precision = "bf16" if cfg.train.precision == "bf16" else "float32"
@@ -127,7 +147,7 @@ def measure(model: Transducer, cfg: Config, batches: Sequence[Batch], warmup: fl
 
 
 def module_rows(probe: Probe) -> tuple[list[str], list[dict[str, Any]]]:
-    """report.tsv: a row for each module's activations and one for its gradient, the largest amplification first."""
+    """Return the columns and rows of report.tsv: two rows per module, activations and gradient, sorted by amplification."""
     rows = []
     for p in probe.modules.values():
         factors = p.amplification()
@@ -142,7 +162,7 @@ def module_rows(probe: Probe) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def sequence_rows(probe: Probe, losses: Tensor) -> tuple[list[str], list[dict[str, Any]]]:
-    """sequences.tsv: a row for each utterance and module."""
+    """Return the columns and rows of sequences.tsv: one row per utterance and module."""
     rows = []
     for p in probe.modules.values():
         rms, factors = torch.cat(p.output.rms), p.amplification()
@@ -157,25 +177,30 @@ def sequence_rows(probe: Probe, losses: Tensor) -> tuple[list[str], list[dict[st
 
 
 def report_tables(probe: Probe, found: Verdict, rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """The tables of report.txt and of the page: title, head, rows of texts."""
-    keys = ("amplification_max", "amplification_median", "rms", "positive", "sequence_p50", "sequence_p100", "channel_p5",
-            "channel_p95", "time_p5", "time_p95", "top_direction", "effective_rank")  # fmt: skip
+    """Return the tables of report.txt and of the page: title, head and rows as text."""
     tables = []
-    findings = [("gradient explodes", found.explosions), ("gradient out of proportion", found.gradients),
-                ("activations out of proportion", found.activations),
-                ("a channel out of proportion", found.channels)]  # fmt: skip
-    marked = [[what, f.module, number(f.largest), number(f.median), f.names()] for what, fs in findings for f in fs[:MAX_SHOWN]]
+    findings = {
+        "gradient explodes": found.explosions,
+        "gradient is an outlier": found.gradients,
+        "activations are outliers": found.activations,
+        "a channel is an outlier": found.channels,
+    }
+    marked = [
+        [what, f.module, number(f.largest), number(f.median), f.names()]
+        for what, fs in findings.items()
+        for f in fs[:MAX_SHOWN]
+    ]
     if marked:
-        tables.append(("What stands out", ["what", "module", "largest ratio", "median ratio", "where"], marked))
+        tables.append(("Findings", ["finding", "module", "largest ratio", "median ratio", "utterances"], marked))
     for kind in ("gradient", "activation"):
-        body = [[r["module"], *(number(r[k]) if k in r else "-" for k in keys)] for r in rows if r["tensor"] == kind]
+        body = [[r["module"], *(number(r[k]) if k in r else "-" for k in COLUMNS)] for r in rows if r["tensor"] == kind]
         title = f"{kind.capitalize()} at each module's output, the largest amplification first"
-        tables.append((title, ["module", *(k.replace("_", " ") for k in keys)], body))
+        tables.append((title, ["module", *(k.replace("_", " ") for k in COLUMNS)], body))
     return tables
 
 
 def write_report(folder: Path, probe: Probe, losses: Tensor, found: Verdict, notes: Sequence[str]) -> None:
-    """report.txt, report.tsv, sequences.tsv, diagnose.html and its pictures."""
+    """Write report.txt, report.tsv, sequences.tsv, diagnose.html and its plots to `folder`."""
     head, rows = module_rows(probe)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / "report.tsv", head, rows, "\t")
@@ -188,17 +213,11 @@ def write_report(folder: Path, probe: Probe, losses: Tensor, found: Verdict, not
     judged = (found.explosions, found.gradients, found.activations, found.channels)
     marked = [f.utterances[0] for fs in judged for f in fs[:3]]
     marked = list(dict.fromkeys(marked + [u for f in found.explosions[:1] for u in f.utterances]))
-    for name, figure, caption in (
-        ("filter", plots.filter_heat_map(probe.modules, probe.ids, marked), "Gradient norm by layer and sequence"),
-        ("depth", plots.depth_curves(probe.modules, probe.ids, marked), "Gradient norm against depth, a line a sequence"),
-        (
-            "amplification",
-            plots.amplification_heat_map(probe.modules, probe.ids, marked),
-            "Amplification by module and sequence",
-        ),
-        ("time", plots.time_curves(probe.modules), "Gradient against time"),
-    ):
-        page.figure(figure, name, caption)
+    measured = (probe.modules, probe.ids, marked)
+    page.figure(plots.filter_heat_map(*measured), "filter", "Gradient norm by layer and sequence")
+    page.figure(plots.depth_curves(*measured), "depth", "Gradient norm against depth, one line per sequence")
+    page.figure(plots.amplification_heat_map(*measured), "amplification", "Amplification by module and sequence")
+    page.figure(plots.time_curves(probe.modules), "time", "Gradient against time")
     for title, table_head, body in tables:
         page.heading(title)
         page.table(table_head, body)
@@ -211,35 +230,33 @@ def write_report(folder: Path, probe: Probe, losses: Tensor, found: Verdict, not
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--conf", help="YAML over conf/base.yaml")
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--exp-dir", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, help="weights; else EXP's newest checkpoint, else an untrained model")
-    parser.add_argument("--batches", type=int, default=4, help="training batches looked at (4)")
-    planted = parser.add_argument_group("faults to plant, to see them found")
-    planted.add_argument("--scale-recurrent", nargs=2, metavar=("LAYER", "FACTOR"), help="of an encoder layer, from 0")
-    planted.add_argument("--corrupt", metavar="UTTERANCE", help="an id, or 'first'")
-    planted.add_argument("--corruption", choices=CORRUPTIONS, default="loud",
-                         help="loud: features x 100; noise: features of noise; transcript: random tokens (loud)")  # fmt: skip
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    """Return the program's parser."""
+    parser = make_parser(__doc__, data_dir=True, exp_dir=True)
+    parser.add_argument("--checkpoint", type=Path, help="weights (default: EXP's newest checkpoint, or an untrained model)")
+    parser.add_argument("--batches", type=int, default=4, help="number of training batches (4)")
+    planted = parser.add_argument_group("faults to plant, which the report must find")
+    scale = "multiply the recurrent matrix of this encoder layer (from 0) by the factor"
+    planted.add_argument("--scale-recurrent", nargs=2, metavar=("LAYER", "FACTOR"), help=scale)
+    planted.add_argument("--corrupt", metavar="UTTERANCE", help="corrupt this utterance: an id, or 'first'")
+    kinds = "loud: features x 100; noise: features of noise; transcript: random tokens (loud)"
+    planted.add_argument("--corruption", choices=CORRUPTIONS, default="loud", help=kinds)
     return parser
 
 
 @program
 def main(argv: list[str] | None = None) -> None:
+    """Measure the batches, write the report and print its first line."""
     args = arguments().parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
     if args.batches < 1:
-        raise UserError(f"--batches {args.batches}: at least 1 is meant")
-    if cfg.train.num_threads:
-        torch.set_num_threads(cfg.train.num_threads)
+        raise UserError(f"--batches {args.batches} must be at least 1")
+    device = choose_device(cfg.train.num_threads)
     tokenizer = Tokenizer.from_file(lang_dir(args.data_dir, cfg.lang) / "bpe.model")
     model, progress, weights = load_model(cfg, tokenizer, args.exp_dir, args.checkpoint)
-    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(device)
     data = AsrDataModule(cfg, args.data_dir, tokenizer)
     if data.max_duration is None and progress:
-        data.max_duration = progress.get("max_duration")  # what "auto" was in the training
+        data.max_duration = progress.get("max_duration")  # the training's value of "auto"
     batches = take_batches(data, progress, args.batches)
     warmup = progress["step"] / cfg.train.warm_step if progress else TRAINED
     notes = [
@@ -252,12 +269,12 @@ def main(argv: list[str] | None = None) -> None:
         notes.append(f"planted: recurrent matrix of layer {layer} times {factor}")
     if args.corrupt:
         notes.append(f"planted: {corrupt(batches, args.corrupt, args.corruption)}, corrupted ({args.corruption})")
-    torch.manual_seed(cfg.train.seed)  # of dropout, the same whatever was drawn before
+    torch.manual_seed(cfg.train.seed)  # so that dropout does not depend on the planted faults
     probe, losses = measure(model, cfg, batches, warmup)
     found = verdict(probe.modules, probe.ids, recurrent_rms(model))
     write_report(args.exp_dir / "diagnose", probe, losses, found, notes)
     print(found.line)
-    print(f"the whole report: {args.exp_dir / 'diagnose'}/report.txt, diagnose.html")
+    print(f"full report: {args.exp_dir / 'diagnose'}/report.txt, diagnose.html")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Stage 2 of prepare.sh: one cut per utterance, at the model's sampling rate.
 
 Reads data/<corpus>/manifests. Writes data/<corpus>/cuts/<part>.jsonl.gz, and data/<corpus>/dropped.tsv, which lists what
-stages 1 and 2 left out. Training parts lose utterances outside data.min_utterance_seconds and data.max_utterance_seconds; all parts lose
-those shorter than one frame after subsampling. Nothing here depends on the tokens: experiments with different tokens share
-the cuts.
+stages 1 and 2 left out. Training parts lose utterances outside data.min_utterance_seconds and data.max_utterance_seconds;
+all parts lose those shorter than one frame after subsampling. Nothing here depends on the tokens: experiments with
+different tokens share the cuts.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Small models trained and measured to show something: run as a program, `python studies/study.py --help`."""
+"""Studies of small models; `python -m studies.study --help` and `python -m studies.ablation --help` describe them."""

@@ -1,17 +1,16 @@
-"""The same training with each control of the gradient (filter, clip, none) and each seed, and what came out of it.
+"""Compare the controls of the gradient (filter, clip, none) over several seeds; `./run.sh ablation` runs it.
 
-studies/ablation.py [--conf FILE] --data-dir data/tiny --exp-dir exp/tiny [key.sub=value ...]
+.venv/bin/python -m studies.ablation [--conf FILE] --data-dir data/tiny --exp-dir exp/tiny [key.sub=value ...]
 
-Each run is an experiment of its own in EXP/ablation/<control>-<seed>: trained, averaged and decoded by the programs of
-run.sh, several runs at once, each with one thread. A run that is finished is not made again, one that was stopped goes
-on. One seed gives all controls the same first weights and the same batches. Section `ablation` of the configuration
-says what is run; average.num is at most half of the epochs, so that the first epochs stay out of the average. A training
-that is given up for its non-finite steps counts as diverged. The report: see studies/ablation_report.py.
+Each run is an experiment of its own in EXP/ablation/<control>-<seed>. The programs of run.sh train, average and decode it.
+Several runs proceed at once, each with one thread. A finished run is skipped, a stopped one resumes. With one seed, all
+controls start from the same weights and see the same batches. Section `ablation` of the configuration lists the runs;
+average.num is at most half of the epochs, so that the first epochs stay out of the average. A training that stops because
+of too many non-finite steps counts as diverged. studies/ablation_report.py writes the report, with WER and curves.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
@@ -26,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from local.common.atomic import atomic_write
-from local.common.cli import program
-from local.common.errors import UserError
+from local.common.cli import make_parser, program
+from local.common.errors import TrainingDiverged, UserError
 from local.common.processes import cores
 from local.config import config_from_dict, config_hash, load_config, to_dict
 from local.config.schema import Config
@@ -40,13 +39,12 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ("model", "gradient", "loss", "optim", "train", "features", "augment", "data")  # sections a training depends on
 DECODING = ("average", "decode")
-GIVEN_UP = "(train.max_bad_steps is "  # in the last line of a training that was given up
 STARTED, DONE, DIVERGED = "started", "done", "diverged"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: its control, seed and folder, and what it adds to the configuration."""
+    """One training: its control, seed and folder, and its overrides of the configuration."""
 
     control: str
     seed: int
@@ -55,34 +53,39 @@ class Run:
 
     @property
     def name(self) -> str:
-        """As its folder is called."""
+        """The name of the run's folder."""
         return self.folder.name
 
 
 @dataclass(frozen=True)
 class Marker:
-    """RUN/ablation.yaml: how far the run is, a hash of the prepared data ("" where not known), the configuration."""
+    """RUN/ablation.yaml: the run's status, a hash of the prepared data ("": unknown), and its configuration."""
 
     status: str
     data: str
     config: dict[str, Any]
 
     def changed(self, now: Marker, sections: Sequence[str], where: Path) -> list[str]:
-        """Which of these sections differ from those of `now`; keys that this one lacks (of an older version) count as
-        what conf/base.yaml says."""
+        """Return which of these sections differ from those of `now`.
+
+        A key that this marker lacks, because an older version wrote it, has the value of conf/base.yaml.
+        """
         before = to_dict(config_from_dict(self.config, where=str(where)))
         return [section for section in sections if before[section] != now.config[section]]
 
 
 def runs_of(cfg: Config, overrides: Sequence[str], folder: Path) -> list[Run]:
-    """All runs that section `ablation` asks for, seed by seed, so that an unfinished study can be compared too."""
+    """Return all runs of section `ablation`, seed by seed, so that an unfinished study compares all controls."""
     epochs = cfg.ablation.num_epochs
     common = [
         *(o for o in overrides if not o.startswith("ablation.")),
-        f"train.num_epochs={epochs}", "train.num_threads=1", "decode.num_threads=1",
-        f"data.num_workers={0 if cfg.data.num_workers == 0 else 1}", f"decode.methods=[{cfg.ablation.method}]",
+        f"train.num_epochs={epochs}",
+        "train.num_threads=1",
+        "decode.num_threads=1",
+        f"data.num_workers={0 if cfg.data.num_workers == 0 else 1}",
+        f"decode.methods=[{cfg.ablation.method}]",
         f"average.num={min(cfg.average.num, max(1, epochs // 2))}",
-    ]  # fmt: skip
+    ]
     return [
         Run(control, seed, folder / f"{control}-{seed}", (*common, f"gradient.control={control}", f"train.seed={seed}"))
         for seed in cfg.ablation.seeds
@@ -91,7 +94,11 @@ def runs_of(cfg: Config, overrides: Sequence[str], folder: Path) -> list[Run]:
 
 
 def data_hash(data_dir: Path, cfg: Config) -> str:
-    """A hash of what the prepared data are: tokens and the parts' lists."""
+    """Return a hash of the prepared data: the tokens and the lists of all parts.
+
+    Raises:
+        UserError: a file is missing.
+    """
     corpus = load_corpus(data_dir / "corpus.yaml", cfg.data)
     kind = "features" if cfg.features.type == "precomputed" else "cuts"
     files = [lang_dir(data_dir, cfg.lang) / "bpe.model", *(data_dir / kind / f"{part}.jsonl.gz" for part in corpus.parts())]
@@ -102,32 +109,36 @@ def data_hash(data_dir: Path, cfg: Config) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line whole: `print` writes the line's end by itself, and another thread's text comes between."""
+    """Print a line and its end in one piece; with `print`, text of another thread can come between the two."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 class Runner:
-    """Makes runs; `stop` ends the programs that are running."""
+    """Trains, averages and decodes runs; `stop` ends the programs that are running."""
 
-    def __init__(self, conf: str | None, data_dir: Path) -> None:
+    def __init__(self, conf: Path | None, data_dir: Path) -> None:
         self.conf, self.data_dir = conf, data_dir
         self.running: set[subprocess.Popen[bytes]] = set()
         self.stopped = False
         self.lock = threading.Lock()
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-        self.env["PYTHONUNBUFFERED"] = "1"  # so that the log's last line is what a program said last
+        self.env["PYTHONUNBUFFERED"] = "1"  # so that the log shows the progress and ends with the error, if any
 
     def stop(self) -> None:
-        """End what runs; nothing more is started."""
+        """End the running programs and start no other."""
         with self.lock:
             self.stopped = True
             for process in self.running:
                 process.terminate()
 
     def make(self, run: Run) -> str:
-        """Train, average, decode, as far as it is not done. Returns DONE or DIVERGED, raises `UserError` for else."""
+        """Train, average and decode, unless this is done already. Return DONE or DIVERGED.
+
+        Raises:
+            UserError: the folder holds another run or something else, or a program failed.
+        """
         cfg = load_config(self.conf, run.overrides)
         now = Marker(STARTED, data_hash(self.data_dir, cfg), to_dict(cfg))
         before = read_marker(run.folder)
@@ -138,54 +149,61 @@ class Runner:
                 raise UserError(f"{run.folder}: {', '.join(changed)} changed since; remove it or use another --exp-dir")
             same = not before.changed(now, DECODING, run.folder)
             if before.status == DIVERGED or before.status == DONE and same:
-                say(f"{run.name}: {before.status} already")
+                say(f"{run.name}: already {before.status}")
                 return before.status
         write_marker(run.folder, now)
         started = time.perf_counter()
-        say(f"{run.name}: runs, see {run.folder}/log.txt")
+        say(f"{run.name}: running, log in {run.folder}/log.txt")
         status = self._execute(run)
         write_marker(run.folder, replace(now, status=status))
         say(f"{run.name}: {status}, {(time.perf_counter() - started) / 60:.1f} min")
         return status
 
     def _execute(self, run: Run) -> str:
-        common = ["--conf", self.conf] if self.conf else []
-        data = ["--data-dir", str(self.data_dir)]
-        exp = ["--exp-dir", str(run.folder)]
+        exp, data = ["--exp-dir", str(run.folder)], ["--data-dir", str(self.data_dir)]
+        exit_status = self._program("train", [*exp, *data], run)
+        if exit_status == TrainingDiverged.exit_status:
+            return DIVERGED
+        self._check("train", exit_status, run)
+        shutil.rmtree(run.folder / "decode", ignore_errors=True)  # it may hold other methods or sets
+        self._check("average", self._program("average", exp, run), run)
         averaged = ["--checkpoint", str(run.folder / "averaged.pt")]
-        log = run.folder / "log.txt"
-        if not self._program("train.py", [*common, *data, *exp, *run.overrides], log):
-            last = last_line(log)
-            if GIVEN_UP in last:
-                return DIVERGED
-            raise UserError(f"{run.name}: training failed: {last} ({log})")
-        shutil.rmtree(run.folder / "decode", ignore_errors=True)  # of other methods or parts
-        for name, arguments in (("average.py", [*exp, *common]), ("decode.py", [*averaged, *data, *exp, *common])):
-            if not self._program(name, [*arguments, *run.overrides], log):
-                raise UserError(f"{run.name}: local/{name} failed: {last_line(log)} ({log})")
+        self._check("decode", self._program("decode", [*averaged, *exp, *data], run), run)
         return DONE
 
-    def _program(self, name: str, arguments: list[str], log: Path) -> bool:
-        """Run one of local/; whether it ended well. Its output goes to the end of `log`."""
-        with log.open("ab") as output:
+    def _check(self, name: str, exit_status: int, run: Run) -> None:
+        if exit_status != 0:
+            log = log_of(run)
+            raise UserError(f"{run.name}: local/{name}.py ended with status {exit_status}: {last_line(log)} ({log})")
+
+    def _program(self, name: str, arguments: list[str], run: Run) -> int:
+        """Run local/<name>.py, append its output to the run's log, and return its exit status.
+
+        A process of its own: runs are parallel, a run has one thread, and `stop` can end it at any time.
+        """
+        conf = ["--conf", str(self.conf)] if self.conf else []
+        with log_of(run).open("ab") as output:
             with self.lock:
                 if self.stopped:
                     raise UserError("stopped")
-                command = [sys.executable, str(ROOT / "local" / name), *arguments]
+                command = [sys.executable, "-m", f"local.{name}", *conf, *arguments, *run.overrides]
                 process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=self.env)
                 self.running.add(process)
-            code = process.wait()
+            exit_status = process.wait()
         with self.lock:
             self.running.discard(process)
             if self.stopped:
                 raise UserError("stopped")
-        return code == 0
+        return exit_status
 
 
 def read_marker(folder: Path) -> Marker | None:
-    """None for a run that was not begun. A training by local/train.py alone counts as started, its data are not known.
+    """Return a run's marker; None if the run has not started.
 
-    `UserError` for a folder with something else in it.
+    A training that local/train.py made without the ablation counts as started, on unknown data.
+
+    Raises:
+        UserError: the folder holds something else.
     """
     path, config = folder / "ablation.yaml", folder / "config.yaml"
     if path.is_file():
@@ -194,24 +212,33 @@ def read_marker(folder: Path) -> Marker | None:
         values = yaml.safe_load(config.read_text(encoding="utf-8"))
         return Marker(STARTED, "", {key: value for key, value in values.items() if key != "run"})
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds something else than a run of this program; move it away")
+        raise UserError(f"{folder} is not a run of this program; move it away")
     return None
 
 
 def write_marker(folder: Path, marker: Marker) -> None:
-    """Make the run's folder and its marker."""
+    """Write the marker; make the run's folder if necessary."""
     with atomic_write(folder / "ablation.yaml") as tmp:
         tmp.write_text(yaml.safe_dump(asdict(marker), sort_keys=False), encoding="utf-8")
 
 
+def log_of(run: Run) -> Path:
+    """Return the file with the output of a run's programs."""
+    return run.folder / "log.txt"
+
+
 def last_line(log: Path) -> str:
-    """The last line of a program's output that says something."""
+    """Return the last line of a program's output that is not blank: its error."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1].strip() if lines else "no output"
 
 
 def make_all(runs: Sequence[Run], runner: Runner, jobs: int, method: str) -> list[Outcome]:
-    """All runs, `jobs` at once. `UserError` at the end, naming those that failed otherwise than by diverging."""
+    """Make all runs, `jobs` at once, and return their outcomes.
+
+    Raises:
+        UserError: runs failed for another reason than divergence; raised after all runs ended.
+    """
     failed: list[str] = []
     found: list[Outcome] = []
     with ThreadPoolExecutor(jobs) as pool:
@@ -235,18 +262,14 @@ def make_all(runs: Sequence[Run], runner: Runner, jobs: int, method: str) -> lis
 
 @program
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--conf", help="YAML over conf/base.yaml")
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--exp-dir", type=Path, required=True)
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    args = parser.parse_args()
+    """Make the runs of section `ablation` and print the report."""
+    args = make_parser(__doc__, data_dir=True, exp_dir=True).parse_args()
     cfg = load_config(args.conf, args.overrides)
     folder = args.exp_dir / "ablation"
     runs = runs_of(cfg, args.overrides, folder)
     jobs = min(cfg.ablation.jobs or cores(), len(runs))
     print(f"{len(runs)} runs of {cfg.ablation.num_epochs} epochs, {jobs} at once", flush=True)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended too
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running programs are stopped too
     try:
         outcomes = make_all(runs, Runner(args.conf, args.data_dir), jobs, cfg.ablation.method)
     finally:

@@ -1,8 +1,8 @@
-"""The ablation's report, from its runs' files: ablation.md, ablation.csv, ablation.html and plots (PNG).
+"""Write the ablation's report from the runs' files: ablation.md, ablation.csv, ablation.html and plots (PNG).
 
-WER by control and seed with a bootstrap interval, the pairs of controls compared, curves of the losses, of the gradient's
-norm by part of the model and of the filter's masks, wherever train.csv has such columns; and how many of the utterances
-that studies/stress_data.py spoilt the filter found.
+It has the WER by control and seed with a bootstrap interval, a comparison of each pair of controls, and curves of the
+losses, of the gradient norm by part of the model and of the filter's masks, if train.csv has these columns. It also says
+how many of the outliers that studies/stress_data.py planted the filter found.
 """
 
 from __future__ import annotations
@@ -28,22 +28,26 @@ Columns = dict[str, np.ndarray]
 Table = tuple[list[str], list[list[str]]]  # head, rows
 COLOURS = {"filter": "tab:blue", "clip": "tab:orange", "none": "tab:red"}
 WER_NOTE = (
-    "Interval: 95 %, bootstrap over utterances, the decodings of all seeds pooled. Dev loss: pruned loss of the last epoch, "
-    "nats per frame, mean over seeds. Skipped: batches whose loss or gradient was not finite, all seeds. A seed whose "
-    "training was given up for them is shown as diverged and is in no mean."
+    "Interval: 95 %, bootstrap over utterances, with the decodings of all seeds pooled. Dev loss: pruned loss of the last "
+    "epoch, in nats per frame, mean over seeds. Skipped: batches with a non-finite loss or gradient, sum over seeds. A "
+    "training that stopped because of too many of them is shown as diverged and is in no mean."
 )
 PAIR_NOTE = (
-    "P, the probability of a lower WER: paired bootstrap over utterances (Bisani and Ney, 2004), each seed's decodings against "
-    "the same seed's, all seeds pooled; from 0.975 on a difference at the 5 % level, two-sided. It covers the choice of "
-    "utterances; it takes the seeds' decodings of one utterance as independent, so it is somewhat too sure, and of the luck "
-    "of a training it knows only these seeds: their standard deviation and the counts of seeds say more."
+    "P is the probability of a lower WER by a paired bootstrap over utterances (Bisani and Ney, 2004): decodings of the "
+    "same seed are paired, and all seeds are pooled. A P of at least 0.975 is a difference at the 5 % level, two-sided. P "
+    "covers the choice of utterances. It treats the seeds' decodings of one utterance as independent, so it is somewhat too "
+    "confident, and it covers the variation between trainings only by these seeds; the standard deviation over seeds and "
+    "the counts of seeds say more about that."
 )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run left: decoded utterances by set (none where it diverged), train.csv and valid.csv by column, batches
-    skipped, and the ids of outliers.tsv with how often each was damped (None: no such file)."""
+    """The results of one run.
+
+    sets: decoded utterances by set; empty if the run diverged. train, valid: train.csv and valid.csv by column. skipped:
+    number of skipped batches. damped: how often the filter damped each utterance of outliers.tsv; None without this file.
+    """
 
     control: str
     seed: int
@@ -56,13 +60,13 @@ class Outcome:
 
     @property
     def dev_loss(self) -> float:
-        """The last epoch's pruned loss of the dev parts, nats per frame; NaN where there was none."""
+        """Return the pruned loss of the dev parts after the last epoch, in nats per frame; NaN if there is none."""
         values = self.valid.get("pruned_loss", np.empty(0))
         return float(values[-1]) if len(values) else math.nan
 
 
 def read_outcome(folder: Path, control: str, seed: int, method: str, diverged: bool) -> Outcome:
-    """Read a finished run's folder."""
+    """Read the results from a run's folder."""
     files = [] if diverged else sorted((folder / "decode" / method).glob("*.jsonl"))
     sets = {file.stem: read_hypotheses(file) for file in files}
     skipped = len(list((folder / "bad").glob("step-*.pt")))
@@ -75,7 +79,7 @@ def read_outcome(folder: Path, control: str, seed: int, method: str, diverged: b
 
 
 def read_columns(path: Path) -> Columns:
-    """A CSV file of numbers by column; an empty cell is NaN. Nothing where there is no file."""
+    """Read a CSV file of numbers; an empty cell is NaN. Return no columns if the file does not exist."""
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", newline="") as f:
@@ -84,7 +88,7 @@ def read_columns(path: Path) -> Columns:
 
 
 def wer_table(outcomes: Sequence[Outcome], name: str) -> Table:
-    """A row per control: WER in percent by seed, over seeds with interval, dev loss."""
+    """Return a table with one row per control: WER in percent by seed, its mean and interval, dev loss."""
     seeds = list(dict.fromkeys(o.seed for o in outcomes))
     head = ["control", *(f"seed {s}" for s in seeds), "mean WER %", "95 % interval", "sd of seeds", "dev loss", "skipped"]
     rows = []
@@ -94,20 +98,18 @@ def wer_table(outcomes: Sequence[Outcome], name: str) -> Table:
         wers = [s.wer for s in scored.values() if s.wer is not None]
         pooled = score([u for seed in scored for u in own[seed].sets[name]])
         losses = [o.dev_loss for o in own.values() if not o.diverged]
-        rows.append([
-            control,
-            *(percent(scored[s].wer) if s in scored else "diverged" if s in own and own[s].diverged else "-" for s in seeds),
-            percent(statistics.mean(wers)) if wers else "-",
-            "{:.2f} - {:.2f}".format(*pooled.ci95) if pooled.ci95 else "-",
-            percent(statistics.stdev(wers)) if len(wers) > 1 else "-",
-            f"{statistics.mean(losses):.4f}" if losses else "-",
-            str(sum(o.skipped for o in own.values())),
-        ])  # fmt: skip
+        row = [control]
+        row += [percent(scored[s].wer) if s in scored else "diverged" if s in own and own[s].diverged else "-" for s in seeds]
+        row.append(percent(statistics.mean(wers)) if wers else "-")
+        row.append("{:.2f} - {:.2f}".format(*pooled.ci95) if pooled.ci95 else "-")
+        row.append(percent(statistics.stdev(wers)) if len(wers) > 1 else "-")
+        row.append(f"{statistics.mean(losses):.4f}" if losses else "-")
+        rows.append([*row, str(sum(o.skipped for o in own.values()))])
     return head, rows
 
 
 def pair_table(outcomes: Sequence[Outcome], name: str) -> Table:
-    """A row per pair of controls, over the seeds that both finished."""
+    """Return a table with one row per pair of controls, over the seeds that both finished."""
     head = ["pair", "mean WER %", "first better in", "second better in", "P(first better)", "P(second better)"]
     rows = []
     by_control: dict[str, dict[int, list[Utterance]]] = {}
@@ -130,8 +132,11 @@ def pair_table(outcomes: Sequence[Outcome], name: str) -> Table:
 
 
 def damped_table(outcomes: Sequence[Outcome], planted: Sequence[str]) -> Table:
-    """A row per run with a filter: utterances damped to less than half at least once, planted ones and others."""
-    head = ["run", "planted", "of them damped", "times each, median", "others damped", "times each, median"]
+    """Return a table with one row per run with a filter: how many planted and other utterances it damped.
+
+    An utterance counts if its gradient was damped to less than half at least once.
+    """
+    head = ["run", "planted", "planted and damped", "times each, median", "others damped", "times each, median"]
     rows = []
     for o in outcomes:
         if o.damped is None:
@@ -144,30 +149,30 @@ def damped_table(outcomes: Sequence[Outcome], planted: Sequence[str]) -> Table:
 
 
 def numbers(outcomes: Sequence[Outcome]) -> Table:
-    """One row per run and set, for ablation.csv."""
+    """Return the table of ablation.csv: one row per run and set."""
     head = "control seed set diverged wer low high errors words dev_simple_loss dev_pruned_loss skipped steps".split()
     rows = []
     for o in outcomes:
         steps = int(o.train["step"][-1]) if len(o.train.get("step", ())) else 0
         simple = o.valid.get("simple_loss", np.array([math.nan]))[-1]
         after = [f"{simple:.6g}", f"{o.dev_loss:.6g}", str(o.skipped), str(steps)]
-        before = [o.control, str(o.seed)]
+        run = [o.control, str(o.seed)]
         for name, utterances in o.sets.items():
             s = score(utterances)
             rates = ["" if x is None else f"{x:.4f}" for x in (s.wer, *(s.ci95 or (None, None)))]
-            rows.append([*before, name, "false", *rates, str(s.errors), str(s.words), *after])
+            rows.append([*run, name, "false", *rates, str(s.errors), str(s.words), *after])
         if not o.sets:
-            rows.append([*before, "", str(o.diverged).lower(), *[""] * 5, *after])
+            rows.append([*run, "", str(o.diverged).lower(), *[""] * 5, *after])
     return head, rows
 
 
 def curves(
     outcomes: Sequence[Outcome], part: str, column: str, x: str, positive: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (S,) and the runs' values at them (runs, S), between a run's rows on a line, NaN outside of them.
+    """Return steps (S,) and each run's values at them (runs, S).
 
-    Values that are not finite (and with `positive`, for a logarithmic axis, those that are 0) are left out. Without any
-    the arrays are empty.
+    Values between a run's rows are linearly interpolated, values outside of them are NaN. Non-finite values are left out,
+    and with `positive`, for a logarithmic axis, also values that are not above 0. If nothing is left, the arrays are empty.
     """
     found = []
     for o in outcomes:
@@ -183,7 +188,7 @@ def curves(
 
 
 def draw(axes, outcomes: Sequence[Outcome], part: str, column: str, x: str) -> None:  # type: ignore[no-untyped-def]
-    """Median over seeds by control as a line, their range as a band."""
+    """Draw a line per control, the median over seeds, and a band, their range."""
     for control in dict.fromkeys(o.control for o in outcomes):
         steps, values = curves([o for o in outcomes if o.control == control], part, column, x, positive=True)
         if len(steps):
@@ -195,20 +200,20 @@ def draw(axes, outcomes: Sequence[Outcome], part: str, column: str, x: str) -> N
 
 
 def plot_losses(page: Page, outcomes: Sequence[Outcome]) -> None:
-    """Training and dev loss."""
+    """Plot training and dev loss."""
     figure = new_figure(5.0)
     left, right = figure.subplots(1, 2)
     draw(left, outcomes, "train", "loss", "step")
-    left.set(title="training loss, with warm-up's weights", xlabel="batches", ylabel="nats per frame")
+    left.set(title="training loss, weighted as in the warm-up", xlabel="batches", ylabel="nats per frame")
     draw(right, outcomes, "valid", "pruned_loss", "epoch")
-    right.set(title="dev, pruned loss", xlabel="epochs", ylabel="nats per frame")
+    right.set(title="pruned loss on dev", xlabel="epochs", ylabel="nats per frame")
     right.xaxis.get_major_locator().set_params(integer=True)
     left.legend(title="gradient.control")
-    page.figure(figure, "losses", "Loss by control: median and range over seeds.")
+    page.figure(figure, "losses", "Loss by gradient control: median and range over seeds.")
 
 
 def plot_norms(page: Page, outcomes: Sequence[Outcome]) -> None:
-    """The gradient's norm, of the whole model and of each part, a panel each."""
+    """Plot the gradient norm of the whole model and of each of its parts, one panel each."""
     columns = dict.fromkeys(c for o in outcomes for c in o.train if re.match(r"gradient_norm(_|$)", c))
     if not columns:
         return
@@ -223,15 +228,16 @@ def plot_norms(page: Page, outcomes: Sequence[Outcome]) -> None:
         axes.set_visible(False)
     panels[0].legend(title="gradient.control")
     figure.supxlabel("batches")
-    figure.supylabel("norm of the gradient")
-    page.figure(
-        figure, "gradient_norms", "Norm of the gradient by part of the model, after the filter, before clipping: mean of the "
-        "batches between two rows of train.csv; median and range over seeds.",
-    )  # fmt: skip
+    figure.supylabel("gradient norm")
+    caption = (
+        "Gradient norm by part of the model, after the filter and before clipping: mean over the batches between two rows "
+        "of train.csv, median and range over seeds."
+    )
+    page.figure(figure, "gradient_norms", caption)
 
 
 def plot_masks(page: Page, outcomes: Sequence[Outcome]) -> None:
-    """The filter's masks by layer, a panel for each statistic; nothing without a filter."""
+    """Plot the filter's masks by layer, one panel per statistic; nothing if no run has a filter."""
     found = {m[0]: (m[1], int(m[2])) for o in outcomes for c in o.train if (m := re.fullmatch(r"filter_(.+)_(\d+)", c))}
     if not found:
         return
@@ -249,15 +255,17 @@ def plot_masks(page: Page, outcomes: Sequence[Outcome]) -> None:
                 axes.plot(steps, np.nanmedian(values, axis=0), color=colormaps["viridis"](layer / (last + 1)), label=str(layer))
         axes.set(title=kind.replace("_", " "), xlabel="batches", ylim=(0, 1.05 if "mask" in kind else None))
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("mask (1: untouched) or share of sequences")
+    figure.axes[0].set_ylabel("mask (1: unchanged) or share of sequences")
     figure.axes[0].legend(title="layer")
-    page.figure(figure, "filter_masks", "The filter's masks by layer of the encoder: median over seeds.")
+    page.figure(figure, "filter_masks", "Masks of the gradient filter by encoder layer: median over seeds.")
 
 
 def write_report(outcomes: Sequence[Outcome], about: str, folder: Path, planted: Sequence[str] = ()) -> str:
-    """Write FOLDER/ablation.{md,csv,html} and the plots. about: one line on the setting; planted: ids of spoilt training
-    utterances. Returns the Markdown."""
-    page = Page("Gradient control: filter, clipping, nothing", folder)
+    """Write FOLDER/ablation.{md,csv,html} and the plots; return the Markdown.
+
+    about: one line on the setting. planted: ids of the training utterances that are planted outliers.
+    """
+    page = Page("Gradient control: filter, clipping, none", folder)
     lines = [f"# {page.title}\n", f"{about}.\n"]
     page.text(f"{about}.")
 
@@ -268,10 +276,10 @@ def write_report(outcomes: Sequence[Outcome], about: str, folder: Path, planted:
         page.text(note)
 
     for name in dict.fromkeys(name for o in outcomes for name in o.sets) or [""]:
-        add(f"WER of {name}" if name else "No run came to its end", wer_table(outcomes, name), WER_NOTE)
+        add(f"WER of {name}" if name else "No run finished", wer_table(outcomes, name), WER_NOTE)
         add(f"Pairs on {name}" if name else "Pairs", pair_table(outcomes, name), PAIR_NOTE)
     if planted:
-        note = "Damped: by the filter to less than half in some layer, at least once in the training (outliers.tsv)."
+        note = "Damped: the filter reduced its gradient to less than half in some layer at least once (outliers.tsv)."
         add("Planted outliers", damped_table(outcomes, planted), note)
     page.heading("Curves")
     plot_losses(page, outcomes)
@@ -281,13 +289,13 @@ def write_report(outcomes: Sequence[Outcome], about: str, folder: Path, planted:
     with atomic_write(folder / "ablation.csv") as tmp, tmp.open("w", encoding="utf-8", newline="") as f:
         head, rows = numbers(outcomes)
         csv.writer(f, lineterminator="\n").writerows([head, *rows])
-    lines.append("Plots: ablation.html, losses.png, gradient_norms.png, filter_masks.png.\n")
+    text = "\n".join([*lines, "Plots: ablation.html, losses.png, gradient_norms.png, filter_masks.png.\n"])
     with atomic_write(folder / "ablation.md") as tmp:
-        tmp.write_text("\n".join(lines), encoding="utf-8")
-    return "\n".join(lines)
+        tmp.write_text(text, encoding="utf-8")
+    return text
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, the first column set left."""
+    """Return a table in Markdown with the first column aligned to the left."""
     rule = ["---", *["--:"] * (len(head) - 1)]
     return "".join("| " + " | ".join(row) + " |\n" for row in (head, rule, *rows))

@@ -1,24 +1,18 @@
-"""How gradients vanish and explode in recurrent layers at their random start: over time steps back and over depth.
-
-The cells are written here in float64 with a free choice of non-linearity; S random networks (seeds) run side by side.
-Hochreiter (1991) and Bengio, Simard and Frasconi (1994) showed the effect, Pascanu, Mikolov and Bengio (2013) its bounds;
-Gers et al. (2000) brought the forget gate, Jozefowicz et al. (2015) its bias of 1; Cho et al. (2014) the GRU.
-"""
+"""Show how gradients vanish and explode in random recurrent layers, over time steps back and over depth: tables and plots."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from local.common.html_page import Page, new_figure
 from local.config.schema import Config
+from studies.gradient_cells import ACTIVATIONS, INPUT_GAIN, TRANSIENT, Setting, Size, growth, over_depth, over_time
 from studies.short_training import Row, write_csv
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,178 +20,37 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GATES = {"rnn": 1, "gru": 3, "lstm": 4}
-ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
-KINDS = (("rnn", 0.0), ("gru", 0.0), ("lstm", 0.0), ("lstm", 1.0))  # cell and forget-gate bias: the columns of plots
+KINDS = (("rnn", 0.0), ("gru", 0.0), ("lstm", 0.0), ("lstm", 1.0))  # cell and forget-gate bias; one column of plots each
 GAINS = (0.5, 1.0, 2.0, 8.0)
-RATE_GAINS = tuple(2.0**k for k in range(-2, 5))  # has all of GAINS
-FORGET_GAINS = (0.5, 1.0, 2.0)  # some of GAINS
+RATE_GAINS = tuple(2.0**k for k in range(-2, 5))  # must include all of GAINS
+FORGET_GAINS = (0.5, 1.0, 2.0)  # must be a part of GAINS
 COLOURS = ("tab:blue", "tab:green", "tab:orange", "tab:red")
-INPUT_GAIN = 0.5  # of W_x where time is studied, of W_h where depth is
-SPAN = (1e-16, 1e16)  # shown by the plots over time
-TRANSIENT = 10  # steps back from the loss that the growth per step leaves out
+FULL = Size()
+SPAN = (1e-16, 1e16)  # range of the y axis of plots over time
 
 DERIVATION = """\
 rnn    h_t = phi(a_t),  a_t = W_h h_{t-1} + W_x x_t + b;      dh_t/dh_{t-1} = D_t W_h,  D_t = diag(phi'(a_t))
-       dL/dh_{T-k} = (W_h' D_{T-k+1}) ... (W_h' D_T) dL/dh_T: a product of k Jacobians, so about rate^k
+       dL/dh_{T-k} = (W_h' D_{T-k+1}) ... (W_h' D_T) dL/dh_T: a product of k Jacobians, about rate^k
        |dL/dh_{T-k}| <= (max phi' |W_h|)^k |dL/dh_T|,  with max phi' = 1/4 (sigmoid), 1 (tanh), 1 (ReLU)
        W_h random with entries of variance gain^2 / H (spectral radius about gain):
-       rate^2 = gain^2 mean(phi'(a)^2): below 1 it vanishes, above 1 it explodes; ReLU, half of whose phi' are 1: gain / sqrt 2
+       rate^2 = gain^2 mean(phi'(a)^2): below 1 it vanishes, above 1 it explodes; ReLU: half of the phi' are 1, gain / sqrt 2
 gru    h_t = (1 - z) n + z h_{t-1},  n = phi(W_nx x_t + r (W_nh h_{t-1}));      dh_t/dh_{t-1} = diag(z)
        + diag((1 - z) phi') (diag(r) W_nh + diag(W_nh h_{t-1}) dr/dh_{t-1}) + diag(h_{t-1} - n) dz/dh_{t-1}
-lstm   c_t = f c_{t-1} + i phi(g),  h_t = o phi(c_t);     dc_t/dc_{t-1} = diag(f_t) + what goes through h_{t-1} and the gates
+lstm   c_t = f c_{t-1} + i phi(g),  h_t = o phi(c_t);     dc_t/dc_{t-1} = diag(f_t) + the paths through h_{t-1} and the gates
        dL/dc_{T-k} = (f_{T-k+1} ... f_T) dL/dc_T + ...:  no weights and no phi' in the first term
        forget bias 0: f about sigmoid(0) = 0.50, 0.50^100 = 8e-31;     bias 1: f about sigmoid(1) = 0.73, 0.73^100 = 2e-14
 depth  dL/dh^(l) = D W_x^(l+1)' ... the same product over layers: rate^2 = gain^2 mean(phi'^2), with W_x in place of W_h"""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One kind of random layer. gain: sqrt(size) times the standard deviation of the weights' entries."""
-
-    cell: str
-    activation: str
-    gain: float
-    forget_bias: float = 0.0
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is measured: units, networks (seeds), steps back, steps before them; layers, steps, seeds at depth."""
-
-    hidden: int = 64
-    seeds: int = 20
-    back: int = 100
-    before: int = 20
-    layers: int = 16
-    steps: int = 10
-    depth_seeds: int = 10
-
-
-FULL = Size()
-
-
-class Layer(NamedTuple):
-    """Weights of S networks: w_x, w_h (S, H, G H) with the gates' blocks in torch's order, their bias (G H,)."""
-
-    w_x: Tensor
-    w_h: Tensor
-    bias: Tensor
-
-
-def draw_layer(setting: Setting, seeds: int, h: int, generator: torch.Generator, gain_x: float, gain_h: float) -> Layer:
-    """`seeds` layers of h units: normal weights of deviation gain / sqrt(h); biases 0 but for the forget gate's."""
-    shape = (seeds, h, GATES[setting.cell] * h)
-    w_x, w_h = (torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(h) for _ in range(2))
-    bias = torch.zeros(shape[2], dtype=torch.float64)
-    if setting.cell == "lstm":
-        bias[h : 2 * h] = setting.forget_bias
-    return Layer(w_x * gain_x, w_h * gain_h, bias)
-
-
-def step(setting: Setting, from_x: Tensor, h: Tensor, c: Tensor, w_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of S networks: from_x = W_x x + b (S, 1, G H), h, c (S, 1, H) -> h, c and what gates the last c (or h)."""
-    phi, from_h = ACTIVATIONS[setting.activation], h @ w_h
-    if setting.cell == "rnn":
-        return phi(from_x + from_h), c, c
-    width = h.size(-1)
-    if setting.cell == "gru":
-        r, z = torch.sigmoid((from_x + from_h)[..., : 2 * width]).chunk(2, dim=-1)
-        n = phi(from_x[..., 2 * width :] + r * from_h[..., 2 * width :])
-        return (1 - z) * n + z * h, c, z
-    i, f, g, o = (from_x + from_h).chunk(4, dim=-1)
-    forget = torch.sigmoid(f)
-    c = forget * c + torch.sigmoid(i) * phi(g)
-    return torch.sigmoid(o) * phi(c), c, forget
-
-
-def run_layer(setting: Setting, layer: Layer, x: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """x (T, S, 1, H) from states of 0 -> T tensors (S, 1, H) each: h and, of use for lstm alone, c and forget gate."""
-    from_x = x @ layer.w_x + layer.bias
-    h = c = torch.zeros_like(x[0])
-    hs, cs, gates = [], [], []
-    for frame in from_x:
-        h, c, forget = step(setting, frame, h, c, layer.w_h)
-        hs.append(h)
-        cs.append(c)
-        gates.append(forget)
-    return hs, cs, gates
-
-
-class OverTime(NamedTuple):
-    """Norms by steps back, (S, back + 1) each; the latter two (S, 0) but for lstm."""
-
-    by_h: Tensor  # |dL/dh|
-    by_c: Tensor  # |dL/dc|
-    by_gates: Tensor  # |dL/dc| by the forget gates alone
-
-
-def draw_time(setting: Setting, size: Size, seed: int) -> tuple[Layer, Tensor, Tensor]:
-    """The layer, its input x (T, S, 1, H) and the loss's direction v (S, 1, H) of norm 1; alike for all settings of a cell."""
-    generator = torch.Generator().manual_seed(seed)
-    layer = draw_layer(setting, size.seeds, size.hidden, generator, INPUT_GAIN, setting.gain)
-    shape = (size.before + size.back, size.seeds, 1, size.hidden)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    v = torch.randn(shape[1:], generator=generator, dtype=torch.float64)
-    return layer, x, v / v.norm(dim=-1, keepdim=True)
-
-
-def over_time(setting: Setting, size: Size, seed: int) -> OverTime:
-    """Norms of the gradient of L = v . h_T by the states 0 to `back` steps before T."""
-    layer, x, v = draw_time(setting, size, seed)
-    hs, cs, gates = (values[-size.back - 1 :] for values in run_layer(setting, layer, x.requires_grad_()))
-    lstm = setting.cell == "lstm"
-    found = torch.autograd.grad((hs[-1] * v).sum(), hs + (cs if lstm else []))
-    norms = torch.stack([g.flatten(1).norm(dim=1) for g in found], dim=1).flip(1)  # the last comes first
-    if not lstm:
-        return OverTime(norms, norms[:, :0], norms[:, :0])
-    product = [found[-1]]
-    for gate in gates[:0:-1]:
-        product.append(product[-1] * gate.detach())
-    by_gates = torch.stack([g.flatten(1).norm(dim=1) for g in product], dim=1)
-    return OverTime(norms[:, size.back + 1 :], norms[:, : size.back + 1], by_gates)
-
-
-def growth(norms: Tensor) -> Tensor:
-    """By what factor norms (S, K + 1) grow per step back (S,), in the geometric mean over the steps after TRANSIENT.
-
-    Where no gradient passes just there (every ReLU shut), the mean is over all steps; 0 where none arrives at the end.
-    """
-    last = norms.size(1) - 1
-    start = torch.where(norms[:, min(TRANSIENT, last // 2)] > 0, min(TRANSIENT, last // 2), 0)
-    first = norms.gather(1, start[:, None])[:, 0]
-    return (norms[:, last] / first) ** (1 / (last - start).to(norms.dtype))
-
-
-def over_depth(setting: Setting, size: Size, seed: int) -> Tensor:
-    """|dL/dh^(l)| (S, layers) of L = sum of v_t . h_t^(top) by all outputs of a layer, top layer first, divided by the top's.
-
-    gain is W_x's, which leads from layer to layer; W_h has INPUT_GAIN.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    seeds, h = size.depth_seeds, size.hidden
-    x = torch.randn(size.steps, seeds, 1, h, generator=generator, dtype=torch.float64).requires_grad_()
-    outputs = []
-    for _ in range(size.layers):
-        layer = draw_layer(setting, seeds, h, generator, setting.gain, INPUT_GAIN)
-        x = torch.stack(run_layer(setting, layer, x)[0])
-        outputs.append(x)
-    v = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    found = torch.autograd.grad((x * v).sum(), outputs[::-1])
-    norms = torch.stack([g.transpose(0, 1).flatten(1).norm(dim=1) for g in found], dim=1)
-    return norms / norms[:, :1]
-
 
 Bands = dict[Setting, NDArray[np.float64]]  # (3, steps or layers): 10th percentile, median, 90th percentile over seeds
 
 
 def bands(norms: Tensor) -> NDArray[np.float64]:
-    """Norms (S, K) -> (3, K), percentiles 10, 50, 90 over the seeds."""
+    """Return the percentiles 10, 50, 90 of norms (S, K) over the seeds, (3, K)."""
     return np.percentile(norms.detach().numpy(), [10, 50, 90], axis=0)
 
 
 def _rows(results: Bands, axis: str, values: Sequence[float], **more: str) -> list[Row]:
-    """The bands as CSV rows; `axis` names what their last axis stands for, at `values`."""
+    """Return the bands as CSV rows. axis, values: the name and the values of the bands' last axis."""
     return [
         {**asdict(setting), **more, axis: at, "p10": float(low), "median": float(middle), "p90": float(high)}
         for setting, band in results.items()
@@ -215,7 +68,7 @@ def _draw(axes: Axes, x: Sequence[float], band: NDArray[np.float64], **style: st
 
 
 def _grid(results: Bands, x: Sequence[float], xlabel: str, ylabel: str) -> Figure:
-    """A panel for each activation (row) and kind of cell (column), a line for each gain."""
+    """Draw one panel per activation (row) and kind of cell (column), with one line per gain."""
     figure = new_figure(9.0)
     panels = figure.subplots(len(ACTIVATIONS), len(KINDS), sharex=True, sharey=True)
     for row, activation in zip(panels, ACTIVATIONS, strict=True):
@@ -254,7 +107,7 @@ def _forget_figure(by_c: Bands, by_gates: Bands, x: Sequence[float]) -> Figure:
         for bias, colour in ((0.0, "tab:blue"), (1.0, "tab:red")):
             setting = Setting("lstm", "tanh", gain, bias)
             _draw(axes, x, by_c[setting], color=colour, label=f"bias {bias:g}: whole gradient")
-            _draw(axes, x, by_gates[setting], color=colour, linestyle="--", label=f"bias {bias:g}: product of f alone")
+            _draw(axes, x, by_gates[setting], color=colour, linestyle="--", label=f"bias {bias:g}: product of f only")
         axes.set(yscale="log", title=f"gain {gain:g}", xlabel="time steps back, k")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("|dL/dc| at T - k")
@@ -273,33 +126,31 @@ def _time_part(page: Page, size: Size, seed: int) -> None:
     by_h = {s: bands(norms.by_h) for s, norms in shown.items()}
     by_c, by_gates = ({s: bands(norms[part]) for s, norms in shown.items() if s.cell == "lstm"} for part in (1, 2))
     back = range(size.back + 1)
-    parts = (("dL/dh", by_h), ("dL/dc", by_c), ("dL/dc by forget gates alone", by_gates))
+    parts = (("dL/dh", by_h), ("dL/dc", by_c), ("dL/dc by forget gates only", by_gates))
     rows = [row for name, results in parts for row in _rows(results, "steps_back", back, norm_of=name)]
     write_csv(page.folder / "gradient_time.csv", rows)
     write_csv(page.folder / "gradient_growth.csv", _rows(rates, "from_step", [min(TRANSIENT, size.back // 2)]))
     about = f"median and 10th to 90th percentile of {size.seeds} random networks of {size.hidden} units"
     figure = _grid(by_h, back, "time steps back, k", "|dL/dh| at T - k, divided by that at T")
-    page.figure(figure, "gradient_time", f"Gradient by time steps back, cut off beyond {SPAN[0]:g} and {SPAN[1]:g}; {about}.")
-    page.figure(
-        _growth_figure(rates), "gradient_growth", "Growth of the gradient per step back against the gain: vanishing below 1, "
-        f"exploding above; {about}.",
-    )  # fmt: skip
+    page.figure(figure, "gradient_time", f"Gradient by time steps back, shown from {SPAN[0]:g} to {SPAN[1]:g}; {about}.")
+    caption = f"Growth of the gradient per step back against the gain: it vanishes below 1 and explodes above; {about}."
+    page.figure(_growth_figure(rates), "gradient_growth", caption)
     table: dict[str, list[str]] = {}
     for s, (_, median, _) in rates.items():
         table.setdefault(f"{_name(s.cell, s.forget_bias)}: {s.activation}", []).append(f"{float(median[0]):.3f}")
     head = ["growth per step back", *(f"gain {gain:g}" for gain in RATE_GAINS)]
     page.table(head, [[name, *medians] for name, medians in table.items()])
-    caption = f"LSTM with tanh: the gradient by its cells c, and what the forget gates alone leave of it; {about}."
+    caption = f"LSTM with tanh: gradient with respect to its cells c, and its part through the forget gates only; {about}."
     page.figure(_forget_figure(by_c, by_gates, back), "forget_gate", caption)
 
 
 def section(page: Page, cfg: Config, data_dir: Path, size: Size = FULL) -> None:
-    """Gradients over time and depth: a part of the page, gradient_{time,growth,depth}.csv and plots in page.folder."""
+    """Add gradients over time and depth to the page; write gradient_{time,growth,depth}.csv and plots to page.folder."""
     page.heading("Vanishing and exploding gradients")
     page.text(
-        "Networks at their random start, with standard normal input; L is the last step's output in a random direction of norm "
-        "1. phi is the cell's non-linearity: of rnn itself, of gru's candidate, of lstm's cell input and output; gates are "
-        "sigmoids. gain is about the spectral radius of every gate's recurrent matrix; the input's matrices have gain "
+        "Networks have random weights and standard normal input. L is the last step's output in a random direction of norm 1. "
+        "phi is the non-linearity of the rnn, of gru's candidate, and of lstm's cell input and output; gates are sigmoids. "
+        "gain is about the spectral radius of every gate's recurrent matrix; the input's matrices have gain "
         f"{INPUT_GAIN:g}."
     )
     page.formula(DERIVATION)
@@ -307,9 +158,10 @@ def section(page: Page, cfg: Config, data_dir: Path, size: Size = FULL) -> None:
     by_depth = {setting: bands(over_depth(setting, size, cfg.train.seed)) for setting in _settings(GAINS)}
     below = range(size.layers)
     write_csv(page.folder / "gradient_depth.csv", _rows(by_depth, "layers_below_top", below))
-    figure = _grid(by_depth, below, "layers below the top one", "|dL/dh| of a layer's outputs, divided by the top layer's")
-    page.figure(
-        figure, "gradient_depth", f"Gradient by depth: {size.layers} layers, no residual connections, {size.steps} steps, loss "
-        f"at every step. Here gain is that of the matrices between layers, the recurrent ones have {INPUT_GAIN:g}; median and "
-        f"10th to 90th percentile of {size.depth_seeds} random networks.",
-    )  # fmt: skip
+    figure = _grid(by_depth, below, "layers below the top layer", "|dL/dh| of a layer's outputs, divided by the top layer's")
+    caption = (
+        f"Gradient by depth: {size.layers} layers without residual connections, {size.steps} steps, a loss at every step. Here "
+        f"gain is that of the matrices between layers; recurrent matrices have gain {INPUT_GAIN:g}. Median and 10th to 90th "
+        f"percentile of {size.depth_seeds} random networks."
+    )
+    page.figure(figure, "gradient_depth", caption)

@@ -1,4 +1,4 @@
-"""The recogniser with each norm at three batch sizes: losses, and how far gradients differ over sequences and layers."""
+"""Compare the norms at three batch sizes: losses, and the spread of gradients over sequences and layers."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ NORMS = ("basic", "layer", "batch", "group", "instance", "none")
 SIZES = (2, 8, 32)  # utterances per batch
 STEPS = 100
 EVERY = 10  # batches between two measurements of the held-out loss
-SPREAD_EVERY = 20  # batches between two measurements of the gradient; a multiple of EVERY
-# What would alter or blur the gradient that is measured.
+SPREAD_EVERY = 20  # batches between two measurements of the gradient; must be a multiple of EVERY
+# Without the parts that change the measured gradient or make it random
 PLAIN = ("model.encoder.dropout=0", "model.encoder.layer_dropout=0", "model.encoder.balance_prob=0", "gradient.control=none")
 
 
 @dataclass(frozen=True)
 class NormRun:
-    """One training; `cfg` is complete, norm included."""
+    """One training. cfg: complete, with the norm."""
 
     cfg: Config
     data_dir: Path
@@ -57,12 +57,14 @@ class NormRun:
 def section(page: Page, cfg: Config, data_dir: Path, steps: int = STEPS) -> None:
     """Train a small recogniser with every norm at every batch size, on the CPU.
 
-    Writes norms_loss.csv, norms_spread.csv and their plots to page.folder and adds a part to the page. Raises
-    `UserError` where data_dir is not prepared.
+    Write norms_loss.csv, norms_spread.csv and their plots to page.folder and add a part to the page.
+
+    Raises:
+        UserError: data_dir is not prepared.
     """
     jobs = [
         NormRun(small_config(cfg, f"model.encoder.norm={norm}", "gradient.control=none"), data_dir, size, steps)
-        for size in reversed(SIZES)  # the longest first, so that no core is left with one at the end
+        for size in reversed(SIZES)  # the longest first, so that no core works alone at the end
         for norm in NORMS
     ]
     results = run_all(run, jobs, "norms")
@@ -75,25 +77,25 @@ def section(page: Page, cfg: Config, data_dir: Path, steps: int = STEPS) -> None
     page.text(
         f"A recogniser of {encoder.num_layers} layers of {encoder.rnn_hidden_size} cells is trained with each norm for {steps} "
         f"batches of {', '.join(map(str, SIZES))} utterances, with the recipe's loss and {cfg.optim.name} at {cfg.optim.lr:g}. "
-        "The gradient filter is off, since it would alter what is measured. All runs take the same number of steps, so that "
-        "the size of the batch shows in its noise and its statistics and not in the number of updates; larger batches have "
-        "seen more utterances by then. Batches of fewer utterances are the first utterances of the larger ones. Losses are "
-        "those of one held-out batch in evaluation. One seed only: small differences say little."
+        "The gradient filter is off, since it would change the measured gradient. All runs take the same number of steps, so "
+        "that batch sizes differ in noise and statistics, not in the number of updates; runs with larger batches see more "
+        "utterances. A batch of fewer utterances has the first utterances of a larger one. Losses are measured on one held-out "
+        "batch in evaluation mode. There is only one seed: small differences mean little."
     )
-    full = 2 * jobs[0].cfg.train.warm_step  # from here on the pruned loss has its full weight
+    full = 2 * jobs[0].cfg.train.warm_step  # at this step the pruned loss reaches its full weight
     _plot_losses(page, losses, full if full < steps else 0)
     page.text(
-        "The spread of the gradient is measured on the held-out batch, split into batches of the size trained with, in "
-        "training mode without dropout and balancers, at the input of each LSTM: the part that comes through the LSTM, which "
-        "is what the filter judges. Over sequences it is the 95th percentile of the sequences' rms over their median; over "
-        "layers, the largest norm of a layer's parameter gradient over the smallest."
+        "The spread of the gradient is measured on the held-out batch, split into batches of the training's size, in training "
+        "mode without dropout and balancers. It is measured at the input of each LSTM, only for the path through the LSTM: the "
+        "gradient that the filter sees. The spread over sequences is the 95th percentile of the sequences' rms divided by "
+        "their median. The spread over layers is the largest norm of a layer's parameter gradient divided by the smallest."
     )
     _plot_spread(page, spread)
     _table(page, losses, spread)
 
 
 def run(job: NormRun) -> tuple[list[Row], list[Row]]:
-    """One training: its rows of norms_loss.csv and of norms_spread.csv."""
+    """Run one training and return its rows of norms_loss.csv and of norms_spread.csv."""
     cfg = job.cfg
     speech = Speech(cfg, job.data_dir)
     whole, parts = speech.held_out(), speech.held_out(job.size)
@@ -107,7 +109,7 @@ def run(job: NormRun) -> tuple[list[Row], list[Row]]:
     def measure(step: int) -> Row:
         losses = held_out_losses(model, whole, cfg.loss.simple_scale)
         if step % SPREAD_EVERY == 0 or step == job.steps or not math.isfinite(losses["loss"]):
-            probe.load_state_dict(model.state_dict())  # the probe's batch norms count what it sees, the model's must not
+            probe.load_state_dict(model.state_dict())  # measuring changes the probe's batch statistics, not the model's
             rows = gradient_spread(probe, parts, cfg.loss.simple_scale)
             spread.extend({**name, "step": step, **row} for row in rows)
         return losses
@@ -118,9 +120,9 @@ def run(job: NormRun) -> tuple[list[Row], list[Row]]:
 
 @contextmanager
 def kept_inputs(model: Transducer) -> Iterator[list[list[Tensor]]]:
-    """For each encoder layer the inputs x (T, N, C) of its LSTM in every forward pass, which keep their gradients.
+    """Collect, for each encoder layer, the inputs x (T, N, C) of its LSTM in every forward pass, with their gradients.
 
-    x is a copy that only the LSTM takes, so that its gradient is that of the residual stream's LSTM branch alone.
+    x is a view that only the LSTM uses, so that its gradient excludes the residual path.
     """
     inputs: list[list[Tensor]] = []
     hooks = []
@@ -143,17 +145,17 @@ def kept_inputs(model: Transducer) -> Iterator[list[list[Tensor]]]:
 
 
 def sequence_rms(grad: Tensor, lens: Tensor) -> Tensor:
-    """Root of the mean square (N,) of a gradient (T, N, C) over the channels of each sequence's first `lens` frames."""
+    """Return the rms (N,) of a gradient (T, N, C) over the channels and the first `lens` frames of each sequence."""
     inside = torch.arange(grad.size(0), device=grad.device)[:, None] < lens
     squares = grad.double().square().sum(dim=2) * inside
     return (squares.sum(dim=0) / (lens * grad.size(2))).sqrt()
 
 
 def gradients_at_lstms(model: Transducer, batches: list[Batch], simple_scale: float) -> Tensor:
-    """The rms (layers, N) of each sequence's gradient at every LSTM's input, the batches' sequences one after another.
+    """Return the rms (layers, N) of each sequence's gradient at every LSTM's input, for the N sequences of all batches.
 
-    The loss is that after the warm-up, summed over utterances. Leaves the parameters' gradients of all batches in the
-    model.
+    The loss is weighted as after the warm-up and summed over utterances. Afterwards the model's parameters have the
+    gradient of all batches.
     """
     model.train()
     model.zero_grad()
@@ -167,7 +169,10 @@ def gradients_at_lstms(model: Transducer, batches: list[Batch], simple_scale: fl
 
 
 def gradient_spread(model: Transducer, batches: list[Batch], simple_scale: float) -> list[Row]:
-    """For each layer: median of the sequences' rms, 95th percentile and largest over it, norm of its parameters' gradient."""
+    """Return one row per layer on the gradients of the sequences and on the norm of its parameter gradient.
+
+    median_rms: median of the sequences' rms. p95_over_median, max_over_median: 95th percentile and largest / median.
+    """
     rows = []
     for i, rms in enumerate(gradients_at_lstms(model, batches, simple_scale)):
         median = rms.median()
@@ -179,7 +184,7 @@ def gradient_spread(model: Transducer, batches: list[Batch], simple_scale: float
 
 
 def layer_ratio(rows: list[Row]) -> float:
-    """Largest over smallest norm of the layers' parameter gradients."""
+    """Return the largest norm of the layers' parameter gradients divided by the smallest."""
     norms = torch.tensor([row["parameter_gradient_norm"] for row in rows], dtype=torch.float64)
     return float(norms.max() / norms.min())
 
@@ -189,7 +194,7 @@ def _of(rows: list[Row], norm: str, size: int) -> list[Row]:
 
 
 def _last(rows: list[Row], norm: str, size: int) -> list[Row]:
-    """The rows of a run's last measurement."""
+    """Return the rows of a run's last measurement."""
     own = _of(rows, norm, size)
     return [row for row in own if row["step"] == own[-1]["step"]]
 
@@ -200,10 +205,10 @@ def _plot_losses(page: Page, losses: list[Row], first: int) -> None:
     for axes, size in zip(panels, SIZES, strict=True):
         points = {n: [(row["step"], row["loss"]) for row in _of(losses, n, size) if row["step"] >= first] for n in NORMS}
         draw_curves(axes, points)
-        axes.set(title=f"{size} utterances per batch", xlabel="batches done")
+        axes.set(title=f"{size} utterances per batch", xlabel="trained batches")
     panels[0].set_ylabel("held-out loss (nats per output frame)")
     figure.legend(*panels[0].get_legend_handles_labels(), title="norm", loc="outside right upper")
-    caption = f"Loss of the held-out batch from batch {first} on, weighted as after the warm-up; the CSV has all."
+    caption = f"Loss of the held-out batch after {first} batches or more, weighted as after the warm-up; the CSV has all rows."
     page.figure(figure, "norms_loss", caption)
 
 
@@ -213,14 +218,14 @@ def _plot_spread(page: Page, spread: list[Row]) -> None:
     for (above, below), size in zip(panels.T, SIZES, strict=True):
         over_steps = {n: [(r["step"], r["p95_over_median"]) for r in _of(spread, n, size) if r["layer"] == 1] for n in NORMS}
         draw_curves(above, over_steps)
-        above.set(title=f"{size} utterances per batch", xlabel="batches done")
+        above.set(title=f"{size} utterances per batch", xlabel="trained batches")
         last = {norm: _last(spread, norm, size) for norm in NORMS}
         draw_curves(below, {n: [(row["layer"], row["parameter_gradient_norm"]) for row in rows] for n, rows in last.items()})
         below.set(xlabel="layer, after the last batch", xticks=[row["layer"] for row in last[NORMS[0]]])
-    panels[0, 0].set_ylabel("first LSTM's input: gradient rms of sequences,\n95th percentile / median")
+    panels[0, 0].set_ylabel("gradient rms of sequences at first LSTM,\n95th percentile / median")
     panels[1, 0].set_ylabel("norm of the layer's parameter gradient")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), title="norm", loc="outside right upper")
-    caption = "Spread of the gradient over the held-out sequences against batches done; gradient norms of layers at the end."
+    caption = "Top: spread of the gradient over the held-out sequences. Bottom: gradient norms of the layers after training."
     page.figure(figure, "norms_spread", caption)
 
 
@@ -231,5 +236,5 @@ def _table(page: Page, losses: list[Row], spread: list[Row]) -> None:
     layers = {n: {norm: layer_ratio(_last(spread, norm, n)) for norm in NORMS} for n in SIZES}
     columns = [kind[n] for kind in (loss, sequences, layers) for n in SIZES]
     page.table(head, [[norm, *(number(column[norm]) for column in columns)] for norm in NORMS])
-    for what, kind in {"Loss at the end": loss, "Spread over sequences": sequences, "Spread over layers": layers}.items():
+    for what, kind in {"Final loss": loss, "Spread over sequences": sequences, "Spread over layers": layers}.items():
         page.text(f"{what}: " + ". ".join(f"With {n} utterances per batch {extremes(kind[n])}" for n in SIZES) + ".")

@@ -1,8 +1,8 @@
 """An LSTM in NumPy with its backward pass derived by hand: one step, through time, projection, gradient filter.
 
-It is slow and plain on purpose: what `model/layers/` computes is checked against it, and it against finite differences.
-Hochreiter and Schmidhuber (1997) describe the cell, Gers et al. (2000) the forget gate, Sak et al. (2014) the projection,
-Werbos (1990) the backward pass through time. All arrays are float64; N sequences, T frames, C inputs, H cells, P outputs.
+It is simple on purpose: `model/layers/` is checked against it, and it is checked against finite differences. Hochreiter and
+Schmidhuber (1997) describe the cell, Gers et al. (2000) the forget gate, Sak et al. (2014) the projection, Werbos (1990) the
+backward pass through time. All arrays are float64; N sequences, T frames, C inputs, H cells, P outputs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ m_t = o tanh(c_t)
 h_t = W_hr m_t                                     (without projection h_t = m_t)"""
 
 BACKWARD = """\
-Given dh = dL/dh_t and dc = dL/dc_t (what comes from frame t + 1), for one sequence:
+Given dh = dL/dh_t and dc = dL/dc_t (from frame t + 1), for one sequence:
 dm    = W_hr' dh                                   dW_hr += dh m_t'
 dc   += dm o (1 - tanh(c_t)^2)
 da_i  = dc g i (1 - i)                             since sigmoid' = s (1 - s)
@@ -44,13 +44,13 @@ da_o  = dm tanh(c_t) o (1 - o)
 dx_t  = W_ih' da      dh_{t-1} = W_hh' da      dc_{t-1} = f dc
 dW_ih += da x_t'      dW_hh += da h_{t-1}'     db_ih += da,  db_hh += da
 
-Through time: from t = T down to 1, with dh = dL/dh_t of the loss at frame t itself + the dh_t that frame t + 1 hands down;
-gradients of parameters add up over frames and over sequences."""
+Through time: from t = T down to 1, with dh = dL/dh_t of the loss at frame t itself + dh_t from frame t + 1;
+gradients of parameters are sums over frames and sequences."""
 
 FILTER = """\
 g (T, N, C) is the gradient at the LSTM's input, after the backward pass above:
 n_b       = sqrt(mean of g_b^2 over frames and channels)              for each sequence b
-cutoff    = threshold * median(n)                                     (of an even number, the lower of the middle two)
+cutoff    = threshold * median(n)                                     (of an even number, the lower of the two middle ones)
 inverse_b = (cutoff + n_b) / cutoff
 g_b      /= inverse_b                                                 near 1 for most, n_b / cutoff for an outlier
 dW, db   /= mean(inverse)                                             for all parameters of this LSTM"""
@@ -67,7 +67,7 @@ class Params(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one frame's backward pass needs of its forward pass."""
+    """The values of one frame's forward pass that its backward pass needs."""
 
     x: Array  # (N, C)
     h: Array  # (N, P), of the frame before
@@ -80,12 +80,12 @@ class Step(NamedTuple):
 
 
 def sigmoid(a: Array) -> Array:
-    """1 / (1 + exp(-a)), written so that nothing overflows."""
+    """Return 1 / (1 + exp(-a)) without overflow."""
     return 0.5 * (1 + np.tanh(0.5 * a))
 
 
 def step_forward(x: Array, h: Array, c: Array, p: Params) -> tuple[Array, Array, Step]:
-    """One frame: x (N, C), h (N, P), c (N, H) -> the next h and c, and what the backward pass needs. See FORWARD."""
+    """Compute one frame as in FORWARD: x (N, C), h (N, P), c (N, H) -> the next h and c, and the saved values."""
     i, f, g, o = np.split(x @ p.w_ih.T + p.b_ih + h @ p.w_hh.T + p.b_hh, 4, axis=1)
     i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
     next_c = f * c + i * g
@@ -96,7 +96,7 @@ def step_forward(x: Array, h: Array, c: Array, p: Params) -> tuple[Array, Array,
 
 
 def step_backward(dh: Array, dc: Array, step: Step, p: Params) -> tuple[Array, Array, Array, Params]:
-    """Gradients by x (N, C), the h and c before, and the parameters, from those by this frame's h and c. See BACKWARD."""
+    """Compute the gradients of x (N, C), the previous h and c, and the parameters from those of h and c; see BACKWARD."""
     x, h, c, i, f, g, o, tanh_c = step
     dm = dh if p.w_hr is None else dh @ p.w_hr
     dw_hr = None if p.w_hr is None else dh.T @ (o * tanh_c)
@@ -107,7 +107,7 @@ def step_backward(dh: Array, dc: Array, step: Step, p: Params) -> tuple[Array, A
 
 
 def forward(x: Array, h0: Array, c0: Array, p: Params) -> tuple[Array, Array, Array, list[Step]]:
-    """All frames: x (T, N, C), h0 (N, P), c0 (N, H) -> out (T, N, P), the last h and c, and the steps."""
+    """Compute all frames: x (T, N, C), h0 (N, P), c0 (N, H) -> out (T, N, P), the last h and c, and the saved values."""
     h, c, out, steps = h0, c0, [], []
     for frame in x:
         h, c, step = step_forward(frame, h, c, p)
@@ -117,7 +117,7 @@ def forward(x: Array, h0: Array, c0: Array, p: Params) -> tuple[Array, Array, Ar
 
 
 def backward(dout: Array, dh: Array, dc: Array, steps: list[Step], p: Params) -> tuple[Array, Array, Array, Params]:
-    """Through time: from the gradients by out (T, N, P) and by the last h and c to those by x, h0, c0, parameters."""
+    """Compute the gradients of x, h0, c0 and the parameters from those of out (T, N, P) and the last h and c."""
     dx, total = [], Params(*(None if v is None else np.zeros_like(v) for v in p))  # type: ignore[arg-type]
     for at_frame, step in zip(dout[::-1], steps[::-1], strict=True):
         dx_t, dh, dc, grads = step_backward(dh + at_frame, dc, step, p)
@@ -129,9 +129,9 @@ def backward(dout: Array, dh: Array, dc: Array, steps: list[Step], p: Params) ->
 
 
 def gradient_filter(gradients: Gradients, threshold: float) -> tuple[Gradients, Array]:
-    """Damp the gradient `x` (T, N, C) and those of the parameters as FILTER says, not h0's and c0's.
+    """Damp the gradients of x (T, N, C) and of the parameters, but not those of h0 and c0; see FILTER.
 
-    Also returns the mask (N,), 1 / inverse.
+    Return the gradients and the mask (N,), 1 / inverse.
     """
     n = np.sqrt(np.mean(gradients["x"] ** 2, axis=(0, 2)))
     cutoff = threshold * np.sort(n)[(len(n) - 1) // 2]
@@ -142,7 +142,7 @@ def gradient_filter(gradients: Gradients, threshold: float) -> tuple[Gradients, 
 
 
 class Problem(NamedTuple):
-    """A layer with its input, and the weights of the loss sum(out dout) + sum(h dh) + sum(c dc), h and c the last states."""
+    """A layer, its input and the weights of its loss: sum(out dout) + sum(h dh) + sum(c dc), with h, c the last states."""
 
     x: Array
     h0: Array
@@ -154,7 +154,7 @@ class Problem(NamedTuple):
 
 
 def draw_problem(sizes: tuple[int, int, int, int, int], seed: int, outlier: float = 1.0) -> Problem:
-    """Random values for sizes (T, N, C, H, P), P = H without projection. The loss of sequence 0 is `outlier` times larger."""
+    """Draw random values for sizes (T, N, C, H, P); P = H: no projection. outlier: factor of the loss of sequence 0."""
     t, n, c, h, p = sizes
     rng = np.random.default_rng(seed)
 
@@ -170,7 +170,7 @@ def draw_problem(sizes: tuple[int, int, int, int, int], seed: int, outlier: floa
 
 
 def loss(problem: Problem) -> float:
-    """The loss of a problem, by the forward pass alone."""
+    """Return the loss of a problem."""
     out, h, c, _ = forward(problem.x, problem.h0, problem.c0, problem.p)
     return float((out * problem.dout).sum() + (h * problem.dh).sum() + (c * problem.dc).sum())
 
@@ -180,14 +180,14 @@ def _named(dx: Array, dh0: Array, dc0: Array, grads: Params) -> Gradients:
 
 
 def by_hand(problem: Problem, threshold: float | None = None) -> Gradients:
-    """All gradients of the loss by the backward pass of this file, filtered where a threshold is given."""
+    """Return all gradients of the loss by the backward pass of this file, filtered if there is a threshold."""
     *_, steps = forward(problem.x, problem.h0, problem.c0, problem.p)
     found = _named(*backward(problem.dout, problem.dh, problem.dc, steps, problem.p))
     return found if threshold is None else gradient_filter(found, threshold)[0]
 
 
 def derivative(function: Callable[[], float], values: Array, width: float = 1e-3) -> Array:
-    """d function / d values, where function() reads `values`: central differences of fourth order (error ~ width^4)."""
+    """Return d function / d values by central differences of fourth order (error ~ width^4); function() reads `values`."""
     result = np.zeros_like(values)
     for index in np.ndindex(values.shape):
         kept = values[index]
@@ -201,14 +201,14 @@ def derivative(function: Callable[[], float], values: Array, width: float = 1e-3
 
 
 def by_differences(problem: Problem, threshold: float | None = None) -> Gradients:
-    """All gradients from values of the loss alone. The filter, which is no derivative of anything, then acts on them."""
+    """Return all gradients by finite differences of the loss. The filter is not a derivative; it is applied to them."""
     values = _named(problem.x, problem.h0, problem.c0, problem.p)
     found = {name: derivative(lambda: loss(problem), value) for name, value in values.items()}
     return found if threshold is None else gradient_filter(found, threshold)[0]
 
 
 def _by_autograd(problem: Problem, params: Sequence[Tensor], layer: Layer) -> Gradients:
-    """All gradients by autograd through layer(x, h0 (1, N, P), c0 (1, N, H)) -> out, h, c, which uses `params`."""
+    """Return all gradients by autograd through layer(x, h0 (1, N, P), c0 (1, N, H)) -> out, h, c, which uses `params`."""
     leaves = [torch.from_numpy(v).requires_grad_() for v in (problem.x, problem.h0, problem.c0)]
     results = layer(leaves[0], leaves[1][None], leaves[2][None])
     if any(r.dtype != torch.float64 for r in results):
@@ -220,7 +220,7 @@ def _by_autograd(problem: Problem, params: Sequence[Tensor], layer: Layer) -> Gr
 
 
 def by_ours(problem: Problem, threshold: float | None = None) -> Gradients:
-    """All gradients by autograd through the recogniser's own `ScaledRNN` and `GradientFilter`, in float64."""
+    """Return all gradients by autograd through the recogniser's `ScaledRNN` and `GradientFilter`, in float64."""
     rnn = ScaledRNN("lstm", problem.x.shape[2], problem.c0.shape[1], problem.h0.shape[1]).double()
     for name, value in zip(rnn.names, problem.p, strict=False):
         getattr(rnn, name).data.copy_(torch.from_numpy(value) / getattr(rnn, name + "_scale").exp())
@@ -234,7 +234,7 @@ def by_ours(problem: Problem, threshold: float | None = None) -> Gradients:
 
 
 def by_torch(problem: Problem) -> Gradients:
-    """All gradients by autograd through torch's `nn.LSTM` in float64."""
+    """Return all gradients by autograd through torch's `nn.LSTM`, in float64."""
     width, hidden = problem.h0.shape[1], problem.c0.shape[1]
     lstm = nn.LSTM(problem.x.shape[2], hidden, proj_size=0 if width == hidden else width).double()
     params = list(lstm.parameters())
@@ -249,7 +249,7 @@ def by_torch(problem: Problem) -> Gradients:
 
 
 def relative_difference(found: Gradients, expected: Gradients) -> float:
-    """The largest over all tensors of max |found - expected| / max |expected|; 0 / 0 counts as 0."""
+    """Return the largest max |found - expected| / max |expected| over all tensors; 0 / 0 counts as 0."""
     worst = 0.0
     for name in expected.keys() | found.keys():
         size = float(np.abs(expected[name]).max())
@@ -257,7 +257,7 @@ def relative_difference(found: Gradients, expected: Gradients) -> float:
     return worst
 
 
-# What is compared: its name, sizes (T, N, C, H, P), how much larger sequence 0's loss is, the filter's threshold
+# Name, sizes (T, N, C, H, P), factor of the loss of sequence 0, threshold of the filter
 CASES: tuple[tuple[str, tuple[int, int, int, int, int], float, float | None], ...] = (
     ("one step", (1, 4, 5, 8, 8), 1.0, None),
     ("through time", (12, 4, 5, 8, 8), 1.0, None),
@@ -267,13 +267,13 @@ CASES: tuple[tuple[str, tuple[int, int, int, int, int], float, float | None], ..
 
 
 def section(page: Page, cfg: Config, data_dir: Path) -> None:
-    """The formulas, and how far this file, finite differences, ours and torch's lie apart."""
+    """Add to the page the formulas and the differences between this file, finite differences, our layer and torch's."""
     page.heading("An LSTM with its backward pass by hand")
-    page.text("Forward, with gates i, f, o, cell input g, cells c, projection W_hr; products of two vectors are by element:")
+    page.text("Forward pass, with gates i, f, o, cell input g, cells c, projection W_hr; products of vectors are element-wise:")
     page.formula(FORWARD)
-    page.text("Backward, by the chain rule; L is the loss, ' transposes (and da x' is an outer product):")
+    page.text("Backward pass by the chain rule; L is the loss, ' the transpose (da x' is an outer product):")
     page.formula(BACKWARD)
-    page.text("The gradient filter, which looks at the gradient of each sequence at the input of one LSTM:")
+    page.text("Gradient filter, computed from the gradient of each sequence at the input of one LSTM:")
     page.formula(FILTER)
     rows = []
     for name, sizes, outlier, threshold in CASES:
@@ -285,10 +285,10 @@ def section(page: Page, cfg: Config, data_dir: Path) -> None:
         measured = {other: f"{relative_difference(found, gradients):.1e}" for other, gradients in others.items()}
         rows.append({"case": name, "T N C H P": " ".join(map(str, sizes)), "torch.nn.LSTM": "has no filter", **measured})
     page.text(
-        "Measured on random values in float64: the largest over all gradients (input, first states, every parameter) of "
-        "max |difference| / max |gradient| between these formulas in NumPy and finite differences of the loss (fourth order), "
-        "autograd through the recogniser's layer and filter, and autograd through torch's own LSTM. With the filter, the "
-        "loss of one of the sequences is 1000 times that of the others, so that the filter has something to damp."
+        "The table compares the gradients of these formulas in NumPy with finite differences of the loss (fourth order), with "
+        "autograd through the recogniser's layer and filter, and with autograd through torch's LSTM, on random values in "
+        "float64. It shows the largest max |difference| / max |gradient| over the input, the first states and all parameters. "
+        "In the case with the filter, the loss of one sequence is 1000 times larger, so that the filter damps it."
     )
     columns = ["case", "T N C H P", "finite differences", "ours", "torch.nn.LSTM"]
     table = [[row[column] for column in columns] for row in rows]

@@ -1,4 +1,4 @@
-"""Each optimiser on the language model and on the recogniser, at the best of three learning rates: loss curves."""
+"""Compare the optimisers on the language model and on the recogniser, each at three learning rates."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ from torch import Tensor
 
 LM, RECOGNISER = "language model", "recogniser"
 FACTOR = 4.0  # between neighbouring rates
-# The middle one of three rates, found with the tiny corpus. The recogniser's loss is a sum over the batch, the language
-# model's a mean over tokens, hence the different rates where the gradient's size matters.
+# The middle of the three rates, found on the tiny corpus. The recogniser's loss is a sum over the batch, the language
+# model's is a mean over tokens, so rates differ for optimisers whose step depends on the gradient's size.
 MIDDLE_RATE = {
     LM: {"eve": 1.6e-2, "adam": 1.6e-2, "rmsprop": 1.6e-3, "adagrad": 0.16, "sgd": 8.0, "momentum": 0.8},
     RECOGNISER: {"eve": 3e-3, "adam": 3e-3, "rmsprop": 3e-4, "adagrad": 1e-2, "sgd": 1e-3, "momentum": 1e-4},
@@ -55,7 +55,7 @@ HELD_OUT_SENTENCES = 256
 
 @dataclass(frozen=True)
 class OptimiserRun:
-    """One training; `cfg` is complete, optimiser and rate included. `texts`: training and held-out text of the LM."""
+    """One training. cfg: complete, with optimiser and rate. texts: training and held-out text of the language model."""
 
     task: str
     cfg: Config
@@ -67,12 +67,14 @@ class OptimiserRun:
 def section(page: Page, cfg: Config, data_dir: Path, steps: dict[str, int] = STEPS) -> None:
     """Train the language model and a small recogniser with every optimiser at three learning rates, on the CPU.
 
-    steps: batches of each task. Writes optimisers.csv and optimisers.png to page.folder and adds a part to the page.
-    Raises `UserError` where data_dir is not prepared.
+    Write optimisers.csv and optimisers.png to page.folder and add a part to the page. steps: batches of each task.
+
+    Raises:
+        UserError: data_dir is not prepared.
     """
     texts = _texts(cfg, data_dir)
     jobs = []
-    for task in (RECOGNISER, LM):  # the longest first, so that no core is left with one at the end
+    for task in (RECOGNISER, LM):  # the longest first, so that no core works alone at the end
         for name, middle in MIDDLE_RATE[task].items():
             for rate in (middle / FACTOR, middle, middle * FACTOR):
                 own = small_config(cfg, f"optim.name={name}", f"optim.lr={rate:.6g}")
@@ -83,13 +85,13 @@ def section(page: Page, cfg: Config, data_dir: Path, steps: dict[str, int] = STE
     page.heading("Optimisers")
     lm = jobs[-1].cfg.lm
     page.text(
-        f"Every optimiser trains two models, each at three constant learning rates a factor of {FACTOR:g} apart, from the same "
-        f"first weights on the same batches: the language model of {lm.num_layers} layer of {lm.hidden} cells on the training "
-        f"transcripts ({steps[LM]} batches of {lm.batch_tokens} tokens, gradient clipped at {CLIP_NORM:g} as in the recipe) "
-        f"and a recogniser of {jobs[0].cfg.model.encoder.num_layers} layers ({steps[RECOGNISER]} batches of {SIZE} utterances; "
-        f"gradient.control={cfg.gradient.control}). Losses are those of one held-out batch in evaluation: nats per token "
-        "and per output frame. The curves are of the rate with the lowest loss at the end; below them are all rates. One "
-        "seed only: small differences say little."
+        f"Every optimiser trains two models at three constant learning rates, each {FACTOR:g} times the one before. All runs "
+        "of a model start from the same weights and see the same batches. The models are a language model on the training "
+        f"transcripts ({lm.num_layers} layer of {lm.hidden} cells, {steps[LM]} batches of {lm.batch_tokens} tokens, gradient "
+        f"clipped at {CLIP_NORM:g} as in the recipe) and a recogniser ({jobs[0].cfg.model.encoder.num_layers} layers, "
+        f"{steps[RECOGNISER]} batches of {SIZE} utterances, gradient.control={cfg.gradient.control}). Losses are measured on "
+        "one held-out batch in evaluation mode, in nats per token and per output frame. The upper plots show the rate with "
+        "the lowest final loss, the lower plots show all rates. There is only one seed: small differences mean little."
     )
     finals = {task: final_losses([row for row in rows if row["task"] == task]) for task in (LM, RECOGNISER)}
     _plot(page, rows, finals)
@@ -97,7 +99,7 @@ def section(page: Page, cfg: Config, data_dir: Path, steps: dict[str, int] = STE
 
 
 def run(job: OptimiserRun) -> list[Row]:
-    """One training: its rows of optimisers.csv."""
+    """Run one training and return its rows of optimisers.csv."""
     every = max(job.steps // POINTS, 1)
     rows = _run_lm(job, every) if job.task == LM else _run_recogniser(job, every)
     name = {"task": job.task, "optimiser": job.cfg.optim.name, "lr": job.cfg.optim.lr}
@@ -140,7 +142,7 @@ def _run_lm(job: OptimiserRun, every: int) -> list[Row]:
 
 
 def _lm_batches(text: TokenText, cfg: Config) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches (tokens, lens), drawn anew in each epoch."""
+    """Yield batches (tokens, lens) without end, newly drawn in each epoch."""
     for epoch in itertools.count():
         generator = torch.Generator().manual_seed(1000003 * cfg.train.seed + epoch)
         yield from map(text.collate, text.batches(cfg.lm.batch_tokens, generator))
@@ -161,7 +163,7 @@ def _run_recogniser(job: OptimiserRun, every: int) -> list[Row]:
 
 
 def final_losses(rows: list[Row]) -> dict[str, dict[float, float]]:
-    """optimiser -> rate -> loss of the run's last row (nan where it was not finite), of the rows of one task."""
+    """Return the loss of each run's last row, by optimiser and rate. rows: the rows of one task."""
     finals: dict[str, dict[float, float]] = {}
     for row in rows:
         finals.setdefault(row["optimiser"], {})[row["lr"]] = row["loss"]
@@ -169,7 +171,7 @@ def final_losses(rows: list[Row]) -> dict[str, dict[float, float]]:
 
 
 def best_rate(finals: dict[float, float]) -> float:
-    """The rate with the lowest final loss; those that are not finite come last."""
+    """Return the rate with the lowest final loss; non-finite losses come last."""
     return min(finals, key=lambda rate: finals[rate] if math.isfinite(finals[rate]) else math.inf)
 
 
@@ -184,27 +186,32 @@ def _plot(page: Page, rows: list[Row], finals: dict[str, dict[str, dict[float, f
                 curves[f"{row['optimiser']}, {row['lr']:.3g}"].append((row["step"], row["loss"]))
         draw_curves(above, curves)
         unit = "token" if task == LM else "output frame"
-        above.set(title=task, xlabel="batches done", ylabel=f"held-out loss (nats per {unit})")
+        above.set(title=task, xlabel="trained batches", ylabel=f"held-out loss (nats per {unit})")
         above.legend(title="optimiser, rate", loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
         middle = MIDDLE_RATE[task]
         draw_curves(below, {name: [(rate / middle[name], loss) for rate, loss in by_name[name].items()] for name in by_name})
-        below.set(xlabel="learning rate / the middle one", ylabel=f"loss at the end (nats per {unit})")
+        below.set(xlabel="learning rate / middle rate", ylabel=f"final loss (nats per {unit})")
         below.set_xscale("log")
         below.set_xticks([1 / FACTOR, 1, FACTOR], [f"1/{FACTOR:g}", "1", f"{FACTOR:g}"])
         below.xaxis.minorticks_off()
-    caption = "Held-out loss against batches done, at each optimiser's best rate; below, the loss at the end against the rate."
+    caption = "Top: held-out loss against trained batches at each optimiser's best rate. Bottom: final loss against the rate."
     page.figure(figure, "optimisers", caption)
 
 
 def _table(page: Page, finals: dict[str, dict[str, dict[float, float]]]) -> None:
     for task, by_name in finals.items():
-        head = [task, "best rate", "loss", f"at 1/{FACTOR:g} of the middle", "at the middle rate", f"at {FACTOR:g} times it"]
+        head = [
+            task,
+            "best rate",
+            "final loss",
+            *(f"loss at {factor} rate" for factor in (f"1/{FACTOR:g}", "middle", f"{FACTOR:g} x")),
+        ]
         best = {name: best_rate(by_rate) for name, by_rate in by_name.items()}
-        page.table(head, [
-            [name, f"{best[name]:.3g}", number(by_rate[best[name]]), *map(number, by_rate.values())]
-            for name, by_rate in by_name.items()
-        ])  # fmt: skip
+        rows = []
+        for name, by_rate in by_name.items():
+            rows.append([name, f"{best[name]:.3g}", number(by_rate[best[name]]), *map(number, by_rate.values())])
+        page.table(head, rows)
         loss = {name: by_rate[best[name]] for name, by_rate in by_name.items()}
         edge = [name for name, by_rate in by_name.items() if best[name] in (min(by_rate), max(by_rate))]
-        note = f" The best rate is at the edge of the three for {', '.join(edge)}: another may be better still." if edge else ""
-        page.text(f"{task[0].upper()}{task[1:]}, loss at the end: {extremes(loss)}.{note}")
+        note = f" For {', '.join(edge)}, the best rate is the smallest or largest: others may be better." if edge else ""
+        page.text(f"{task[0].upper()}{task[1:]}, final loss: {extremes(loss)}.{note}")

@@ -1,6 +1,6 @@
-"""What the studies of norms and optimisers share: small models, the same few batches for every run, curves, plots.
+"""Shared parts of the studies of norms and optimisers: small models, the same batches for every run, tables and plots.
 
-Runs are independent jobs of one thread each and go side by side, so that their numbers do not depend on the cores.
+Runs are independent jobs with one thread each and run in parallel, so that their numbers do not depend on the cores.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ from torch.optim import Optimizer
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+ENCODER = {"rnn": "lstm", "num_layers": 3, "d_model": 64, "rnn_hidden_size": 128, "dim_feedforward": 128}
 SMALL = (
-    "model.encoder.rnn=lstm", "model.encoder.num_layers=3", "model.encoder.d_model=64", "model.encoder.rnn_hidden_size=128",
-    "model.encoder.dim_feedforward=128", "model.decoder.dim=64", "model.joiner.dim=64", "lm.dim=128", "lm.hidden=128",
-    "lm.num_layers=1", "lm.batch_tokens=500", "train.warm_step=10",
-)  # fmt: skip
-LARGEST = 32  # utterances that are alike in length; every batch is made of the first ones of such a group
+    *(f"model.encoder.{key}={value}" for key, value in ENCODER.items()),
+    *("model.decoder.dim=64", "model.joiner.dim=64", "lm.dim=128", "lm.hidden=128", "lm.num_layers=1"),
+    *("lm.batch_tokens=500", "train.warm_step=10"),
+)
+LARGEST = 32  # utterances of similar length in a group; a batch consists of the first ones of a group
 WINDOW = 16  # groups that are sorted by length together
-POOL = 20_000  # training utterances that are drawn from, and sentences
-HELD_OUT = 32  # dev utterances in the one batch that losses are compared on
+POOL = 20_000  # training utterances, or sentences, to draw from
+HELD_OUT = 32  # dev utterances of the held-out loss
 MARKERS = "osv^DX"
 Row = dict[str, Any]
 Job = TypeVar("Job")
@@ -54,18 +55,22 @@ Result = TypeVar("Result")
 
 
 def small_config(cfg: Config, *overrides: str) -> Config:
-    """The experiment's settings with a model of 0.5 M parameters, ten batches of warm-up, and `overrides` on top."""
+    """Return the experiment's settings with a model of 0.5 M parameters, a warm-up of ten batches, and `overrides`."""
     return config_from_dict(to_dict(cfg), [*SMALL, *overrides], where="the study")
 
 
 class Speech:
-    """Training batches of a prepared corpus, and one held-out batch; never augmented, so that all runs see the same.
+    """Training batches of a prepared corpus and one held-out batch, without augmentation, the same for all runs.
 
-    Batches depend on train.seed alone. Those of fewer utterances hold the first ones of the larger ones.
+    Batches depend only on train.seed. A batch of fewer utterances has the first utterances of a larger one.
     """
 
     def __init__(self, cfg: Config, data_dir: Path) -> None:
-        """Raises `UserError` where data_dir is not prepared or a part has no utterance."""
+        """Draw the utterances.
+
+        Raises:
+            UserError: data_dir is not prepared, or the training or dev parts have no utterance.
+        """
         self.seed = cfg.train.seed
         lang = lang_dir(data_dir, cfg.lang)
         self.tokenizer = Tokenizer.from_file(lang / "bpe.model")
@@ -84,7 +89,7 @@ class Speech:
         self.train, self.dev = draw(corpus.train, POOL), draw(corpus.dev, HELD_OUT)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Endless training batches of `size` utterances (at most `LARGEST`) alike in length."""
+        """Yield training batches of `size` utterances (at most `LARGEST`) of similar length, without end."""
         lengths = np.array([cut.duration for cut in self.train])
         for epoch in itertools.count():
             rng = np.random.default_rng([self.seed, epoch])
@@ -97,13 +102,13 @@ class Speech:
                 yield self._load([self.train[i] for i in group[:size]])
 
     def held_out(self, size: int = HELD_OUT) -> list[Batch]:
-        """The held-out utterances, shortest first, in batches of `size`."""
+        """Return the held-out utterances in batches of `size`, the shortest first."""
         return [self._load(self.dev[first : first + size]) for first in range(0, len(self.dev), size)]
 
     def _load(self, cuts: list[Cut]) -> Batch:
         batch = self.dataset[CutSet.from_cuts(cuts)]
         if not batch.ids:
-            raise UserError(f"none of the utterances {', '.join(batch.skipped[:5])} could be loaded")
+            raise UserError(f"cannot load any of the utterances {', '.join(batch.skipped[:5])}")
         return batch
 
 
@@ -115,7 +120,10 @@ def utterance_losses(model: Transducer, batch: Batch, simple_scale: float, warmu
 
 @torch.no_grad()
 def held_out_losses(model: Transducer, batches: list[Batch], simple_scale: float) -> dict[str, float]:
-    """Losses in evaluation and after the warm-up, in nats per output frame; the model goes back to training mode."""
+    """Return the losses in evaluation mode, weighted as after the warm-up, in nats per output frame.
+
+    The model is in training mode afterwards.
+    """
     model.eval()
     parts = [utterance_losses(model, batch, simple_scale, warmup=2.0) for batch in batches]
     model.train()
@@ -133,10 +141,10 @@ def train(
     every: int,
     clip_norm: float | None = None,
 ) -> list[Row]:
-    """Train for `steps` batches and measure before the first, after each `every`, and after the last.
+    """Train for `steps` batches and return the rows measured before the first, after every `every` and after the last.
 
-    loss_at: step -> the scalar to minimise; measure: batches done -> numbers, `loss` among them; clip_norm: largest norm
-    of the whole gradient. Returns the measured rows. A held-out loss that is not finite ends the run: it is the last row.
+    loss_at: step -> the scalar to minimise. measure: number of trained batches -> numbers, with a held-out `loss`. A
+    non-finite `loss` ends the run; it is in the last row. clip_norm: largest norm of the whole gradient.
     """
     rows: list[Row] = []
     model.train()
@@ -154,10 +162,17 @@ def train(
 
 
 def train_recogniser(
-    model: Transducer, optimizer: Optimizer, speech: Speech, cfg: Config, size: int, measure: Callable[[int], Row], *,
-    steps: int, every: int,
-) -> list[Row]:  # fmt: skip
-    """`train` on batches of `size` utterances with the recipe's loss (summed over the batch) and gradient.control."""
+    model: Transducer,
+    optimizer: Optimizer,
+    speech: Speech,
+    cfg: Config,
+    size: int,
+    measure: Callable[[int], Row],
+    *,
+    steps: int,
+    every: int,
+) -> list[Row]:
+    """Call `train` on batches of `size` utterances, with the recipe's loss (a sum over the batch) and gradient.control."""
     batches = speech.batches(size)
 
     def loss_at(step: int) -> Tensor:
@@ -169,9 +184,9 @@ def train_recogniser(
 
 
 def run_all(function: Callable[[Job], Result], jobs: Sequence[Job], desc: str) -> list[Result]:
-    """function(job) of every job, in the jobs' order, in as many processes as torch has threads, each of one thread.
+    """Return function(job) for all jobs, in their order, computed by as many one-thread processes as torch has threads.
 
-    function and jobs must be picklable; what a job raises is raised here, and jobs that have not begun are dropped.
+    function and jobs must be picklable. An exception of a job is raised here, and jobs that have not started are dropped.
     """
     workers = min(torch.get_num_threads(), len(jobs))
     with Progress(len(jobs), desc, "runs") as progress:
@@ -195,17 +210,17 @@ def run_all(function: Callable[[Job], Result], jobs: Sequence[Job], desc: str) -
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Rows of the same keys as CSV."""
+    """Write rows with the same keys as CSV."""
     write_table(path, list(rows[0]), rows)
 
 
 def number(value: float) -> str:
-    """A number for a table: three digits, or `not finite`."""
+    """Format a number for a table: three digits, or `not finite`."""
     return f"{value:.3g}" if math.isfinite(value) else "not finite"
 
 
 def extremes(values: dict[str, float]) -> str:
-    """`lowest for a (1.2), highest for b (3.4); not finite for c`."""
+    """Return a text such as `lowest for a (1.2), highest for b (3.4); not finite for c`."""
     finite = {name: value for name, value in values.items() if math.isfinite(value)}
     parts = []
     if finite:
@@ -217,11 +232,11 @@ def extremes(values: dict[str, float]) -> str:
 
 
 def draw_curves(axes: Axes, curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    """Points (x, y) as one line for each name, in colours and markers that follow the names' order; y logarithmic."""
+    """Draw the points (x, y) of each name as one line, with a logarithmic y axis and a marker by the names' order."""
     from matplotlib.ticker import LogFormatter  # takes half a second
 
     class Plain(LogFormatter):
-        """Numbers written out where LogFormatter has powers of ten; it still chooses which ticks have one."""
+        """Labels such as 0.01 for powers of ten; LogFormatter chooses which ticks have one."""
 
         def __call__(self, x: float, pos: int | None = None) -> str:
             return f"{x:g}" if super().__call__(x, pos) else ""

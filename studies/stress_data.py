@@ -1,23 +1,23 @@
-"""A harder training part from prepared data: long utterances, and a few with spoilt features.
+"""Make a harder training part from prepared data: long utterances, and a few outliers with noise as features.
 
-studies/stress_data.py --data-dir data/tiny --out data/tiny-stress [--longest 6] [--share 0.02] [--gain 5] [--seed 1]
+.venv/bin/python -m studies.stress_data --data-dir data/tiny --out data/tiny-stress [--longest 6] [--share 0.02] [--gain 5]
+    [--seed 1]
 
-The training utterances are shuffled and joined in groups of 1 to --longest, features and texts one after the other, so that
-the amount of audio stays what it was. A share of the joined utterances keeps its text, but its features become noise: normal,
-with their mean and --gain times their standard deviation. Such ids begin with `outlier-`; OUT/outliers.txt lists them. Tokens,
-dev and test parts are those of --data-dir. Only stored features are made: train with features.type=precomputed.
+The training utterances are shuffled and joined in groups of 1 to --longest, so that the amount of audio does not change.
+A share of the joined utterances become outliers: they keep their text, but their features become normal noise with the
+same mean and --gain times the standard deviation. Their ids begin with `outlier-`; OUT/outliers.txt lists them. Tokens, dev
+and test parts are those of --data-dir. OUT has stored features only: train with features.type=precomputed.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from local.common.atomic import atomic_write
-from local.common.cli import program
+from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.corpus.corpus_yaml import load_corpus
 from local.data.durations import FRAME_SECONDS, SPEED
@@ -34,7 +34,7 @@ PREFIX = "outlier-"
 
 
 def groups(cuts: Sequence[MonoCut], longest: int, rng: random.Random) -> Iterator[list[MonoCut]]:
-    """Every cut once, in a shuffled order, 1 to `longest` at a time."""
+    """Yield every cut once, in a shuffled order, 1 to `longest` at a time."""
     order = rng.sample(cuts, len(cuts))
     while order:
         size = rng.randint(1, longest)
@@ -43,23 +43,22 @@ def groups(cuts: Sequence[MonoCut], longest: int, rng: random.Random) -> Iterato
 
 
 def joined(cuts: Sequence[MonoCut], name: str, matrix: np.ndarray, writer: Float16ArchiveWriter) -> MonoCut:
-    """One cut with `matrix` (T, F) as its features and the texts of `cuts` in their order; it has no audio."""
+    """Return one cut without audio, with the features `matrix` (T, F) and the texts of `cuts` in their order."""
     frames = len(matrix)
     duration = round(frames * FRAME_SECONDS, 3)
     texts = [cut.supervisions[0].text or "" for cut in cuts]
-    supervision = fastcopy(
-        cuts[0].supervisions[0], id=name, recording_id=name, start=0.0, duration=duration, text=" ".join(filter(None, texts)),
-        alignment=None,
-    )  # fmt: skip
+    span = {"recording_id": name, "start": 0.0, "duration": duration}
+    text = " ".join(filter(None, texts))
+    supervision = fastcopy(cuts[0].supervisions[0], id=name, text=text, alignment=None, **span)
     features = fastcopy(
-        cuts[0].features, recording_id=name, start=0.0, duration=duration, num_frames=frames,
+        cuts[0].features, num_frames=frames, **span,
         storage_path=writer.storage_path, storage_key=writer.write(name, matrix),
     )  # fmt: skip
     return MonoCut(name, 0.0, duration, 0, supervisions=[supervision], features=features)
 
 
 def noise_like(matrix: np.ndarray, gain: float, rng: np.random.Generator) -> np.ndarray:
-    """Normal noise (T, F) with the matrix's mean and `gain` times its standard deviation."""
+    """Return normal noise (T, F) with the mean of `matrix` (T, F) and `gain` times its standard deviation."""
     return rng.normal(matrix.mean(), gain * matrix.std(), matrix.shape).astype(np.float32)
 
 
@@ -74,14 +73,14 @@ def stress_part(source: Path, target: Path, longest: int, share: float, gain: fl
     cuts = [cut for cut in cuts if all(of_lang[cut.id] != UNUSABLE for of_lang in counts.values())]
     rng, noise = random.Random(seed), np.random.default_rng(seed)
     parts = list(groups(sorted(cuts, key=lambda cut: cut.id), longest, rng))
-    spoilt = set(rng.sample(range(len(parts)), round(share * len(parts))))
+    outliers = set(rng.sample(range(len(parts)), round(share * len(parts))))
     target.parent.mkdir(parents=True, exist_ok=True)
     made, joined_counts = [], {file: {} for file in counts}  # type: ignore[var-annotated]
     with Float16ArchiveWriter(target.with_name(target.name.removesuffix(".jsonl.gz") + ".f16").resolve()) as writer:
         for i, part in enumerate(parts):
             matrix = np.concatenate([cut.load_features() for cut in part])
             name = f"{part[0].id}-{len(part)}"
-            if i in spoilt:
+            if i in outliers:
                 matrix, name = noise_like(matrix, gain, noise), PREFIX + name
             made.append(joined(part, name, matrix, writer))
             for file, of_lang in counts.items():
@@ -94,46 +93,50 @@ def stress_part(source: Path, target: Path, longest: int, share: float, gain: fl
 
 
 def stress_data(data_dir: Path, out: Path, longest: int, share: float, gain: float, seed: int) -> list[str]:
-    """Make OUT; returns the ids of the spoilt utterances. `UserError` where data_dir has no features or OUT is there."""
+    """Write the folder `out`; return the ids of the outliers.
+
+    Raises:
+        UserError: data_dir has no stored features, a training part is a dev or test part, or `out` exists.
+    """
     corpus = load_corpus(data_dir / "corpus.yaml")
     if out.exists():
-        raise UserError(f"{out} is there already; remove it or name another --out")
+        raise UserError(f"{out} already exists; remove it or choose another --out")
     for part in corpus.parts():
         manifest = data_dir / "features" / f"{part}.jsonl.gz"
         if not manifest.is_file():
             raise UserError(f"{manifest} is missing; stage 4 of prepare.sh makes it with features.type=precomputed")
     mixed = set(corpus.train) & {*corpus.dev, *corpus.test}
     if mixed:
-        raise UserError(f"{data_dir}: {', '.join(sorted(mixed))} is a training part and a dev or test part")
-    spoilt: list[str] = []
+        raise UserError(f"{data_dir}: {', '.join(sorted(mixed))} must not be a training part and a dev or test part")
+    outliers: list[str] = []
     for lang in data_dir.glob("lang_bpe_*"):
         shutil.copytree(lang, out / lang.name)
     for part in corpus.train:
         source, target = (folder / "features" / f"{part}.jsonl.gz" for folder in (data_dir, out))
-        spoilt += stress_part(source, target, longest, share, gain, seed)
+        outliers += stress_part(source, target, longest, share, gain, seed)
     for part in dict.fromkeys(corpus.dev + corpus.test):
         for kind in ("features", "cuts"):
             (out / kind).mkdir(exist_ok=True)
             shutil.copy(data_dir / kind / f"{part}.jsonl.gz", out / kind)
-    (out / LISTING).write_text("".join(f"{name}\n" for name in spoilt), encoding="utf-8")
+    (out / LISTING).write_text("".join(f"{name}\n" for name in outliers), encoding="utf-8")
     shutil.copy(data_dir / "corpus.yaml", out)  # last: without it the folder does not count as prepared
-    return spoilt
+    return outliers
 
 
 @program
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--longest", type=int, default=6, help="most utterances joined to one")
-    parser.add_argument("--share", type=float, default=0.02, help="of the joined utterances that are spoilt")
-    parser.add_argument("--gain", type=float, default=5.0, help="the noise's standard deviation over the features'")
-    parser.add_argument("--seed", type=int, default=1)
+    """Make the folder --out."""
+    parser = make_parser(__doc__, conf=False, data_dir=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, such as data/tiny-stress")
+    parser.add_argument("--longest", type=int, default=6, help="largest number of utterances joined to one (6)")
+    parser.add_argument("--share", type=float, default=0.02, help="share of the joined utterances that are outliers (0.02)")
+    parser.add_argument("--gain", type=float, default=5.0, help="standard deviation of the noise / that of the features (5)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of groups, outliers and noise (1)")
     args = parser.parse_args()
     if args.longest < 1 or not 0 <= args.share <= 1 or args.gain <= 0:
-        raise UserError("--longest must be at least 1, --share within 0 and 1, --gain more than 0")
-    spoilt = stress_data(args.data_dir, args.out, args.longest, args.share, args.gain, args.seed)
-    print(f"{args.out}: {len(spoilt)} spoilt utterances, see {args.out / LISTING}")
+        raise UserError("--longest must be at least 1, --share from 0 to 1, --gain above 0")
+    outliers = stress_data(args.data_dir, args.out, args.longest, args.share, args.gain, args.seed)
+    print(f"{args.out}: {len(outliers)} outliers, listed in {args.out / LISTING}")
 
 
 if __name__ == "__main__":

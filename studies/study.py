@@ -1,15 +1,16 @@
-"""The gradient study: studies/study.py --conf FILE --data-dir data/tiny --exp-dir exp/tiny [key.sub=value ...]
+"""Measure and train small models that show how gradients vanish and explode; `./run.sh study` runs it.
 
-Measures and trains small models and writes EXP/study/study.html with every plot as PNG and every number as CSV beside it.
+.venv/bin/python -m studies.study [--conf FILE] --data-dir data/tiny --exp-dir exp/tiny [--sections norms,optimisers]
+    [key.sub=value ...]
+
+It writes EXP/study/study.html, with every plot as PNG and every number as CSV in the same folder.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
-from local.common.cli import program
+from local.common.cli import choose_device, make_parser, program
 from local.common.errors import UserError
 from local.common.html_page import Page
 from local.config import load_config
@@ -27,27 +28,27 @@ SECTIONS = {
 
 
 def chosen(text: str) -> list[str]:
-    """The sections named in `text`, with commas between, in the page's order. Raises UserError for unknown names."""
+    """Return the sections of the comma-separated list `text`, in the page's order.
+
+    Raises:
+        UserError: a section does not exist.
+    """
     names = [name.strip() for name in text.split(",")]
     unknown = [name for name in names if name not in SECTIONS]
     if unknown:
-        raise UserError(f"--sections: '{unknown[0]}' is none of {', '.join(SECTIONS)}")
+        raise UserError(f"--sections: unknown section '{unknown[0]}'; choose from {', '.join(SECTIONS)}")
     return [name for name in SECTIONS if name in names]
 
 
 @program
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--conf", help="YAML over conf/base.yaml")
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--exp-dir", type=Path, required=True)
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="which to run, with commas between (%(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    """Run the sections and write the page."""
+    parser = make_parser(__doc__, data_dir=True, exp_dir=True)
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="comma-separated list (default: %(default)s)")
     args = parser.parse_intermixed_args()
     cfg = load_config(args.conf, args.overrides)
     sections = chosen(args.sections)
-    if cfg.train.num_threads:
-        torch.set_num_threads(cfg.train.num_threads)
+    choose_device(cfg.train.num_threads)  # for its threads; the study runs on the CPU
     page = Page("Gradient study", args.exp_dir / "study")
     page.text(f"torch {torch.__version__}, threads: {torch.get_num_threads()}, seed {cfg.train.seed}, data: {args.data_dir}.")
     times = []

@@ -1,4 +1,4 @@
-"""What all tests share: reference data beside the repository, threads, hypothesis profiles, named skips."""
+"""Shared by all tests: reference data beside the repository, threads, hypothesis profiles, named skips."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of speech and reference numbers: $ASR_SHARED or ../shared; skips where it is absent."""
+    """Return the folder of speech and reference numbers, $ASR_SHARED or ../shared; skip the test if it is absent."""
     path = Path(os.environ.get("ASR_SHARED", ROOT.parent / "shared"))
     if not path.is_dir():
         pytest.skip("needs ../shared (speech and reference numbers), absent here")
@@ -35,7 +35,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """One stream is too little work for two threads, which wait for each other most of the time."""
+    """Use one thread: with small models, two threads mostly wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -44,10 +44,10 @@ def one_thread() -> Iterator[None]:
 
 @functools.cache
 def why_no_k2() -> str | None:
-    """None where k2 imports, else the reason for the skip."""
+    """Return None if k2 can be imported, else the reason to skip."""
     try:
         importlib.import_module("k2")
-    except (ImportError, OSError, RuntimeError) as e:  # a k2 built for another torch fails in more ways than one
+    except (ImportError, OSError, RuntimeError) as e:  # a k2 for another torch can raise any of these
         return f"needs k2 ({type(e).__name__}); ./test.sh makes an environment that has it"
     return None
 

@@ -1,4 +1,4 @@
-"""Damage within a format: values in JSON, YAML, checkpoints and arrays; audio of another kind; tokens of a stranger.
+"""Random damages within a format: values in JSON, YAML, checkpoints and arrays; audio of other kinds; other tokens.
 
 DAMAGES has all damages by the kind of file.
 """
@@ -23,16 +23,17 @@ import yaml
 
 Place = tuple[Any, Any]  # a container and the key or index in it
 ODD: list[Any] = [
-    None, True, 0, -1, -0.5, 1.5, 7, 10**9, 10**25, 1e30, -1e30, float("nan"), float("inf"), float("-inf"), "", " ", "many",
-    "a\nb\tc", "\u0000", "Ü\u200b字", "x" * 50_000, "../../elsewhere", "${nothing}", [], {}, [1, "a"], {"a": {"b": 1}},
-]  # fmt: skip
+    *(None, True, 0, -1, -0.5, 1.5, 7, 10**9, 10**25, 1e30, -1e30, float("nan"), float("inf"), float("-inf")),
+    *("", " ", "many", "a\nb\tc", "\u0000", "Ü\u200b字", "x" * 50_000, "../../elsewhere", "${nothing}"),
+    *([], {}, [1, "a"], {"a": {"b": 1}}),
+]
 
 
 # Trees of values: JSON, YAML, checkpoints
 
 
 def change(tree: Any, rng: random.Random) -> str:
-    """Change one value within `tree`, at any depth alike; names it."""
+    """Change one value within `tree`, with the same probability at each depth; return its description."""
     by_depth: list[list[Place]] = []
     level = [tree]
     while level:
@@ -55,7 +56,7 @@ def change(tree: Any, rng: random.Random) -> str:
 
 
 def odd_tensor(value: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """Of another shape or type, or with other values."""
+    """Return a tensor of another shape or type, or with other values."""
     if rng.random() < 0.5:
         return rng.choice([value.reshape(-1)[:0], value.unsqueeze(0), value.to(torch.int32), value.to(torch.bool)])
     other = value.clone()
@@ -65,7 +66,7 @@ def odd_tensor(value: torch.Tensor, rng: random.Random) -> torch.Tensor:
 
 
 def record_changed(path: Path, rng: random.Random) -> str:
-    """One line of a JSONL, plain or gzipped."""
+    """Change one line of a JSONL, plain or gzipped."""
     packed = path.suffix == ".gz"
     data = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
     lines = data.decode("utf-8").splitlines()
@@ -121,7 +122,7 @@ def checkpoint_changed(path: Path, rng: random.Random) -> str:
 
 
 def recorded_otherwise(path: Path, rng: random.Random) -> str:
-    """Rate, channels, bits, length or format are others; ends as before."""
+    """Change the sampling rate, channels, bits, length or format, but not the file's name."""
     audio, rate = soundfile.read(path)
     how = rng.choice(["rate", "stereo", "bits", "nan", "short", "empty", "loud", "format", "many channels"])
     subtype, kind = "PCM_16", "FLAC" if path.suffix == ".flac" else "WAV"
@@ -149,7 +150,7 @@ def recorded_otherwise(path: Path, rng: random.Random) -> str:
 
 
 def other_tokens(path: Path, rng: random.Random) -> str:
-    """A BPE model of another vocabulary, perhaps one of a stranger."""
+    """Put in its place a BPE model of another vocabulary, or one with other options than ours."""
     texts = ["SIX SEVEN", "EIGHT NINE ZERO", "Ä Ö Ü ß"]
     if rng.random() < 0.5:
         path.write_bytes(train_tokenizer(texts, rng.choice([20, 25])).model)
@@ -164,7 +165,7 @@ def other_tokens(path: Path, rng: random.Random) -> str:
 
 
 def arrays_changed(path: Path, rng: random.Random) -> str:
-    """One array of an .npz."""
+    """Change one array of an .npz."""
     arrays = dict(np.load(path))
     name = rng.choice(sorted(arrays))
     value = arrays[name]
@@ -172,11 +173,15 @@ def arrays_changed(path: Path, rng: random.Random) -> str:
     if how == "gone":
         del arrays[name]
     else:
+        number = value.dtype.kind != "U"
         arrays[name] = {
-            "short": value.reshape(-1)[: value.size // 2], "text": np.array(["a"] * 3), "flat": value.reshape(-1, 1),
-            "huge": np.full_like(value, 2**30) if value.dtype.kind != "U" else value[..., None],
-            "negative": -value - 1 if value.dtype.kind != "U" else np.array(0), "nan": np.full(value.shape, np.nan),
-        }[how]  # fmt: skip
+            "short": value.reshape(-1)[: value.size // 2],
+            "text": np.array(["a"] * 3),
+            "flat": value.reshape(-1, 1),
+            "huge": np.full_like(value, 2**30) if number else value[..., None],
+            "negative": -value - 1 if number else np.array(0),
+            "nan": np.full(value.shape, np.nan),
+        }[how]
     np.savez_compressed(path, **arrays)
     return f"{name}: {how}"
 

@@ -1,6 +1,6 @@
-"""Runs the recipe's programs, each in a fork of one process that has imported them all: 0.1 s instead of 4 s a run.
+"""Run the recipe's programs, each in a fork of one process that has imported them all: 0.1 s instead of 4 s per run.
 
-python -m tests.fault_server     a line of JSON in ({"program", "argv", "stdout", "stderr"}), one out ({"code"})
+python -m tests.fault_server     reads lines of JSON ({"program", "argv", "stdout", "stderr"}), answers each with {"code"}
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-LIMIT = 120  # seconds, then the run counts as hanging; the longest takes 2 on an idle core
-MEMORY = 8 << 30  # bytes of address space: what asks for more gets an error, and others' work lives on
+LIMIT = 120  # seconds until a run counts as hanging; the longest takes 2 on an idle core
+MEMORY = 8 << 30  # bytes of address space of a run, so that it cannot use up the machine's memory
 PROGRAMS = {
-    "manifests": "prepare_manifests", "lang": "prepare_lang", "cuts": "prepare_cuts", "noise": "prepare_noise",
-    "features": "compute_features", "train": "train", "average": "average", "decode": "decode", "wer": "wer",
-    "lm": "train_lm", "tune": "tune", "stream": "stream", "ngram": "ngram", "graph": "prepare_graph", "sample": "lm_sample",
-}  # fmt: skip
+    **{"manifests": "prepare_manifests", "lang": "prepare_lang", "cuts": "prepare_cuts", "noise": "prepare_noise"},
+    **{"features": "compute_features", "lm": "train_lm", "graph": "prepare_graph", "sample": "lm_sample"},
+    **{name: name for name in ("train", "average", "decode", "wer", "tune", "stream", "ngram")},
+}
 
 
 @dataclass
 class Run:
-    """What became of a run. code: the exit status; -14 (SIGALRM) where it hung."""
+    """The result of a run. code: the exit status; -14 (SIGALRM) if it hung."""
 
     code: int
     out: str
@@ -39,17 +39,15 @@ class Run:
 
 
 class Server:
-    """The other end: a process that lives until `close`."""
+    """The client of a server process, which lives until `close`."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: for the runs' output."""
-        one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}  # no thread may live when forking
-        one["CUDA_VISIBLE_DEVICES"] = ""  # nor a GPU be in use
+        """Start the server. folder: for the runs' output."""
+        one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}  # a process with threads must not fork
+        one["CUDA_VISIBLE_DEVICES"] = ""  # nor may one that uses a GPU
         self._out, self._err = folder / "stdout", folder / "stderr"
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fault_server"], cwd=ROOT, env={**os.environ, **one}, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+        command, pipe = [sys.executable, "-m", "tests.fault_server"], subprocess.PIPE
+        self._process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **one}, text=True, stdin=pipe, stdout=pipe)
 
     def run(self, program: str, argv: Sequence[object]) -> Run:
         """Run `local/<program>.py` with these arguments."""
@@ -67,7 +65,7 @@ class Server:
 
 
 def child(request: dict) -> None:
-    """The forked process: becomes the program, as a shell would have started it."""
+    """Become the program, in the forked process."""
     os.setsid()
     signal.alarm(LIMIT)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -101,7 +99,7 @@ def serve() -> None:
             child(json.loads(line))
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)  # whatever it left behind
+            os.killpg(pid, signal.SIGKILL)  # processes that the run left behind
         print(json.dumps({"code": code}), flush=True)
 
 

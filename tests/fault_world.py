@@ -1,4 +1,4 @@
-"""A small prepared corpus and experiment, the programs over it, and whether what they wrote can be read."""
+"""A small prepared corpus and experiment, the programs over it, and checks of the files that they write."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,21 +32,23 @@ CORPUS = "name: toy\nsource: librispeech\ntrain: [tr]\ndev: [dv]\ntest: [te]\n"
 OWN = "name: own\nsource: custom\ntrain: [tab, kal]\ndev: [man]\ntest: [cut]\noptions: {normalise: upper, split: 0.1}\n"
 METHODS = "greedy_search,modified_beam_search_LODR,modified_beam_search_ngram,fast_beam_search_LG"
 SETTINGS = [
-    *SMALL, "train.num_epochs=2", "train.max_duration=6", "train.log_every=2", "train.warm_step=2", "train.save_every=3",
-    "train.average_period=1", "average.num=1", "augment.speed_perturb=false", "data.num_buckets=2", "lm.max_epochs=1",
-    "lang.vocab_size=30", "train.num_threads=1", "decode.num_threads=1", "tune.blank_penalty=[0.0,1.0]",
-]  # fmt: skip
+    *SMALL,
+    *("train.num_epochs=2", "train.max_duration=6", "train.log_every=2", "train.warm_step=2", "train.save_every=3"),
+    *("train.average_period=1", "average.num=1", "augment.speed_perturb=false", "data.num_buckets=2", "lm.max_epochs=1"),
+    *("lang.vocab_size=30", "train.num_threads=1", "decode.num_threads=1", "tune.blank_penalty=[0.0,1.0]"),
+]
 
 
 class World:
-    """root/now is what programs read and write, root/pristine how it was; `renew` makes them equal."""
+    """Files in root/now for programs to read and write, and a copy in root/pristine, which `renew` restores."""
 
     def __init__(self, root: Path, server: Server) -> None:
         self.now, self.pristine, self.server = root / "now", root / "pristine", server
+        self._undamaged: dict[tuple[str, ...], tuple[Run, dict[str, object]]] = {}
         tree = self.now / "LibriSpeech"
         for part, speakers, utterances in (("tr", 2, 4), ("dv", 1, 3), ("te", 1, 3)):
             make_part(tree, part, speakers, utterances)
-        set_text(tree, "tr", "100-1-0003", "")  # so that dropped.tsv has a line
+        set_text(tree, "tr", "100-1-0003", "")  # for a line in dropped.tsv
         (tree / "tr" / "100" / "1" / "100-1.ctm").write_text("100-1-0000 1 0.1 0.2 ONE\n")
         (self.now / "corpus.yaml").write_text(CORPUS)
         (self.now / "own.yaml").write_text(OWN)
@@ -62,7 +65,7 @@ class World:
         shutil.copytree(self.now, self.pristine)
 
     def _write_own_corpus(self) -> None:
-        """The same audio in the forms that a user's own corpus may have."""
+        """Write lists of the same audio in all forms of a custom corpus."""
         own, audio = self.now / "own", self.now / "LibriSpeech" / "tr" / "100" / "1"
         files = sorted(audio.glob("*.flac"))
         (own / "kal").mkdir(parents=True)
@@ -77,12 +80,12 @@ class World:
         (own / "cuts_cut.jsonl").write_bytes(gzip.decompress((data / "cuts" / "te.jsonl.gz").read_bytes()))
 
     def renew(self) -> None:
-        """Undo whatever happened."""
+        """Restore all files."""
         shutil.rmtree(self.now)
         shutil.copytree(self.pristine, self.now)
 
     def run(self, program: str, *more: str) -> Run:
-        """A program over this world, `more` behind its usual arguments. `own` is stage 1 over the user's own corpus."""
+        """Run a program over this world, with `more` arguments. `own` is the program `manifests` on the custom corpus."""
         now, data, exp = self.now, self.now / "data", self.now / "exp"
         conf, both = ["--conf", now / "conf.yaml"], ["--data-dir", data, "--exp-dir", exp]
         decoding = ["--checkpoint", exp / "averaged.pt", *both]
@@ -110,8 +113,23 @@ class World:
         aliases = {"own": "manifests", "stored": "train", "tuned": "decode"}
         return self.server.run(aliases.get(program, program), [*argv[program], *more])
 
+    def results(self, run: Run, damaged: Path | None = None) -> dict[str, object]:
+        """Return a run's output and the content of all files by name, without times and without the damaged file."""
+        files = [p for p in self.now.rglob("*") if p.is_file() and p.parent.name != "tensorboard" and p != damaged]
+        found = {ARCHIVE.sub("archive", str(path.relative_to(self.now))): content(path) for path in files}
+        return {**found, "output": without_times(run.out)}
+
+    def undamaged(self, program: str, *more: str) -> tuple[Run, dict[str, object]]:
+        """Return a run over the undamaged files and its results; `renew` precedes it."""
+        key = (program, *more)
+        if key not in self._undamaged:
+            self.renew()
+            run = self.run(program, *more)
+            self._undamaged[key] = run, self.results(run)
+        return self._undamaged[key]
+
     def changed(self) -> list[Path]:
-        """The files that are not as they were, those that are gone left out."""
+        """Return the new and the changed files."""
         found = []
         for path in sorted(p for p in self.now.rglob("*") if p.is_file()):
             before = self.pristine / path.relative_to(self.now)
@@ -120,13 +138,37 @@ class World:
         return found
 
 
-# Whether a file is whole: raises where it is not.
+# Content of files without what differs between two runs over the same files
+
+ARCHIVE = re.compile(r"\d{19}-[\w.]+-\d+-\d+(?=\.f16)")  # the time is in the name of an archive of features
+TIMED = {"seconds", "encoder_seconds", "search_seconds", "peak_memory_mib", "data_wait_share", "frames_per_second"}
+
+
+def without_times(text: str) -> list[str]:
+    """Return the lines of a program's output, without those that tell its speed."""
+    return [line for line in text.splitlines() if not re.search(r"RTF|\d s\b", line)]
+
+
+def content(path: Path) -> object:
+    """Return the content of a file without times and names of archives."""
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        return ARCHIVE.sub("archive", gzip.decompress(data).decode("utf-8"))
+    if path.name.endswith(".stats.json"):
+        return {key: value for key, value in json.loads(data).items() if key not in TIMED}
+    if path.name in ("train.csv", "log.csv"):
+        rows = csv.DictReader(data.decode("utf-8").splitlines())
+        return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]
+    return data
+
+
+# Readers, which raise an exception if the file is not whole
 
 
 def read_jsonl(path: Path) -> list[dict]:
     data = path.read_bytes()
     lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").split("\n")
-    assert lines.pop() == "", "the last line has no end"
+    assert lines.pop() == "", "the last line is not complete"
     return [json.loads(line) for line in lines]
 
 
@@ -137,25 +179,31 @@ def read_csv(path: Path) -> None:
 
 
 def read_numbers(path: Path) -> None:
-    """A checkpoint, with finite weights."""
+    """Read a checkpoint and check that its weights are finite."""
     content = load_file(path)
     for name, value in content["model"].items():
         assert not value.is_floating_point() or bool(torch.isfinite(value).all()), name
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    ".gz": read_jsonl, ".jsonl": read_jsonl, ".csv": read_csv, ".pt": read_numbers, ".npz": np.load,
-    ".json": lambda path: json.loads(path.read_text()), ".yaml": lambda path: yaml.safe_load(path.read_text()),
-    ".arpa": lambda path: read_arpa(path.read_text().splitlines()), ".model": Tokenizer.from_file,
-}  # fmt: skip
+    ".gz": read_jsonl,
+    ".jsonl": read_jsonl,
+    ".csv": read_csv,
+    ".pt": read_numbers,
+    ".npz": np.load,
+    ".json": lambda path: json.loads(path.read_text()),
+    ".yaml": lambda path: yaml.safe_load(path.read_text()),
+    ".arpa": lambda path: read_arpa(path.read_text().splitlines()),
+    ".model": Tokenizer.from_file,
+}
 
 
 def check_whole(path: Path) -> None:
-    """AssertionError or another where the file was written in part."""
+    """Raise an exception if the file is not whole."""
     READERS.get(path.suffix, Path.read_bytes)(path)
 
 
-# Whether a program that said it succeeded has done its work.
+# Checks that a program with exit status 0 did its work
 
 
 def check_manifests(world: World, run: Run, parts: str = "tr dv te") -> None:
@@ -169,7 +217,7 @@ def check_manifests(world: World, run: Run, parts: str = "tr dv te") -> None:
             assert 0 <= s.start and 0 < s.duration < 1e6 and s.text.strip() and "\n" not in s.text
             assert s.end <= known[s.recording_id].duration + 0.1
     counted = sum(int(line.split(": ")[1].split()[0]) for line in run.out.splitlines() if " dropped (" in line)
-    assert counted == len(listed), "what was left out is not counted"
+    assert counted == len(listed), "dropped utterances are not counted"
 
 
 def check_cuts(world: World, run: Run) -> None:
@@ -179,7 +227,7 @@ def check_cuts(world: World, run: Run) -> None:
 
 
 def check_features(world: World, run: Run) -> None:
-    _memory_map.cache_clear()  # other files had the same names
+    _memory_map.cache_clear()  # earlier files had the same names
     for part in load_corpus(world.now / "data" / "corpus.yaml").parts():
         cuts = read_jsonl(world.now / "data" / "cuts" / f"{part}.jsonl.gz")
         stored = list(CutSet.from_file(world.now / "data" / "features" / f"{part}.jsonl.gz"))
@@ -232,7 +280,17 @@ def check_lang(world: World, run: Run) -> None:
 
 
 CHECKS: dict[str, Callable[[World, Run], None]] = {
-    "manifests": check_manifests, "own": lambda world, run: check_manifests(world, run, "tab kal man cut"), "cuts": check_cuts,
-    "lang": check_lang, "features": check_features, "train": check_train, "stored": check_train, "average": check_average,
-    "decode": check_decode, "tuned": check_decode, "wer": check_wer, "lm": check_lm, "graph": check_graph,
-}  # fmt: skip
+    "manifests": check_manifests,
+    "own": lambda world, run: check_manifests(world, run, "tab kal man cut"),
+    "cuts": check_cuts,
+    "lang_bpe_500": check_lang,
+    "features": check_features,
+    "train": check_train,
+    "stored": check_train,
+    "average": check_average,
+    "decode": check_decode,
+    "tuned": check_decode,
+    "wer": check_wer,
+    "lm": check_lm,
+    "graph": check_graph,
+}

@@ -1,6 +1,7 @@
-"""Ways to damage a file, drawn by a random generator: what disks, other programs and tired people do to inputs.
+"""Random damages of a file, as disks, other programs and people make them.
 
-Each is `damage(path, rng) -> what was done`. Here are those of bytes and of texts; fault_formats.py has the others.
+Each is a function `damage(path, rng)` that returns a description. This file has those of bytes and texts, fault_formats.py
+has the others.
 """
 
 from __future__ import annotations
@@ -69,14 +70,14 @@ def looped(path: Path, rng: random.Random) -> str:
 
 
 def forbidden(path: Path, rng: random.Random) -> str:
-    if os.geteuid() == 0:  # who may read everything
+    if os.geteuid() == 0:  # root can read every file
         return deleted(path, rng)
     path.chmod(0)
-    return "may not be read"
+    return "without permission to read"
 
 
 def swapped(path: Path, rng: random.Random) -> str:
-    """Another file of the same folder, or of those above it, in its place."""
+    """Put another file of the same folder, or of a folder above it, in its place."""
     near = [p for up in path.parents[:3] for p in sorted(up.glob("*")) if p.is_file() and p != path]
     other = rng.choice(near or [path])
     shutil.copyfile(other, path) if other != path else emptied(path, rng)
@@ -84,8 +85,9 @@ def swapped(path: Path, rng: random.Random) -> str:
 
 
 BYTES: list[Damage] = [
-    truncated, truncated, flipped, flipped, zeroed, emptied, random_bytes, deleted, folder, looped, forbidden, swapped,
-]  # fmt: skip
+    *(truncated, truncated, flipped, flipped, zeroed, emptied, random_bytes, deleted, folder, looped, forbidden, swapped)
+]
+CORRUPTIONS = (truncated, flipped, zeroed, emptied, random_bytes)  # nobody makes these on purpose
 
 
 # Texts

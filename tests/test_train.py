@@ -10,7 +10,7 @@ from typing import Any
 
 from local import average as average_program
 from local.artifacts.checkpoint import load_averaged, load_file, save_file
-from local.common.errors import UserError
+from local.common.errors import TrainingDiverged, UserError
 from local.config import load_config
 from local.config.schema import Config
 from local.data.batch import Batch
@@ -156,7 +156,7 @@ def test_non_finite_utterance_is_named_saved_and_skipped(tmp_path: Path, capsys:
 
 
 def test_too_many_bad_steps_stop_the_training(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.max_bad_steps is 0.*101-a"):
+    with pytest.raises(TrainingDiverged, match=r"1 steps .*train\.max_bad_steps is 0.*101-a"):
         trainer(tmp_path, "train.max_bad_steps=0", poison="101-a").run()
 
 

@@ -49,10 +49,10 @@ def choose_device(num_threads: int = 0) -> torch.device:
 
 
 def program(main: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a program's main: an error that the user can fix becomes one line on stderr and exit status 1.
+    """Wrap a program's main: an error that the user can fix becomes one line on stderr and an exit status.
 
-    These are a `UserError`, a file that cannot be read or written, and too little memory. Ctrl-C gives exit status 130.
-    Anything else is a bug and keeps its traceback.
+    These are a `UserError` (its `exit_status`), a file that cannot be read or written, and too little memory (both 1).
+    Ctrl-C gives 130. Anything else is a bug and keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -60,7 +60,7 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
         try:
             main(*args, **kwargs)
         except UserError as e:
-            _stop(one_line(str(e)))
+            _stop(one_line(str(e)), e.exit_status)
         except OSError as e:
             if e.errno in (errno.ENOSPC, errno.EDQUOT):
                 _stop(f"no space left on the disk while writing {e.filename or 'a file'}")
@@ -78,6 +78,6 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _stop(message: str) -> None:
+def _stop(message: str, status: int = 1) -> None:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(status)

@@ -8,6 +8,14 @@ import re
 class UserError(Exception):
     """An error that the user can fix; the message names the file, line, key or utterance and how to fix it."""
 
+    exit_status = 1  # of a program that stops with this error
+
+
+class TrainingDiverged(UserError):
+    """A training stopped because more than train.max_bad_steps steps had a non-finite loss or gradient."""
+
+    exit_status = 3
+
 
 def reason(e: BaseException) -> str:
     """Return the first line of an exception's message, or its class if the message is empty."""

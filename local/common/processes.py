@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from local.common.errors import UserError
+from local.common.errors import TrainingDiverged, UserError
 
 import torch
 import torch.distributed as dist
@@ -153,7 +153,8 @@ def launch(module: str, args: Sequence[str], nproc: int, nnodes: int = 1, rdzv: 
     except ChildFailedError as e:
         rank, failure = e.get_first_failure()
         how = failure.signal_name() if failure.exitcode < 0 else f"status {failure.exitcode}"
-        raise UserError(f"process {rank} of the training ended with {how}; the others were stopped") from None
+        error = TrainingDiverged if failure.exitcode == TrainingDiverged.exit_status else UserError
+        raise error(f"process {rank} of the training ended with {how}; the others were stopped") from None
     except SignalException as e:
         raise UserError(f"stopped by {signal.Signals(e.sigval).name}") from None
     except RendezvousError as e:

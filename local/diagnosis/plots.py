@@ -1,4 +1,4 @@
-"""Pictures of what `local.diagnosis.probe.Probe` measured: gradients by layer and sequence, before and after the filter."""
+"""Plot the measurements of `local.diagnosis.probe.Probe`: gradients by layer and sequence, before and after the filter."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TINY = 1e-30
-LABELLED = 40  # sequences up to which each has its name on the axis
-MAX_NAMED = 8  # of more, so many
+LABELLED = 40  # largest number of sequences that all have a label on the axis
+MAX_NAMED = 8  # labels if there are more sequences
 COLOURS = ("tab:red", "tab:orange", "tab:purple", "tab:brown", "tab:pink")
 
 
 def layers_before_and_after(modules: dict[str, Probed]) -> tuple[list[str], np.ndarray, np.ndarray | None]:
-    """Names of the recurrent layers, and the norms (layers, sequences) of the gradients at their inputs: as the layer
-    passes them back, and behind the gradient filter; None for the latter where there is no filter."""
+    """Return the recurrent layers' names and the gradient norms (layers, sequences) at their inputs.
+
+    There are two arrays of norms, before and after the gradient filter; the second is None without a filter.
+    """
     names = [n.removesuffix(".lstm") for n, p in modules.items() if n.endswith(".lstm") and p.passed]
     before = np.stack([joined(modules[f"{n}.lstm"].passed) for n in names])
     filters = [modules.get(f"{n}.gradient_filter") for n in names]
@@ -30,19 +32,19 @@ def layers_before_and_after(modules: dict[str, Probed]) -> tuple[list[str], np.n
 
 
 def joined(values: Sequence[Any]) -> np.ndarray:
-    """One array of the arrays of all batches."""
+    """Return the arrays of all batches as one."""
     return np.concatenate([np.asarray(v) for v in values])
 
 
 def short(name: str) -> str:
-    """A module's name without what all names on a picture share."""
+    """Return a module's name for a plot, without the common prefix."""
     return name.replace("encoder.encoder.layers.", "layer ").replace("encoder.encoder_embed", "front end")
 
 
 def filter_heat_map(modules: dict[str, Probed], ids: Sequence[str], marked: Sequence[str]) -> Figure:
-    """Gradient norm at the input of each recurrent layer by sequence, before and after the filter, on one colour scale."""
+    """Plot the gradient norm at each recurrent layer's input by sequence, before and after the filter, on one scale."""
     names, before, after = layers_before_and_after(modules)
-    panels = [("as the layer passes it back" + ("" if after is None else ", before the filter"), before)]
+    panels = [("without a filter" if after is None else "before the filter", before)]
     if after is not None:
         panels.append(("after the filter", after))
     logs = [np.log10(np.maximum(values, TINY)) for _, values in panels]
@@ -56,12 +58,12 @@ def filter_heat_map(modules: dict[str, Probed], ids: Sequence[str], marked: Sequ
         ax.set_yticks(range(len(names)), [short(n) for n in names])
         ax.set_ylabel("recurrent layer")
     _name_sequences(axes[-1], ids, marked)
-    figure.colorbar(image, ax=list(axes), label="log10 of the gradient's norm")
+    figure.colorbar(image, ax=list(axes), label="log10 of the gradient norm")
     return figure
 
 
 def amplification_heat_map(modules: dict[str, Probed], ids: Sequence[str], marked: Sequence[str]) -> Figure:
-    """What every module does to each sequence's gradient: log10 of the norm at its input / at its output."""
+    """Plot log10 of the gradient norm at each module's input / at its output, by sequence."""
     kept = {n: a for n, p in modules.items() if (a := p.amplification()).numel() == len(ids) and not n.endswith("balancer")}
     values = np.log10(np.stack([a.numpy().clip(1e-3) for a in kept.values()]))
     limit = max(1.0, float(np.nanmax(np.abs(values), initial=0.0)))
@@ -69,16 +71,18 @@ def amplification_heat_map(modules: dict[str, Probed], ids: Sequence[str], marke
     ax = figure.subplots()
     image = ax.imshow(values, aspect="auto", origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     ax.set_yticks(range(len(kept)), [short(n) for n in kept], fontsize=8)
-    ax.set_ylabel("module, in the order of the forward pass from below")
+    ax.set_ylabel("module, in the order of the forward pass (upwards)")
     _name_sequences(ax, ids, marked)
-    ax.set_title("Amplification: gradient's norm at a module's input / at its output")
+    ax.set_title("Amplification: gradient norm at a module's input / at its output")
     figure.colorbar(image, ax=ax, label="log10 (red: the gradient grows)")
     return figure
 
 
 def depth_curves(modules: dict[str, Probed], ids: Sequence[str], marked: Sequence[str]) -> Figure:
-    """One curve a sequence: the gradient's norm at the recurrent layers' inputs, before and after the filter; `marked`
-    utterances in colour."""
+    """Plot the gradient norm at the recurrent layers' inputs, before and after the filter, one curve per sequence.
+
+    The curves of the `marked` utterances are coloured.
+    """
     names, before, after = layers_before_and_after(modules)
     panels = [("before the filter" if after is not None else "no filter", before)]
     panels += [] if after is None else [("after the filter", after)]
@@ -89,7 +93,7 @@ def depth_curves(modules: dict[str, Probed], ids: Sequence[str], marked: Sequenc
         for i, name in enumerate(ids):
             if name not in marked[: len(COLOURS)]:
                 ax.plot(values[:, i], color="0.75", linewidth=0.8)
-        ax.plot(np.nanmedian(values, axis=1), color="black", linewidth=2, label="median of the sequences")
+        ax.plot(np.nanmedian(values, axis=1), color="black", linewidth=2, label="median over sequences")
         for name, colour in zip(marked, COLOURS, strict=False):
             ax.plot(values[:, list(ids).index(name)], color=colour, marker="o", label=name)
         _log_axis(ax)
@@ -97,13 +101,13 @@ def depth_curves(modules: dict[str, Probed], ids: Sequence[str], marked: Sequenc
         ax.set_xlabel("recurrent layer (the loss is on the right)")
         ax.set_title(title)
         ax.grid(alpha=0.3)
-    axes[0].set_ylabel("norm of the gradient at the layer's input")
+    axes[0].set_ylabel("gradient norm at the layer's input")
     axes[0].legend(fontsize=9)
     return figure
 
 
 def time_curves(modules: dict[str, Probed]) -> Figure:
-    """The rms of the gradient at each recurrent layer's output against time, over all sequences that are so long."""
+    """Plot the rms of the gradient at each recurrent layer's output against time, over all sequences of that length."""
     figure = new_figure(4.5)
     ax = figure.subplots()
     names = [n for n in modules if n.endswith(".lstm")]
@@ -113,7 +117,7 @@ def time_curves(modules: dict[str, Probed]) -> Figure:
         ax.plot(np.where(rms > 0, rms, np.nan), label=short(name), color=_shade(i, len(names)))
     _log_axis(ax)
     ax.set_xlabel("encoder frame (40 ms)")
-    ax.set_ylabel("rms of the gradient at the output")
+    ax.set_ylabel("gradient rms at the output")
     ax.set_title("Gradient at each recurrent layer's output against time")
     ax.grid(alpha=0.3)
     ax.legend(fontsize=9, ncols=max(1, len(names) // 4))
@@ -121,7 +125,7 @@ def time_curves(modules: dict[str, Probed]) -> Figure:
 
 
 def _log_axis(ax: Any) -> None:
-    """A logarithmic y axis that has numbers where it spans less than two decades too."""
+    """Make the y axis logarithmic, with labels even if it spans less than two decades."""
     from matplotlib.ticker import LogFormatterSciNotation
 
     ax.set_yscale("log")
@@ -135,7 +139,7 @@ def _shade(i: int, n: int) -> Any:
 
 
 def _name_sequences(ax: Any, ids: Sequence[str], marked: Sequence[str]) -> None:
-    """Names on the axis of sequences: all, or where there are too many the marked ones."""
+    """Label the axis of sequences: all of them or, if there are too many, the marked ones."""
     named = list(ids) if len(ids) <= LABELLED else list(marked[:MAX_NAMED])
     ax.set_xlabel("utterance, in the order of sequences.tsv")
     if named:

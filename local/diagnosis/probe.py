@@ -1,7 +1,7 @@
-"""What passes through every module of a model in a few batches, forwards and backwards, and where it goes wrong.
+"""Measure the activations and gradients of every module of a model over a few batches.
 
-`Probe` hooks a model; `Spread` sums one kind of numbers (activations or gradients) of one module. `local.diagnosis.verdict`
-names the module in which backpropagation explodes and the utterances behind it.
+`Probe` hooks a model; `Spread` sums one kind of values (activations or gradients) of one module. `local.diagnosis.verdict`
+names the module in which the gradient explodes and the utterances that cause it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-WIDEST = 1024  # channels up to which the covariance's eigenvalues are computed
-ROWS = 4096  # positions of a batch that go into the covariance
+WIDEST = 1024  # largest number of channels for which the covariance's eigenvalues are computed
+ROWS = 4096  # largest number of positions per batch that enter the covariance
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
-BY_TOKEN = ("decoder", "simple_lm_proj", "joiner.decoder_proj")
+BY_TOKEN = ("decoder", "simple_lm_proj", "joiner.decoder_proj")  # modules over tokens; all others are over frames
 
 
 def axes(name: str, module: nn.Module, dims: int) -> str:
-    """The axes of a module's input and output, as letters: N sequences, T frames or tokens, C channels, F mel bins.
+    """Return the axes of a module's input and output as letters; "" for a tensor without these axes.
 
-    name: the module's in `Transducer`; dims: of the tensor. The LSTM layers run over (T, N, C), the front end's
-    convolutions over (N, C, T, F), torch's norms over a whole sequence and the decoder's convolution over (N, C, T); all
-    else, the joiner's projections too, over (N, T, C). The joiner's (N, T, range, C) exists in the fused loss alone.
+    The letters are N sequences, T frames or tokens, C channels, F mel bins. name: the module's name in `Transducer`; dims:
+    the number of the tensor's dimensions. LSTM layers take (T, N, C), the front end's convolutions (N, C, T, F), torch's
+    norms over a sequence and the decoder's convolution (N, C, T), and all other modules (N, T, C). The joiner's
+    (N, T, range, C) only exists inside the pruned loss. `Probe` checks the shape that follows from these axes.
     """
     if dims == 4:
         return "NCTF"
@@ -38,34 +39,34 @@ def axes(name: str, module: nn.Module, dims: int) -> str:
 
 
 def in_order(x: Tensor, letters: str) -> Tensor:
-    """x with axes `letters` as (N, T, F, C); F is 1 where there is none."""
+    """Return x, whose axes are `letters`, as (N, T, F, C); F is 1 if x has no mel bins."""
     x = x.permute([letters.index(c) for c in ("NTFC" if "F" in letters else "NTC")])
     return x if "F" in letters else x.unsqueeze(2)
 
 
 class Spread:
-    """Sums over batches of one module's activations or gradients; positions that see what is behind its end are left out.
+    """Sums over batches of one module's activations or gradients, without the padding behind each sequence's end.
 
-    Values that are not finite are counted and stand as 0 in the sums.
+    Non-finite values are counted; in the sums they are 0.
     """
 
     def __init__(self) -> None:
-        self.norms: list[Tensor] = []  # (N,) of each batch, root of the sum of squares
+        self.norms: list[Tensor] = []  # one per batch, (N,): root of the sum of squares
         self.rms: list[Tensor] = []  # (N,)
-        self.bad: list[Tensor] = []  # (N,) counts of values that are not finite
-        self.by_channel: list[Tensor] = []  # (N, C) rms of every channel
+        self.bad: list[Tensor] = []  # (N,): number of non-finite values
+        self.by_channel: list[Tensor] = []  # (N, C): rms of every channel
         self.channels = self.times = torch.zeros(0, dtype=torch.float64)  # sums of squares
         self.times_count = torch.zeros(0, dtype=torch.float64)
         self.positive = self.count = self.rows = 0.0
         self.total = self.products = torch.zeros((), dtype=torch.float64)
 
     def add(self, x: Tensor, lens: Tensor) -> None:
-        """One batch: x (N, T, F, C), lens (N,) positions of T that count."""
+        """Add one batch: x (N, T, F, C), lens (N,): number of valid positions of T."""
         t, f, c = x.shape[1:]
         lens = lens.to(x.device)
         valid = torch.arange(t, device=x.device) < lens[:, None]  # (N, T)
         x, bad = finite(x.detach().float() * valid[:, :, None, None])
-        scale = x.abs().amax().clamp(min=1e-30).double().cpu()  # large values have no squares in float32
+        scale = x.abs().amax().clamp(min=1e-30).double().cpu()  # squares of large values overflow float32
         x = x / scale.to(x)
         by_time_and_channel = x.square().sum(2).double()  # (N, T, C)
         by_time = by_time_and_channel.sum(2)
@@ -88,7 +89,7 @@ class Spread:
             self.products = self.products + (rows.t() @ rows).double().cpu() * scale.square()
 
     def spectrum(self) -> np.ndarray | None:
-        """Eigenvalues of the channels' covariance, largest first; None where the module is too wide."""
+        """Return the eigenvalues of the channels' covariance, the largest first; None if there are too many channels."""
         if self.rows < 2:
             return None
         mean = self.total / self.rows
@@ -96,10 +97,10 @@ class Spread:
         return np.linalg.eigvalsh(covariance)[::-1].clip(min=0)
 
     def numbers(self) -> dict[str, float]:
-        """rms, positive, percentiles of the rms over sequences, channels and time, and two numbers on the spectrum.
+        """Return rms, share of positive values, percentiles of the rms over sequences, channels and time, and the spectrum.
 
-        `top_direction`: share of the variance in its first direction. `effective_rank`: exp of the entropy of the
-        eigenvalues' shares (Roy & Vetterli, "The effective rank", 2007).
+        The spectrum has two values. `top_direction`: share of the variance in its first direction. `effective_rank`: exp
+        of the entropy of the eigenvalues' shares (Roy & Vetterli, "The effective rank", 2007).
         """
         channels = (self.channels / max(self.count / len(self.channels), 1.0)).sqrt().numpy()
         times = (self.times / self.times_count)[self.times_count > 0].sqrt().numpy()
@@ -121,7 +122,7 @@ class Spread:
 
 
 def finite(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (N, ...) with 0 for what is not finite, and how many such values each sequence has (N,)."""
+    """Return x (N, ...) with 0 in place of non-finite values, and the number of these in each sequence (N,)."""
     if bool(x.abs().amax().isfinite()):
         return x, torch.zeros(x.size(0), dtype=torch.int64)
     good = x.isfinite()
@@ -129,24 +130,24 @@ def finite(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _plus(a: Tensor, b: Tensor) -> Tensor:
-    """a + b, vectors of perhaps different length, the shorter one padded with zeros."""
+    """Return a + b of two vectors; the shorter one is padded with zeros."""
     length = max(len(a), len(b))
     return nn.functional.pad(a, (0, length - len(a))) + nn.functional.pad(b, (0, length - len(b)))
 
 
 class Probed:
-    """One module: its activations, the gradient at its output, and the norms of the gradient that leaves its input."""
+    """Measurements of one module: activations, the gradient at its output, norms of the gradient at its input."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.output, self.gradient = Spread(), Spread()
-        self.passed: list[Tensor] = []  # (N,) of each batch
-        self.passed_bad: list[Tensor] = []
+        self.passed: list[Tensor] = []  # norm of the gradient at the input: one per batch, (N,)
+        self.passed_bad: list[Tensor] = []  # number of its non-finite values
 
     def amplification(self) -> Tensor:
-        """For every sequence: norm of the gradient at the input / norm at the output; empty where one is unknown.
+        """Return the gradient norm at the input / that at the output for every sequence; empty if one is unknown.
 
-        0 where no gradient comes, or so little that the ratio would be noise.
+        A sequence without a gradient, or with one so small that the ratio would be noise, gets 0.
         """
         if len(self.passed) != len(self.gradient.norms) or not self.passed:
             return torch.zeros(0, dtype=torch.float64)
@@ -155,10 +156,10 @@ class Probed:
 
 
 class Probe:
-    """A context in which every module of `model` that runs is measured; `batch` announces what comes.
+    """A context that measures every module of `model` that runs; call `batch` before each batch.
 
-    The gradient at a module's input is that which this module alone passes back (not, for example, what goes round it on
-    a residual path): its input is a view of its own.
+    A module's input is replaced by a view of it, so that the gradient at the input comes through this module only, not, for
+    example, through a residual path around it.
     """
 
     def __init__(self, model: Transducer) -> None:
@@ -168,10 +169,10 @@ class Probe:
         self.ids: list[str] = []
         self.lens: dict[int, Tensor] = {}
         self.encoder_lens = self.token_lens = torch.zeros(0)
-        self.calls: dict[str, int] = {}  # of this batch: a module that runs twice is measured twice, as "name#2"
+        self.calls: dict[str, int] = {}  # in this batch; a module's second call is measured as "name#2"
 
     def batch(self, ids: list[str], frames: int, input_lens: Tensor, token_lens: Tensor) -> None:
-        """The next batch: ids, frames of the padded features, and the lengths of features and tokens (N,)."""
+        """Start the next batch: ids, number of frames of the padded features, lengths of features and tokens (N,)."""
         self.ids.extend(ids)
         stages = ((frames, input_lens), (frames - 2, input_lens - 2), ((frames - 3) >> 1, (input_lens - 3) >> 1))
         self.lens = {t: lens.clamp(min=0) for t, lens in (*stages, (subsampled(frames), subsampled(input_lens)))}
@@ -191,13 +192,15 @@ class Probe:
             handle.remove()
 
     def _ordered(self, name: str, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """x as (N, T, F, C) and the valid positions of each sequence (N,); None where x is no such tensor."""
+        """Return x as (N, T, F, C) and the valid positions of each sequence (N,); None if x does not have these axes."""
         letters = axes(name, module, x.dim())
         if not letters:
             return None
         x = in_order(x.detach(), letters)
         lens = self.token_lens if name.startswith(BY_TOKEN) else self.lens.get(x.size(1))
-        return x, torch.full((x.size(0),), x.size(1)) if lens is None else lens
+        if lens is None or len(lens) != x.size(0):  # else padding would be measured, or frames taken for sequences
+            raise ValueError(f"{name}: {tuple(x.shape[:2])} are not the sequences and frames of this batch (axes {letters})")
+        return x, lens
 
     def _before(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -242,7 +245,7 @@ class Probe:
 
 
 def recurrent_rms(model: Transducer) -> dict[str, float]:
-    """The rms of each encoder layer's recurrent matrix, with its scale, by the name of the layer's recurrent module."""
+    """Return the rms of each encoder layer's scaled recurrent matrix, by the name of the layer's recurrent module."""
     found = {}
     for name, module in model.named_modules():
         if name.startswith("encoder.encoder.") and hasattr(module, "weight_hh_l0"):
@@ -251,6 +254,6 @@ def recurrent_rms(model: Transducer) -> dict[str, float]:
 
 
 def _norms(x: Tensor) -> Tensor:
-    """Root of the sum of squares of each sequence of x (N, ...), float64 on the CPU."""
+    """Return the root of the sum of squares of each sequence of x (N, ...), in float64 on the CPU."""
     scale = x.abs().amax().clamp(min=1e-30)
     return (x / scale).flatten(1).square().sum(1).double().sqrt().cpu() * float(scale)

@@ -1,8 +1,8 @@
-"""From what `local.diagnosis.probe.Probe` measured to one line: which module, which utterances.
+"""Judge the measurements of `local.diagnosis.probe.Probe`: one line that names modules and utterances.
 
-Large gradients alone name the wrong module: what explodes in one is large in all below it. So a module is judged by what
-it does to the gradient that reaches it: the norm at its input over the norm at its output, for each sequence. An utterance
-is judged against the others in the same module. Both by ratios, since a gradient's scale means nothing by itself.
+The size of a gradient does not show where it exploded: it is large in all modules below. So a module is judged by its
+effect on the gradient, the norm at its input / the norm at its output, for each sequence. An utterance is compared with the
+others in the same module. Both are ratios, since the scale of a gradient depends on that of the loss.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from local.diagnosis.probe import Probed
 import torch
 from torch import Tensor
 
-# Chosen on `tiny`, between what its healthy models show, trained or not (at most 4, 10, 2 and 3.2), and what faults do: a
-# recurrent matrix times 8 (from 1900 on, where it explodes), an utterance of noise (from 26 on, of 7 epochs; a channel of it
-# from 4.3 on, but for two untrained models of nine, 3.5 and 3.8), features times 100 (100). Random tokens fall on both sides
-# of the second limit; an untrained model gives noise and wrong tokens the same gradient as speech.
+# The limits were chosen on `tiny`. The first four are above the values of its healthy models, trained or not (at most 4, 10,
+# 2 and 3.2), and below those of faults. Faults were: a recurrent matrix times 8 (at least 1900 if the gradient explodes);
+# an utterance of noise (at least 26 after 7 epochs; one of its channels at least 4.3, except 3.5 and 3.8 in two of nine
+# untrained models); features times 100 (100). Random tokens give values on both sides of the second limit. An untrained
+# model gives noise and wrong tokens the same gradient as speech.
 EXPLODES = 10.0  # a module's amplification of a sequence's gradient
-GRADIENT = 20.0  # a sequence's gradient / the upper quartile's
-ACTIVATION = 8.0  # the rms of a sequence's activations / the upper quartile's
-CHANNEL = 4.0  # the rms of one channel of a sequence's activations / the upper quartile's
-FLOOR = 0.03  # of the channels' mean: the least upper quartile, or channels that are all but dead would have any ratio
-RECURRENT = 4.0  # the rms of a layer's recurrent matrix / the median layer's; of a trained layer times 8 need not explode
-FEWEST = 4  # sequences that have a quartile of their own
-MAX_NAMED = 5  # utterances named in a line
-FRONT_END = "encoder.encoder_embed."  # sees the features first, and without dropout
-BELOW = "encoder"  # the loss's own projections get next to no gradient from what is recognised well: no outliers there
+GRADIENT = 20.0  # a sequence's gradient / the upper quartile
+ACTIVATION = 8.0  # the rms of a sequence's activations / the upper quartile
+CHANNEL = 4.0  # the rms of one channel of a sequence's activations / the upper quartile
+FLOOR = 0.03  # smallest upper quartile / the channels' mean; without it, almost dead channels could have any ratio
+RECURRENT = 4.0  # the rms of a layer's recurrent matrix / the median layer's; a trained layer times 8 may not explode
+FEWEST = 4  # smallest number of sequences with a quartile of their own
+MAX_NAMED = 5  # largest number of utterances named in a line
+FRONT_END = "encoder.encoder_embed."  # it gets the features first, and has no dropout
+BELOW = "encoder"  # outliers are only sought here: well recognised utterances give the loss's projections almost no gradient
 
 
 @dataclass
 class Finding:
-    """A module and, for the utterances of which something is out of proportion, by how much; the worst one first."""
+    """A module and the utterances that exceed a limit in it, the worst one first, with the ratios that were compared."""
 
     module: str
     utterances: list[str]
@@ -43,18 +44,17 @@ class Finding:
     out_of: int
 
     def names(self) -> str:
-        """The utterances, the first few by name."""
+        """Return the utterances in words, the first few by name."""
         named, more = ", ".join(self.utterances[:MAX_NAMED]), len(self.utterances) - MAX_NAMED
         if len(self.utterances) == self.out_of > 1:
-            return f"all {self.out_of} utterances, most of all {named}"
-        return (
-            ("utterance " if len(self.utterances) == 1 else "utterances ") + named + (f" and {more} more" if more > 0 else "")
-        )
+            return f"all {self.out_of} utterances, above all {named}"
+        noun = "utterance" if len(self.utterances) == 1 else "utterances"
+        return f"{noun} {named}" + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass
 class Verdict:
-    """What was found, and the line that says so."""
+    """All findings, and the line that sums them up."""
 
     line: str
     explosions: list[Finding]
@@ -64,12 +64,15 @@ class Verdict:
 
 
 def verdict(modules: dict[str, Probed], ids: Sequence[str], recurrent: Mapping[str, float] | None = None) -> Verdict:
-    """Judge what a probe measured over utterances `ids`. Values that are not finite come first, then exploding modules,
-    then layers whose recurrent matrix stands out, then utterances that do. recurrent: the rms of these, by layer."""
+    """Judge a probe's measurements over the utterances `ids`.
+
+    The line names non-finite values first, then modules that explode, then layers with an outlying recurrent matrix, then
+    outlying utterances. recurrent: the rms of the recurrent matrices, by layer.
+    """
     exploding = _innermost(
         [_finding(p.name, p.amplification(), ids, EXPLODES) for p in modules.values() if p.amplification().numel()]
     )
-    # In a model in which something explodes only the loss's own gradient still tells one utterance from another.
+    # If a module explodes, only the gradient that the loss sends to the encoder still distinguishes utterances.
     judged = [name for name in modules if (name == BELOW if exploding else name.startswith(BELOW))]
     gradients = [_outliers(name, modules[name].gradient.norms, ids, GRADIENT) for name in judged]
     activations = [_outliers(p.name, p.output.rms, ids, ACTIVATION) for p in modules.values()]
@@ -85,11 +88,11 @@ def _finding(name: str, values: Tensor, ids: Sequence[str], limit: float) -> Fin
 
 
 def _outliers(name: str, values: list[Tensor], ids: Sequence[str], limit: float) -> Finding:
-    """Sequences whose value is more than `limit` times the upper quartile.
+    """Find the sequences whose value exceeds `limit` times the upper quartile.
 
-    Not the median: with a trained model most utterances are recognised and have next to no gradient, and those with an
-    error stand far above them without being corrupt. The quartile is that of all sequences or, where it is larger, of the
-    batch: a layer that layer dropout bypasses in one batch has a tenth of the gradient there.
+    The median would not do: a trained model recognises most utterances, which get almost no gradient, and utterances with
+    an error exceed them by far without being corrupt. The quartile is that of all sequences or that of the batch, whichever
+    is larger: a layer that layer dropout bypasses in one batch has a tenth of the gradient there.
     """
     if not values:
         return Finding(name, [], 0.0, 1.0, len(ids))
@@ -99,10 +102,10 @@ def _outliers(name: str, values: list[Tensor], ids: Sequence[str], limit: float)
 
 
 def worst_channel(p: Probed) -> Tensor:
-    """By how much the channel of a sequence that is most out of proportion exceeds the upper quartile of all sequences (N,).
+    """Return the largest ratio of a sequence's channels to the upper quartile of all sequences (N,).
 
-    Noise, overdriven and clipped speech have the rms of speech over all channels, but excite others. 1 where there are too
-    few sequences to tell.
+    Noise, overdriven and clipped speech have the same rms over all channels as speech, but excite other channels. The
+    ratio is 1 if there are too few sequences.
     """
     rms = torch.cat(p.output.by_channel)  # (N, C)
     if len(rms) < FEWEST:
@@ -112,7 +115,7 @@ def worst_channel(p: Probed) -> Tensor:
 
 
 def _upper_quartile(values: Tensor) -> float:
-    """A value that a quarter of `values`, rounded up, is not below; never the largest of several."""
+    """Return a value that a quarter of `values`, rounded up, reach or exceed; never the largest of several."""
     return max(float(values.sort().values[3 * (len(values) - 1) // 4]), 1e-30)
 
 
@@ -121,22 +124,22 @@ def _worst_first(findings: list[Finding]) -> list[Finding]:
 
 
 def _innermost(findings: list[Finding]) -> list[Finding]:
-    """Of the modules that explode, those in which no part explodes; the worst one first."""
+    """Return the modules that explode without a part that explodes, the worst one first."""
     found = _worst_first(findings)
     names = [f.module for f in found]
     return [f for f in found if not any(n.startswith(f.module + ".") for n in names)]
 
 
 def _not_finite(modules: dict[str, Probed], ids: Sequence[str]) -> str:
-    """A line on the first module with a value that is not finite, forwards or else backwards; empty where all are."""
-    for p in modules.values():  # in the order in which they were done
+    """Return a line on the first module with a non-finite value, forwards or else backwards; "" if all are finite."""
+    for p in modules.values():  # in the order of the forward pass
         if (found := _bad(p.output.bad, ids)) is not None:
             return f"not finite: the activations of {p.name}, {found.names()}"
     for p in reversed(modules.values()):
         if (found := _bad(p.gradient.bad, ids)) is not None:
-            return f"not finite: the gradient that reaches {p.name}, {found.names()}; what follows it forwards is finite"
+            return f"not finite: the gradient at the output of {p.name}, {found.names()}; finite in all later modules"
         if (found := _bad(p.passed_bad, ids)) is not None and not _has_bad_parts(p.name, modules):
-            return f"not finite: the gradient that leaves {p.name} at its input, {found.names()}; finite at its output"
+            return f"not finite: the gradient at the input of {p.name}, {found.names()}; finite at its output"
     return ""
 
 
@@ -151,8 +154,10 @@ def _has_bad_parts(name: str, modules: dict[str, Probed]) -> bool:
 
 
 def _large_matrix(recurrent: Mapping[str, float]) -> tuple[str, float]:
-    """The layer of the largest recurrent matrix, and its rms over the median layer's; a saturated layer passes little
-    gradient back, so that a matrix that is far too large need not show in the gradient."""
+    """Return the layer with the largest recurrent matrix, and its rms / the median layer's.
+
+    A saturated layer passes little gradient back, so a matrix that is far too large may not show in the gradient.
+    """
     layer = max(recurrent, key=lambda name: recurrent[name], default="")
     usual = sorted(recurrent.values())[(len(recurrent) - 1) // 2] if recurrent else 0.0
     return layer, recurrent.get(layer, 0.0) / max(usual, 1e-30)
@@ -168,30 +173,28 @@ def _line(found: Verdict, modules: dict[str, Probed], ids: Sequence[str], recurr
             f"median sequence x {number(f.median)}"
         )
     if ratio > RECURRENT and layer not in {f.module for f in found.explosions}:
-        said.append(f"the recurrent matrix of {layer} is out of proportion: x {number(ratio)} the median layer's rms")
+        said.append(f"the recurrent matrix of {layer} is an outlier: x {number(ratio)} the median layer's rms")
     if found.gradients:
         f = found.gradients[0]
         loss = next((p for p in reversed(modules.values()) if p.name == BELOW and p.gradient.norms), None)
         entry = _outliers(BELOW, loss.gradient.norms, ids, GRADIENT).largest if loss else 0.0
-        start = f" (x {number(entry)} as it comes from the loss)" if entry > GRADIENT / 3 else ""
-        said.append(
-            f"gradient of {f.names()} is out of proportion in {f.module}: x {number(f.largest)} the upper quartile{start}"
-        )
+        start = f" (x {number(entry)} at the loss)" if entry > GRADIENT / 3 else ""
+        said.append(f"the gradient of {f.names()} is an outlier in {f.module}: x {number(f.largest)} the upper quartile{start}")
     if found.activations:
         f = found.activations[0]
-        said.append(f"activations of {f.names()} are out of proportion in {f.module}: x {number(f.largest)} the upper quartile")
+        said.append(f"activations of {f.names()} are outliers in {f.module}: x {number(f.largest)} the upper quartile")
     named = {u for f in found.activations for u in f.utterances}
     for f in [f for f in found.channels if not named.issuperset(f.utterances)][:1]:
-        said.append(f"a channel of {f.names()} is out of proportion in {f.module}: x {number(f.largest)} the upper quartile")
+        said.append(f"a channel of {f.names()} is an outlier in {f.module}: x {number(f.largest)} the upper quartile")
     if not said:
         said.append("nothing explodes")
     if not found.explosions:
-        f = max((_finding(p.name, a, ids, math.inf) for p in modules.values() if (a := p.amplification()).numel()),
-                key=lambda f: f.largest, default=Finding("any module", [], 0.0, 0.0, 0))  # fmt: skip
+        all_ratios = [_finding(p.name, a, ids, math.inf) for p in modules.values() if (a := p.amplification()).numel()]
+        f = max(all_ratios, key=lambda f: f.largest, default=Finding("any module", [], 0.0, 0.0, 0))
         said.append(f"the largest ratio from a module's output to its input is x {number(f.largest)}, in {f.module}")
     return "; ".join(said)
 
 
 def number(value: float) -> str:
-    """Three digits: 1.32, 431, 2.4e+05."""
+    """Format a number with three digits: 1.32, 431, 2.4e+05."""
     return f"{value:.0f}" if 100 <= value < 10000 else f"{value:.3g}"

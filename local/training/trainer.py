@@ -12,7 +12,7 @@ from typing import Any
 from local.artifacts.checkpoint import check_finite, load_weights, newest_readable, provenance, remove_old, save_file
 from local.common.allocator import release_free_memory
 from local.common.atomic import remove_abandoned
-from local.common.errors import UserError
+from local.common.errors import TrainingDiverged, UserError
 from local.common.processes import Processes
 from local.common.progress import Progress
 from local.config.schema import Config
@@ -193,7 +193,7 @@ class Trainer:
         names, path = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else ""), ", ".join(paths)
         print(f"warning: step {self.step} skipped: {what} not finite for {names}; saved in {path}")
         if self.bad_steps > self.cfg.train.max_bad_steps:
-            raise UserError(
+            raise TrainingDiverged(
                 f"{self.bad_steps} steps with a non-finite loss or gradient (train.max_bad_steps is "
                 f"{self.cfg.train.max_bad_steps}); the last: {names}"
             )

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from local.artifacts.checkpoint import load_file
-from local.common.errors import UserError
+from local.common.errors import TrainingDiverged, UserError
 from local.common.processes import Processes, launch, start
 from local.config import load_config
 from local.data.batch import Batch
@@ -426,7 +426,7 @@ def test_a_process_that_dies_ends_all(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "failing.py").write_text(
         "import os, sys, time\nif os.environ['RANK'] == '1':\n    sys.exit(3)\ntime.sleep(60)\n"
     )
-    with pytest.raises(UserError, match=r"process 1 .* status 3"):
+    with pytest.raises(TrainingDiverged, match=r"process 1 .* status 3"):
         launch("failing", [], 2)
     assert signal.getsignal(signal.SIGTERM) == before
     with pytest.raises(UserError, match="--rdzv"):

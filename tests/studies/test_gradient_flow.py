@@ -1,4 +1,4 @@
-"""The gradient study's cells and norms against torch's layers and products of Jacobians; what its curves must show."""
+"""Compare the gradient study's cells and norms with torch's layers and products of Jacobians; check its curves."""
 
 from __future__ import annotations
 
@@ -10,20 +10,8 @@ from pathlib import Path
 from local.common.errors import UserError
 from local.common.html_page import Page
 from local.config import load_config
-from studies.gradient_flow import (
-    ACTIVATIONS,
-    GAINS,
-    KINDS,
-    RATE_GAINS,
-    Setting,
-    Size,
-    draw_time,
-    growth,
-    over_depth,
-    over_time,
-    run_layer,
-    section,
-)  # fmt: skip
+from studies.gradient_cells import ACTIVATIONS, Setting, Size, draw_time, growth, over_depth, over_time, run_layer
+from studies.gradient_flow import GAINS, KINDS, RATE_GAINS, section
 from studies.study import chosen
 
 import numpy as np
@@ -35,7 +23,7 @@ MIDDLE = Size(hidden=48, seeds=6, back=40, before=10, layers=6, steps=6, depth_s
 
 
 def torch_layer(setting: Setting, seed: int, network: int) -> torch.nn.RNNBase:
-    """torch's own layer with the weights of one network."""
+    """Return torch's layer with the weights of one network."""
     layer = draw_time(setting, SMALL, seed)[0]
     options = {"nonlinearity": setting.activation} if setting.cell == "rnn" else {}
     made = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[setting.cell](
@@ -48,14 +36,17 @@ def torch_layer(setting: Setting, seed: int, network: int) -> torch.nn.RNNBase:
 
 
 CASES = [
-    Setting("rnn", "tanh", 1.5), Setting("rnn", "relu", 1.5), Setting("gru", "tanh", 2.0),
-    Setting("lstm", "tanh", 2.0), Setting("lstm", "tanh", 2.0, 1.0),
-]  # fmt: skip
+    Setting("rnn", "tanh", 1.5),
+    Setting("rnn", "relu", 1.5),
+    Setting("gru", "tanh", 2.0),
+    Setting("lstm", "tanh", 2.0),
+    Setting("lstm", "tanh", 2.0, 1.0),
+]
 
 
 @pytest.mark.parametrize("setting", CASES, ids=str)
 def test_cells_and_gradients_equal_torch(setting: Setting) -> None:
-    """The gradient by h_{T-k} is that by the first state of torch's layer, run over the last k steps alone."""
+    """Compare the gradient of h_{T-k} with that of the first state of torch's layer over the last k steps."""
     layer, x, v = draw_time(setting, SMALL, 3)
     hs, cs, _ = run_layer(setting, layer, x)
     norms = over_time(setting, SMALL, 3)
@@ -71,14 +62,14 @@ def test_cells_and_gradients_equal_torch(setting: Setting) -> None:
             assert h0.grad is not None
             assert norms.by_h[network, back].item() == pytest.approx(h0.grad.norm().item(), rel=1e-10)
             if setting.cell == "lstm":
-                # dh_{T-k}/dc_{T-k} = o phi'(c) is part of the gradient by c, so it stands above c0's alone
+                # The gradient of c includes the path through h_{T-k}: dh_{T-k}/dc_{T-k} = o phi'(c). That of c0 does not.
                 o_times_slope = (hs[-back - 1] / torch.tanh(cs[-back - 1]))[network] * (1 - torch.tanh(c0[0]) ** 2)
                 whole = c0.grad[0] + h0.grad[0] * o_times_slope
                 assert norms.by_c[network, back].item() == pytest.approx(whole.norm().item(), rel=1e-8)
 
 
 def test_rnn_is_a_product_of_jacobians() -> None:
-    """A tanh rnn of gain below 1, in NumPy: the norms themselves, and the rate that the derivation expects."""
+    """Compute a tanh rnn of gain below 1 in NumPy: compare its norms and the rate of the derivation."""
     setting = Setting("rnn", "tanh", 0.7)
     layer, x, v = draw_time(setting, MIDDLE, 5)
     norms = over_time(setting, MIDDLE, 5).by_h.numpy()
@@ -100,7 +91,7 @@ def test_rnn_is_a_product_of_jacobians() -> None:
     assert np.median(growth(torch.from_numpy(norms)).numpy()) == pytest.approx(rate, rel=1e-12)
 
 
-def test_growth_where_gradients_are_0() -> None:
+def test_growth_if_gradients_are_0() -> None:
     halved = [2.0**-k for k in range(21)]
     norms = torch.tensor([[1.0] + [0.0] * 20, halved, [*halved[:10], 0.0, *halved[11:]]])
     assert growth(norms).tolist() == pytest.approx([0.0, 0.5, 0.5])
@@ -122,7 +113,7 @@ def test_forget_bias_keeps_more(activation: str) -> None:
 
 
 def test_depth_against_torch() -> None:
-    """A stack of torch's own tanh rnns with the same weights has the same norms layer by layer."""
+    """Compare the norms of each layer with those of a stack of torch's tanh rnns with the same weights."""
     setting = Setting("rnn", "tanh", 1.3)
     generator = torch.Generator().manual_seed(4)
     shape, matrix = (SMALL.steps, 3, 1, 12), (3, 12, 12)

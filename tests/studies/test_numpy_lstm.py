@@ -1,4 +1,4 @@
-"""The LSTM in NumPy: its backward pass against finite differences, ours and torch's, to 1e-8 in float64."""
+"""Compare the LSTM in NumPy with finite differences, our layer and torch's, to 1e-8 in float64."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ seeds = st.integers(0, 999)
 
 
 def filtered_by_loops(found: hand.Gradients, threshold: float) -> hand.Gradients:
-    """The filter's definition, sequence by sequence; h0 and c0 are not its business."""
+    """Apply the filter's definition, sequence by sequence; it does not change h0 and c0."""
     rms = [float(np.sqrt((found["x"][:, b] ** 2).mean())) for b in range(found["x"].shape[1])]
     cutoff = threshold * float(torch.tensor(rms, dtype=torch.float64).median())
     damped = {k: g.copy() for k, g in found.items()}
@@ -60,7 +60,7 @@ def test_filter(size: tuple[int, int, int, int, int], seed: int, outlier: float,
     assert hand.relative_difference(found, filtered_by_loops(hand.by_torch(problem), threshold)) < NEAR
 
 
-def test_filter_damps_the_outlier_alone() -> None:
+def test_filter_damps_only_the_outlier() -> None:
     problem = hand.draw_problem((9, 6, 3, 5, 2), 1, outlier=1e5)
     _, mask = hand.gradient_filter(hand.by_hand(problem), 25.0)
     assert mask[0] < 0.01 and (mask[1:] > 0.9).all()
@@ -73,7 +73,7 @@ def test_filter_without_any_gradient() -> None:
 
 @pytest.mark.parametrize("width", [4, 2])
 def test_one_step(width: int) -> None:
-    """step_backward alone, against the derivative of step_forward."""
+    """Compare step_backward with the derivative of step_forward."""
     problem = hand.draw_problem((1, 3, 2, 4, width), 7)
     x, p = problem.x[0], problem.p
     *_, saved = hand.step_forward(x, problem.h0, problem.c0, p)
@@ -90,7 +90,7 @@ def test_one_step(width: int) -> None:
 
 
 def test_two_layers_and_learned_scales() -> None:
-    """Ours as the encoder stacks it, filter before each layer: by hand from the top down, to the parameters that train."""
+    """Stack layers as the encoder does, each with a filter, and compare the gradients of the trained parameters."""
     torch.manual_seed(0)
     layers = [ScaledRNN("lstm", 3, 5, 4).double(), ScaledRNN("lstm", 4, 6, 6).double()]
     problems = [hand.draw_problem((7, 4, 3, 5, 4), 1, 500.0), hand.draw_problem((7, 4, 4, 6, 6), 2, 500.0)]

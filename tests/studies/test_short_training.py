@@ -1,4 +1,4 @@
-"""Short trainings: the same for a seed, gradients by sequence as when each runs alone, and both sections on a toy corpus."""
+"""Test short trainings: reproducible, with the trainer's losses; gradients by sequence; both sections on a toy corpus."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLAIN_NORMS = ("basic", "layer", "group", "instance", "none")
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy corpus with the same three utterances as training and dev part."""
+    """Make the toy corpus with the same three utterances in the training and the dev part."""
     root = tmp_path_factory.mktemp("toy")
     make_experiment(root)
     data = root / "data"
@@ -43,7 +43,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    """A model of two layers of 16, in this process."""
+    """Use a model of two layers of 16, in this process."""
     monkeypatch.setattr(short, "SMALL", (*TINY, "lm.dim=8", "lm.hidden=8", "lm.num_layers=1", "lm.batch_tokens=20"))
 
 
@@ -68,7 +68,7 @@ def test_batches_are_nested_and_follow_the_seed(data_dir: Path) -> None:
     assert all(sorted(batch) == ["a-1", "c-3", "d-4"] for batch in large) and len({tuple(batch) for batch in large}) > 1
 
 
-def test_groups_hold_utterances_alike_in_length(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_have_utterances_of_similar_length(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     speech = short.Speech(small(), data_dir)
     speech.train = [cut.with_id(f"{cut.id}-{i}") for i in range(8) for cut in speech.train]
     monkeypatch.setattr(short, "LARGEST", 8)
@@ -78,7 +78,7 @@ def test_groups_hold_utterances_alike_in_length(data_dir: Path, monkeypatch: pyt
 
 
 def test_losses_are_the_trainers(data_dir: Path, tmp_path: Path) -> None:
-    """Two steps by the trainer and by the study, the second with the pruned loss, leave the same weights."""
+    """Compare the weights after two steps of the trainer and of the study; the second step has the pruned loss."""
     cfg = small("train.warm_step=1", "augment.speed_perturb=false", "augment.spec_augment=false", "gradient.control=clip")
     trainer = Trainer(cfg, AsrDataModule(cfg, data_dir, toy_tokenizer()), tmp_path, torch.device("cpu"))
     speech = short.Speech(cfg, data_dir)
@@ -99,11 +99,11 @@ def test_losses_are_the_trainers(data_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("norm", PLAIN_NORMS)
-def test_sequence_gradients_are_those_of_each_alone(data_dir: Path, norm: str) -> None:
-    """In one batch, padded, as when each runs by itself; against a gradient taken by hand through the LSTM alone."""
+def test_sequence_gradients_do_not_depend_on_the_batch(data_dir: Path, norm: str) -> None:
+    """Compare one padded batch with batches of one utterance, and with a gradient only through the LSTM."""
     cfg = small(f"model.encoder.norm={norm}", *norms.PLAIN)
     speech = short.Speech(cfg, data_dir)
-    same = norm == "instance"  # it looks at the padding too: only without any is a sequence by itself
+    same = norm == "instance"  # it uses the padding too, so its batch must have no padding
     speech.dev = [speech.dev[0].with_id(str(i)) for i in range(2)] if same else speech.dev
     torch.manual_seed(0)
     model = build_model(cfg, speech.tokenizer.vocab_size).double()
@@ -114,7 +114,7 @@ def test_sequence_gradients_are_those_of_each_alone(data_dir: Path, norm: str) -
     torch.testing.assert_close(together, alone, rtol=1e-7, atol=0)
     if norm != "basic":
         return
-    (batch,) = speech.held_out(1)[:1]  # nudge the LSTM's input, and nothing else, at one frame and channel of each layer
+    (batch,) = speech.held_out(1)[:1]  # add a variable to the input of one layer's LSTM only
     frames = int(subsampled(batch.input_lens[0]))
     for i, layer in enumerate(model.encoder.encoder.layers):
         delta = torch.zeros(frames, 1, 16, dtype=torch.float64, requires_grad=True)
@@ -142,7 +142,7 @@ def test_spread_by_numpy_like_arithmetic(data_dir: Path) -> None:
 
 
 def test_measuring_changes_nothing(data_dir: Path) -> None:
-    """A run is the same twice, and the gradient's measurement leaves weights and batch statistics alone."""
+    """Check that a run is reproducible and that measuring the gradient changes no weights or batch statistics."""
     job = norms.NormRun(small("model.encoder.norm=batch", "gradient.control=none"), data_dir, 2, 4)
     first, second = norms.run(job), norms.run(job)
     assert first == second
@@ -154,7 +154,7 @@ def test_measuring_changes_nothing(data_dir: Path) -> None:
     assert short.held_out_losses(model, speech.held_out(), 0.5)["loss"] == first[0][-1]["loss"]
 
 
-def test_held_out_loss_that_is_not_finite_ends_the_run() -> None:
+def test_a_non_finite_held_out_loss_ends_the_run() -> None:
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e30)
 
