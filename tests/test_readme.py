@@ -135,6 +135,8 @@ def check_shell(script: str, words: list[str]) -> None:
 def check(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     """Fail if a command would not start."""
     words = shlex.split(command)
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # variables of the environment
+        words.pop(0)
     script = ROOT / (words[1] if words[0] == "sbatch" else words[0])
     if command.startswith(OTHER_PROGRAMS):
         return
@@ -245,7 +247,7 @@ model:
 lang: {vocab_size: 80}
 data: {num_workers: 0, num_buckets: 1}
 augment: {speed_perturb: false}
-train: {num_epochs: 1, max_duration: 20.0, log_every: 1, num_threads: 1}
+train: {num_epochs: 1, max_duration: 20.0, average_period: 1, log_every: 1, num_threads: 1}
 average: {num: 1}
 lm: {train: true, dim: 8, hidden: 8, num_layers: 1, max_epochs: 2}
 decode: {methods: [greedy_search], num_threads: 1}
