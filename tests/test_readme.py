@@ -234,6 +234,12 @@ def test_every_decoding_method_is_explained() -> None:
     assert set(re.findall(r"`(\w+_search\w*)`", "\n".join(rows))) == set(METHODS)
 
 
+def test_the_stages_are_those_of_the_help() -> None:
+    rows = re.findall(r"^\| (\d) `(\w+)`", (ROOT / "docs" / "experiment.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for script, of_script in (("run.sh", rows[:7]), ("prepare.sh", rows[7:])):
+        assert re.findall(r"^  (\d)  (\w+)", help_of(script), flags=re.MULTILINE) == of_script
+
+
 def test_pictures_are_small() -> None:
     pictures = sorted((ROOT / "docs").rglob("*.png"))
     assert pictures and all(path.stat().st_size < 150_000 for path in pictures)
@@ -279,13 +285,14 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-PROGRAMS = [
-    command for document, command in COMMANDS if document != "RESULTS.md" and re.search(r"-m (local|studies)\.", command)
-]
+def programs(document: str) -> list[str]:
+    """The commands of a document that start a program of local/ or studies/ and take seconds."""
+    found = [command for name, command in COMMANDS if name == document and re.search(r"-m (local|studies)\.", command)]
+    return [command for command in found if "synthesise_tiny" not in command]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [command for command in PROGRAMS if "synthesise_tiny" not in command])
-def test_a_program_of_the_documents_runs(toy: Path, command: str) -> None:
-    """In the documents' order: the pictures need the diagnosis that stands before them."""
-    assert run_in(toy, [sys.executable, *shlex.split(command)[1:]]).strip()
+@pytest.mark.parametrize("document", [name_of(p) for p in DOCUMENTS if p.name != "RESULTS.md" and programs(name_of(p))])
+def test_the_programs_of_a_document_run(toy: Path, document: str) -> None:
+    for command in programs(document):
+        assert run_in(toy, [sys.executable, *shlex.split(command)[1:]]).strip(), command
