@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The LibriSpeech recipe on machines of a Slurm cluster that share this folder:
+# Run the LibriSpeech recipe on machines of a Slurm cluster that share this folder:
 #   sbatch egs/librispeech/slurm.sh [options of run.sh and key.sub=value ...]
 # Options of the cluster (partition, account, memory) go on sbatch's own command line.
 #SBATCH --job-name=librispeech
@@ -13,12 +13,12 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit this with sbatch, from the folder of run.sh}"
 
-# 2,000 seconds a step, as published: 250 for each of eight GPUs. What follows on the command line stands in for it.
+# 2,000 seconds per step, as published: 250 for each of eight GPUs. Command-line arguments override these.
 recipe=(./run.sh --corpus librispeech train.batch_seconds=2000 train.max_duration=250 "$@")
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 on_one=(srun --nodes=1 --ntasks=1 --nodelist="$first")
 
-"${on_one[@]}" "${recipe[@]}" --stop-stage 0 --nj "$SLURM_CPUS_PER_TASK"
-# A job that is requeued goes on from the newest checkpoint. Jobs on one machine need ports of their own.
+"${on_one[@]}" "${recipe[@]}" --stop-stage prepare --nj "$SLURM_CPUS_PER_TASK"
+# A requeued job resumes from the newest checkpoint. Jobs on one machine need different ports.
 srun "${recipe[@]}" --nnodes "$SLURM_NNODES" --rdzv "$first:$((20000 + SLURM_JOB_ID % 20000))"
-"${on_one[@]}" "${recipe[@]}" --stage 2
+"${on_one[@]}" "${recipe[@]}" --stage average
