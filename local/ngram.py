@@ -1,6 +1,6 @@
 """Estimate an n-gram language model of words or of BPE tokens, and write it in ARPA format.
 
-    python local/ngram.py --text data/tiny/lang/transcript.txt --order 2 --unit token --out data/tiny/lm/token_2gram.arpa
+    python local/ngram.py --text data/tiny/lang_bpe_80/transcript.txt --order 2 --unit token --out data/tiny/lm/token_2gram.arpa
 
 It is meant for transcripts: all counts are held in memory. PyPI has no estimator that installs without a compiler; a model
 of much text is better made by KenLM's lmplz or SRILM, whose ARPA files the other programs read as well.

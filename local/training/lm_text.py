@@ -97,5 +97,5 @@ def tokenize(lines: Iterable[str], tokenizer: Tokenizer, where: str) -> TokenTex
     if 2 * lacking > len(text.lens):
         characters = "".join(tokenizer.unknown_characters(example)[:10])
         such = f"such as '{characters}' in '{example[:40]}'"
-        raise UserError(f"{where}: most lines have characters without a token in lang/bpe.model, {such}")
+        raise UserError(f"{where}: most lines have characters without a token in bpe.model, {such}")
     return text
