@@ -1,6 +1,6 @@
 """Estimate an n-gram language model of words or of BPE tokens, and write it in ARPA format.
 
-    .venv/bin/python -m local.ngram --text data/tiny/lang/transcript.txt --out data/tiny/lm/token_2gram.arpa
+    .venv/bin/python -m local.ngram --text data/tiny/lang_bpe_80/transcript.txt --out token_2gram.arpa
 
 All counts are held in memory, which is enough for transcripts. For large texts use KenLM's lmplz or SRILM: the other
 programs read their ARPA files too. (PyPI has no estimator that installs without a compiler.)

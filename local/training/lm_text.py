@@ -84,7 +84,7 @@ def tokenize(lines: Iterable[str], tokenizer: Tokenizer, where: str) -> TokenTex
     if 2 * lacking > len(text.lens):
         characters = "".join(tokenizer.unknown_characters(example)[:10])
         raise UserError(
-            f"{where}: most lines have characters without a token in lang/bpe.model: '{characters}' in '{example[:40]}'; "
+            f"{where}: most lines have characters without a token in bpe.model: '{characters}' in '{example[:40]}'; "
             "spell the text as the training transcripts are spelled"
         )
     return text
