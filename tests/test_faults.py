@@ -21,6 +21,7 @@ import pytest
 pytest.importorskip("lhotse")
 pytest.importorskip("kaldifst")
 
+from local.common.errors import TrainingDiverged, UserError
 from tests.fault_formats import DAMAGES
 from tests.fault_server import Run, Server
 from tests.fault_world import CHECKS, World, check_whole, without_times
@@ -28,6 +29,7 @@ from tests.faults import CORRUPTIONS, Damage
 
 SEED, CASES, QUICK = int(os.environ.get("FAULT_SEED", 0)), int(os.environ.get("FAULT_CASES", 200)), 20
 LONGEST = 700  # characters of a clear line
+EXIT_STATUS = (0, UserError.exit_status, TrainingDiverged.exit_status)
 WITH_CHECKSUMS = {".gz", ".npz", ".flac", ".pt"}
 PRINTS_RESULTS = {"sample", "stream", "wer"}  # other programs only print messages
 
@@ -147,7 +149,7 @@ def check(world: World, program: str, path: Path, damage: Damage, run: Run) -> s
     assert run.code != -14, "it hangs"
     assert "Traceback" not in run.err
     errors = [line for line in run.err.splitlines() if line.startswith("error: ")]
-    assert run.code in (0, 1) and len(errors) == run.code, "neither success nor one line"
+    assert run.code in EXIT_STATUS and len(errors) == bool(run.code), "neither success nor one line"
     assert not [p for p in world.now.rglob(".t*-*")], "a temporary file is left"
     for written in world.changed():
         if written != path:
@@ -162,7 +164,7 @@ def check(world: World, program: str, path: Path, damage: Damage, run: Run) -> s
     results = world.results(run, damaged=path)
     undamaged, expected = world.undamaged(program, *RESUMED.get(program, []))
     changed = [name for name in sorted(results.keys() | expected.keys()) if results.get(name) != expected.get(name)]
-    if not set(changed) - {str(path.relative_to(world.now))}:
+    if not set(changed) - {world.name(path)}:
         return "unharmed"
     if messages(program, run) - messages(program, undamaged):
         return "other results, with a message"

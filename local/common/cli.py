@@ -44,10 +44,10 @@ def choose_device(num_threads: int = 0) -> torch.device:
 
 
 def program(main: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a program's main: an error that the user can fix becomes one line on stderr and exit status 1.
+    """Wrap a program's main: an error that the user can fix becomes one line on stderr and an exit status.
 
-    These are a `UserError` (its `exit_status`), a file that cannot be read or written, and too little memory. Ctrl-C gives exit status 130.
-    Anything else is a bug and keeps its traceback.
+    These are a `UserError` (with its `exit_status`), a file that cannot be read or written, and too little memory (1). Ctrl-C
+    gives exit status 130. Anything else is a bug and keeps its traceback.
     """
 
     @functools.wraps(main)
