@@ -14,7 +14,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -25,7 +26,7 @@ from local.common.errors import TrainingDiverged, UserError
 from tests.fault_formats import DAMAGES
 from tests.fault_server import Run, Server
 from tests.fault_world import CHECKS, World, check_whole, without_times
-from tests.faults import CORRUPTIONS, Damage
+from tests.faults import CORRUPTIONS, Damage, deleted, flipped
 
 SEED, CASES, QUICK = int(os.environ.get("FAULT_SEED", 0)), int(os.environ.get("FAULT_CASES", 200)), 20
 LONGEST = 700  # characters of a clear line
@@ -88,6 +89,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     server = Server(root)
     yield World(root, server)
     server.close()
+
+
+def test_a_silent_change_of_the_results_fails(tmp_path: Path) -> None:
+    """Check the rules on a stub of a world, in which `results` are as given."""
+
+    def outcome(file: str, damage: Damage, results: dict[str, object], message: str = "") -> str:
+        run, undamaged = Run(0, "1 file\n", message), (Run(0, "1 file\n", ""), {"n.arpa": b"1", "output": ["1 file"]})
+        stub: Any = SimpleNamespace(now=tmp_path, changed=list, name=lambda path: path.name)
+        stub.results, stub.undamaged = lambda run, damaged: results, lambda *program: undamaged
+        return check(stub, "ngram", tmp_path / file, damage, run)
+
+    same: dict[str, object] = {"n.arpa": b"1", "output": ["1 file"]}
+    assert outcome("text.gz", flipped, same) == "unharmed"
+    assert outcome("text.gz", flipped, {**same, "n.arpa": b"2"}, "warning: 1 left out") == "other results, with a message"
+    assert outcome("text.txt", flipped, {**same, "n.arpa": b"2"}) == "other results"
+    assert outcome("text.gz", deleted, {"output": ["1 file"]}) == "other results"
+    with pytest.raises(AssertionError, match=r"n\.arpa"):
+        outcome("text.gz", flipped, {**same, "n.arpa": b"2"})
 
 
 @pytest.mark.slow
