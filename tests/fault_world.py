@@ -116,8 +116,11 @@ class World:
     def results(self, run: Run, damaged: Path | None = None) -> dict[str, object]:
         """Return a run's output and the content of all files by name, without times and without the damaged file."""
         files = [p for p in self.now.rglob("*") if p.is_file() and p.parent.name != "tensorboard" and p != damaged]
-        found = {ARCHIVE.sub("archive", str(path.relative_to(self.now))): content(path) for path in files}
-        return {**found, "output": without_times(run.out)}
+        return {**{self.name(path): content(path) for path in files}, "output": without_times(run.out)}
+
+    def name(self, path: Path) -> str:
+        """Return a file's path within the world, without times."""
+        return ARCHIVE.sub("archive", str(path.relative_to(self.now)))
 
     def undamaged(self, program: str, *more: str) -> tuple[Run, dict[str, object]]:
         """Return a run over the undamaged files and its results; `renew` precedes it."""

@@ -114,7 +114,7 @@ def line_repeated(path: Path, rng: random.Random) -> str:
     lines = _lines(path)
     lines.insert(rng.randrange(len(lines)), rng.choice(lines))
     path.write_text("".join(lines), encoding="utf-8")
-    return "a line twice"
+    return "one line twice"
 
 
 def line_gone(path: Path, rng: random.Random) -> str:

@@ -14,20 +14,23 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
 pytest.importorskip("lhotse")
 pytest.importorskip("kaldifst")
 
+from local.common.errors import TrainingDiverged, UserError
 from tests.fault_formats import DAMAGES
 from tests.fault_server import Run, Server
 from tests.fault_world import CHECKS, World, check_whole, without_times
-from tests.faults import CORRUPTIONS, Damage
+from tests.faults import CORRUPTIONS, Damage, deleted, flipped
 
 SEED, CASES, QUICK = int(os.environ.get("FAULT_SEED", 0)), int(os.environ.get("FAULT_CASES", 200)), 20
 LONGEST = 700  # characters of a clear line
+EXIT_STATUS = (0, UserError.exit_status, TrainingDiverged.exit_status)
 WITH_CHECKSUMS = {".gz", ".npz", ".flac", ".pt"}
 PRINTS_RESULTS = {"sample", "stream", "wer"}  # other programs only print messages
 
@@ -89,6 +92,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     server.close()
 
 
+def test_a_silent_change_of_the_results_fails(tmp_path: Path) -> None:
+    """Check the rules on a stub of a world, in which `results` are as given."""
+
+    def outcome(file: str, damage: Damage, results: dict[str, object], message: str = "") -> str:
+        run, undamaged = Run(0, "1 file\n", message), (Run(0, "1 file\n", ""), {"n.arpa": b"1", "output": ["1 file"]})
+        stub: Any = SimpleNamespace(now=tmp_path, changed=list, name=lambda path: path.name)
+        stub.results, stub.undamaged = lambda run, damaged: results, lambda *program: undamaged
+        return check(stub, "ngram", tmp_path / file, damage, run)
+
+    same: dict[str, object] = {"n.arpa": b"1", "output": ["1 file"]}
+    assert outcome("text.gz", flipped, same) == "unharmed"
+    assert outcome("text.gz", flipped, {**same, "n.arpa": b"2"}, "warning: 1 left out") == "other results, with a message"
+    assert outcome("text.txt", flipped, {**same, "n.arpa": b"2"}) == "other results"
+    assert outcome("text.gz", deleted, {"output": ["1 file"]}) == "other results"
+    with pytest.raises(AssertionError, match=r"n\.arpa"):
+        outcome("text.gz", flipped, {**same, "n.arpa": b"2"})
+
+
 @pytest.mark.slow
 def test_undamaged(world: World) -> None:
     """Run every program over undamaged inputs: the others are compared with these runs."""
@@ -148,7 +169,7 @@ def check(world: World, program: str, path: Path, damage: Damage, run: Run) -> s
     assert run.code != -14, "it hangs"
     assert "Traceback" not in run.err
     errors = [line for line in run.err.splitlines() if line.startswith("error: ")]
-    assert run.code in (0, 1) and len(errors) == run.code, "neither success nor one line"
+    assert run.code in EXIT_STATUS and len(errors) == bool(run.code), "neither success nor one line"
     assert not [p for p in world.now.rglob(".t*-*")], "a temporary file is left"
     for written in world.changed():
         if written != path:
@@ -163,7 +184,7 @@ def check(world: World, program: str, path: Path, damage: Damage, run: Run) -> s
     results = world.results(run, damaged=path)
     undamaged, expected = world.undamaged(program, *RESUMED.get(program, []))
     changed = [name for name in sorted(results.keys() | expected.keys()) if results.get(name) != expected.get(name)]
-    if not set(changed) - {str(path.relative_to(world.now))}:
+    if not set(changed) - {world.name(path)}:
         return "unharmed"
     if messages(program, run) - messages(program, undamaged):
         return "other results, with a message"
