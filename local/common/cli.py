@@ -51,13 +51,8 @@ def choose_device(num_threads: int = 0) -> torch.device:
 def program(main: Callable[..., None]) -> Callable[..., None]:
     """Wrap a program's main: an error that the user can fix becomes one line on stderr and an exit status.
 
-    <<<<<<< HEAD
-        These are a `UserError` (its `exit_status`), a file that cannot be read or written, and too little memory (both 1).
-        Ctrl-C gives 130. Anything else is a bug and keeps its traceback.
-    =======
-        These are a `UserError` (with its `exit_status`), a file that cannot be read or written, and too little memory (1). Ctrl-C
-        gives exit status 130. Anything else is a bug and keeps its traceback.
-    >>>>>>> wG
+    These are a `UserError` (its `exit_status`), a file that cannot be read or written, and too little memory (both 1).
+    Ctrl-C gives 130. Anything else is a bug and keeps its traceback.
     """
 
     @functools.wraps(main)
