@@ -135,7 +135,7 @@ def read_sentences(path: Path) -> list[str]:
     """Return the lines of a text file that are not blank. Raises `UserError` if there are none or the file is not UTF-8."""
     lines = [line.strip() for line in read_lines(path)]
     if not any(lines):
-        raise UserError(f"{path}: has no text")
+        raise UserError(f"{path}: no text in it")
     return [line for line in lines if line]
 
 

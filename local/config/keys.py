@@ -1,4 +1,4 @@
-"""The names of keys: where they are written, old names, and what a misspelled one was meant to be."""
+"""The names of keys: the places that set them, old names, and suggestions for misspelled ones."""
 
 from __future__ import annotations
 

@@ -100,4 +100,4 @@ def describe(kind: Any) -> str:
     if type(None) in parts:
         return f"{describe(parts[0])}, or null"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "a plain value"}
-    return names.get(kind, "a section with keys of its own")
+    return names.get(kind, "a section with keys")
