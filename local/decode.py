@@ -40,7 +40,7 @@ import torch
 
 
 def result_of(hypothesis: Hypothesis, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return a hypothesis as plain values, as it stands in a line of the output."""
+    """Return a hypothesis as plain values, as one line of the output holds it."""
     return {
         "hyp": tokenizer.decode(hypothesis.tokens),
         "tokens": hypothesis.tokens,

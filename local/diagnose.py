@@ -50,7 +50,7 @@ def load_model(
 ) -> tuple[Transducer, dict[str, int] | None, str]:
     """Return the model in training mode, the progress of its training (None: unknown), and the origin of its weights.
 
-    path: a checkpoint; None: the one with the most steps in exp_dir, or an untrained model if there is none.
+    path: a checkpoint; None: the one with the most steps in exp_dir, or an untrained model without any.
 
     Raises:
         UserError: the checkpoint was trained with other tokens than those of the data.

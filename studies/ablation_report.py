@@ -60,7 +60,7 @@ class Outcome:
 
     @property
     def dev_loss(self) -> float:
-        """Return the pruned loss of the dev parts after the last epoch, in nats per frame; NaN if there is none."""
+        """Return the pruned loss of the dev parts after the last epoch, in nats per frame; NaN if it is missing."""
         values = self.valid.get("pruned_loss", np.empty(0))
         return float(values[-1]) if len(values) else math.nan
 

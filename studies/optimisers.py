@@ -107,7 +107,7 @@ def run(job: OptimiserRun) -> list[Row]:
 
 
 def _texts(cfg: Config, data_dir: Path) -> tuple[TokenText, TokenText]:
-    """The training transcripts, and the first sentences of the dev parts, as tokens."""
+    """Return the training transcripts, and the first sentences of the dev parts, as tokens."""
     tokenizer = Tokenizer.from_file(lang_dir(data_dir, cfg.lang) / "bpe.model")
     transcripts = lang_dir(data_dir, cfg.lang) / "transcript.txt"
     parts = load_corpus(data_dir / "corpus.yaml", cfg.data).dev

@@ -34,7 +34,7 @@ SMALL = "lm.dim=32 lm.hidden=32 lm.num_layers=1 lm.dropout=0.0 lm.batch_tokens=2
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """A second thread only slows models this small."""
+    """Use one thread: a second one only slows models this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -87,7 +87,7 @@ def exact(ngrams: Arpa, words: list[str]) -> float:
 
 
 def backing_off_at_will(ngrams: Arpa, words: list[str]) -> float:
-    """The best that a sentence can be worth if histories may be shortened at any time, at the price of their weights."""
+    """Return the best that a sentence can be worth if histories may be shortened at any time, at the price of their weights."""
     order = max(map(len, ngrams))
     histories = {gram[:-1] for gram in ngrams} | {gram for gram in ngrams if len(gram) < order}
     states = {("<s>",) if order > 1 else (): 0.0}

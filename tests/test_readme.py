@@ -37,7 +37,7 @@ def name_of(path: Path) -> str:
 
 
 def blocks(path: Path) -> list[str]:
-    """The fenced blocks of a document that a reader would paste into a shell."""
+    """Return the fenced blocks of a document that a reader would paste into a shell."""
     return re.findall(r"^```bash\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
@@ -65,7 +65,7 @@ class Parsed(BaseException):
 
 
 def parsed(monkeypatch: pytest.MonkeyPatch, module: str, words: list[str]) -> argparse.Namespace:
-    """What a program's own parser makes of these words; the program does nothing else."""
+    """Return what a program's own parser makes of these words; the program does nothing else."""
 
     def stop_after(parse: Callable[..., argparse.Namespace]) -> Callable[..., argparse.Namespace]:
         def stop(parser: argparse.ArgumentParser, args: list[str] | None = None, namespace: None = None) -> argparse.Namespace:
@@ -92,7 +92,7 @@ def check_python(monkeypatch: pytest.MonkeyPatch, module: str, words: list[str])
 
 
 def default_conf(corpus: str, experiment: str) -> Path:
-    """The file that run.sh takes without --conf."""
+    """Return the file that run.sh takes without --conf."""
     folder = ROOT / "egs" / corpus / "conf"
     paths = (folder / f"{experiment}.yaml", folder / f"{corpus}.yaml", ROOT / "conf" / "base.yaml")
     return next(path for path in paths if path.is_file())
@@ -103,7 +103,7 @@ def help_of(script: str) -> str:
 
 
 def check_shell(script: str, words: list[str]) -> None:
-    """The options, stages and commands of run.sh and prepare.sh are those of --help; keys are those of the configuration."""
+    """Check options, stages and commands of run.sh and prepare.sh against --help, keys against the configuration."""
     text = help_of(script)
     options = dict(re.findall(r"^  --([a-z-]+)( [A-Z:]+)?", text, flags=re.MULTILINE))
     stages = dict(re.findall(r"^  (\d)  (\w+)", text, flags=re.MULTILINE))
@@ -188,7 +188,7 @@ def test_the_documents_have_commands() -> None:
 
 
 def in_code(path: Path) -> Iterator[str]:
-    """The texts in backquotes of a document's prose and tables."""
+    """Return the texts in backquotes of a document's prose and tables."""
     text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     yield from (re.sub(r"\s+", " ", found) for found in re.findall(r"`([^`]+)`", text))
 
@@ -212,7 +212,7 @@ def test_keys_and_files_that_are_named_exist(path: Path) -> None:
 
 
 def anchor(heading: str) -> str:
-    """The anchor that GitHub gives to a heading."""
+    """Return the anchor that GitHub gives to a heading."""
     return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
 
 
@@ -269,7 +269,7 @@ def run_in(folder: Path, words: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data/tiny, exp/tiny and the other paths of the documents, all of a toy model that run.sh trained."""
+    """Make a folder with data/tiny, exp/tiny and the other paths of the documents, all of a toy model that run.sh trained."""
     root = tmp_path_factory.mktemp("readme")
     for part in ("train", "dev", "test"):
         make_part(root / "speech", part)
@@ -286,7 +286,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def programs(document: str) -> list[str]:
-    """The commands of a document that start a program of local/ or studies/ and take seconds."""
+    """Return the commands of a document that start a program of local/ or studies/ and take seconds."""
     found = [command for name, command in COMMANDS if name == document and re.search(r"-m (local|studies)\.", command)]
     return [command for command in found if "synthesise_tiny" not in command]
 

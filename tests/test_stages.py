@@ -41,7 +41,7 @@ stage second --input out --made-by first -- work b
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with a corpus, a configuration and an input."""
+    """Make a folder with a corpus, a configuration and an input."""
     (tmp_path / "egs" / "c").mkdir(parents=True)
     (tmp_path / "egs" / "c" / "corpus.yaml").touch()
     (tmp_path / "conf").mkdir()
@@ -248,7 +248,7 @@ def test_no_yaml_is_read_by_the_shell() -> None:
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> Path:
-    """A folder with what run.sh's later stages read, and a Python that notes what it is to run and writes next to nothing."""
+    """Make a folder with what run.sh's later stages read, and a Python that only notes what it is to run."""
     for folder in ("data/lang_bpe_500", "data/manifests", "exp/lm"):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("averaged.pt", "lm/lm.pt", "lm/bigram.arpa"):
@@ -270,7 +270,7 @@ def run_sh(folder: Path, stage: int | str, last: int, *overrides: str) -> subpro
 
 
 def calls(folder: Path, stage: int | str, last: int, *overrides: str) -> list[str]:
-    """What Python is called with, without -m and the folders; an error if a program is not given all overrides."""
+    """Return what Python is called with, without -m and the folders; an error if a program is not given all overrides."""
     (folder / "calls").write_text("")
     done = run_sh(folder, stage, last, *overrides)
     assert done.returncode == 0, done.stderr

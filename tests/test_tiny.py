@@ -39,7 +39,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A small spec, and the corpus made of it with two processes."""
+    """Make a small spec, and the corpus made of it with two processes."""
     folder = tmp_path_factory.mktemp("tiny")
     spec = write_spec(folder / "speech.yaml")
     synthesise(folder / "out", num_jobs=2, spec_path=spec)

@@ -132,7 +132,7 @@ def write_arpa(model: Ngram, path: Path) -> None:
 
 
 def read_sentences(path: Path) -> list[str]:
-    """Return the lines of a text file that are not blank. Raises `UserError` if there are none or the file is not UTF-8."""
+    """Return the lines of a text file that are not blank. Raises `UserError` if all are blank or it is not UTF-8."""
     lines = [line.strip() for line in read_lines(path)]
     if not any(lines):
         raise UserError(f"{path}: no text in it")

@@ -75,7 +75,7 @@ def check_same_model(state: State, model: State, where: Path) -> None:
 def select_range(folder: Path, options: AverageConfig) -> list[tuple[int, Path]]:
     """Return the checkpoints up to `average.last` with their numbers, newest first.
 
-    Raises `UserError` if there are none or the last one is missing.
+    Raises `UserError` if no checkpoint exists or the last one is missing.
     """
     found = dict(checkpoints(folder, options.unit))
     if not found:

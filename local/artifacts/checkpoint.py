@@ -199,9 +199,10 @@ def config_for_recognition(saved: dict[str, Any], overrides: Sequence[str], conf
     model and comes from the checkpoint alone. A program can thus take all overrides of a command line.
 
     Args:
-      saved: the config in the checkpoint `where`.
+      saved: the config in a checkpoint.
       overrides: "key.sub=value" of any section.
       conf: an experiment's YAML.
+      where: the checkpoint, for messages.
 
     Raises:
       UserError: an unknown key, a wrong type or an impossible value.

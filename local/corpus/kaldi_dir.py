@@ -105,7 +105,7 @@ def read_kaldi(folder: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
         _, text = texts.pop(segment.id)
         segment = fastcopy(segment, text=text, speaker=speakers.get(segment.id) or None)
         pairs.append((recordings[segment.recording_id], segment))
-    dropped += [Dropped(key, part, "no audio for a line of text", f"{folder}/{w}") for key, (w, _) in texts.items()]
+    dropped += [Dropped(key, part, "text without audio", f"{folder}/{w}") for key, (w, _) in texts.items()]
     if not pairs:
         raise UserError(f"{folder}: wav.scp, segments and text have no utterance in common")
     return pairs

@@ -83,7 +83,7 @@ def read_cuts(cuts_file: Path, part: str, dropped: list[Dropped], in_shard: dict
 
 
 def nonempty(pairs: list[Pair], manifest: Path) -> list[Pair]:
-    """Return `pairs`. Raises `UserError` naming the manifest if there are none."""
+    """Return `pairs`. Raises `UserError` naming the manifest if it is empty."""
     if not pairs:
         raise UserError(f"{manifest}: it has no utterance")
     return pairs

@@ -1,0 +1,1 @@
+"""From prepared manifests to batches: tokens, cuts, features, batches."""

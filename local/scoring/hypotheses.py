@@ -102,7 +102,7 @@ def cost(decoded: DecodedSet) -> tuple[float | None, float | None]:
 def read_sets(exp_dir: Path, sets: Sequence[DecodedSet]) -> dict[str, dict[str, list[Utterance]]]:
     """Return the utterances of decoded sets: set -> method -> utterances, in the table's order.
 
-    Raises `UserError` if there are none, or if the methods of a set differ in their utterances or references.
+    Raises `UserError` if nothing was decoded, or if the methods of a set differ in their utterances or references.
     """
     if not sets:
         raise UserError(f"{exp_dir}/decode: no decoded set; local/decode.py (stage 5 of run.sh) makes them")

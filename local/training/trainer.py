@@ -236,7 +236,7 @@ class Trainer:
         write_config(self.origin, self.max_duration, self.exp_dir / "config.yaml")
 
     def _resume(self) -> dict[str, Any]:
-        """Restore the newest readable checkpoint; return its content, empty if there is none."""
+        """Restore the newest readable checkpoint; return its content, empty without one."""
         if self.first:
             for path in [p for folder in (self.exp_dir, self.folder, self.exp_dir / "bad") for p in remove_abandoned(folder)]:
                 print(f"removed {path}, which a killed run left unfinished")

@@ -18,7 +18,7 @@ COMPILED_TYPES = (torch.float32, torch.bfloat16)
 
 
 def _cpu_info(key: str) -> str:
-    """Return the first value of `key` in /proc/cpuinfo; empty if there is none."""
+    """Return the first value of `key` in /proc/cpuinfo; empty if it is missing."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -86,7 +86,7 @@ class CompiledGraph(NamedTuple):
       reached, reach_weights: (R,), the states reached, the state itself included, and the weight of the way there.
       offsets: (S + 1,) int64; the arcs of state s are offsets[s] .. offsets[s + 1] - 1.
       labels, next_states, weights: (A,), of the arcs with a token.
-      ends: (S,), the best weight of ending in a state reached, -inf if there is none.
+      ends: (S,), the best weight of ending in a state reached, -inf if it cannot end there.
       scale: multiplies all weights.
     """
 

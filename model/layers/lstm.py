@@ -3,7 +3,7 @@
 Here everything that does not depend on the frame before is one matrix product over all frames: the input's share of the
 gates, and in the backward pass the gradients of all weights. The rest is a loop over frames, compiled for float32.
 
-With gates i, f, o (sigmoid) and g (tanh), and the projection W_hr (Sak et al., 2014; the identity if there is none):
+With gates i, f, o (sigmoid) and g (tanh), and the projection W_hr (Sak et al., 2014; the identity without a projection):
 
     a_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh;   c_t = f c_{t-1} + i g;   m_t = o tanh(c_t);   h_t = W_hr m_t
 

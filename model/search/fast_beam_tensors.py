@@ -14,7 +14,7 @@ class Beam(NamedTuple):
     """The states of a frame, for N utterances of K states; changed in place.
 
     Attributes:
-      context: (N, K) int64, the states, numbered as in `Contexts`. scores: (N, K) float64, best first, -inf if there is none.
+      context: (N, K) int64, the states, numbered as in `Contexts`. scores: (N, K) float64, best first, -inf in an empty place.
     """
 
     context: torch.Tensor

@@ -101,7 +101,7 @@ def in_processes(size: int, work: Callable[[Processes], Any]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared corpus of 20 utterances of noise for training and 6 for validation."""
+    """Make a prepared corpus of 20 utterances of noise for training and 6 for validation."""
     root = tmp_path_factory.mktemp("corpus")
     (root / "corpus.yaml").write_text("name: t\nsource: librispeech\ntrain: [tr]\ndev: [te]\ntest: [te]\n")
     make_part(root / "audio", "tr", utterances=10)

@@ -74,7 +74,7 @@ def test_wrong_overrides_name_the_key_and_the_argument(override: str, key: str) 
 
 
 def line_of_base(key: str) -> int:
-    """The line of a key in base.yaml, found by its indentation."""
+    """Return the line of a key in base.yaml, found by its indentation."""
     names: list[str] = []
     for number, line in enumerate((CONF_DIR / "base.yaml").read_text().splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):

@@ -43,7 +43,7 @@ def prepare(root: Path, corpus_dir: Path, *overrides: str) -> Path:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared corpus in single files, which are in `tree` beside it."""
+    """Make a prepared corpus in single files, which are in `tree` beside it."""
     root = tmp_path_factory.mktemp("files")
     make_part(root / "tree", "train", utterances=10)
     for part in PARTS[1:]:
@@ -53,7 +53,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shards(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same utterances in shards by lhotse: a folder for each part."""
+    """Write the same utterances in shards by lhotse: a folder for each part."""
     root = tmp_path_factory.mktemp("shards")
     for part in PARTS:
         (root / part).mkdir()

@@ -42,7 +42,7 @@ LENGTHS = st.lists(st.floats(0.1, 30.0).map(lambda x: round(x, 2)), min_size=1, 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared corpus, parts tr (24 utterances) and te (6), with stored features and noise."""
+    """Make a prepared corpus, parts tr (24 utterances) and te (6), with stored features and noise."""
     root = tmp_path_factory.mktemp("corpus")
     (root / "corpus.yaml").write_text("name: t\nsource: librispeech\ntrain: [tr]\ndev: [te]\ntest: [te]\n")
     make_part(root / "audio", "tr", utterances=12)

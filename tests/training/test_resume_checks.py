@@ -46,7 +46,7 @@ def test_a_key_that_older_checkpoints_lack_is_no_change(saved: dict[str, Any]) -
 
 
 def refused(saved: dict[str, Any], **now: Any) -> str:
-    """The message that `check_same_run` gives."""
+    """Return the message that `check_same_run` gives."""
     with pytest.raises(UserError) as e:
         check_same_run({"tokens_hash": "a", **saved}, {"tokens_hash": "a", **now}, Path("exp/epoch-1.pt"))
     return str(e.value)
