@@ -68,7 +68,7 @@ main() {
     stage cuts --marker noise --config "features.sampling_rate augment.musan" --output "$data_dir/cuts/musan.jsonl.gz" -- \
       run local.prepare_noise --data-dir "$data_dir" --nj "$nj"
   fi
-  stage lang --marker "$lang" --config "lang augment.speed_perturb" --input "$data_dir/manifests" --made-by manifests \
+  stage lang --marker "$lang" --config lang --input "$data_dir/manifests" --made-by manifests \
     --input "$data_dir/cuts" --made-by cuts --output "$data_dir/$lang/bpe.model" -- \
     run local.prepare_lang --data-dir "$data_dir"
   if [[ $(value_of features.type) == precomputed ]]; then

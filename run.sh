@@ -114,11 +114,13 @@ main() {
   fi
 
   stage train --config "model gradient loss optim train features augment lang data.train_parts data.dev_parts data.num_buckets" \
-    --input "$lang" --made-by prepare --input "$data_dir/cuts" --made-by prepare --output "$exp_dir/checkpoints" -- train
+    --input "$lang/bpe.model" --made-by prepare --input "$lang/num_tokens" --made-by prepare \
+    --input "$data_dir/cuts" --made-by prepare --output "$exp_dir/checkpoints" -- train
   stage average --config average --input "$exp_dir/checkpoints" --made-by train --output "$exp_dir/averaged.pt" -- \
     run local.average --exp-dir "$exp_dir"
   if [[ $(value_of lm.train) == true ]]; then
-    stage lm --config "lm train.seed data.dev_parts" --input "$lang" --made-by prepare \
+    stage lm --config "lm train.seed data.dev_parts" --input "$lang/bpe.model" --made-by prepare \
+      --input "$lang/transcript.txt" --made-by prepare \
       --input "$data_dir/manifests" --made-by prepare --watch "$(value_of lm.text)" \
       --output "$exp_dir/lm/lm.pt" --output "$exp_dir/lm/bigram.arpa" -- train_lm
   elif [[ $first -le 3 && $last -ge 3 ]]; then

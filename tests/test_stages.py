@@ -249,8 +249,10 @@ def test_no_yaml_is_read_by_the_shell() -> None:
 @pytest.fixture
 def experiment(tmp_path: Path) -> Path:
     """Make a folder with what run.sh's later stages read, and a Python that only notes what it is to run."""
-    for folder in ("data/lang_bpe_500", "data/manifests", "exp/lm"):
+    for folder in ("data/lang_bpe_500/num_tokens", "data/manifests", "exp/lm"):
         (tmp_path / folder).mkdir(parents=True)
+    for name in ("bpe.model", "transcript.txt"):
+        (tmp_path / "data" / "lang_bpe_500" / name).touch()
     for name in ("averaged.pt", "lm/lm.pt", "lm/bigram.arpa"):
         (tmp_path / "exp" / name).touch()
     python, exp = tmp_path / "python", tmp_path / "exp"
@@ -387,6 +389,7 @@ def test_other_commands(experiment: Path, command: str, module: str) -> None:
         line = ["bash", "run.sh", command, f"--python={experiment}/python", *options]
         return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
+    (experiment / "data" / "lang_bpe_500" / "bpe.model").unlink()
     missing = other()
     assert missing.returncode == 1 and f"{experiment}/data/lang_bpe_500/bpe.model" in missing.stderr
     (experiment / "data" / "lang_bpe_500" / "bpe.model").touch()
