@@ -198,11 +198,7 @@ OPTIMIZERS: dict[str, Callable[[Any, Any], Optimizer]] = {
 
 
 def make_optimizer(params: Iterable[Any], optim: Any) -> Optimizer:
-    """Return the optimiser called `optim.name`, with `optim.lr`, `.weight_decay` and `.momentum`.
-
-    Raises:
-      ValueError: no optimiser has this name.
-    """
+    """Return the optimiser called `optim.name` with the options in `optim`; ValueError if there is none."""
     if optim.name not in OPTIMIZERS:
         raise ValueError(f"unknown optimiser '{optim.name}'; choose one of {', '.join(OPTIMIZERS)}")
     return OPTIMIZERS[optim.name](params, optim)

@@ -21,12 +21,7 @@ class Numbering(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The decisions of one frame, written in place.
-
-    Attributes:
-      parents, tokens: (N, K) int64, the old hypothesis and the token of each new one.
-      taken: (N, K), the log-probability of that token.
-    """
+    """One frame's decisions (N, K), written in place: each new hypothesis's old one, its token, and the token's log-prob."""
 
     parents: Any
     tokens: Any
@@ -34,11 +29,9 @@ class Chosen(NamedTuple):
 
 
 class MergeState(NamedTuple):
-    """The hypotheses of modified beam search, changed in place.
+    """The hypotheses of modified beam search (N, K), changed in place.
 
-    Attributes:
-      context, prefix: (N, K) int64, the number of the last tokens and the hash of all tokens.
-      scores: (N, K) float64, -inf if there is no hypothesis.
+    context, prefix: int64, the number of the last tokens and the hash of all. scores: float64, -inf if there is none.
     """
 
     context: Any
@@ -67,9 +60,8 @@ class Limits(NamedTuple):
 class GraphState(NamedTuple):
     """The states of fast beam search over a graph, in C contexts; changed in place.
 
-    Attributes:
-      context: (N, C) int64, the numbers of the contexts. scores: (N, K) float64, -inf if there is no state.
-      place, node: (N, K) int64, the place of each state's context among the C, and its graph state.
+    context: (N, C) int64, the numbers of the contexts. scores: (N, K) float64, -inf if there is no state.
+    place, node: (N, K) int64, the place of each state's context among the C, and its graph state.
     """
 
     context: Any

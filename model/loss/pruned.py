@@ -24,16 +24,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits (or hidden units, if there are more) of one tile: enough for an efficient matrix product, and on a CPU few enough
-# to stay in its caches.
+# Logits (or hidden units, if there are more) of one tile: enough for an efficient product, few enough for a CPU's caches.
 TILE_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
 class PrunedLoss(torch.autograd.Function):
-    """`LossBackend.pruned_loss` as one operation.
-
-    product: the type of matrix products. keep: whether a backward pass will follow.
-    """
+    """`LossBackend.pruned_loss` as one operation; product: the type of products; keep: whether a backward pass follows."""
 
     @staticmethod
     @no_autocast
@@ -113,11 +109,7 @@ class _Tile(NamedTuple):
 
 
 class _Nodes:
-    """The lattice nodes of a band that are computed.
-
-    On the CPU, nodes in padded frames and beyond an utterance's last token are left out; a GPU would have to wait for the
-    lengths.
-    """
+    """The nodes of a band that are computed: on the CPU the real ones, on a GPU, which would wait for the lengths, all."""
 
     def __init__(self, ranges: Tensor, lattice: Lattice) -> None:
         tokens, boundary = lattice.tokens, lattice.boundary

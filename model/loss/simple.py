@@ -80,12 +80,10 @@ class SimpleLoss(torch.autograd.Function):
 
 
 class _Rows(NamedTuple):
-    """What both passes need of lm, whose rows are the U + 1 numbers of tokens so far.
+    """What both passes need of lm (N, U + 1, C): exp and top from `_exponentials`.
 
-    Attributes:
-      exp, top: (N, U + 1, C) and (N, U + 1, 1), as from `_exponentials`.
-      next_token: (N, U + 1), the token that each row would emit; the last entry is never used.
-      unigram: m (C,), or None if the am-only log-probabilities have no weight.
+    next_token: (N, U + 1), the token that each row would emit; the last entry is never used.
+    unigram: m (C,), or None if the am-only log-probabilities have no weight.
     """
 
     exp: Tensor

@@ -30,10 +30,7 @@ def get_search(name: str) -> Callable[..., list[Hypothesis]]:
     """Return the search called `name`: `search(model, encoder_out (N, T, C), encoder_out_lens (N,), **options)`.
 
     Every search returns one `Hypothesis` per utterance, in the order of the batch; an utterance of 0 frames gets an empty one.
-    Options are keyword arguments: an unknown one raises a TypeError that names it, a value out of range a ValueError.
-
-    Raises:
-      ValueError: no search has this name.
+    An unknown name raises ValueError, an unknown option TypeError, a value out of range ValueError.
     """
     stream = get_stream(name)
 
@@ -44,11 +41,7 @@ def get_search(name: str) -> Callable[..., list[Hypothesis]]:
 
 
 def get_stream(name: str) -> Callable[..., Stream]:
-    """Return the search called `name` for chunks: `stream(model, **options)` is a `Stream`. Options as in `get_search`.
-
-    Raises:
-      ValueError: no search has this name.
-    """
+    """Return the search called `name` for chunks: `stream(model, **options)` is a `Stream`. Errors as in `get_search`."""
     if name not in STREAMS:
         raise ValueError(f"unknown search {name!r}; choose from {', '.join(STREAMS)}")
     return STREAMS[name]
