@@ -117,7 +117,7 @@ class LstmEncoder(nn.Module):
     def forward(
         self, x: Tensor, x_lens: Tensor, states: States | None = None, warmup: float = 1.0
     ) -> tuple[Tensor, Tensor, States]:
-        """Encode x (N, T, num_features), else ValueError; x_lens: (N,) int64, its frames without padding.
+        """Encode features x (N, T, num_features); ValueError for another shape. x_lens: (N,) int64, their frames.
 
         states: those returned for the frames before, or None.
         warmup: batches so far / warm-up batches; in training, below 0.9, a layer's output is mixed with its input.

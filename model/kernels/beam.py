@@ -65,7 +65,8 @@ def merge_step(log_probs, state, decisions, numbers):
 class Arcs(NamedTuple):
     """The best arcs of one utterance's frame to distinct new states, best first; each (max_states,).
 
-    parent: the place of the old state. place: the place of the new state's context in the list of new contexts.
+    score: of the path through the arc. parent: the place of the old state.
+    place: the place of the new state's context in the list of new contexts.
     """
 
     score: np.ndarray
@@ -173,7 +174,10 @@ def _find(item, items, count):
 
 @njit(**FLAGS)
 def graph_step(log_probs, state, decisions, compiled_graph, numbering, bounds):
-    """Search one frame, not the last, in place: log_probs (N, C, V) of the contexts; the others are fields of `beam_state`."""
+    """Search one frame, not the last, in place: log_probs (N, C, V) of each utterance's contexts.
+
+    The other arguments are the fields of `GraphState`, `Chosen`, `CompiledGraph`, `Numbering` and `Limits`.
+    """
     beam, chosen, graph = GraphState(*state), Chosen(*decisions), CompiledGraph(*compiled_graph)
     contexts, limits = Numbering(*numbering), Limits(*bounds)
     arcs, new_context = _new_arcs(limits.max_states), np.empty(beam.context.shape[1], np.int64)

@@ -21,7 +21,10 @@ class Numbering(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """One frame's decisions (N, K), written in place: each new hypothesis's old one, its token, and the token's log-prob."""
+    """The decisions of one frame (N, K), written in place.
+
+    parents, tokens: int64, the old hypothesis and the token of each new one. taken: the token's log-probability.
+    """
 
     parents: Any
     tokens: Any

@@ -85,7 +85,10 @@ def _shares(p: Tensor, a: Tensor, factor: float, bounds: Bounds) -> tuple[Tensor
 
 
 class ActivationBalancer(nn.Module):
-    """Balance with probability p = `balance_prob` on each call in training, with the factor `max_factor` / p."""
+    """Balance with probability `balance_prob` on each call in training; be the identity otherwise.
+
+    One application has the factor `max_factor` / balance_prob, so the mean effect does not depend on the probability.
+    """
 
     def __init__(self, channel_axis: int, balance_prob: float, bounds: Bounds | None = None, max_factor: float = 0.01) -> None:
         super().__init__()

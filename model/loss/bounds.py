@@ -18,7 +18,10 @@ def prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: in
     max(U_n + 1 - S, 0) in the last real frame and after it.
 
     px_grad: (N, U, T + 1), py_grad: (N, U + 1, T), boundary: (N, 4).
-    s_range: S, at least 2, else ValueError; if the batch has fewer nodes, all U + 1 are kept. Returns (N, T, S) int64.
+    s_range: S; ValueError if it is below 2; if the batch has fewer nodes, all U + 1 are kept.
+
+    Returns:
+      ranges (N, T, S) int64.
     """
     if s_range < 2:
         raise ValueError(f"the prune range must be at least 2, or no path can emit a token; got {s_range}")

@@ -45,7 +45,7 @@ def band_recursion(
 
 @functools.cache
 def on_gpu(device: torch.device) -> Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]:
-    """Return Triton's recursion if Triton (from torch on Linux, with a C compiler) works for this GPU, else torch's."""
+    """Return Triton's recursion if it works on this GPU (it needs Linux and a C compiler), else the one in torch operations."""
     try:
         from model.kernels import lattice_gpu
 

@@ -29,7 +29,10 @@ TILE_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
 class PrunedLoss(torch.autograd.Function):
-    """`LossBackend.pruned_loss` as one operation; product: the type of products; keep: whether a backward pass follows."""
+    """`LossBackend.pruned_loss` as one operation.
+
+    product: the type of matrix products. keep: whether a backward pass will follow.
+    """
 
     @staticmethod
     @no_autocast
@@ -109,7 +112,10 @@ class _Tile(NamedTuple):
 
 
 class _Nodes:
-    """The nodes of a band that are computed: on the CPU the real ones, on a GPU, which would wait for the lengths, all."""
+    """The nodes of a band that are computed.
+
+    On the CPU, nodes in padded frames and after the last token are left out; a GPU would have to wait for the lengths.
+    """
 
     def __init__(self, ranges: Tensor, lattice: Lattice) -> None:
         tokens, boundary = lattice.tokens, lattice.boundary

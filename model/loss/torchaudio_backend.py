@@ -18,7 +18,10 @@ except Exception as e:  # a torchaudio built for another torch fails with errors
 
 
 class Backend(native.Backend):
-    """The pruned loss sums the whole lattice in float32, whatever the ranges; ValueError for a delay penalty."""
+    """The pruned loss sums the whole lattice in float32, whatever the ranges.
+
+    It raises ValueError for a delay penalty, which torchaudio's loss does not have.
+    """
 
     def prune_ranges(self, px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: int) -> Tensor:
         """Return every node of every frame, whatever `s_range`: (N, T, U + 1)."""

@@ -92,7 +92,10 @@ class Joint:
     """The joiner's output layer, its scaled weights computed once, followed by temperature and log-softmax."""
 
     def __init__(self, model: Any, temperature: float, blank_penalty: float) -> None:
-        """Take the output layer of `model`; the temperature, above 0, divides the logits; the penalty lowers blank's."""
+        """Take the output layer of `model`; temperature divides the logits, blank_penalty is subtracted from blank's.
+
+        Raises ValueError if the temperature is not above 0.
+        """
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         layer = model.joiner.output_linear

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def check_chunk(encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> torch.Tensor:
-    """Return `encoder_out_lens` (N,) as int64 on the CPU; ValueError if `encoder_out` (N, T, C) does not match."""
+    """Return `encoder_out_lens` (N,) as int64 on the CPU; ValueError if shapes or lengths do not fit encoder_out (N, T, C)."""
     if encoder_out.dim() != 3 or encoder_out_lens.shape != encoder_out.shape[:1]:
         raise ValueError(
             f"encoder_out must be (N, T, C) and encoder_out_lens (N,), got {tuple(encoder_out.shape)} "
