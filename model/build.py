@@ -12,10 +12,9 @@ from model.transducer import Transducer
 
 
 def build_model(cfg: Any, vocab_size: int) -> Transducer:
-    """Return a model with initial parameters.
+    """Return a model with initial parameters over `vocab_size` tokens, blank included.
 
     cfg: an object with the sections `model`, `gradient`, `loss` and `features` of conf/base.yaml as attributes.
-    vocab_size: number of tokens, blank included.
     """
     enc, dec = cfg.model.encoder, cfg.model.decoder
     threshold = cfg.gradient.threshold if cfg.gradient.control == "filter" else None

@@ -22,15 +22,10 @@ class LstmLm(nn.Module):
     def __init__(
         self, vocab_size: int, dim: int, hidden: int, num_layers: int, dropout: float = 0.0, sos_eos_id: int = 1
     ) -> None:
-        """Make a model with initial parameters.
+        """Make a model with initial parameters over `vocab_size` tokens, blank included.
 
-        Args:
-          vocab_size: number of tokens, blank included.
-          dim: size of the embedding.
-          hidden: LSTM cells of each layer.
-          num_layers: LSTM layers.
-          dropout: share of units dropped between layers in training.
-          sos_eos_id: the token before each sentence, which is also predicted at its end.
+        dim: size of the embedding. hidden: LSTM cells of each layer. dropout: share of units dropped in training.
+        sos_eos_id: the token before each sentence, which is also predicted at its end.
         """
         super().__init__()
         self.vocab_size, self.sos_eos_id = vocab_size, sos_eos_id
@@ -40,9 +35,7 @@ class LstmLm(nn.Module):
         self.output = nn.Linear(hidden, vocab_size)
         if dim == hidden:
             self.output.weight = self.embedding.weight
-        nn.init.uniform_(
-            self.embedding.weight, -0.1, 0.1
-        )  # the default, a standard deviation of 1, is too large for the softmax
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)  # the default, with a deviation of 1, is too large for the softmax
         nn.init.zeros_(self.output.bias)
 
     def forward(self, tokens: Tensor, token_lens: Tensor) -> Tensor:
@@ -69,18 +62,13 @@ class LstmLm(nn.Module):
     def init_state(self, batch: int, device: torch.device | str) -> LmState:
         """Return the state before a sentence, whose first step takes <sos/eos>: outputs and contents of the cells.
 
-        Both are (batch, num_layers, hidden): the batch is dimension 0, so `tuple(s[rows] for s in state)` selects or repeats
-        hypotheses.
+        Both are (batch, num_layers, hidden), so `tuple(s[rows] for s in state)` selects or repeats hypotheses.
         """
         zeros = torch.zeros(batch, self.lstm.num_layers, self.lstm.hidden_size, dtype=self.output.weight.dtype, device=device)
         return zeros, zeros.clone()  # two tensors, since a search may write into them
 
     def step(self, tokens: Tensor, state: LmState) -> tuple[Tensor, LmState]:
-        """Add one token to each of B hypotheses.
-
-        Args:
-          tokens: (B,) int64, the last token, first <sos/eos>.
-          state: as from `init_state`; it is not changed.
+        """Add one token to each of B hypotheses: tokens (B,) int64, first <sos/eos>, and a state, which is not changed.
 
         Returns:
           Log-probabilities of the next token (B, vocab_size), float32 (float64 for a float64 model), with the end of the

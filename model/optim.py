@@ -13,7 +13,25 @@ from torch.optim import Optimizer
 SCALAR_MIN, SCALAR_MAX = -10.0, 2.0
 
 
-class Eve(Optimizer):
+class _Optimizer(Optimizer):
+    """An optimiser whose subclasses say what a step does to the parameters of a group that have a gradient."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update all parameters that have a gradient; return what `closure`, which computes them, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._update([p for p in group["params"] if p.grad is not None], group)
+        return loss
+
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class Eve(_Optimizer):
     """Adam whose weight decay acts on large tensors only (icefall, D. Povey, 2022).
 
     The k-th step is p -= lr / (1 - b1^k) m / (sqrt(v) (1 - b2^k)^-1/2 + eps). Before it, a tensor of more than one element
@@ -35,29 +53,19 @@ class Eve(Optimizer):
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, target_rms=target_rms)
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Update all parameters that have a gradient; each operation takes all their tensors at once."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            by_step: dict[int, list[Tensor]] = {}
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-                state["step"] += 1
-                by_step.setdefault(state["step"], []).append(p)
-            for k, params in by_step.items():
-                self._step(params, group, k)
-        return loss
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        by_step: dict[int, list[Tensor]] = {}
+        for p in params:
+            state = self.state[p]
+            if not state:
+                state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            state["step"] += 1
+            by_step.setdefault(state["step"], []).append(p)
+        for k, together in by_step.items():
+            self._step(together, group, k)
 
     def _step(self, params: list[Tensor], group: dict[str, Any], k: int) -> None:
-        """Make the k-th step of these parameters."""
+        """Make the k-th step of these parameters; each operation takes all their tensors at once."""
         b1, b2 = group["betas"]
         grads: list[Any] = [p.grad for p in params]
         m = [self.state[p]["exp_avg"] for p in params]
@@ -79,7 +87,7 @@ class Eve(Optimizer):
                 p.clamp_(SCALAR_MIN, SCALAR_MAX)
 
 
-class ScaledAdam(Optimizer):
+class ScaledAdam(_Optimizer):
     """Adam on each tensor relative to its own rms, with the rms itself learned as one more parameter.
 
     It follows icefall's ScaledAdam (D. Povey, 2022; described in Yao et al., "Zipformer", 2023, section 3.5), without its
@@ -97,31 +105,16 @@ class ScaledAdam(Optimizer):
         param_max_rms: float = 3.0,
         scalar_lr_scale: float = 0.1,
     ) -> None:
-        defaults = dict(
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            param_min_rms=param_min_rms,
-            param_max_rms=param_max_rms,
-            scalar_lr_scale=scalar_lr_scale,
-        )
-        super().__init__(params, defaults)
+        bounds = dict(param_min_rms=param_min_rms, param_max_rms=param_max_rms)
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, scalar_lr_scale=scalar_lr_scale, **bounds))
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Update all parameters that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._step(p, p.grad, group)
-        return loss
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        for p in params:
+            self._step(p, group)
 
-    def _step(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        b1, b2 = group["betas"]
+    def _step(self, p: Tensor, group: dict[str, Any]) -> None:
+        (b1, b2), grad = group["betas"], p.grad
+        assert grad is not None
         state = self.state[p]
         if not state:
             state.update(step=0, delta=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
@@ -138,11 +131,10 @@ class ScaledAdam(Optimizer):
             scale_grad = (p * grad).sum()
             scale_v = state["scale_exp_avg_sq"].mul_(b2).addcmul_(scale_grad, scale_grad, value=1 - b2)
             scale_step = scale_grad / (scale_v.sqrt() * (1 - b2**k) ** -0.5 + group["eps"])
-            scale_step = scale_step * (-group["lr"] * group["scalar_lr_scale"])
-            too_small, too_large = rms < group["param_min_rms"], rms > group["param_max_rms"]
             bound = group["lr"] * group["scalar_lr_scale"]
-            scale_step = torch.where(too_small, scale_step.new_tensor(bound), scale_step)
-            scale_step = torch.where(too_large, scale_step.new_tensor(-bound), scale_step)
+            scale_step = scale_step * -bound
+            scale_step = torch.where(rms < group["param_min_rms"], scale_step.new_tensor(bound), scale_step)
+            scale_step = torch.where(rms > group["param_max_rms"], scale_step.new_tensor(-bound), scale_step)
             update = update + p * scale_step
         delta = state["delta"].mul_(b1).add_(update, alpha=1 - b1)
         p.add_(delta)
@@ -206,11 +198,7 @@ OPTIMIZERS: dict[str, Callable[[Any, Any], Optimizer]] = {
 
 
 def make_optimizer(params: Iterable[Any], optim: Any) -> Optimizer:
-    """Return the optimiser called `optim.name`, with `optim.lr`, `.weight_decay` and `.momentum`.
-
-    Raises:
-      ValueError: no optimiser has this name.
-    """
+    """Return the optimiser called `optim.name` with the options in `optim`; ValueError if there is none."""
     if optim.name not in OPTIMIZERS:
         raise ValueError(f"unknown optimiser '{optim.name}'; choose one of {', '.join(OPTIMIZERS)}")
     return OPTIMIZERS[optim.name](params, optim)

@@ -60,23 +60,13 @@ class Transducer(nn.Module):
         self.am_scale, self.lm_scale, self.delay_penalty = am_scale, lm_scale, delay_penalty
 
     def forward(
-        self,
-        x: Tensor,
-        x_lens: Tensor,
-        tokens: Tensor,
-        token_lens: Tensor,
-        warmup: float = 1.0,
-        monitor: bool = False,
+        self, x: Tensor, x_lens: Tensor, tokens: Tensor, token_lens: Tensor, warmup: float = 1.0, monitor: bool = False
     ) -> dict[str, Tensor]:
-        """Return the two losses of each utterance, in nats.
+        """Return the two losses of each utterance, in nats: {"simple": (N,), "pruned": (N,)}.
 
-        x: (N, T, F) features. x_lens: (N,), their frames.
-        tokens: (N, U) int64, padded with any id. token_lens: (N,).
+        x: (N, T, F) features. x_lens: (N,), their frames. tokens: (N, U) int64, padded with any id. token_lens: (N,).
         warmup: batches so far / warm-up batches. Below 1 the pruned loss has weight 0 and gets no gradient.
-        monitor: also return "outside".
-
-        Returns:
-          {"simple": (N,), "pruned": (N,)}; "outside": (N,), the share of the simple lattice's posterior mass outside the band.
+        monitor: also return "outside": (N,), the share of the simple lattice's posterior mass outside the band.
         """
         loss = get_backend(self.loss_backend)
         encoder_out, out_lens, _ = self.encoder(x, x_lens, warmup=warmup)

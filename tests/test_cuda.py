@@ -17,7 +17,7 @@ from model.build import build_model
 from model.layers.gradient_filter import GradientFilter
 from model.loss import lattice
 from model.loss.native import backend as native
-from model.search import SEARCHES, get_search
+from model.search import STREAMS, get_search
 from tests.common import test_processes
 from tests.common.test_processes import EXACT, SMALL, module, trained
 from tests.loss.problems import make_problem
@@ -125,7 +125,7 @@ def test_model(rnn: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", list(SEARCHES))
+@pytest.mark.parametrize("method", list(STREAMS))
 def test_searches(method: str) -> None:
     model = toy_model(3)
     out, lens = toy_batch(2, num_utts=8, max_frames=40)

@@ -25,7 +25,7 @@ from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
 from local.decoding.word_times import timed_words
 from local.scoring.hypotheses import read_hypotheses
-from model.search import SEARCHES, Hypothesis
+from model.search import STREAMS, Hypothesis
 from tests.toy_experiment import DURATIONS, levenshtein, make_experiment, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
@@ -55,7 +55,7 @@ def read_stats(folder: Path, name: str = "test") -> dict[str, Any]:
 
 def test_files(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path)
-    for method in SEARCHES:
+    for method in STREAMS:
         records = read_lines(tmp_path, method)
         assert [r["id"] for r in records] == sorted(DURATIONS)
         assert all(set(r) == KEYS and r["ref"] == "ONE TWO" for r in records)

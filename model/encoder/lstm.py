@@ -24,10 +24,7 @@ States = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """Sizes and choices of a layer; names and values are those of `model.encoder` in conf/base.yaml.
-
-    filter_threshold: of the gradient filter; None: no filter.
-    """
+    """Sizes and choices of a layer, as in `model.encoder` of conf/base.yaml; filter_threshold None: no gradient filter."""
 
     rnn: str
     d_model: int
@@ -120,18 +117,14 @@ class LstmEncoder(nn.Module):
     def forward(
         self, x: Tensor, x_lens: Tensor, states: States | None = None, warmup: float = 1.0
     ) -> tuple[Tensor, Tensor, States]:
-        """Encode a batch.
+        """Encode features x (N, T, num_features); ValueError for another shape. x_lens: (N,) int64, their frames.
 
-        x: (N, T, F) features, padded. x_lens: (N,) int64, their frames.
         states: those returned for the frames before, or None.
         warmup: batches so far / warm-up batches; in training, below 0.9, a layer's output is mixed with its input.
 
         Returns:
           out (N, T', d_model), out_lens (N,) = ((x_lens-3)//2 - 1)//2, and the states after the last frame (valid for
           sequences without padding).
-
-        Raises:
-          ValueError: x has another shape than (N, T, num_features).
         """
         if x.ndim != 3 or x.size(2) != self.num_features:
             raise ValueError(f"features must have the shape (N, T, {self.num_features}), got {tuple(x.shape)}")

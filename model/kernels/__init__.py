@@ -40,8 +40,8 @@ class Policy:
 
     Attributes:
       compiled: use numba's code if numba is installed.
-      onednn: multiply float32 matrices by oneDNN, not by torch.mm, which calls MKL. MKL uses narrow instructions on
-        processors that are not Intel's; there oneDNN takes a fraction of the time. On Intel's both take the same time.
+      onednn: multiply float32 matrices by oneDNN, not by torch.mm, which calls MKL. On processors that are not Intel's, MKL
+        uses narrow instructions and takes several times as long; on Intel's both take the same time.
       onednn_min_size: multiplications of a product below which oneDNN's preparations take longer than the product.
       bfloat16_in_float32: multiply bfloat16 matrices in float32, which is exact: without instructions for bfloat16,
         oneDNN's emulation takes five times as long as float32.

@@ -13,10 +13,7 @@ from torch import Tensor
 
 @njit(**SUMS)
 def _moments(x, in_rows, positive, magnitude):
-    """Add each channel's number of x > 0 and its sum of |x|.
-
-    x: (rows, channels) if in_rows; else each row belongs to one channel, and the channels take turns.
-    """
+    """Add each channel's count of x > 0 and sum of |x|; x: (rows, channels) if in_rows, else one row per channel in turn."""
     for n in range(x.shape[0]):
         row = x[n]
         if in_rows:

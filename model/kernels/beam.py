@@ -65,9 +65,8 @@ def merge_step(log_probs, state, decisions, numbers):
 class Arcs(NamedTuple):
     """The best arcs of one utterance's frame to distinct new states, best first; each (max_states,).
 
-    Attributes:
-      score: of the path through the arc. state: the new state. parent: the place of the old state. token: the arc's.
-      place: the place of the new state's context in the list of new contexts.
+    score: of the path through the arc. parent: the place of the old state.
+    place: the place of the new state's context in the list of new contexts.
     """
 
     score: np.ndarray
@@ -119,11 +118,8 @@ def _prune(n, log_probs, beam, graph, contexts, limits, arcs, new_context):
     A state has the number context * (S + 1) + graph state; graph state S is where utterances end. An arc with a token, or to
     S, is dropped if its score is more than `limits.beam` below the best old state's (without blank's log-probability for an
     arc to S, although its score includes that). Arcs of blank are never dropped. Of the new states the `max_states` best
-    stay; of these the ones at most `beam` below the best; of these the ones of the `max_contexts` best contexts.
-
-    n: the utterance. log_probs, beam, graph, contexts, limits: as in `graph_step`.
-    arcs: written, best first.
-    new_context: (C,), written: the new contexts.
+    stay; of these the ones at most `beam` below the best; of these the ones of the `max_contexts` best contexts, which are
+    written to `new_context` (C,).
 
     Returns:
       The score below which arcs are dropped, the number of new states, and the number of new contexts.
@@ -178,11 +174,9 @@ def _find(item, items, count):
 
 @njit(**FLAGS)
 def graph_step(log_probs, state, decisions, compiled_graph, numbering, bounds):
-    """Search one frame, not the last, of N utterances, in place.
+    """Search one frame, not the last, in place: log_probs (N, C, V) of each utterance's contexts.
 
-    log_probs: (N, C, V), of each utterance's contexts.
-    state, decisions, compiled_graph, numbering, bounds: the fields of `GraphState`, `Chosen`, `CompiledGraph`,
-      `Numbering` and `Limits`.
+    The other arguments are the fields of `GraphState`, `Chosen`, `CompiledGraph`, `Numbering` and `Limits`.
     """
     beam, chosen, graph = GraphState(*state), Chosen(*decisions), CompiledGraph(*compiled_graph)
     contexts, limits = Numbering(*numbering), Limits(*bounds)
@@ -211,7 +205,6 @@ def graph_end(log_probs, state, compiled_graph, numbering, bounds, allow_partial
     """Search the last frame: add the final weights to the scores; -inf for a state that may not end the utterance.
 
     If no state may end it and `allow_partial` is set, a state may if any of its arcs leads to a new state that stays.
-    Other arguments as `graph_step`; nothing but the scores changes.
     """
     beam, graph = GraphState(*state), CompiledGraph(*compiled_graph)
     contexts, limits = Numbering(*numbering), Limits(*bounds)

@@ -21,11 +21,9 @@ class Numbering(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The decisions of one frame, written in place.
+    """The decisions of one frame (N, K), written in place.
 
-    Attributes:
-      parents, tokens: (N, K) int64, the old hypothesis and the token of each new one.
-      taken: (N, K), the log-probability of that token.
+    parents, tokens: int64, the old hypothesis and the token of each new one. taken: the token's log-probability.
     """
 
     parents: Any
@@ -34,11 +32,9 @@ class Chosen(NamedTuple):
 
 
 class MergeState(NamedTuple):
-    """The hypotheses of modified beam search, changed in place.
+    """The hypotheses of modified beam search (N, K), changed in place.
 
-    Attributes:
-      context, prefix: (N, K) int64, the number of the last tokens and the hash of all tokens.
-      scores: (N, K) float64, -inf if there is no hypothesis.
+    context, prefix: int64, the number of the last tokens and the hash of all. scores: float64, -inf if there is none.
     """
 
     context: Any
@@ -67,9 +63,8 @@ class Limits(NamedTuple):
 class GraphState(NamedTuple):
     """The states of fast beam search over a graph, in C contexts; changed in place.
 
-    Attributes:
-      context: (N, C) int64, the numbers of the contexts. scores: (N, K) float64, -inf if there is no state.
-      place, node: (N, K) int64, the place of each state's context among the C, and its graph state.
+    context: (N, C) int64, the numbers of the contexts. scores: (N, K) float64, -inf if there is no state.
+    place, node: (N, K) int64, the place of each state's context among the C, and its graph state.
     """
 
     context: Any

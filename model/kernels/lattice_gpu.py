@@ -1,12 +1,8 @@
 """The recursion of `model.loss.lattice` on a GPU as one Triton kernel instead of a dozen launches per frame.
 
 One program takes one utterance through its frames. Within a frame the recursion is linear in the log semiring,
-alpha(u) = log-add(b(u), a(u) + alpha(u - 1)), and a scan over pairs (a, b) solves it:
-
-    (a1, b1) then (a2, b2)   is   (a1 + a2, log-add(b1 + a2, b2)).
-
-From one frame to the next the window of nodes moves, so values move between a program's threads: they go through memory,
-with a barrier between writing and reading. Sums are float64, as in the other recursions.
+alpha(u) = log-add(b(u), a(u) + alpha(u - 1)), and a scan over pairs (a, b) solves it. From one frame to the next the window
+of nodes moves, so values go from thread to thread through memory, with a barrier between. Sums are float64.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ def _log_add(a, b):
 
 @triton.jit
 def _then(a1, b1, a2, b2):
-    """Return (a1, b1) then (a2, b2), the scan's operation."""
+    """Return the scan's operation: (a1, b1) then (a2, b2) is (a1 + a2, log-add(b1 + a2, b2))."""
     return a1 + a2, _log_add(b1 + a2, b2)
 
 

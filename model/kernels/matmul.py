@@ -1,7 +1,4 @@
-"""Matrix products on the CPU, in the way of torch's ways that is fastest on this processor (`model.kernels.Policy`).
-
-The sums of a product of bfloat16 matrices are made in float32 in either way.
-"""
+"""Matrix products on the CPU, in torch's fastest way for this processor (`model.kernels.Policy`); sums are float32."""
 
 from __future__ import annotations
 
@@ -62,10 +59,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> Tensor:
-    """Return `F.conv2d` without padding: x (N, C, T, F), weight (C', C, 3, 3) -> (N, C', T', F').
-
-    The result has the type that autocast asks for.
-    """
+    """Return `F.conv2d` of x (N, C, T, F) without padding, in the type that autocast asks for: (N, C', T', F')."""
     if policy.bfloat16_in_float32 and x.device.type == "cpu" and product_dtype(x) == torch.bfloat16:
         with torch.autocast("cpu", enabled=False):
             x, weight = (a.to(torch.bfloat16).float() for a in (x, weight))

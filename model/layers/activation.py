@@ -54,20 +54,11 @@ class DoubleSwish(nn.Module):
         return (_CompiledDoubleSwish if compiles(x) else _DoubleSwish).apply(x)
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "double_swish": DoubleSwish,
-    "relu": nn.ReLU,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"double_swish": DoubleSwish, "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
 
 def make_activation(name: str) -> nn.Module:
-    """Return the activation called `name`.
-
-    Raises:
-      ValueError: no activation has this name.
-    """
+    """Return the activation called `name`; ValueError if there is none."""
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation '{name}'; choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()

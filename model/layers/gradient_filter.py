@@ -1,8 +1,7 @@
 """The gradient filter: it damps the sequences of a batch whose gradient explodes, layer by layer.
 
-Clipping the whole model's gradient shrinks the step of every layer if the gradient of one sequence explodes in one layer.
-The filter compares the gradient of each sequence at the input of each LSTM with the median of the batch, and damps only the
-outliers (icefall's `lstm_transducer_stateless3`, Z. Yao and D. Povey, 2022).
+Clipping the whole gradient shrinks every layer's step if one sequence explodes in one layer. The filter compares each
+sequence's gradient with the batch's median and damps the outliers (icefall's `lstm_transducer_stateless3`, 2022).
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ class GradientFilter(nn.Module):
     With g the gradient of x, for each sequence b: n_b = rms of g_b; cutoff = threshold * median(n);
     inv_mask = (cutoff + n) / cutoff; g_b /= inv_mask_b; every parameter's gradient /= mean(inv_mask).
 
-    Attributes:
-      mask: (N,) 1 / inv_mask of the last backward pass; None before the first. `MaskLog` of the training reads and clears it.
+    mask: (N,) 1 / inv_mask of the last backward pass; None before the first. `MaskLog` of the training reads and clears it.
     """
 
     mask: Tensor | None

@@ -13,14 +13,10 @@ from torch import Tensor, nn
 
 
 class _BasicNorm(torch.autograd.Function):
-    """y = x r, r = (mean(x^2) + e)^-1/2, e = exp(eps).
+    """y = x r, r = (mean(x^2) + e)^-1/2, e = exp(eps); for C channels dx = r (g - y (g.y) / C), d eps = -e sum(r^2 (g.y)) / 2.
 
-    With C channels and g the gradient of y:
-
-    dx = r (g - y (g.y) / C);   d eps = -1/2 e sum(r^2 (g.y))
-
-    The resulting gradient is almost orthogonal to x, so the gradient of the scale of the layer before is the small difference
-    of large terms; in this form, with g.y in float64, the difference keeps its digits.
+    dx is almost orthogonal to x, so the gradient of the scale of the layer before is the small difference of large terms; in
+    this form, with g.y in float64, the difference keeps its digits.
     """
 
     @staticmethod
@@ -44,8 +40,7 @@ class _BasicNorm(torch.autograd.Function):
 class BasicNorm(nn.Module):
     """x * (mean(x^2 over channels) + exp(eps))^-1/2; icefall's BasicNorm (D. Povey, 2022).
 
-    Unlike LayerNorm it neither centres nor scales, and the learned `eps` (stored as its log) lets some information about
-    the length of x through. `learn_eps=False` makes eps a buffer.
+    Unlike LayerNorm it neither centres nor scales, and the learned `eps` (stored as its log) lets some of x's length through.
     """
 
     eps: Tensor
@@ -102,11 +97,7 @@ NORMS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 
 
 def make_norm(name: str, channels: int, *, time_axis: int, learn_eps: bool = True) -> nn.Module:
-    """Return the norm called `name` for x with channels last and time on `time_axis` (0 or 1).
-
-    Raises:
-      ValueError: no norm has this name.
-    """
+    """Return the norm called `name` for x with channels last and time on `time_axis` (0 or 1); ValueError if there is none."""
     if name not in NORMS:
         raise ValueError(f"unknown norm '{name}'; choose one of {', '.join(NORMS)}")
     return NORMS[name](channels, time_axis, learn_eps)

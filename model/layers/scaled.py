@@ -1,9 +1,8 @@
 """Linear, convolution, embedding and recurrent layers whose parameters carry a learned scale.
 
-Each weight or bias `p` has a scalar `s`; the layer uses `p * exp(s)`. A change of the overall size of a tensor is then
-one scalar's step, which an optimiser with relative step sizes (Eve) makes faster than by moving every element.
-The scheme and the parameter names are those of icefall's `scaling.py` (D. Povey and others, 2022), so that its
-published weights load unchanged.
+Each weight or bias `p` has a scalar `s`; the layer uses `p * exp(s)`. A change of a tensor's overall size is then one
+scalar's step, faster than moving every element. The scheme and the parameter names are those of icefall's `scaling.py`
+(D. Povey and others, 2022), so that its published weights load unchanged.
 """
 
 from __future__ import annotations
@@ -96,12 +95,7 @@ class ScaledLinear(nn.Linear, _Scaled):
     """`nn.Linear` with scaled parameters: (..., in_features) -> (..., out_features)."""
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        initial_scale: float = 1.0,
-        initial_speed: float = 1.0,
+        self, in_features: int, out_features: int, bias: bool = True, initial_scale: float = 1.0, initial_speed: float = 1.0
     ) -> None:
         super().__init__(in_features, out_features, bias)
         self._add_scales(initial_scale, initial_speed)

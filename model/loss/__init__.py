@@ -9,11 +9,7 @@ from model.loss.interface import LossBackend
 
 __all__ = ["BACKENDS", "LossBackend", "get_backend"]
 
-BACKENDS = {
-    "native": "model.loss.native",
-    "k2": "model.loss.k2_backend",
-    "torchaudio": "model.loss.torchaudio_backend",
-}
+BACKENDS = {"native": "model.loss.native", "k2": "model.loss.k2_backend", "torchaudio": "model.loss.torchaudio_backend"}
 
 
 def get_backend(name: str = "native") -> LossBackend:

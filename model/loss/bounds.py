@@ -18,13 +18,10 @@ def prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: in
     max(U_n + 1 - S, 0) in the last real frame and after it.
 
     px_grad: (N, U, T + 1), py_grad: (N, U + 1, T), boundary: (N, 4).
-    s_range: S, at least 2; if the batch has fewer nodes, all U + 1 are kept.
+    s_range: S; ValueError if it is below 2; if the batch has fewer nodes, all U + 1 are kept.
 
     Returns:
       ranges (N, T, S) int64.
-
-    Raises:
-      ValueError: `s_range` is below 2.
     """
     if s_range < 2:
         raise ValueError(f"the prune range must be at least 2, or no path can emit a token; got {s_range}")
@@ -45,15 +42,10 @@ def prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: in
 
 
 def pruned_mass(px_grad: Tensor, py_grad: Tensor, ranges: Tensor, boundary: Tensor) -> Tensor:
-    """Return the share of the simple lattice's posterior mass outside the band, which shows whether S is large enough.
+    """Return the share (N,) of the simple lattice's posterior mass outside the band, which shows whether S is large enough.
 
     Mass counts arcs: every path of an utterance has T_n blanks and U_n tokens, so the occupations sum to T_n + U_n. An arc is
-    inside if both of its nodes are.
-
-    px_grad: (N, U, T + 1), py_grad: (N, U + 1, T), ranges: (N, T, S), boundary: (N, 4).
-
-    Returns:
-      (N,) between 0 and 1.
+    inside if both of its nodes are. px_grad: (N, U, T + 1), py_grad: (N, U + 1, T), ranges: (N, T, S), boundary: (N, 4).
     """
     n, nodes, t_max = py_grad.shape
     s = ranges.shape[2]

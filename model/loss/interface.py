@@ -16,12 +16,10 @@ from torch import Tensor
 
 
 class Lattice(NamedTuple):
-    """What both losses of a batch need.
+    """What both losses of a batch need: tokens (N, U) int64, padded with any class; boundary (N, 4) int64; blank's class.
 
-    Attributes:
-      tokens: (N, U) int64, padded with any class. boundary: (N, 4) int64. blank: the class of blank.
-      delay_penalty: added to a token's log-probability per frame that it comes before the middle of the utterance.
-      am_scale, lm_scale: weights of the am-only and lm-only log-probabilities in the simple loss.
+    delay_penalty: added to a token's log-probability per frame that it comes before the middle of the utterance.
+    am_scale, lm_scale: weights of the am-only and lm-only log-probabilities in the simple loss.
     """
 
     tokens: Tensor
@@ -56,10 +54,9 @@ class LossBackend(abc.ABC):
         lm_scale: float = 0.0,
         delay_penalty: float = 0.0,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return the RNN-T loss of the trivial joiner am[t] + lm[u], smoothed by the two scales.
+        """Return the RNN-T loss of the trivial joiner am[t] + lm[u], smoothed by the two scales; see also `Lattice`.
 
         am: (N, T, C), lm: (N, U + 1, C): unnormalised log-probabilities.
-        tokens, boundary, blank, am_scale, lm_scale, delay_penalty: see `Lattice`.
 
         Returns:
           loss (N,) in nats, differentiable, and the detached occupations (px_grad (N, U, T + 1), py_grad (N, U + 1, T)).
@@ -90,11 +87,9 @@ class LossBackend(abc.ABC):
         blank: int = 0,
         delay_penalty: float = 0.0,
     ) -> Tensor:
-        """Return the RNN-T loss within `ranges` of the joiner tanh(enc[t] + dec[u]) @ weight.T + bias.
+        """Return the RNN-T loss within `ranges` (N, T, S) int64 of the joiner tanh(enc[t] + dec[u]) @ weight.T + bias.
 
-        enc, dec, weight, bias: see `JoinerInput`.
-        ranges: (N, T, S) int64.
-        tokens, boundary, blank, delay_penalty: see `Lattice`.
+        The other arguments: see `JoinerInput` and `Lattice`.
 
         Returns:
           loss (N,) in nats, infinite if no path fits into the band (more than (S - 1) T_n tokens).

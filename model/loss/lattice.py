@@ -26,12 +26,10 @@ from torch import Tensor
 def band_recursion(
     px: Tensor, py: Tensor, starts: Tensor, boundary: Tensor, occupation: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the total log-probability of all paths through a band, and the occupation of every arc.
+    """Return the total log-probability of all paths through a band, and, if `occupation`, the occupation of every arc.
 
     px, py: (N, T, S) log-probabilities of token and blank; entries outside an utterance's frames and tokens are ignored.
-    starts: (N, T) int64, the first u of each frame's window; starts[:, 0] is 0.
-    boundary: (N, 4) int64 rows [0, 0, U_n, T_n].
-    occupation: whether to compute the occupations; if not, they are None.
+    starts: (N, T) int64, the first u of each frame's window, first 0. boundary: (N, 4) int64 rows [0, 0, U_n, T_n].
 
     Returns:
       total (N,), px_occ (N, T + 1, S), py_occ (N, T, S), in px's dtype. Frame T of px_occ is 0: with it a transposed view
@@ -47,10 +45,7 @@ def band_recursion(
 
 @functools.cache
 def on_gpu(device: torch.device) -> Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]:
-    """Return Triton's recursion if Triton works for this GPU, else the one in torch operations.
-
-    Triton comes with torch on Linux, and needs a C compiler.
-    """
+    """Return Triton's recursion if it works on this GPU (it needs Linux and a C compiler), else the one in torch operations."""
     try:
         from model.kernels import lattice_gpu
 

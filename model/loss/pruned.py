@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits (or hidden units, if there are more) of one tile: enough for an efficient matrix product, and on a CPU few enough
-# to stay in its caches.
+# Logits (or hidden units, if there are more) of one tile: enough for an efficient product, few enough for a CPU's caches.
 TILE_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
@@ -113,10 +112,9 @@ class _Tile(NamedTuple):
 
 
 class _Nodes:
-    """The lattice nodes of a band that are computed.
+    """The nodes of a band that are computed.
 
-    On the CPU, nodes in padded frames and beyond an utterance's last token are left out; a GPU would have to wait for the
-    lengths.
+    On the CPU, nodes in padded frames and after the last token are left out; a GPU would have to wait for the lengths.
     """
 
     def __init__(self, ranges: Tensor, lattice: Lattice) -> None:

@@ -15,7 +15,7 @@ sum to 1, so lm[u, c] counts 1 - am_scale times and am[t, c] counts 1 - lm_scale
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from model.loss.interface import Lattice
 from model.loss.lattice import band_recursion
@@ -38,20 +38,18 @@ class SimpleLoss(torch.autograd.Function):
         """Return the losses (N,), px_occ (N, T + 1, U + 1) and py_occ (N, T, U + 1)."""
         dtype = exact_dtype(am)
         n, t_max, _ = am.shape
-        boundary, next_token = lattice.boundary, _next_token(lattice)
-        lm_exp = _Exponentials(lm.to(dtype))
-        unigram = _unigram(lm_exp) if lattice.am_scale else None
-        row_token, row_blank = _share_of_u(lm.to(dtype), next_token, lm_exp, unigram, lattice)
+        rows = _Rows.of(lm.to(dtype), lattice)
+        row_token, row_blank = _share_of_u(lm.to(dtype), rows, lattice)
         px = am.new_empty(n, t_max, lm.shape[1], dtype=dtype)
         py = torch.empty_like(px)
         for part in _chunks(am):
             a = am[part].to(dtype)
-            _log_probs(a, next_token[part], lm_exp[part], unigram, lattice, px[part], py[part])
+            _log_probs(a, rows.of_utterances(part), lattice, px[part], py[part])
         px += row_token.unsqueeze(1)
         py += row_blank.unsqueeze(1)
         if lattice.delay_penalty:
             px += delay_bonus(lattice, t_max, dtype).unsqueeze(2)
-        total, px_occ, py_occ = band_recursion(px, py, boundary.new_zeros(n, t_max), boundary)
+        total, px_occ, py_occ = band_recursion(px, py, lattice.boundary.new_zeros(n, t_max), lattice.boundary)
         assert px_occ is not None and py_occ is not None
         ctx.save_for_backward(am, lm, px_occ, py_occ)
         ctx.lattice = lattice
@@ -66,11 +64,9 @@ class SimpleLoss(torch.autograd.Function):
         am, lm, px_occ, py_occ = ctx.saved_tensors
         lattice: Lattice = ctx.lattice
         dtype = px_occ.dtype
-        next_token = _next_token(lattice)
-        lm_exp = _Exponentials(lm.to(dtype))
-        unigram = _unigram(lm_exp) if lattice.am_scale else None
+        rows = _Rows.of(lm.to(dtype), lattice)
         d_am, d_lm = torch.empty_like(am), torch.empty_like(lm, dtype=dtype)
-        d_unigram = None if unigram is None else torch.zeros_like(unigram)
+        d_unigram = None if rows.unigram is None else torch.zeros_like(rows.unigram)
         d_total = -grad.to(dtype).view(-1, 1, 1)
         by_token, by_blank = [], []  # d loss / d log-probability, summed over frames
         for part in _chunks(am):
@@ -78,23 +74,42 @@ class SimpleLoss(torch.autograd.Function):
             by_token.append(gx.sum(1))
             by_blank.append(gy.sum(1))
             a = am[part].to(dtype)
-            d_am[part] = _d_log_probs(a, next_token[part], lm_exp[part], unigram, lattice, gx, gy, d_lm[part], d_unigram)
-        _d_share_of_u(d_lm, next_token, lm_exp, unigram, lattice, torch.cat(by_token), torch.cat(by_blank), d_unigram)
+            d_am[part] = _d_log_probs(a, rows.of_utterances(part), lattice, gx, gy, d_lm[part], d_unigram)
+        _d_share_of_u(d_lm, rows, lattice, torch.cat(by_token), torch.cat(by_blank), d_unigram)
         return d_am, d_lm.to(lm.dtype), None
 
 
-class _Exponentials:
-    """exp(x - max x) over the classes of x (N, K, C), and max x (N, K, 1)."""
+class _Rows(NamedTuple):
+    """What both passes need of lm (N, U + 1, C): exp and top from `_exponentials`.
 
-    def __init__(self, x: Tensor, maximum: Tensor | None = None) -> None:
-        if maximum is None:
-            maximum = x.amax(2, keepdim=True)
-            x = (x - maximum).exp_()
-        self.exp, self.max = x, maximum
+    next_token: (N, U + 1), the token that each row would emit; the last entry is never used.
+    unigram: m (C,), or None if the am-only log-probabilities have no weight.
+    """
 
-    def __getitem__(self, part: slice) -> _Exponentials:
-        """Return those of some utterances."""
-        return _Exponentials(self.exp[part], self.max[part])
+    exp: Tensor
+    top: Tensor
+    next_token: Tensor
+    unigram: Tensor | None
+
+    @classmethod
+    def of(cls, lm: Tensor, lattice: Lattice) -> _Rows:
+        """Return the rows of lm (N, U + 1, C)."""
+        exp, top = _exponentials(lm)
+        unigram = None
+        if lattice.am_scale:  # the mean of softmax(lm), made as the product of a vector with a matrix
+            weights = exp.sum(2).reciprocal_().flatten()
+            unigram = torch.mv(exp.flatten(0, 1).t(), weights) / len(weights) + torch.finfo(exp.dtype).tiny
+        return cls(exp, top, torch.nn.functional.pad(lattice.tokens, (0, 1), value=lattice.blank), unigram)
+
+    def of_utterances(self, part: slice) -> _Rows:
+        """Return the rows of some utterances."""
+        return self._replace(exp=self.exp[part], top=self.top[part], next_token=self.next_token[part])
+
+
+def _exponentials(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return exp(x - max x) for x (N, K, C), the maximum over the classes, and max x (N, K, 1)."""
+    top = x.amax(2, keepdim=True)
+    return (x - top).exp_(), top
 
 
 def _chunks(am: Tensor) -> Iterator[slice]:
@@ -105,98 +120,63 @@ def _chunks(am: Tensor) -> Iterator[slice]:
         yield slice(first, first + size)
 
 
-def _next_token(lattice: Lattice) -> Tensor:
-    """Return the token that each u would emit (N, U + 1); the last entry is never used."""
-    return torch.nn.functional.pad(lattice.tokens, (0, 1), value=lattice.blank)
-
-
-def _unigram(lm: _Exponentials) -> Tensor:
-    """Return m (C,): the mean over all rows of exp / sum exp, made as the product of a vector with a matrix."""
-    weights = lm.exp.sum(2).reciprocal_().flatten()
-    m = torch.mv(lm.exp.flatten(0, 1).t(), weights) / len(weights)
-    return m + torch.finfo(m.dtype).tiny
-
-
-def _share_of_u(
-    lm: Tensor, next_token: Tensor, lm_exp: _Exponentials, unigram: Tensor | None, o: Lattice
-) -> tuple[Tensor, Tensor]:
+def _share_of_u(lm: Tensor, rows: _Rows, o: Lattice) -> tuple[Tensor, Tensor]:
     """Return the terms of the log-probabilities of tokens and of blank that depend on u alone: two tensors (N, U + 1)."""
-    token = lm.gather(2, next_token.unsqueeze(2)).squeeze(2) * (1 - o.am_scale)
+    token = lm.gather(2, rows.next_token.unsqueeze(2)).squeeze(2) * (1 - o.am_scale)
     blank = lm[:, :, o.blank] * (1 - o.am_scale)
     if o.lm_scale:
-        norm = o.lm_scale * (lm_exp.exp.sum(2).log_() + lm_exp.max.squeeze(2))
+        norm = o.lm_scale * (rows.exp.sum(2).log_() + rows.top.squeeze(2))
         token, blank = token - norm, blank - norm
-    if unigram is not None:
-        log_m = unigram.log()
-        token, blank = token + o.am_scale * log_m[next_token], blank + o.am_scale * log_m[o.blank]
+    if rows.unigram is not None:
+        log_m = rows.unigram.log()
+        token, blank = token + o.am_scale * log_m[rows.next_token], blank + o.am_scale * log_m[o.blank]
     return token, blank
 
 
-def _log_probs(
-    am: Tensor, next_token: Tensor, lm: _Exponentials, unigram: Tensor | None, o: Lattice, px: Tensor, py: Tensor
-) -> None:
+def _log_probs(am: Tensor, rows: _Rows, o: Lattice, px: Tensor, py: Tensor) -> None:
     """Fill px, py (n, T, U + 1) without the terms of `_share_of_u`."""
-    a = _Exponentials(am)
-    norm = torch.matmul(a.exp, lm.exp.transpose(1, 2)).add_(torch.finfo(am.dtype).tiny).log_()
-    norm.add_(a.max).add_(lm.max.transpose(1, 2)).mul_(1 - o.am_scale - o.lm_scale)
-    if unigram is not None:
-        norm.add_(torch.matmul(a.exp, unigram).log_().unsqueeze(2).add_(a.max), alpha=o.am_scale)
-    token = am.gather(2, next_token.unsqueeze(1).expand_as(px))
+    am_exp, top = _exponentials(am)
+    norm = torch.matmul(am_exp, rows.exp.transpose(1, 2)).add_(torch.finfo(am.dtype).tiny).log_()
+    norm.add_(top).add_(rows.top.transpose(1, 2)).mul_(1 - o.am_scale - o.lm_scale)
+    if rows.unigram is not None:
+        norm.add_(torch.matmul(am_exp, rows.unigram).log_().unsqueeze(2).add_(top), alpha=o.am_scale)
+    token = am.gather(2, rows.next_token.unsqueeze(1).expand_as(px))
     torch.sub(token.mul_(1 - o.lm_scale), norm, out=px)
     torch.sub(am[:, :, o.blank, None] * (1 - o.lm_scale), norm, out=py)
 
 
-def _d_log_probs(
-    am: Tensor,
-    next_token: Tensor,
-    lm: _Exponentials,
-    unigram: Tensor | None,
-    o: Lattice,
-    gx: Tensor,
-    gy: Tensor,
-    d_lm: Tensor,
-    d_unigram: Tensor | None,
-) -> Tensor:
+def _d_log_probs(am: Tensor, rows: _Rows, o: Lattice, gx: Tensor, gy: Tensor, d_lm: Tensor, d_unigram: Tensor | None) -> Tensor:
     """Go back through `_log_probs`: return the gradient by am, set d_lm, add to d_unigram."""
-    a = _Exponentials(am)
+    am_exp, _ = _exponentials(am)
     node = gx + gy
     # d log Z(t, u) / d am[t, c] = exp(am[t, c]) exp(lm[u, c]) / Z(t, u)
-    z = torch.matmul(a.exp, lm.exp.transpose(1, 2)).add_(torch.finfo(am.dtype).tiny)
+    z = torch.matmul(am_exp, rows.exp.transpose(1, 2)).add_(torch.finfo(am.dtype).tiny)
     ratio = (node / z).mul_(o.am_scale + o.lm_scale - 1)
-    torch.matmul(ratio.transpose(1, 2), a.exp, out=d_lm).mul_(lm.exp)
-    d_am = torch.matmul(ratio, lm.exp)
-    if unigram is not None and d_unigram is not None:
-        share = node.sum(2).mul_(-o.am_scale).div_(torch.matmul(a.exp, unigram))  # (n, T)
-        d_am.addcmul_(share.unsqueeze(2), unigram)
-        d_unigram += torch.mv(a.exp.flatten(0, 1).t(), share.flatten())
-    d_am.mul_(a.exp)
-    d_am.scatter_add_(2, next_token.unsqueeze(1).expand_as(gx), gx.mul_(1 - o.lm_scale))
+    torch.matmul(ratio.transpose(1, 2), am_exp, out=d_lm).mul_(rows.exp)
+    d_am = torch.matmul(ratio, rows.exp)
+    if rows.unigram is not None and d_unigram is not None:
+        share = node.sum(2).mul_(-o.am_scale).div_(torch.matmul(am_exp, rows.unigram))  # (n, T)
+        d_am.addcmul_(share.unsqueeze(2), rows.unigram)
+        d_unigram += torch.mv(am_exp.flatten(0, 1).t(), share.flatten())
+    d_am.mul_(am_exp)
+    d_am.scatter_add_(2, rows.next_token.unsqueeze(1).expand_as(gx), gx.mul_(1 - o.lm_scale))
     d_am[:, :, o.blank] += gy.sum(2).mul_(1 - o.lm_scale)
     return d_am
 
 
-def _d_share_of_u(
-    d_lm: Tensor,
-    next_token: Tensor,
-    lm: _Exponentials,
-    unigram: Tensor | None,
-    o: Lattice,
-    by_token: Tensor,
-    by_blank: Tensor,
-    d_unigram: Tensor | None,
-) -> None:
-    """Go back through `_share_of_u` and `_unigram`: add to d_lm; by_token and by_blank are (N, U + 1)."""
-    d_lm.scatter_add_(2, next_token.unsqueeze(2), (by_token * (1 - o.am_scale)).unsqueeze(2))
+def _d_share_of_u(d_lm: Tensor, rows: _Rows, o: Lattice, by_token: Tensor, by_blank: Tensor, d_unigram: Tensor | None) -> None:
+    """Go back through `_share_of_u` and the unigram: add to d_lm; by_token and by_blank are (N, U + 1)."""
+    d_lm.scatter_add_(2, rows.next_token.unsqueeze(2), (by_token * (1 - o.am_scale)).unsqueeze(2))
     d_lm[:, :, o.blank] += by_blank * (1 - o.am_scale)
-    if not o.lm_scale and unigram is None:
+    if not o.lm_scale and rows.unigram is None:
         return
-    p = lm.exp / lm.exp.sum(2, keepdim=True)  # softmax(lm)
+    p = rows.exp / rows.exp.sum(2, keepdim=True)  # softmax(lm)
     d_lm.addcmul_(p, (by_token + by_blank).unsqueeze(2), value=-o.lm_scale)
-    if unigram is not None and d_unigram is not None:
-        d_log_m = torch.zeros_like(unigram).index_add_(0, next_token.flatten(), by_token.flatten())
+    if rows.unigram is not None and d_unigram is not None:
+        d_log_m = torch.zeros_like(rows.unigram).index_add_(0, rows.next_token.flatten(), by_token.flatten())
         d_log_m[o.blank] += by_blank.sum()
         # every row has the same weight in the mean; a softmax turns d p into p (d p - p . d p)
-        d_p = (d_log_m.mul_(o.am_scale).div_(unigram) + d_unigram) / by_token.numel()
+        d_p = (d_log_m.mul_(o.am_scale).div_(rows.unigram) + d_unigram) / by_token.numel()
         d_lm.addcmul_(p, d_p - torch.matmul(p, d_p).unsqueeze(2))
 
 

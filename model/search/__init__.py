@@ -8,23 +8,17 @@ the same hypotheses.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
-from model.search.fast_beam import FastBeamStream, fast_beam_search
-from model.search.greedy import GreedyStream, greedy_search
+from model.search.fast_beam import FastBeamStream
+from model.search.greedy import GreedyStream
 from model.search.hypothesis import Hypothesis
-from model.search.modified_beam import ModifiedBeamStream, modified_beam_search
+from model.search.modified_beam import ModifiedBeamStream
 from model.search.rescore import rescore
 from model.search.stream import Stream
 
-Value = TypeVar("Value")
-Search = Callable[..., list[Hypothesis]]
+import torch
 
-SEARCHES: dict[str, Search] = {
-    "greedy_search": greedy_search,
-    "modified_beam_search": modified_beam_search,
-    "fast_beam_search": fast_beam_search,
-}
 STREAMS: dict[str, Callable[..., Stream]] = {
     "greedy_search": GreedyStream,
     "modified_beam_search": ModifiedBeamStream,
@@ -32,32 +26,25 @@ STREAMS: dict[str, Callable[..., Stream]] = {
 }
 
 
-def get_search(name: str) -> Search:
+def get_search(name: str) -> Callable[..., list[Hypothesis]]:
     """Return the search called `name`: `search(model, encoder_out (N, T, C), encoder_out_lens (N,), **options)`.
 
     Every search returns one `Hypothesis` per utterance, in the order of the batch; an utterance of 0 frames gets an empty one.
-    Options are keyword arguments: an unknown one raises a TypeError that names it, a value out of range a ValueError.
-
-    Raises:
-      ValueError: no search has this name.
+    An unknown name raises ValueError, an unknown option TypeError, a value out of range ValueError.
     """
-    return _choose(SEARCHES, name)
+    stream = get_stream(name)
+
+    def search(model: Any, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor, **options: Any) -> list[Hypothesis]:
+        return stream(model, **options).decode(encoder_out, encoder_out_lens)
+
+    return search
 
 
 def get_stream(name: str) -> Callable[..., Stream]:
-    """Return the search called `name` for chunks: `stream(model, **options)` is a `Stream`. Options as in `get_search`.
-
-    Raises:
-      ValueError: no search has this name.
-    """
-    return _choose(STREAMS, name)
+    """Return the search called `name` for chunks: `stream(model, **options)` is a `Stream`. Errors as in `get_search`."""
+    if name not in STREAMS:
+        raise ValueError(f"unknown search {name!r}; choose from {', '.join(STREAMS)}")
+    return STREAMS[name]
 
 
-def _choose(table: dict[str, Callable[..., Value]], name: str) -> Callable[..., Value]:
-    try:
-        return table[name]
-    except KeyError:
-        raise ValueError(f"unknown search {name!r}; choose from {', '.join(table)}") from None
-
-
-__all__ = ["SEARCHES", "STREAMS", "Hypothesis", "Search", "Stream", "get_search", "get_stream", "rescore"]
+__all__ = ["STREAMS", "Hypothesis", "Stream", "get_search", "get_stream", "rescore"]

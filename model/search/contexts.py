@@ -22,11 +22,7 @@ class Contexts:
     """Numbers contexts, and gives the joiner's projection of the decoder's output for them, each computed only once."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
-        """Prepare a table for `model`, whose weights are on `device`.
-
-        Raises:
-          ValueError: there are too many contexts for 62 bits.
-        """
+        """Prepare a table for `model`, whose weights are on `device`; ValueError if the contexts are too many for 62 bits."""
         self.model = model
         self.size = int(model.context_size)
         self.base = int(model.vocab_size) + 1
@@ -98,8 +94,7 @@ class Joint:
     def __init__(self, model: Any, temperature: float, blank_penalty: float) -> None:
         """Take the output layer of `model`; temperature divides the logits, blank_penalty is subtracted from blank's.
 
-        Raises:
-          ValueError: the temperature is not above 0.
+        Raises ValueError if the temperature is not above 0.
         """
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")

@@ -51,19 +51,14 @@ class FastBeamStream(Stream):
         temperature: float = 1.0,
         blank_penalty: float = 0.0,
     ) -> None:
-        """Prepare the search.
+        """Prepare the search; `model`, `temperature` and `blank_penalty` as in `Stream`.
 
-        Args:
-          model: the transducer.
-          graph: the token sequences that may be recognised, over the model's token ids; None: all.
-          scale: multiplies the graph's weights, 0 or more.
-          beam: arcs and states further than this below the best of their frame are dropped (log-probability).
-          max_contexts: contexts kept per utterance and frame.
-          max_states: pairs of context and graph state kept.
-          allow_partial: if no state may end the utterance, take the best state anyway; else the result is empty.
-          backend: "native"; "k2" takes whole utterances only and no graph, and needs k2.
-          temperature: divides the logits.
-          blank_penalty: subtracted from blank's logit.
+        graph: the token sequences that may be recognised, over the model's token ids; None: all.
+        scale: multiplies the graph's weights, 0 or more.
+        beam: arcs and states further than this below the best of their frame are dropped (log-probability).
+        max_contexts, max_states: contexts, and pairs of context and graph state, kept per utterance and frame.
+        allow_partial: if no state may end the utterance, take the best state anyway; else the result is empty.
+        backend: "native"; "k2" takes whole utterances only and no graph, and needs k2.
 
         Raises:
           ValueError: an option is out of its range, or the graph has other tokens than the model.
@@ -90,14 +85,19 @@ class FastBeamStream(Stream):
             self._steps = GraphSteps(self.contexts, self.blank, self.limits, graph, float(scale), int(model.vocab_size))
 
     def start(self, num_utts: int) -> None:
-        """Do what `Stream.start` does.
-
-        Raises:
-          ValueError: the backend is "k2".
-        """
+        """Do what `Stream.start` does; raise ValueError if the backend is "k2"."""
         if self.backend != "native":
             raise ValueError(f"backend {self.backend!r} takes whole utterances only, no chunks")
         super().start(num_utts)
+
+    def decode(self, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> list[Hypothesis]:
+        """Do what `Stream.decode` does, with either backend; raise ImportError if k2 is needed and not installed."""
+        if self.backend == "native":
+            return super().decode(encoder_out, encoder_out_lens)
+        from model.search.fast_beam_k2 import decode_k2
+
+        limits = (*self.limits, self.allow_partial)
+        return decode_k2(self.model, self.joint, self.contexts, encoder_out, encoder_out_lens, limits)
 
     def _begin(self, num_utts: int) -> tuple[list[torch.Tensor], int]:
         self._held = torch.empty(0)  # (N, C), the newest frame of each utterance
@@ -160,19 +160,3 @@ class FastBeamStream(Stream):
         enc = self.model.joiner.encoder_proj(self._held.index_select(0, rows)).float()
         log_probs = self.joint.log_probs(enc.unsqueeze(1), self.contexts.decode(state[0]))
         return self._steps.end(log_probs, state, self.allow_partial).to(self.device)
-
-
-def fast_beam_search(model: Any, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor, **options: Any) -> list[Hypothesis]:
-    """Search whole utterances, encoder_out (N, T, C) and encoder_out_lens (N,), with the options of `FastBeamStream`.
-
-    Raises:
-      ValueError: an option is out of its range.
-      ImportError: k2 or numba is needed and not installed.
-    """
-    stream = FastBeamStream(model, **options)
-    if stream.backend == "native":
-        return stream.decode(encoder_out, encoder_out_lens)
-    from model.search.fast_beam_k2 import decode_k2
-
-    limits = (*stream.limits, stream.allow_partial)
-    return decode_k2(model, stream.joint, stream.contexts, encoder_out, encoder_out_lens, limits)

@@ -23,10 +23,7 @@ def decode_k2(
 ) -> list[Hypothesis]:
     """Search whole utterances, encoder_out (N, T, C) and encoder_out_lens (N,); no n-best lists. Blank is token 0.
 
-    limits: (beam, max_contexts, max_states, allow_partial).
-
-    Raises:
-      ImportError: k2 is not installed.
+    limits: (beam, max_contexts, max_states, allow_partial). Raises ImportError if k2 is not installed.
     """
     try:
         import k2
@@ -40,11 +37,7 @@ def decode_k2(
     device, (beam, max_contexts, max_states, allow_partial) = frames.enc.device, limits
     graph = k2.trivial_graph(vocab_size - 1, device=device)
     config = k2.RnntDecodingConfig(
-        vocab_size=vocab_size,
-        decoder_history_len=contexts.size,
-        beam=beam,
-        max_contexts=max_contexts,
-        max_states=max_states,
+        vocab_size=vocab_size, decoder_history_len=contexts.size, beam=beam, max_contexts=max_contexts, max_states=max_states
     )
     streams = k2.RnntDecodingStreams([k2.RnntDecodingStream(graph) for _ in range(num_utts)], config)
     powers = torch.tensor([contexts.base**i for i in range(contexts.size - 1, -1, -1)], device=device)

@@ -21,34 +21,6 @@ class Beam(NamedTuple):
     scores: torch.Tensor
 
 
-class TensorSteps:
-    """The steps of `FastBeamStream`. Rows are the tensors of `Beam`."""
-
-    def __init__(self, contexts: Contexts, blank: int, limits: Limits, device: torch.device) -> None:
-        """Prepare the steps of a search with these contexts, blank, limits and device."""
-        self.device, self._limits, self._search = device, limits, (blank, contexts.numbering, limits)
-
-    def begin(self, start: int, num_utts: int, device: torch.device) -> list[torch.Tensor]:
-        """Return the rows of `num_utts` utterances with one state each, context number `start`."""
-        shape = (num_utts, min(self._limits.max_contexts, self._limits.max_states))
-        scores = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
-        scores[:, 0] = 0
-        return [torch.full(shape, start, device=device), scores]
-
-    def view(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return what `step` takes: the tensors."""
-        return tensors
-
-    def step(self, log_probs: torch.Tensor, state: tuple[torch.Tensor, ...], chosen: tuple[torch.Tensor, ...]) -> None:
-        """Search one frame, not the last; log_probs: (N, K, V)."""
-        viterbi_step(log_probs, Beam(*state), Chosen(*chosen), *self._search)
-
-    def end(self, log_probs: torch.Tensor, rows: list[torch.Tensor], allow_partial: bool) -> torch.Tensor:
-        """Return the scores (N, K) after the last frame, -inf for a state that may not end. `rows` may be overwritten."""
-        viterbi_end(log_probs, Beam(*rows), *self._search, allow_partial)
-        return rows[1]
-
-
 class _Pruned(NamedTuple):
     """The arcs of a frame and the new states they lead to.
 
@@ -66,67 +38,83 @@ class _Pruned(NamedTuple):
     kept: torch.Tensor
 
 
-def viterbi_step(log_probs: torch.Tensor, beam: Beam, chosen: Chosen, blank: int, contexts: Numbering, limits: Limits) -> None:
-    """Search one frame, not the last, in place: log_probs (N, K, V) of the states of `beam`."""
-    num_utts, num_kept, vocab = log_probs.shape
-    new = _prune(log_probs, beam, blank, contexts, limits)
-    slots = min(num_kept, new.best.shape[1])
-    beam.scores.fill_(-torch.inf)
-    beam.scores[:, :slots] = new.best.masked_fill(~new.kept, -torch.inf)[:, :slots]
-    beam.context[:, :slots] = new.state[:, :slots]
-    chosen.parents[:, :slots] = new.parent[:, :slots]
-    chosen.tokens[:, :slots] = new.token[:, :slots]
-    chosen.taken.copy_(log_probs.view(num_utts, -1).gather(1, chosen.parents * vocab + chosen.tokens))
+class TensorSteps:
+    """The steps of `FastBeamStream`. Rows are the tensors of `Beam`."""
 
+    def __init__(self, contexts: Contexts, blank: int, limits: Limits, device: torch.device) -> None:
+        """Prepare the steps of a search with these contexts, blank, limits and device."""
+        self.device, self._blank, self._limits, self._numbering = device, blank, limits, contexts.numbering
 
-def viterbi_end(
-    log_probs: torch.Tensor, beam: Beam, blank: int, contexts: Numbering, limits: Limits, allow_partial: bool
-) -> None:
-    """Search the last frame: the scores of `beam` become -inf for states that may not end the utterance.
+    def begin(self, start: int, num_utts: int, device: torch.device) -> list[torch.Tensor]:
+        """Return the rows of `num_utts` utterances with one state each, context number `start`."""
+        shape = (num_utts, min(self._limits.max_contexts, self._limits.max_states))
+        scores = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
+        scores[:, 0] = 0
+        return [torch.full(shape, start, device=device), scores]
 
-    If none may and `allow_partial` is set, those may that have an arc to a new state that stays.
-    """
-    num_kept = beam.context.shape[1]
-    new = _prune(log_probs, beam, blank, contexts, limits)
-    kept = new.kept[:, :num_kept]
-    ends = _ends(new, kept, beam.context, limits)
-    if allow_partial:
-        leaves = _leaves(new.arcs, new.state[:, :num_kept], kept, beam.context, blank, contexts)
-        ends |= leaves & ~ends.any(1, keepdim=True)
-    beam.scores.masked_fill_(~ends, -torch.inf)
+    def view(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return what `step` takes: the tensors."""
+        return tensors
 
+    def step(self, log_probs: torch.Tensor, state: tuple[torch.Tensor, ...], chosen: tuple[torch.Tensor, ...]) -> None:
+        """Search one frame, not the last, in place: log_probs (N, K, V) of the states."""
+        beam, decisions = Beam(*state), Chosen(*chosen)
+        num_utts, num_kept, vocab = log_probs.shape
+        new = self._prune(log_probs, beam)
+        slots = min(num_kept, new.best.shape[1])
+        beam.scores.fill_(-torch.inf)
+        beam.scores[:, :slots] = new.best.masked_fill(~new.kept, -torch.inf)[:, :slots]
+        beam.context[:, :slots] = new.state[:, :slots]
+        decisions.parents[:, :slots] = new.parent[:, :slots]
+        decisions.tokens[:, :slots] = new.token[:, :slots]
+        decisions.taken.copy_(log_probs.view(num_utts, -1).gather(1, decisions.parents * vocab + decisions.tokens))
 
-def _prune(log_probs: torch.Tensor, beam: Beam, blank: int, contexts: Numbering, limits: Limits) -> _Pruned:
-    """Return the arcs of one frame and the states they lead to; the arguments are those of `viterbi_step`.
+    def end(self, log_probs: torch.Tensor, rows: list[torch.Tensor], allow_partial: bool) -> torch.Tensor:
+        """Return the scores (N, K) after the last frame, -inf for a state that may not end. `rows` may be overwritten.
 
-    Token arcs more than `limits.beam` below the best old state are dropped, arcs of blank and to the final state never. Of
-    the pairs (context, graph state) that they lead to, the `max_states` best are kept, and of their contexts the ones at most
-    `limits.beam` below the best; the caller takes the `max_contexts` best of them.
-    """
-    num_utts, num_kept, vocab = log_probs.shape
-    arcs = beam.scores.unsqueeze(2) + log_probs
-    final = arcs[:, :, blank].clone()
-    behind = arcs < (beam.scores.amax(1) - limits.beam).view(num_utts, 1, 1)
-    behind[:, :, blank] = False
-    arcs.masked_fill_(behind, -torch.inf)
-    # An old state has at most one token arc to each new state, and blank: the best M states have their best arcs among the
-    # best M * (K + 1) arcs.
-    num_arcs = min(limits.max_states * (num_kept + 1), num_kept * vocab)
-    top, place = arcs.view(num_utts, -1).topk(num_arcs)
-    parent = place.div(vocab, rounding_mode="floor")
-    token = place % vocab
-    old = beam.context.gather(1, parent)
-    state = torch.where(token == blank, old, contexts.extend(old, token))
-    # The first of the arcs into one state is the best; a stable sort by state puts it first among them.
-    by_state, order = state.sort(dim=1, stable=True)
-    again = torch.zeros_like(by_state, dtype=torch.bool)
-    again[:, 1:] = by_state[:, 1:] == by_state[:, :-1]
-    top = top.masked_fill(torch.zeros_like(again).scatter(1, order, again), -torch.inf)
-    best, place = top.topk(min(limits.max_states, num_arcs))
-    state, parent, token = (x.gather(1, place) for x in (state, parent, token))
-    rank = (final.unsqueeze(1) > best.unsqueeze(2)).sum(2) + torch.arange(best.shape[1], device=best.device)
-    kept = (rank < limits.max_states) & (best >= best[:, :1] - limits.beam) & (best > -torch.inf)
-    return _Pruned(arcs, final, best, state, parent, token, kept)
+        If none may and `allow_partial` is set, those may that have an arc to a new state that stays.
+        """
+        beam = Beam(*rows)
+        num_kept = beam.context.shape[1]
+        new = self._prune(log_probs, beam)
+        kept = new.kept[:, :num_kept]
+        ends = _ends(new, kept, beam.context, self._limits)
+        if allow_partial:
+            leaves = _leaves(new.arcs, new.state[:, :num_kept], kept, beam.context, self._blank, self._numbering)
+            ends |= leaves & ~ends.any(1, keepdim=True)
+        return beam.scores.masked_fill_(~ends, -torch.inf)
+
+    def _prune(self, log_probs: torch.Tensor, beam: Beam) -> _Pruned:
+        """Return the arcs of one frame, log_probs (N, K, V), and the states they lead to.
+
+        Token arcs more than `limits.beam` below the best old state are dropped, arcs of blank and to the final state never.
+        Of the pairs (context, graph state) that they lead to, the `max_states` best are kept, and of their contexts the ones
+        at most `limits.beam` below the best; the caller takes the `max_contexts` best of them.
+        """
+        num_utts, num_kept, vocab = log_probs.shape
+        arcs = beam.scores.unsqueeze(2) + log_probs
+        final = arcs[:, :, self._blank].clone()
+        behind = arcs < (beam.scores.amax(1) - self._limits.beam).view(num_utts, 1, 1)
+        behind[:, :, self._blank] = False
+        arcs.masked_fill_(behind, -torch.inf)
+        # An old state has at most one token arc to each new state, and blank: the best M states have their best arcs among the
+        # best M * (K + 1) arcs.
+        num_arcs = min(self._limits.max_states * (num_kept + 1), num_kept * vocab)
+        top, place = arcs.view(num_utts, -1).topk(num_arcs)
+        parent = place.div(vocab, rounding_mode="floor")
+        token = place % vocab
+        old = beam.context.gather(1, parent)
+        state = torch.where(token == self._blank, old, self._numbering.extend(old, token))
+        # The first of the arcs into one state is the best; a stable sort by state puts it first among them.
+        by_state, order = state.sort(dim=1, stable=True)
+        again = torch.zeros_like(by_state, dtype=torch.bool)
+        again[:, 1:] = by_state[:, 1:] == by_state[:, :-1]
+        top = top.masked_fill(torch.zeros_like(again).scatter(1, order, again), -torch.inf)
+        best, place = top.topk(min(self._limits.max_states, num_arcs))
+        state, parent, token = (x.gather(1, place) for x in (state, parent, token))
+        rank = (final.unsqueeze(1) > best.unsqueeze(2)).sum(2) + torch.arange(best.shape[1], device=best.device)
+        kept = (rank < self._limits.max_states) & (best >= best[:, :1] - self._limits.beam) & (best > -torch.inf)
+        return _Pruned(arcs, final, best, state, parent, token, kept)
 
 
 def _ends(new: _Pruned, kept: torch.Tensor, context: torch.Tensor, limits: Limits) -> torch.Tensor:

@@ -10,11 +10,7 @@ T = TypeVar("T")
 
 
 def check_chunk(encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> torch.Tensor:
-    """Return `encoder_out_lens` (N,) as int64 on the CPU, for `encoder_out` (N, T, C).
-
-    Raises:
-      ValueError: the shapes do not match, or a length is outside 0..T.
-    """
+    """Return `encoder_out_lens` (N,) as int64 on the CPU; ValueError if shapes or lengths do not fit encoder_out (N, T, C)."""
     if encoder_out.dim() != 3 or encoder_out_lens.shape != encoder_out.shape[:1]:
         raise ValueError(
             f"encoder_out must be (N, T, C) and encoder_out_lens (N,), got {tuple(encoder_out.shape)} "
@@ -37,11 +33,7 @@ class Frames:
     """
 
     def __init__(self, model: Any, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> None:
-        """Check and project `encoder_out` (N, T, C), of which the first `encoder_out_lens` (N,) frames count.
-
-        Raises:
-          ValueError: see `check_chunk`.
-        """
+        """Check and project `encoder_out` (N, T, C), of which the first `encoder_out_lens` (N,) frames count."""
         self.lens = check_chunk(encoder_out, encoder_out_lens)
         self.num_utts = len(self.lens)
         lens, order = self.lens.sort(descending=True, stable=True)

@@ -1,8 +1,7 @@
 """Decoding graphs: which token sequences may be recognised, and the weight of each.
 
 Arcs without a token, above all the back-off arcs of an n-gram model, are followed during the search, by a table of the states
-that each state reaches through them. Removing them from the graph beforehand would give every history the arcs of all shorter
-ones, which makes a large model many times larger. The search finds the same either way.
+that each state reaches through them. Removing them beforehand would make a large model many times larger.
 """
 
 from __future__ import annotations
@@ -38,11 +37,7 @@ class Graph:
     finals: np.ndarray
 
     def __post_init__(self) -> None:
-        """Check the arrays and compile them.
-
-        Raises:
-          ValueError: the arrays are not a graph, or arcs without a token form a cycle.
-        """
+        """Compile the arrays; ValueError if they are not a graph, or arcs without a token form a cycle."""
         states, arcs = len(self.finals), len(self.labels)
         if states < 1 or self.offsets.shape != (states + 1,) or not self.next_states.shape == self.weights.shape == (arcs,):
             raise ValueError("the lengths of the graph's arrays do not match")

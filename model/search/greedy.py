@@ -16,13 +16,9 @@ class GreedyStream(Stream):
     """Greedy search over a batch. At blank and unknown it moves to the next frame without a token."""
 
     def __init__(self, model: Any, *, max_sym_per_frame: int = 1, temperature: float = 1.0, blank_penalty: float = 0.0) -> None:
-        """Prepare the search.
+        """Prepare the search; `model`, `temperature` (it changes scores only) and `blank_penalty` as in `Stream`.
 
-        Args:
-          model: the transducer.
-          max_sym_per_frame: after this many tokens the search moves to the next frame without blank.
-          temperature: divides the logits; changes scores only.
-          blank_penalty: subtracted from blank's logit.
+        max_sym_per_frame: after this many tokens the search moves to the next frame without blank.
 
         Raises:
           ValueError: an option is out of its range.
@@ -67,8 +63,3 @@ class GreedyStream(Stream):
         """Return what `Stream.results` returns; `final` changes nothing here."""
         paths, scores = self._history.trace(), self._rows[1].cpu().numpy()[:, None]
         return [replace(h, nbest=None) for h in best_paths(paths, paths.tokens != self.blank, scores, scores)]
-
-
-def greedy_search(model: Any, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor, **options: Any) -> list[Hypothesis]:
-    """Search whole utterances, encoder_out (N, T, C) and encoder_out_lens (N,), with the options of `GreedyStream`."""
-    return GreedyStream(model, **options).decode(encoder_out, encoder_out_lens)

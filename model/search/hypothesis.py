@@ -64,8 +64,7 @@ class Paths:
 class History:
     """The decisions of a search since its start, chunk by chunk.
 
-    Chunks stay on their device until a result is asked for. Then the chunks since the last result are followed back and
-    joined to the earlier paths: each hypothesis takes the path of its ancestor.
+    When a result is asked for, the chunks since the last one are followed back and joined to the earlier paths.
     """
 
     def __init__(self, num_utts: int, beam: int, blank: int) -> None:
@@ -120,11 +119,8 @@ class History:
 def best_paths(paths: Paths, emitted: np.ndarray, scores: np.ndarray, rank: np.ndarray) -> list[Hypothesis]:
     """Return one result with its n-best list per utterance; one without tokens and of score -inf if no hypothesis is left.
 
-    Args:
-      paths: R rows of N utterances and K hypotheses, from `History.trace`.
-      emitted: bool (R, N, K), whether the token counts (not blank and, in some searches, not unknown).
-      scores: (N, K), log-probabilities; -inf if there is no hypothesis.
-      rank: (N, K), by which hypotheses are compared; larger is better.
+    emitted: bool (R, N, K), whether a token of `paths` counts (not blank and, in some searches, not unknown).
+    scores: (N, K), log-probabilities; -inf if there is no hypothesis. rank: (N, K), what is compared; larger is better.
     """
     results = []
     for n in range(scores.shape[0]):

@@ -22,11 +22,8 @@ class ModifiedBeamStream(Stream):
     """Beam search over a batch, all utterances and hypotheses in one tensor.
 
     Per frame the `beam` best pairs of hypothesis and token are kept; hypotheses that then have the same tokens become one,
-    and their probabilities are added. Blank and unknown leave the tokens as they are. The result is the hypothesis with the
-    best log-probability per token; the tokens of the start context count, too.
-
-    Scorers depend on the tokens alone, so hypotheses that become one agree on them. The sum is therefore
-    p(tokens, alignment) over the alignments, each times the same exp(total of the scorers).
+    and their probabilities are added. Scorers depend on the tokens alone, so such hypotheses agree on them. Blank and unknown
+    leave the tokens as they are. The result has the best log-probability per token; the start context's tokens count, too.
     """
 
     def __init__(
@@ -38,15 +35,11 @@ class ModifiedBeamStream(Stream):
         blank_penalty: float = 0.0,
         scorers: Sequence[tuple[Scorer, float]] = (),
     ) -> None:
-        """Prepare the search.
+        """Prepare the search; `model`, `temperature` and `blank_penalty` as in `Stream`.
 
-        Args:
-          model: the transducer.
-          beam: hypotheses kept per utterance.
-          temperature: divides the logits.
-          blank_penalty: subtracted from blank's logit.
-          scorers: (scorer, scale) pairs; scale * score is added to every token but blank and unknown before the best are
-            chosen. Pairs of scale 0 are left out.
+        beam: hypotheses kept per utterance.
+        scorers: (scorer, scale) pairs; scale * score is added to every token but blank and unknown before the best are
+        chosen. Pairs of scale 0 are left out.
 
         Raises:
           ValueError: an option is out of its range.
@@ -100,20 +93,10 @@ class ModifiedBeamStream(Stream):
         return best_paths(paths, emitted, scores, scores / (emitted.sum(0) + self.contexts.size))
 
 
-def modified_beam_search(
-    model: Any, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor, **options: Any
-) -> list[Hypothesis]:
-    """Search whole utterances, encoder_out (N, T, C) and encoder_out_lens (N,), with the options of `ModifiedBeamStream`."""
-    return ModifiedBeamStream(model, **options).decode(encoder_out, encoder_out_lens)
-
-
 def merge_step(
     log_probs: torch.Tensor, state: tuple[torch.Tensor, ...], decisions: tuple[torch.Tensor, ...], numbers: tuple[int, ...]
 ) -> None:
-    """Search one frame in place.
-
-    log_probs: (N, K, V). state, decisions, numbers: the fields of `MergeState`, `Chosen` and `MergeIds`.
-    """
+    """Search one frame, log_probs (N, K, V), in place; the others are the fields of `MergeState`, `Chosen`, `MergeIds`."""
     beam, chosen, ids = MergeState(*state), Chosen(*decisions), MergeIds(*numbers)
     num_utts, width, vocab = log_probs.shape
     top, place = (log_probs + beam.scores.unsqueeze(2)).view(num_utts, width * vocab).topk(width)
@@ -130,14 +113,9 @@ def merge_step(
 
 
 def merge(prefix: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Add up the probabilities of hypotheses of one prefix.
+    """Add up the probabilities of hypotheses of one prefix: the log of the sum at its first place, -inf at its others.
 
-    Args:
-      prefix: (N, K), equal for equal token sequences.
-      scores: (N, K) log-probabilities, best first.
-
-    Returns:
-      (N, K): at the first place of each prefix the log of the sum, -inf at its other places.
+    prefix: (N, K), equal for equal token sequences. scores: (N, K) log-probabilities, best first.
     """
     same = prefix.unsqueeze(2) == prefix.unsqueeze(1)
     total = scores.unsqueeze(1).expand(same.shape).masked_fill(~same, -torch.inf).logsumexp(2)

@@ -12,12 +12,8 @@ from model.search.scorers import Scorer, totals
 def rescore(hypotheses: Sequence[Hypothesis], scorers: Sequence[tuple[Scorer, float]]) -> list[Hypothesis]:
     """Add scale * the scorer's total, its end included, to the score of every n-best entry, and take the best entry.
 
-    Args:
-      hypotheses: one per utterance; one without n-best list keeps its tokens.
-      scorers: (scorer, scale) pairs; pairs of scale 0 are left out. Unknown is a token like any other here.
-
-    Returns:
-      One `Hypothesis` per utterance, its n-best list in the new order.
+    A hypothesis without n-best list keeps its tokens. Pairs of scale 0 are left out. Unknown is a token like any other here.
+    Each result has its n-best list in the new order.
     """
     lists = [h.nbest or [h] for h in hypotheses]
     entries = [entry for entries in lists for entry in entries]

@@ -42,11 +42,7 @@ class Stream(abc.ABC):
 
     @torch.no_grad()
     def advance(self, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> None:
-        """Search the next frames of every utterance.
-
-        Args:
-          encoder_out: (N, T, C).
-          encoder_out_lens: (N,), how many of the T frames count for each utterance; 0 if it has no new frames.
+        """Search the next frames, encoder_out (N, T, C); of utterance n the first encoder_out_lens[n] count, perhaps 0.
 
         Raises:
           ValueError: the shapes do not match each other or `start`, or a length is outside 0..T.
@@ -63,8 +59,8 @@ class Stream(abc.ABC):
     def results(self, final: bool = True) -> list[Hypothesis]:
         """Return one `Hypothesis` per utterance, in the order of the batch.
 
-        final: True: the utterances end here, so the scores that scorers and the search give to an end count. False: return
-        the best hypotheses so far. Both may be asked for at any time, and more frames may follow.
+        final: whether the utterances end here, so that the scores of an end count; if not, the hypotheses are the best so
+        far. Both may be asked for at any time, and more frames may follow.
         """
 
     def decode(self, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> list[Hypothesis]:

@@ -17,7 +17,7 @@ sys.modules.update(dict.fromkeys(sys.argv[1:]))  # importing these fails
 sys.path.insert(0, "tests/search")
 
 import json
-from model.search import SEARCHES, get_search
+from model.search import STREAMS, get_search
 from model.search.graph import trivial_graph
 from toy import small_config, toy_batch, toy_model
 
@@ -36,7 +36,7 @@ losses = model(*batch, warmup=2.0)
 norms = {name: float(p.grad.norm()) for name, p in model.named_parameters()}
 model.eval()
 out, lens = toy_batch(1)
-found = {name: [h.tokens for h in get_search(name)(model, out, lens)] for name in SEARCHES}
+found = {name: [h.tokens for h in get_search(name)(model, out, lens)] for name in STREAMS}
 try:
     get_search("fast_beam_search")(model, out, lens, graph=trivial_graph(12))
     error = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from model.kernels import policy
-from model.search import SEARCHES, get_search
+from model.search import STREAMS, get_search
 from model.transducer import Transducer
 
 import pytest
@@ -135,7 +135,7 @@ def test_wide_fast_beam_is_the_best_path() -> None:
     assert result.score == pytest.approx(best, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", STREAMS)
 def test_alone_as_in_the_batch(name: str) -> None:
     model = toy_model(7)
     out, lens = toy_batch(7, num_utts=12, max_frames=25)
@@ -158,7 +158,7 @@ def test_beam_of_one_is_greedy() -> None:
         assert greedy.score == pytest.approx(beam.score, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", STREAMS)
 def test_nothing_in_nothing_out(name: str) -> None:
     model = toy_model(0)
     for num_utts, frames in ((2, 3), (2, 0), (0, 3)):
@@ -167,7 +167,7 @@ def test_nothing_in_nothing_out(name: str) -> None:
         assert [(r.tokens, r.times, r.score) for r in results] == [([], [], 0.0)] * num_utts
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", STREAMS)
 def test_blank_penalty_brings_more_tokens(name: str) -> None:
     model, (out, lens) = toy_model(2), toy_batch(2)
     options = {"allow_partial": True} if name == "fast_beam_search" else {}

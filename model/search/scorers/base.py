@@ -36,12 +36,9 @@ class Fusion:
     """
 
     def __init__(self, scorers: Sequence[tuple[Scorer, float]], vocab_size: int, silent: Sequence[int]) -> None:
-        """Take (scorer, scale) pairs; those of scale 0 are left out.
+        """Take (scorer, scale) pairs; those of scale 0 are left out. ValueError if a scale is not a finite number.
 
         vocab_size: of the search. silent: ids without a score: blank and, in some searches, unknown.
-
-        Raises:
-          ValueError: a scale is not a finite number.
         """
         for scorer, scale in scorers:
             if not math.isfinite(scale):
@@ -51,11 +48,7 @@ class Fusion:
         self._ends: list[int] = []  # where each scorer's tensors end in the list of all states
 
     def initial(self, num_utts: int, beam: int) -> list[torch.Tensor]:
-        """Return the tensors of empty hypotheses; an empty list if there are no scorers.
-
-        Raises:
-          ValueError: a scorer has another vocabulary.
-        """
+        """Return the tensors of empty hypotheses, none without scorers; ValueError if a scorer has another vocabulary."""
         if not self.scorers:
             return []
         tensors: list[torch.Tensor] = []
@@ -70,11 +63,10 @@ class Fusion:
         return [x.view(num_utts, beam, *x.shape[1:]) for x in (self._sum(tensors), *tensors)]
 
     def update(self, tensors: list[torch.Tensor], parents: torch.Tensor, tokens: torch.Tensor, taken: torch.Tensor) -> None:
-        """Update `tensors` in place after one frame of the first n utterances.
+        """Update `tensors`, as from `initial`, in place after one frame of the first n utterances.
 
-        tensors: as from `initial`.
-        parents, tokens: (n, K) int64, the hypotheses chosen.
-        taken: (n, K), the scores of their tokens; the scorers' share is subtracted from it.
+        parents, tokens: (n, K) int64, the hypotheses chosen. taken: (n, K), their tokens' scores, minus the scorers' share
+        afterwards.
         """
         num_utts, beam = parents.shape
         tensors = [x[:num_utts].view(num_utts * beam, *x.shape[2:]) for x in tensors]
@@ -120,9 +112,8 @@ def totals(scorer: Scorer, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
     """Return the scores of whole token sequences, their ends included: (len(sequences),) float64, on the CPU."""
     if not sequences:
         return torch.zeros(0, dtype=torch.float64)
-    order = sorted(
-        range(len(sequences)), key=lambda i: -len(sequences[i])
-    )  # longest first, so active sequences are always the first
+    # longest first, so active sequences are always the first
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     lens = torch.tensor([len(sequences[i]) for i in order])
     state = scorer.initial(len(order))
     device = state[0].device

@@ -89,8 +89,7 @@ def _trie(boosts: dict[tuple[int, ...], float]) -> tuple[list[dict[int, int]], l
 def _follow(children: list[dict[int, int]], whole: list[float], part: list[float], vocab_size: int) -> np.ndarray:
     """Return the next state by state and token, (states, vocab_size) int32.
 
-    Add to `whole` and `part` of each state those of its failure state, which is the longest other state that the tokens end
-    in.
+    Add to `whole` and `part` of a state those of its failure state, the longest other state that its tokens end in.
     """
     goto = np.zeros((len(children), vocab_size), dtype=np.int32)
     fail, queue = [0] * len(children), [0]

@@ -19,11 +19,7 @@ class NGramScorer:
     """
 
     def __init__(self, lm: NGramLm, tokens: Sequence[str], device: torch.device | str = "cpu") -> None:
-        """Take the model and the name of each token id in it.
-
-        Raises:
-          ValueError: the model has a word that is not a token, so it belongs to another vocabulary.
-        """
+        """Take the model and the name of each token id in it; ValueError if the model has a word that is not a token."""
         ids = {word: i for i, word in enumerate(lm.words)}
         strange = sorted(set(lm.words) - set(tokens) - {START, END, UNKNOWN})
         if strange:
