@@ -68,9 +68,7 @@ decode() {
   run local.decode --checkpoint "$checkpoint" --data-dir "$data_dir" --exp-dir "$exp_dir" "${tuned[@]}"
 }
 
-score() {  # local/wer.py reads no configuration, which `run` would pass on; main prints the table
-  (set -x; "$python" -m local.wer --exp-dir "$exp_dir" --data-dir "$data_dir" > /dev/null)
-}
+score() { program local.wer --exp-dir "$exp_dir" --data-dir "$data_dir" > /dev/null; }  # main prints the table
 
 other_command() {
   local module=studies.$1

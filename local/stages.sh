@@ -101,12 +101,14 @@ value_of() {
   [[ $value == null ]] || printf '%s' "$value"
 }
 
-# run MODULE [OPTIONS]: print and run a Python program with --conf and all overrides.
-run() {
-  local command=("$python" -m "$@" --conf "$conf" "${overrides[@]}")
-  printf '+%s\n' "$(printf ' %q' "${command[@]}")" >&2
-  "${command[@]}"
+# program MODULE [OPTIONS]: print and run a Python program.
+program() {
+  printf '+%s\n' "$(printf ' %q' "$python" -m "$@")" >&2
+  "$python" -m "$@"
 }
+
+# run MODULE [OPTIONS]: the same with --conf and all overrides.
+run() { program "$@" --conf "$conf" "${overrides[@]}"; }
 
 # fingerprint PATH: of a file's content, or of the names and contents of a folder's files. Links are followed; copies are
 # equal. Of audio in a folder, names and sizes count.

@@ -14,6 +14,7 @@ import termios
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.test_readme import parsed
 
 import pytest
 
@@ -278,7 +279,7 @@ def calls(folder: Path, stage: int | str, last: int, *overrides: str) -> list[st
     assert done.returncode == 0, done.stderr
     lines = (folder / "calls").read_text().splitlines()
     end = " ".join(["--conf conf/base.yaml", *(o for o in overrides if not o.startswith("--"))])
-    assert all(line.endswith(end) for line in lines), lines
+    assert all(line.endswith(end) or line.startswith("-m local.wer ") for line in lines), lines
     for line in lines:  # printed, so that it can be copied
         assert line.split()[1] in done.stderr
     gone = (f"--data-dir {folder}/data", f"--exp-dir {folder}/exp", f"--checkpoint {folder}/exp/averaged.pt", end, "-m")
@@ -357,6 +358,24 @@ def test_an_override_of_any_section_reaches_decoding(experiment: Path) -> None:
     assert calls(experiment, 5, 5) == ["local.decode"]
     assert calls(experiment, "decode", 5, "data.test_parts=[dev]") == ["local.decode"]
     assert calls(experiment, 5, 5, "data.test_parts=[dev]") == []
+
+
+def test_every_program_understands_its_call(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stages of run.sh and prepare.sh, each call read by its program's own parser."""
+    for folder in ("data/audio", "data/cuts", "data/features", "exp/checkpoints"):
+        (experiment / folder).mkdir()
+    options = [
+        "lm.train=true",
+        "tune.lm_scale=[0.1]",
+        "features.type=precomputed",
+        "augment.musan=musan",
+        "lang.vocab_size=500",
+    ]
+    found = calls(experiment, 0, 6, "--nproc=1", *options)
+    assert len(found) == 12
+    for line in (experiment / "calls").read_text().splitlines():
+        _, module, *words = line.split(" ")  # an empty argument leaves two blanks
+        parsed(monkeypatch, module, words)
 
 
 def test_earlier_decodings_are_not_deleted(experiment: Path) -> None:

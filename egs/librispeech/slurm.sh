@@ -13,7 +13,8 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit this with sbatch, from the folder of run.sh}"
 
-# 2,000 seconds per step, as published: about 250 for each of eight GPUs; 270 leaves room, as no utterance is split. Command-line arguments override these.
+# 2,000 seconds per step, as published: about 250 for each of eight GPUs; 270 leaves room, as no utterance is split.
+# Command-line arguments override these.
 recipe=(./run.sh --corpus librispeech train.batch_seconds=2000 train.max_duration=270 "$@")
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 on_one=(srun --nodes=1 --ntasks=1 --nodelist="$first")
