@@ -10,7 +10,7 @@ from local.common.atomic import atomic_write
 from local.common.errors import UserError
 from local.compute_features import main as compute_features
 from local.config import load_config
-from local.corpus.audio_files import BadAudio, check_audio, parallel
+from local.corpus.audio_files import BadAudio, check_all, check_audio
 from local.corpus.corpus_yaml import load_corpus
 from local.data.datamodule import AsrDataModule
 from local.data.durations import num_frames, tokens_fit
@@ -116,8 +116,8 @@ def test_bad_audio_says_why(tmp_path: Path) -> None:
 
 
 def test_parallel_keeps_the_order() -> None:
-    assert list(parallel(lambda x: x * x, range(100), 4)) == [x * x for x in range(100)]
-    assert list(parallel(str, [], 2)) == []
+    assert list(check_all(lambda x: x * x, range(100), 4, "numbers")) == [(x, x * x) for x in range(100)]
+    assert list(check_all(str, [], 2, "nothing")) == []
 
 
 def test_bad_utterances_are_named_and_the_rest_is_kept(tree: Path, capsys: pytest.CaptureFixture) -> None:
