@@ -71,10 +71,10 @@ class Telemetry:
             "lr": lr,
             "data_wait_share": self.waited / self.seconds if self.seconds else 0.0,
             "frames_per_second": input_frames / self.seconds if self.seconds else 0.0,
+            "outside_pruned_band": torch.stack(self.outside).mean().item() if self.outside else float("nan"),
+            **{f"gradient_norm_{part}": value for part, value in zip(self.parts.names, by_part, strict=True)},
+            **masks,
         }
-        row["outside_pruned_band"] = torch.stack(self.outside).mean().item() if self.outside else float("nan")
-        row.update({f"gradient_norm_{part}": value for part, value in zip(self.parts.names, by_part, strict=True)})
-        row.update(masks)
         self.train_csv.write(epoch, step, row)
         for name, value in row.items():
             self.writer.add_scalar(f"train/{name}", value, step)
