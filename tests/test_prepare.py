@@ -6,7 +6,7 @@ import gzip
 import shutil
 from pathlib import Path
 
-from local.common.atomic import atomic_write
+from local.common.atomic import atomic_write, write_text
 from local.common.errors import UserError
 from local.compute_features import main as compute_features
 from local.config import load_config
@@ -348,12 +348,12 @@ def test_missing_inputs_name_the_stage(tmp_path: Path, capsys: pytest.CaptureFix
 def test_full_disk_is_one_line(tree: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     data = prepare(tree)
 
-    def full(path: Path):
+    def full(path: Path, text: str) -> None:
         if path.name == "tokens.txt":
             raise OSError(28, "No space left on device", str(path))
-        return atomic_write(path)
+        write_text(path, text)
 
-    monkeypatch.setattr("local.prepare_lang.atomic_write", full)
+    monkeypatch.setattr("local.prepare_lang.write_text", full)
     assert "tokens.txt" in fails(capsys, prepare_lang, ["--data-dir", str(data)])
 
 

@@ -54,8 +54,7 @@ def check_audio(path: str | Path) -> AudioInfo:
                     raise BadAudio("audio file with NaN or far too loud samples")
     except soundfile.LibsndfileError as e:
         raise BadAudio(f"unreadable or truncated audio file ({e.error_string.strip().rstrip('.')})") from None
-    missing = wav_bytes_missing(path)
-    if missing:
+    if missing := wav_bytes_missing(path):
         raise BadAudio(f"truncated audio file ({missing} bytes of its data chunk are missing)")
     if decoded < stated:
         raise BadAudio(f"truncated audio file ({decoded} of {stated} samples)")

@@ -72,8 +72,8 @@ def load_spec(path: Path = SPEC) -> Spec:
     tree = read_yaml(path)
     try:
         parts = {name: PartSpec(float(p["minutes"]), int(p["voices"])) for name, p in tree["parts"].items()}
-        values: dict[str, Any] = {**tree["voices"], **tree["sound"], "parts": parts}
-        values |= {key: tree[key] for key in ("phrases", "classes")}
+        grammar = {key: tree[key] for key in ("phrases", "classes")}
+        values: dict[str, Any] = {**tree["voices"], **tree["sound"], **grammar, "parts": parts}
     except KeyError as e:
         raise UserError(f"{path}: the key {e} is missing") from e
     except (TypeError, ValueError, AttributeError) as e:

@@ -122,7 +122,8 @@ def locate(written: str, folder: Path) -> Path:
 
 def recording_of_pipe(key: str, command: str) -> Recording:
     """Return the recording that `command` writes; its lengths are 0 if the command fails or writes no audio."""
-    unread, none = undecoded(key, command, "command"), subprocess.DEVNULL
+    unread = undecoded(key, command, "command")
+    none = subprocess.DEVNULL
     try:
         done = subprocess.run(command, shell=True, stdin=none, stdout=subprocess.PIPE, stderr=none, check=False)
         sound, rate = soundfile.read(io.BytesIO(done.stdout), dtype="int16", always_2d=True)

@@ -104,11 +104,12 @@ def time_curves(modules: dict[str, Probed]) -> Figure:
 
     figure = new_figure(4.5)
     ax = figure.subplots()
-    names, shades = [n for n in modules if n.endswith(".lstm")], colormaps["viridis"]
-    for i, name in enumerate(names):
+    names = [n for n in modules if n.endswith(".lstm")]
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(names)))
+    for name, shade in zip(names, shades, strict=True):
         p = modules[name].gradient
         rms = (p.times / p.times_count.clamp(min=1)).sqrt().numpy()
-        ax.plot(np.where(rms > 0, rms, np.nan), label=short(name), color=shades(0.9 * i / max(len(names) - 1, 1)))
+        ax.plot(np.where(rms > 0, rms, np.nan), label=short(name), color=shade)
     _log_axis(ax)
     ax.set_xlabel("encoder frame (40 ms)")
     ax.set_ylabel("gradient rms at the output")

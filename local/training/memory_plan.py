@@ -21,13 +21,12 @@ from typing import Any
 
 from local.common.allocator import release_free_memory
 from local.common.errors import UserError
-from local.common.meter import MIB, Meter
+from local.common.meter import MIB, Meter, free_bytes
 from local.common.processes import Processes
 from local.config.schema import AUTO, Config
 from local.data.batch import Batch
 from local.data.datamodule import AsrDataModule
 from local.data.durations import FRAME_SECONDS
-from local.training.free_memory import free_bytes
 from local.training.losses import forward_losses
 from model.build import build_model
 from model.encoder.subsampling import MIN_FRAMES, subsampled
@@ -117,10 +116,10 @@ def probe(measure: Callable[[Shape], float], longest: float, tokens: int, free: 
     measure(shape(FIRST, tokens))  # compiles, chooses kernels, makes work spaces: not counted
     passes: list[tuple[Shape, float]] = []
     for seconds in (FIRST * 2**i for i in range(PASSES[1])):
-        start, largest = time.perf_counter(), shape(seconds, tokens)
+        largest, start = shape(seconds, tokens), time.perf_counter()
         passes.append((largest, measure(largest)))
-        enough = passes[-1][1] - passes[0][1] >= min(ENOUGH, free / 10) or time.perf_counter() - start >= PATIENCE
-        if enough and len(passes) >= PASSES[0]:
+        took, grown = time.perf_counter() - start, passes[-1][1] - passes[0][1]
+        if len(passes) >= PASSES[0] and (grown >= min(ENOUGH, free / 10) or took >= PATIENCE):
             break
     others = (shape(seconds, largest.tokens // 4), shape(seconds, 2 * largest.tokens + 2))
     return passes + [(other, measure(other)) for other in others if other != largest]
