@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from local.common.atomic import atomic_write
@@ -78,8 +77,7 @@ class Extraction:
 def workers(num_jobs: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
     """Yield an executor and its number of workers: processes of this machine, or of the Dask cluster at `dask`.
 
-    Raises:
-      UserError: the cluster cannot be reached or has no workers.
+    Raises `UserError` if the cluster cannot be reached or has no workers.
     """
     if not dask:
         # Forked workers inherit the loaded libraries.
@@ -101,38 +99,25 @@ def workers(num_jobs: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
         yield client.get_executor(pure=False), threads
 
 
-def chunks(cuts: Iterator[Cut]) -> Iterator[list[Cut]]:
-    """Yield lists of up to `CHUNK` cuts."""
-    while chunk := list(islice(cuts, CHUNK)):
-        yield chunk
-
-
 def stored_features(manifest: Path, features: FeaturesConfig) -> dict[str, Cut]:
     """Return the cuts of an earlier run by id, those whose features have the channels and rate of `features`."""
-    if not manifest.is_file():
-        return {}
+    asked = (features.num_mel_bins, features.sampling_rate)
     try:
-        cuts = {
-            cut.id: cut
-            for cut in read_manifest(manifest, MonoCut, "stage 4 (features) of prepare.sh")
-            if cut.features is not None
-        }
+        cuts = list(read_manifest(manifest, MonoCut, "stage 4 (features) of prepare.sh")) if manifest.is_file() else []
     except UserError as e:
         print(f"warning: {e}; computing its features again", file=sys.stderr)
         return {}
-    asked = (features.num_mel_bins, features.sampling_rate)
-    return {name: cut for name, cut in cuts.items() if (cut.features.num_features, cut.features.sampling_rate) == asked}
+    stored = [(cut.features, cut) for cut in cuts if cut.features is not None]
+    return {cut.id: cut for found, cut in stored if (found.num_features, found.sampling_rate) == asked}
 
 
 def still_good(old: Cut | None, cut: Cut) -> bool:
     """Return whether the features stored for `old` are those of `cut`: the same span of the same, unchanged audio."""
     if old is None or (old.start, old.duration, old.channel) != (cut.start, cut.duration, cut.channel):
         return False
-    if old.recording.to_dict() != cut.recording.to_dict():
-        return False
     f, archive = old.features, Path(old.features.storage_path)
     expected = (Float16ArchiveWriter.name, cut.start, cut.duration, num_frames(cut.duration))
-    if (f.storage_type, f.start, f.duration, f.num_frames) != expected:
+    if (f.storage_type, f.start, f.duration, f.num_frames) != expected or old.recording.to_dict() != cut.recording.to_dict():
         return False
     if not is_file(archive) or not holds(archive, f.storage_key, (f.num_frames, f.num_features)):
         return False
@@ -145,14 +130,8 @@ def compute_part(
 ) -> list[Failure]:
     """Store the features of `cuts`, extracted by the `num_jobs` workers of `pool`; replace the part's manifest at the end.
 
-    lhotse's `compute_and_store_features` would split the cuts into one piece per worker, and one unreadable file would end
-    the whole piece.
-
-    Returns:
-      The cuts without features, with the reason of each.
-
-    Raises:
-      UserError: no cut has features.
+    Return the cuts without features, with the reason of each. Raises `UserError` if no cut has features. lhotse's
+    `compute_and_store_features` would split the cuts into one piece per worker, and one unreadable file would end it.
     """
     manifest, archives = folder / f"{part}.jsonl.gz", folder / part
     stored = stored_features(manifest, features)
@@ -162,9 +141,10 @@ def compute_part(
         print(f"{part}: features of {len(done)} cuts are already there")
     archives.mkdir(parents=True, exist_ok=True)
     failed: list[Failure] = []
+    chunks = [missing[first : first + CHUNK] for first in range(0, len(missing), CHUNK)]
     extract = Extraction(features, archives.resolve(), store)
     with Progress(len(missing), f"features of {part}", "cuts") as shown:
-        for extracted, bad in in_order(pool, extract, chunks(iter(missing)), 4 * num_jobs):
+        for extracted, bad in in_order(pool, extract, chunks, 4 * num_jobs):
             done |= {cut.id: cut.features for cut in extracted}
             failed += bad
             shown.update(len(extracted) + len(bad))

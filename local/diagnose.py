@@ -8,15 +8,14 @@ EXP/diagnose/report.txt names layer and utterances; report.tsv and sequences.tsv
 
 from __future__ import annotations
 
-import argparse
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from local.artifacts.checkpoint import load_file, load_weights, newest_readable
-from local.common.atomic import atomic_write
+from local.common.atomic import write_text
 from local.common.cli import choose_device, make_parser, program
 from local.common.csv_table import write_table
 from local.common.errors import UserError
@@ -28,7 +27,7 @@ from local.data.datamodule import AsrDataModule
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.diagnosis import plots
 from local.diagnosis.probe import Probe, recurrent_rms
-from local.diagnosis.verdict import Verdict, number, verdict
+from local.diagnosis.verdict import EXPLOSIONS, Verdict, number, verdict
 from local.training.losses import forward_losses
 from model.build import build_model
 from model.transducer import Transducer, pruned_scale, training_loss
@@ -50,10 +49,8 @@ def load_model(
 ) -> tuple[Transducer, dict[str, int] | None, str]:
     """Return the model in training mode, the progress of its training (None: unknown), and the origin of its weights.
 
-    path: a checkpoint; None: the one with the most steps in exp_dir, or an untrained model without any.
-
-    Raises:
-        UserError: the checkpoint was trained with other tokens than those of the data.
+    path: a checkpoint; None: the one with the most steps in exp_dir, or an untrained model without any. Raises `UserError` if
+    the checkpoint was trained with other tokens than those of the data.
     """
     torch.manual_seed(cfg.train.seed)
     model = build_model(cfg, tokenizer.vocab_size)
@@ -71,16 +68,11 @@ def load_model(
 def take_batches(data: AsrDataModule, progress: dict[str, int] | None, count: int) -> list[Batch]:
     """Return the `count` batches that the training would use next, or fewer if the corpus has no more.
 
-    Raises:
-        UserError: the training parts have no utterance.
+    Raises `UserError` if the training parts have no utterance.
     """
     epoch, batch = (progress["epoch"], progress["batch"]) if progress else (1, 0)
-
-    def following() -> Iterator[Batch]:
-        yield from data.train_dataloader(epoch, skip_batches=batch)
-        yield from data.train_dataloader(epoch + 1)
-
-    taken = list(itertools.islice(following(), count))
+    loaders = (data.train_dataloader(epoch + i, skip_batches=0 if i else batch) for i in range(2))
+    taken = list(itertools.islice(itertools.chain.from_iterable(loaders), count))
     if not taken:
         raise UserError(f"{data.data_dir}: the training parts have no utterance")
     return taken
@@ -89,8 +81,7 @@ def take_batches(data: AsrDataModule, progress: dict[str, int] | None, count: in
 def scale_recurrent(model: Transducer, layer: str, factor: float) -> None:
     """Plant a fault: multiply the recurrent matrix of one encoder layer (its number, from 0) by `factor`.
 
-    Raises:
-        UserError: there is no such layer.
+    Raises `UserError` if there is no such layer.
     """
     layers = model.encoder.encoder.layers
     if not layer.isdecimal() or int(layer) >= len(layers):
@@ -103,10 +94,7 @@ def corrupt(batches: Sequence[Batch], utterance: str, kind: str) -> str:
     """Plant a fault in one utterance (`first`: the first of the first batch) and return its id.
 
     kind: `loud`, features times 100; `noise`, white noise with the features' mean and standard deviation; `transcript`,
-    random tokens.
-
-    Raises:
-        UserError: the utterance is not in the batches.
+    random tokens. Raises `UserError` if the utterance is not in the batches.
     """
     utterance = batches[0].ids[0] if utterance == "first" else utterance
     batch = next((b for b in batches if utterance in b.ids), None)
@@ -179,16 +167,10 @@ def sequence_rows(probe: Probe, losses: Tensor) -> tuple[list[str], list[dict[st
 def report_tables(probe: Probe, found: Verdict, rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Return the tables of report.txt and of the page: title, head and rows as text."""
     tables = []
-    findings = {
-        "gradient explodes": found.explosions,
-        "gradient is an outlier": found.gradients,
-        "activations are outliers": found.activations,
-        "a channel is an outlier": found.channels,
-    }
     marked = [
-        [what, f.module, number(f.largest), number(f.median), f.names()]
-        for what, fs in findings.items()
-        for f in fs[:MAX_SHOWN]
+        [kind, f.module, number(f.largest), number(f.median), f.names()]
+        for kind, findings in found.findings.items()
+        for f in findings[:MAX_SHOWN]
     ]
     if marked:
         tables.append(("Findings", ["finding", "module", "largest ratio", "median ratio", "utterances"], marked))
@@ -210,9 +192,8 @@ def write_report(folder: Path, probe: Probe, losses: Tensor, found: Verdict, not
     page = Page("Diagnosis of the gradients", folder)
     for text in (found.line, *notes):
         page.text(text)
-    judged = (found.explosions, found.gradients, found.activations, found.channels)
-    marked = [f.utterances[0] for fs in judged for f in fs[:3]]
-    marked = list(dict.fromkeys(marked + [u for f in found.explosions[:1] for u in f.utterances]))
+    marked = [f.utterances[0] for findings in found.findings.values() for f in findings[:3]]
+    marked = list(dict.fromkeys(marked + [u for f in found.findings[EXPLOSIONS][:1] for u in f.utterances]))
     measured = (probe.modules, probe.ids, marked)
     page.figure(plots.filter_heat_map(*measured), "filter", "Gradient norm by layer and sequence")
     page.figure(plots.depth_curves(*measured), "depth", "Gradient norm against depth, one line per sequence")
@@ -225,12 +206,12 @@ def write_report(folder: Path, probe: Probe, losses: Tensor, found: Verdict, not
         lines += ["", title]
         lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (table_head, *body)]
     page.write("diagnose")
-    with atomic_write(folder / "report.txt") as tmp:
-        tmp.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "report.txt", "\n".join(lines) + "\n")
 
 
-def arguments() -> argparse.ArgumentParser:
-    """Return the program's parser."""
+@program
+def main(argv: list[str] | None = None) -> None:
+    """Measure the batches, write the report and print its first line."""
     parser = make_parser(__doc__, data_dir=True, exp_dir=True)
     parser.add_argument("--checkpoint", type=Path, help="weights (default: EXP's newest checkpoint, or an untrained model)")
     parser.add_argument("--batches", type=int, default=4, help="number of training batches (4)")
@@ -240,13 +221,7 @@ def arguments() -> argparse.ArgumentParser:
     planted.add_argument("--corrupt", metavar="UTTERANCE", help="corrupt this utterance: an id, or 'first'")
     kinds = "loud: features x 100; noise: features of noise; transcript: random tokens (loud)"
     planted.add_argument("--corruption", choices=CORRUPTIONS, default="loud", help=kinds)
-    return parser
-
-
-@program
-def main(argv: list[str] | None = None) -> None:
-    """Measure the batches, write the report and print its first line."""
-    args = arguments().parse_args(argv)
+    args = parser.parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
     if args.batches < 1:
         raise UserError(f"--batches {args.batches} must be at least 1")

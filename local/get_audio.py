@@ -31,9 +31,8 @@ def fetch(corpus: Corpus, out: Path, num_jobs: int) -> None:
     if corpus.source == "custom":
         raise UserError(f"corpus '{corpus.name}' is your own; name its folder with --corpus-dir")
     if corpus.source == "tiny":
-        stats = synthesise(out, seed=int(corpus.options.get("seed", 0)), num_jobs=num_jobs)
-        for part, s in stats.items():
-            print(f"{part}: {s.minutes:.1f} min, {s.utterances} utterances, {s.voices} voices, {len(s.words)} words")
+        for part, stats in synthesise(out, seed=int(corpus.options.get("seed", 0)), num_jobs=num_jobs).items():
+            print(f"{part}: {stats}")
         return
     known = PARTS[corpus.source]
     for part in corpus.parts():
@@ -57,9 +56,7 @@ def download(what: str, run: Callable[[], object], where: Path) -> None:
     try:
         run()
     except (tarfile.TarError, EOFError, zlib.error) as e:
-        raise UserError(
-            f"the archive of {what} in {where} is damaged ({e}); remove it and run the same command again"
-        ) from None
+        raise UserError(f"the archive of {what} in {where} is damaged ({e}); remove it and start again") from None
     except (URLError, HTTPException, ConnectionError, TimeoutError) as e:
         raise UserError(f"cannot download {what}: {e}; run the same command again to resume") from None
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from local.artifacts.arpa import BOS, EOS, estimate, read_sentences, write_arpa
 from local.artifacts.decoding_graph import save_graph
-from local.common.atomic import atomic_write
+from local.common.atomic import write_text
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.config import load_config
@@ -101,10 +101,8 @@ def arpa_words(path: Path, name: str) -> list[str]:
 def grammar(arpa: Path, name: str, words: Sequence[str], folder: Path) -> kaldifst.StdVectorFst:
     """Return G, the n-gram model over the ids of `words`, which count from 1; the next id is that of `BACKOFF`.
 
-    G has no output labels. N-grams with other words are left out. Temporary files go to `folder`.
-
-    Raises:
-      UserError: kaldilm cannot read the file; gives its reason and calls the file `name`.
+    G has no output labels. N-grams with other words are left out. Temporary files go to `folder`. Raises `UserError` if
+    kaldilm cannot read the file; the message gives its reason and calls the file `name`.
     """
     symbols = folder / "words.txt"
     names = ["<eps>", *words, BACKOFF, BOS, EOS]
@@ -161,10 +159,8 @@ def lexicon_fst(lexicon: Sequence[Spelling], word_ids: dict[str, int], vocab_siz
 def compose(lexicon: kaldifst.StdVectorFst, lm: kaldifst.StdVectorFst, vocab_size: int) -> Graph:
     """Return LG of L and G, determinised, minimised and with weights pushed to the start, where a search needs them.
 
-    The extra symbols of spellings and `BACKOFF` become `EPSILON`; their arcs stay, see `Graph`.
-
-    Raises:
-      UserError: no sentence of the n-gram model can be spelt.
+    The extra symbols of spellings and `BACKOFF` become `EPSILON`; their arcs stay, see `Graph`. Raises `UserError` if no
+    sentence of the n-gram model can be spelt.
     """
     fst = kaldifst.compose(lexicon, lm)
     kaldifst.determinize_star(fst, delta=DELTA)
@@ -204,9 +200,8 @@ def prepare(lang: Path, arpa: Path | None, order: int, lexicon_file: Path | None
         ids = {word: i for i, word in enumerate(dict.fromkeys(word for word, _ in lexicon), 1)}
         check_words(source, words, list(ids))
         lm = grammar(plain, str(arpa), list(ids), Path(folder))
-    with atomic_write(out / "lexicon.txt") as tmp:
-        lines = (f"{word} {' '.join(tokenizer.tokens[i] for i in tokens)}\n" for word, tokens in lexicon)
-        tmp.write_text("".join(lines), encoding="utf-8")
+    lines = (f"{word} {' '.join(tokenizer.tokens[i] for i in tokens)}\n" for word, tokens in lexicon)
+    write_text(out / "lexicon.txt", "".join(lines))
     graph = compose(lexicon_fst(lexicon, ids, tokenizer.vocab_size), lm, tokenizer.vocab_size)
     save_graph(graph, tokenizer, out / "LG.npz")
     return f"{out / 'LG.npz'}: {len(graph.finals)} states and {len(graph.labels)} arcs of {len(ids)} words"

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from local.common.atomic import atomic_write
+from local.common.atomic import atomic_write, write_text
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.config import load_config
@@ -32,10 +32,8 @@ from lhotse.cut import Cut
 
 def write_lang(tokenizer: Tokenizer, texts: Sequence[str], folder: Path) -> None:
     """Write transcript.txt (one text per line), tokens.txt (one `<token> <id>` per line) and bpe.model."""
-    with atomic_write(folder / "transcript.txt") as tmp:
-        tmp.write_text("".join(t + "\n" for t in texts), encoding="utf-8")
-    with atomic_write(folder / "tokens.txt") as tmp:
-        tmp.write_text("".join(f"{t} {i}\n" for i, t in enumerate(tokenizer.tokens)), encoding="utf-8")
+    write_text(folder / "transcript.txt", "".join(t + "\n" for t in texts))
+    write_text(folder / "tokens.txt", "".join(f"{t} {i}\n" for i, t in enumerate(tokenizer.tokens)))
     with atomic_write(folder / "bpe.model") as tmp:
         tmp.write_bytes(tokenizer.model)
 
@@ -80,9 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = args.data_dir / "cuts" / f"{part}.jsonl.gz"
         cuts: list[Cut] = list(read_manifest(path, Cut, "stage 2 (cuts) of prepare.sh"))  # type: ignore[type-abstract]
         if odd := next((cut for cut in cuts if len(cut.supervisions) != 1), None):
-            raise UserError(
-                f"{path}: damaged: {odd.id[:80]} has {len(odd.supervisions)} transcripts; run stage 2 again (--force)"
-            )
+            count = len(odd.supervisions)
+            raise UserError(f"{path}: damaged: {odd.id[:80]} has {count} transcripts; run stage 2 again (--force)")
         train = part in corpus.train
         counts = count_tokens(cuts, part, train, tokenizer, dropped)
         if set(counts.values()) <= {UNUSABLE}:
@@ -96,9 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_dropped(folder / "dropped.tsv", dropped)
     report_dropped(dropped, folder / "dropped.tsv")
     write_lang(tokenizer, texts, folder)
-    fewer = f" (the text has no more: lang.vocab_size={cfg.lang.vocab_size})"
-    few = tokenizer.vocab_size < cfg.lang.vocab_size
-    print(f"{tokenizer.vocab_size} tokens from {len(texts)} transcripts{fewer if few else ''}")
+    asked, made = cfg.lang.vocab_size, tokenizer.vocab_size
+    fewer = f" (the text has no more: lang.vocab_size={asked})" if made < asked else ""
+    print(f"{made} tokens from {len(texts)} transcripts{fewer}")
 
 
 if __name__ == "__main__":

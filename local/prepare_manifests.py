@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
-from local.common.progress import progress
 from local.common.text_files import read_lines
 from local.config import load_config
-from local.corpus.audio_files import BadAudio, check_audio, parallel
+from local.corpus.audio_files import BadAudio, check_all, check_audio
 from local.corpus.corpus_yaml import Corpus, load_corpus, save_corpus
 from local.corpus.custom import custom_parts
 from local.corpus.dropped import Dropped, report_dropped, write_dropped
 from local.corpus.librispeech import find_tree, read_part
+from local.corpus.pairs import Pair
 from local.corpus.shard_store import ShardStore, shard_store
 
-from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse import Recording, RecordingSet, SupervisionSet
 from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
 
-Pair = tuple[Recording, SupervisionSegment]
 PARTS_HINT = "; name the parts with data.train_parts=[...] data.dev_parts=[...] data.test_parts=[...]"
 TOLERANCE = 0.025  # seconds by which a segment may reach beyond its recording
 NAMES_SHOWN = 5  # speakers named on the screen
@@ -37,14 +37,15 @@ NAMES_SHOWN = 5  # speakers named on the screen
 def check_recording(recording: Recording, store: ShardStore) -> Recording:
     """Decode the recording's files and return it with their rate, length and channels.
 
-    If the recording states a length, fewer samples than that are truncation.
-
-    Raises:
-      BadAudio: a file is missing, damaged or truncated; names it.
+    If the recording states a length, fewer samples than that are truncation. Raises `BadAudio` if a file is missing, damaged
+    or truncated; the message names it.
     """
     for source in recording.sources:
         if source.type != "file":
-            _load_once(recording, store)
+            try:
+                store.with_audio(recording).load_audio()
+            except Exception as e:
+                raise BadAudio(f"unreadable recording {recording.id}: {str(e).strip().splitlines()[0]}") from None
             return recording
         try:
             info = check_audio(source.source)
@@ -67,13 +68,6 @@ def check_recording(recording: Recording, store: ShardStore) -> Recording:
     return recording
 
 
-def _load_once(recording: Recording, store: ShardStore) -> None:
-    try:
-        store.with_audio(recording).load_audio()
-    except Exception as e:
-        raise BadAudio(f"unreadable recording {recording.id}: {str(e).strip().splitlines()[0]}") from None
-
-
 def drop_duplicates_and_empty(pairs: Iterable[Pair], part: str, dropped: list[Dropped]) -> list[Pair]:
     """Return the pairs without those that repeat an id or have an empty transcript; these go to `dropped`."""
     kept: dict[str, Pair] = {}
@@ -94,17 +88,8 @@ def check_pairs(pairs: Sequence[Pair], part: str, num_jobs: int, dropped: list[D
     Utterances without audio, with damaged audio or outside their recording go to `dropped`.
     """
     recordings = {recording.id: recording for recording, _ in pairs}
-    checked: dict[str, Recording | BadAudio] = {}
-
-    def check(recording: Recording) -> Recording | BadAudio:
-        try:
-            return check_recording(recording, store)
-        except BadAudio as e:
-            return e
-
-    results = parallel(check, recordings.values(), num_jobs)
-    for name, result in zip(recordings, progress(results, len(recordings), f"audio of {part}", "files"), strict=True):
-        checked[name] = result
+    results = check_all(partial(check_recording, store=store), recordings.values(), num_jobs, f"audio of {part}")
+    checked = {recording.id: result for recording, result in results}
     kept: list[Pair] = []
     for recording, segment in pairs:
         result = checked[recording.id]
@@ -155,8 +140,7 @@ def read_parts(corpus: Corpus, corpus_dir: Path, dropped: list[Dropped], store: 
 def with_alignments(pairs: Sequence[Pair], folder: Path) -> list[Pair]:
     """Return the pairs with the times of their words, from the .ctm files (if any) beside the transcripts in `folder`.
 
-    Raises:
-      UserError: a line is not `utterance channel start duration word`; names file and line.
+    Raises `UserError` if a line is not `utterance channel start duration word`; the message names file and line.
     """
     words: dict[str, list[AlignmentItem]] = {}
     for path in sorted(folder.glob("*/*/*.ctm")):

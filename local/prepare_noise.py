@@ -13,9 +13,8 @@ from pathlib import Path
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
-from local.common.progress import progress
 from local.config import load_config
-from local.corpus.audio_files import AudioInfo, BadAudio, check_audio, parallel
+from local.corpus.audio_files import BadAudio, check_all, check_audio
 from local.corpus.librispeech import AUDIO_ENDINGS
 
 from lhotse import CutSet, Recording
@@ -28,16 +27,8 @@ WINDOW, SHORTEST = 10.0, 5.0  # seconds
 def read_folder(folder: Path, num_jobs: int) -> list[Cut]:
     """Return a cut per audio file below `folder`; damaged files are named and left out. Uses `num_jobs` threads."""
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_ENDINGS)
-
-    def check(path: Path) -> AudioInfo | BadAudio:
-        try:
-            return check_audio(path)
-        except BadAudio as e:
-            return e
-
     cuts: list[Cut] = []
-    results = progress(parallel(check, paths, num_jobs), len(paths), "noise", "files")
-    for path, info in zip(paths, results, strict=True):
+    for path, info in check_all(check_audio, paths, num_jobs, "noise"):
         if isinstance(info, BadAudio):
             print(f"warning: noise left out: {info}: {path}", file=sys.stderr)
             continue

@@ -34,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--{name} must be at least 1, not {getattr(args, name)}")
     if args.seed < 0:
         raise UserError(f"--seed must be at least 0, not {args.seed}")
-    stats = synthesise(args.out, seed=args.seed, num_jobs=args.nj, spec_path=args.spec, limit=args.limit)
-    for part, s in stats.items():
-        print(f"{part}: {s.minutes:.1f} minutes, {s.utterances} utterances, {s.voices} voices, {len(s.words)} words")
+    made = synthesise(args.out, seed=args.seed, num_jobs=args.nj, spec_path=args.spec, limit=args.limit)
+    for part, stats in made.items():
+        print(f"{part}: {stats}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from local.config import load_config
 from local.data.batch import Batch
 from local.training import memory_plan
 from local.training.losses import forward_losses
-from local.training.memory_probe import PassMeter, Shape
+from local.training.memory_plan import PassMeter, Shape
 from local.training.trainer import Trainer
 from model.build import build_model
 from model.layers.gradient_filter import GradientFilter

@@ -6,11 +6,11 @@ import gzip
 import shutil
 from pathlib import Path
 
-from local.common.atomic import atomic_write
+from local.common.atomic import atomic_write, write_text
 from local.common.errors import UserError
 from local.compute_features import main as compute_features
 from local.config import load_config
-from local.corpus.audio_files import BadAudio, check_audio, parallel
+from local.corpus.audio_files import BadAudio, check_all, check_audio
 from local.corpus.corpus_yaml import load_corpus
 from local.data.datamodule import AsrDataModule
 from local.data.durations import num_frames, tokens_fit
@@ -116,8 +116,8 @@ def test_bad_audio_says_why(tmp_path: Path) -> None:
 
 
 def test_parallel_keeps_the_order() -> None:
-    assert list(parallel(lambda x: x * x, range(100), 4)) == [x * x for x in range(100)]
-    assert list(parallel(str, [], 2)) == []
+    assert list(check_all(lambda x: x * x, range(100), 4, "numbers")) == [(x, x * x) for x in range(100)]
+    assert list(check_all(str, [], 2, "nothing")) == []
 
 
 def test_bad_utterances_are_named_and_the_rest_is_kept(tree: Path, capsys: pytest.CaptureFixture) -> None:
@@ -348,12 +348,12 @@ def test_missing_inputs_name_the_stage(tmp_path: Path, capsys: pytest.CaptureFix
 def test_full_disk_is_one_line(tree: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     data = prepare(tree)
 
-    def full(path: Path):
+    def full(path: Path, text: str) -> None:
         if path.name == "tokens.txt":
             raise OSError(28, "No space left on device", str(path))
-        return atomic_write(path)
+        write_text(path, text)
 
-    monkeypatch.setattr("local.prepare_lang.atomic_write", full)
+    monkeypatch.setattr("local.prepare_lang.write_text", full)
     assert "tokens.txt" in fails(capsys, prepare_lang, ["--data-dir", str(data)])
 
 

@@ -40,6 +40,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.close(lock)
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a UTF-8 file with `atomic_write`."""
+    with atomic_write(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
+
+
 def remove_abandoned(folder: Path) -> list[Path]:
     """Remove the temporaries of `atomic_write` in `folder` whose writer was killed, and return them.
 

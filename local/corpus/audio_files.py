@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from local.common.progress import progress
 from local.common.text_files import is_file
 
 import numpy as np
@@ -53,8 +54,7 @@ def check_audio(path: str | Path) -> AudioInfo:
                     raise BadAudio("audio file with NaN or far too loud samples")
     except soundfile.LibsndfileError as e:
         raise BadAudio(f"unreadable or truncated audio file ({e.error_string.strip().rstrip('.')})") from None
-    missing = wav_bytes_missing(path)
-    if missing:
+    if missing := wav_bytes_missing(path):
         raise BadAudio(f"truncated audio file ({missing} bytes of its data chunk are missing)")
     if decoded < stated:
         raise BadAudio(f"truncated audio file ({decoded} of {stated} samples)")
@@ -81,10 +81,20 @@ def wav_bytes_missing(path: Path) -> int:
     return 0
 
 
-def parallel(function: Callable[[A], B], items: Iterable[A], num_jobs: int) -> Iterator[B]:
-    """Map over `num_jobs` threads, in order, a bounded number of items ahead; decoding releases the interpreter's lock."""
+def check_all(check: Callable[[A], B], items: Collection[A], num_jobs: int, what: str) -> Iterator[tuple[A, B | BadAudio]]:
+    """Yield each item with its result, or with the `BadAudio` that `check` raised; what: the progress bar's name.
+
+    Threads check a bounded number of items ahead; decoding releases the interpreter's lock.
+    """
+
+    def caught(item: A) -> tuple[A, B | BadAudio]:
+        try:
+            return item, check(item)
+        except BadAudio as e:
+            return item, e
+
     with ThreadPoolExecutor(num_jobs) as pool:
-        yield from in_order(pool, function, items, 8 * num_jobs)
+        yield from progress(in_order(pool, caught, items, 8 * num_jobs), len(items), what, "files")
 
 
 def in_order(pool: Executor, function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from local.common.atomic import atomic_write
+from local.common.atomic import write_text
 from local.common.errors import UserError
 from local.common.text_files import read_yaml
 from local.config.schema import DataConfig
@@ -37,8 +37,7 @@ class Corpus:
 def load_corpus(path: str | Path, data: DataConfig | None = None) -> Corpus:
     """Read a corpus.yaml; `data.{train,dev,test}_parts` of a config replace its lists of parts if they are set.
 
-    Raises:
-      UserError: the file is missing, or a key is missing, unknown or wrong; names file and key.
+    Raises `UserError` if the file is missing, or a key is missing, unknown or wrong; the message names file and key.
     """
     path = Path(path)
     values = read_yaml(path, "stage 1 (manifests) of prepare.sh")
@@ -52,19 +51,16 @@ def load_corpus(path: str | Path, data: DataConfig | None = None) -> Corpus:
     if values["source"] not in SOURCES:
         raise UserError(f"{path}: key 'source' must be one of {', '.join(SOURCES)}, not {str(values['source'])[:100]!r}")
     for key, kind in (("name", str), ("corpus_dir", str | None), ("options", dict)):
-        if not isinstance(values.get(key, kind() if isinstance(kind, type) else None), kind):
+        if key in values and not isinstance(values[key], kind):
             raise UserError(f"{path}: key '{key}' has the wrong type: {str(values[key])[:100]!r}")
     for key in ("train", "dev", "test"):
         if not isinstance(values[key], list) or not all(map(is_part, values[key])):
             raise UserError(f"{path}: key '{key}' must be a list of names of parts, which are names of folders or files")
-    corpus = Corpus(**values)
-    for key in ("train", "dev", "test"):
         replaced = getattr(data, f"{key}_parts", None)
-        if replaced is not None:
-            setattr(corpus, key, list(replaced))
-    if not corpus.train:
+        values[key] = values[key] if replaced is None else list(replaced)
+    if not values["train"]:
         raise UserError(f"{path}: key 'train' must name at least one part")
-    return corpus
+    return Corpus(**values)
 
 
 def is_part(name: object) -> bool:
@@ -74,5 +70,4 @@ def is_part(name: object) -> bool:
 
 def save_corpus(corpus: Corpus, path: str | Path) -> None:
     """Write a corpus.yaml with its lists of parts resolved."""
-    with atomic_write(path) as tmp:
-        tmp.write_text(yaml.safe_dump(asdict(corpus), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(path, yaml.safe_dump(asdict(corpus), sort_keys=False, allow_unicode=True))

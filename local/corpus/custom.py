@@ -17,6 +17,7 @@ import hashlib
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,9 +27,10 @@ from local.corpus.dropped import Dropped
 from local.corpus.kaldi_dir import read_kaldi
 from local.corpus.lhotse_manifests import read_cuts, read_manifests
 from local.corpus.librispeech import read_part
+from local.corpus.pairs import Pair
 from local.corpus.shar import read_shar
 from local.corpus.shard_store import LIST, ShardStore
-from local.corpus.tables import DELIMITERS, Pair, read_table
+from local.corpus.tables import DELIMITERS, read_table
 
 from lhotse import SupervisionSegment
 from lhotse.utils import fastcopy
@@ -47,18 +49,10 @@ SHARDS = "cuts.*.jsonl*"  # in a folder of shards
 def custom_parts(
     corpus_dir: Path, corpus: Corpus, dropped: list[Dropped], store: ShardStore | None = None
 ) -> dict[str, list[Pair]]:
-    """Return every part of `corpus` as pairs of recording and segment; malformed lines go to `dropped`.
+    """Return the utterances of every part of `corpus` in `corpus_dir`; malformed lines go to `dropped`.
 
-    Missing dev and test parts are split off the first training part; a line on the screen says so.
-
-    Args:
-      corpus_dir: DIR.
-      corpus: names of the parts, and options.
-      dropped: list to add to.
-      store: where remote shards are kept.
-
-    Raises:
-      UserError: a training part is missing, a part is there twice, or an option is wrong.
+    Missing dev and test parts are split off the first training part; a line on the screen says so. Raises `UserError` if a
+    training part is missing, a part is there twice, or an option is wrong.
     """
     normalise, share = check_options(corpus)
     sources = {part: find_source(corpus_dir, part) for part in corpus.parts()}
@@ -133,10 +127,7 @@ def split_off(
     """Return about `share` of the utterances, for `part`, and the rest.
 
     Whole speakers are taken, or single utterances if there are fewer than `MIN_SPEAKERS`. The choice depends on the names
-    alone (by SHA-256), not on their order or the machine.
-
-    Raises:
-      UserError: there are too few utterances.
+    alone (by SHA-256), not on their order or the machine. Raises `UserError` if there are too few utterances.
     """
 
     def key(name: str) -> bytes:
@@ -147,9 +138,7 @@ def split_off(
 
     speakers = {s.speaker for _, s in pairs}
     by_speaker = None not in speakers and len(speakers) >= MIN_SPEAKERS
-    counts: dict[str, int] = {}
-    for _, segment in pairs:
-        counts[owner(segment)] = counts.get(owner(segment), 0) + 1
+    counts = Counter(owner(segment) for _, segment in pairs)
     if len(counts) < 2:
         raise UserError(f"part '{part}' is not in {corpus_dir}, and {first} has too few utterances to split it off")
     wanted, size = max(1, round(share * len(pairs))), 0

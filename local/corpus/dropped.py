@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from local.common.atomic import atomic_write
+from local.common.atomic import write_text
 from local.common.errors import UserError
 from local.common.text_files import read_lines
 
@@ -30,8 +30,7 @@ class Dropped(NamedTuple):
 
 def write_dropped(path: str | Path, dropped: Sequence[Dropped]) -> None:
     """Write lines `id<TAB>part<TAB>reason`; an empty file if nothing was dropped."""
-    with atomic_write(path) as tmp:
-        tmp.write_text("".join(d.line() + "\n" for d in dropped), encoding="utf-8")
+    write_text(path, "".join(d.line() + "\n" for d in dropped))
 
 
 def read_dropped(path: Path, made_by: str) -> list[Dropped]:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from local.common.errors import UserError
-
-import yaml
+from local.common.text_files import read_yaml
 
 SPEC = Path(__file__).resolve().parents[2] / "egs" / "tiny" / "speech.yaml"
 MAX_DEPTH = 8  # of classes within classes; a deeper class contains itself
@@ -70,16 +69,14 @@ class Voice:
 
 def load_spec(path: Path = SPEC) -> Spec:
     """Read and check a speech.yaml. Raises `UserError` naming the file and the key."""
+    tree = read_yaml(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         parts = {name: PartSpec(float(p["minutes"]), int(p["voices"])) for name, p in tree["parts"].items()}
-        values: dict[str, Any] = {**tree["voices"], **tree["sound"], "parts": parts}
-        values |= {key: tree[key] for key in ("phrases", "classes")}
-    except FileNotFoundError as e:
-        raise UserError(f"{path}: no such file") from e
+        grammar = {key: tree[key] for key in ("phrases", "classes")}
+        values: dict[str, Any] = {**tree["voices"], **tree["sound"], **grammar, "parts": parts}
     except KeyError as e:
         raise UserError(f"{path}: the key {e} is missing") from e
-    except (yaml.YAMLError, TypeError, ValueError, AttributeError) as e:
+    except (TypeError, ValueError, AttributeError) as e:
         raise UserError(f"{path}: {' '.join(str(e).split())}") from e
     keys = {f.name for f in fields(Spec)}
     if wrong := keys ^ set(values):
@@ -153,12 +150,9 @@ class Phrases:
 def assign_voices(spec: Spec, seed: int) -> list[Voice]:
     """Choose the voices of each part.
 
-    No pair of accent and variant is in two parts, and train has every accent and every variant of dev and test.
-    Smaller parts choose first, and each takes the pair whose accent and variant it has least of, so that a small part
-    covers both. Ids start at 1001 in the first part, 2001 in the second, and so on.
-
-    Raises:
-      UserError: there are fewer pairs than voices.
+    No pair of accent and variant is in two parts, and train has every accent and every variant of dev and test. Smaller parts
+    choose first, and each takes the pair whose accent and variant it has least of, so that a small part covers both. Ids
+    start at 1001 in the first part, 2001 in the second, and so on. Raises `UserError` if there are fewer pairs than voices.
     """
     rng = random.Random(f"{seed}/voices")
     pairs = [(a, v) for a in spec.accents for v in spec.variants]

@@ -11,11 +11,10 @@ from pathlib import Path
 from local.common.errors import UserError
 from local.common.text_files import is_file, read_lines
 from local.corpus.dropped import Dropped
-from local.corpus.tables import Pair
+from local.corpus.pairs import Pair, undecoded
 
 import soundfile
 from lhotse import Recording, SupervisionSegment
-from lhotse.audio import AudioSource
 from lhotse.utils import fastcopy
 
 
@@ -59,8 +58,7 @@ class KaldiFiles:
             elif value.endswith("|"):
                 found[key] = recording_of_pipe(key, value[:-1].strip())
             else:
-                source = AudioSource(type="file", channels=[0], source=str(locate(value, self.folder)))
-                found[key] = Recording(id=key, sources=[source], sampling_rate=0, num_samples=0, duration=0.0)
+                found[key] = undecoded(key, str(locate(value, self.folder)))
         return found
 
     def segments(self, recordings: dict[str, Recording]) -> Iterator[SupervisionSegment]:
@@ -88,10 +86,8 @@ class KaldiFiles:
 def read_kaldi(folder: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
     """Return the utterances of a Kaldi data directory; audio is not read (`num_samples` is 0), except for pipes.
 
-    Malformed lines and ids that are missing in one of the files go to `dropped`.
-
-    Raises:
-      UserError: wav.scp or text is missing, or no utterance is left.
+    Malformed lines and ids that are missing in one of the files go to `dropped`. Raises `UserError` if wav.scp or text is
+    missing, or no utterance is left.
     """
     files = KaldiFiles(folder, part, dropped)
     recordings = files.recordings()
@@ -126,16 +122,15 @@ def locate(written: str, folder: Path) -> Path:
 
 def recording_of_pipe(key: str, command: str) -> Recording:
     """Return the recording that `command` writes; its lengths are 0 if the command fails or writes no audio."""
-    source = AudioSource(type="command", channels=[0], source=command)
-    unread = Recording(id=key, sources=[source], sampling_rate=0, num_samples=0, duration=0.0)
+    unread = undecoded(key, command, "command")
     none = subprocess.DEVNULL
     try:
         done = subprocess.run(command, shell=True, stdin=none, stdout=subprocess.PIPE, stderr=none, check=False)
         sound, rate = soundfile.read(io.BytesIO(done.stdout), dtype="int16", always_2d=True)
     except (soundfile.LibsndfileError, OSError, ValueError):  # the latter two: not a possible command
         return unread
-    if not len(sound):
-        return unread
     samples, channels = sound.shape
-    source = AudioSource(type="command", channels=list(range(channels)), source=command)
+    if not samples:
+        return unread
+    source = fastcopy(unread.sources[0], channels=list(range(channels)))
     return fastcopy(unread, sources=[source], sampling_rate=rate, num_samples=samples, duration=samples / rate)

@@ -13,7 +13,7 @@ from local.common.errors import UserError
 from local.corpus.dropped import Dropped
 from local.corpus.kaldi_dir import locate
 from local.corpus.manifest_lines import find_problem
-from local.corpus.tables import Pair
+from local.corpus.pairs import Pair
 
 from lhotse import MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.serialization import deserialize_item
@@ -26,10 +26,8 @@ TOLERANCE = 0.1  # seconds by which a supervision may exceed its cut; it is then
 def read_manifests(recordings_file: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
     """Return the utterances of `recordings...jsonl[.gz]` and of `supervisions...` beside it.
 
-    Malformed lines and supervisions of missing recordings go to `dropped`.
-
-    Raises:
-      UserError: the supervisions are missing, a file is damaged, or no utterance is left.
+    Malformed lines and supervisions of missing recordings go to `dropped`. Raises `UserError` if the supervisions are
+    missing, a file is damaged, or no utterance is left.
     """
     name = recordings_file.name
     names = [name.replace("recordings", "supervisions", 1)]
@@ -106,22 +104,18 @@ def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> I
                             segment.text = " ".join((segment.text or "").split())
                     if wrong := find_problem(item):
                         raise ValueError(wrong)
+                    if not isinstance(item, kind):
+                        raise TypeError(f"a {type(item).__name__}, not a {kind.__name__}")
                 except Exception as e:  # lhotse raises KeyError, TypeError, AssertionError and others
                     reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
                     dropped.append(Dropped(where, part, "malformed line", reason))
-                    continue
-                if isinstance(item, kind):
-                    yield where, item
                 else:
-                    detail = f"a {type(item).__name__}, not a {kind.__name__}"
-                    dropped.append(Dropped(where, part, "malformed line", detail))
+                    yield where, item
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as e:
         raise UserError(f"{manifest}:{number + 1}: truncated or not a gzipped JSONL: {e}") from e
 
 
 def relocate(recording: Recording, folder: Path) -> Recording:
     """Return `recording` with the paths of its files resolved by `locate`."""
-    if all(source.type != "file" for source in recording.sources):
-        return recording
     sources = [fastcopy(s, source=str(locate(str(s.source), folder))) if s.type == "file" else s for s in recording.sources]
     return fastcopy(recording, sources=sources)

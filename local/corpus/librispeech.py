@@ -6,10 +6,9 @@ from pathlib import Path
 
 from local.common.errors import UserError
 from local.common.text_files import is_file, read_lines
+from local.corpus.pairs import Pair, whole_file
 
-from lhotse import Recording, SupervisionSegment
-from lhotse.audio import AudioSource
-
+TRANSCRIPTS = "*/*/*.trans.txt"  # in a part
 AUDIO_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")
 
 
@@ -19,20 +18,15 @@ def find_tree(corpus_dir: Path) -> Path:
     return inner if inner.is_dir() else corpus_dir
 
 
-def parts_in(tree: Path) -> list[str]:
-    """Return the names of the folders that look like parts: they have transcripts two folders below."""
-    return sorted(p.name for p in tree.iterdir() if p.is_dir() and next(p.glob("*/*/*.trans.txt"), None))
-
-
-def read_part(tree: Path, part: str, hint: str = "") -> list[tuple[Recording, SupervisionSegment]]:
+def read_part(tree: Path, part: str, hint: str = "") -> list[Pair]:
     """Return the part's utterances in the order of their ids; audio is not read (`num_samples` is 0).
 
     A line with an id alone gives an empty text. Raises `UserError` if the part is missing.
     """
     folder = tree / part
-    transcripts = sorted(folder.glob("*/*/*.trans.txt")) if folder.is_dir() else []
+    transcripts = sorted(folder.glob(TRANSCRIPTS))
     if not transcripts:
-        there = ", ".join(parts_in(tree)) or "no parts"
+        there = ", ".join(sorted(p.name for p in tree.iterdir() if any(p.glob(TRANSCRIPTS)))) or "no parts"
         raise UserError(f"part '{part}' is not in {tree}, which has {there}{hint}")
     pairs = []
     for transcript in transcripts:
@@ -43,12 +37,7 @@ def read_part(tree: Path, part: str, hint: str = "") -> list[tuple[Recording, Su
     return pairs
 
 
-def _pair(folder: Path, utterance_id: str, text: str) -> tuple[Recording, SupervisionSegment]:
+def _pair(folder: Path, utterance_id: str, text: str) -> Pair:
     candidates = (folder / (utterance_id + ending) for ending in AUDIO_ENDINGS)
     path = next((c for c in candidates if is_file(c)), folder / f"{utterance_id}.flac")
-    source = AudioSource(type="file", channels=[0], source=str(path.absolute()))
-    recording = Recording(id=utterance_id, sources=[source], sampling_rate=0, num_samples=0, duration=0.0)
-    speaker = utterance_id.partition("-")[0]
-    return recording, SupervisionSegment(
-        id=utterance_id, recording_id=utterance_id, start=0.0, duration=0.0, text=text, speaker=speaker
-    )
+    return whole_file(utterance_id, path, text, speaker=utterance_id.partition("-")[0])

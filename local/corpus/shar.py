@@ -8,8 +8,8 @@ from pathlib import Path
 from local.common.errors import UserError
 from local.corpus.dropped import Dropped
 from local.corpus.lhotse_manifests import nonempty, read_cuts
+from local.corpus.pairs import Pair
 from local.corpus.shard_store import ShardStore, is_remote, recordings_in, shards_of
-from local.corpus.tables import Pair
 
 from lhotse import Recording
 

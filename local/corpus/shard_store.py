@@ -42,8 +42,7 @@ def is_remote(location: str) -> bool:
 def shards_of(source: Path) -> list[tuple[str, str]]:
     """Return (cuts, tar) of every shard in a folder, or in a list of `cuts` files; {000..119} stands for numbers.
 
-    Raises:
-      UserError: there is no shard, or a line is not a `cuts.<number>.jsonl[.gz]`; names it.
+    Raises `UserError` if there is no shard, or a line is not a `cuts.<number>.jsonl[.gz]`; the message names it.
     """
     if source.is_dir():
         cuts = sorted(str(p) for p in source.iterdir() if CUTS.fullmatch(p.name))

@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,11 @@ class PartStats:
     minutes: float = 0.0
     utterances: int = 0
     voices: int = 0
-    words: dict[str, int] = field(default_factory=dict)
+    words: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        """Return the numbers in words."""
+        return f"{self.minutes:.1f} minutes, {self.utterances} utterances, {self.voices} voices, {len(self.words)} words"
 
 
 @dataclass
@@ -106,8 +111,7 @@ def word_times(x: np.ndarray, starts: Sequence[int], rate: int) -> list[tuple[fl
 def record(speech: np.ndarray, spec: Spec, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """Put `speech (n,)`, float, between silences; draw its level and microphone noise from `rng`.
 
-    Returns:
-      int16 samples, and the sample at which the speech starts.
+    Return int16 samples, and the sample at which the speech starts.
     """
     rate = spec.sampling_rate
     level, snr = rng.uniform(*spec.level), rng.uniform(*spec.snr)
@@ -164,21 +168,14 @@ def synthesise(
 ) -> dict[str, PartStats]:
     """Write the corpus to `out`, in full or not at all, and return statistics by part.
 
-    Args:
-      out: folder to write; a corpus of an earlier run is replaced.
-      seed: of voices, phrases and noise.
-      num_jobs: processes.
-      spec_path: grammar, voices and amounts.
-      limit: most utterances of each voice.
-
-    Raises:
-      UserError: the spec is wrong, eSpeak NG does not load, or `out` contains something else.
+    A corpus of an earlier run is replaced. Raises `UserError` if the spec is wrong, eSpeak NG does not load, or `out` contains
+    something else. num_jobs: processes. limit: most utterances of each voice.
     """
     spec = load_spec(spec_path)
     speakers = out / "SPEAKERS.TXT"
-    if out.exists() and any(out.iterdir()):
-        if not speakers.is_file() or not speakers.read_text().startswith(SPEAKERS_HEADER):
-            raise UserError(f"{out}: not empty and not a synthesised corpus; name an empty or new folder")
+    ours = speakers.is_file() and speakers.read_text().startswith(SPEAKERS_HEADER)
+    if not ours and out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: not empty and not a synthesised corpus; name an empty or new folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(f".tmp-{os.getpid()}-{out.name}")
     shutil.rmtree(work, ignore_errors=True)
@@ -207,8 +204,7 @@ def run_tasks(tasks: Sequence[Task], num_jobs: int, work: Path) -> dict[str, Par
             part.minutes += seconds / 60
             part.utterances += len(texts)
             part.voices += 1
-            for word in " ".join(texts).split():
-                part.words[word] = part.words.get(word, 0) + 1
+            part.words.update(" ".join(texts).split())
             rows.append(
                 f"{voice.id} | {voice.sex} | {voice.part} | {seconds / 60:.2f} | "
                 f"{voice.name} rate={voice.rate} pitch={voice.pitch} range={voice.range}\n"

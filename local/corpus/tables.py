@@ -12,11 +12,8 @@ from typing import Literal, NamedTuple
 from local.common.errors import UserError
 from local.common.text_files import read_lines
 from local.corpus.dropped import Dropped
+from local.corpus.pairs import Pair, whole_file
 
-from lhotse import Recording, SupervisionSegment
-from lhotse.audio import AudioSource
-
-Pair = tuple[Recording, SupervisionSegment]
 DELIMITERS = {".tsv": "\t", ".csv": ",;\t"}  # of a .csv: the most frequent one in its first line
 COLUMNS = {  # names in headers of common tools and published corpora, lower case
     "path": ("path", "file", "wav", "audio", "filename", "file_name", "audio_path", "audio_filepath", "wav_filename"),
@@ -41,25 +38,13 @@ def read_table(table: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
 
     A malformed line goes to `dropped` under its `file:line`. Raises `UserError` if no line can be used.
     """
-    pairs = []
     bad = len(dropped)
     rows = list(table_rows(table, part, dropped))
-    for row, utterance_id in zip(rows, utterance_ids(rows), strict=True):
-        audio = Path(row.path)
-        pairs.append(whole_file(utterance_id, table.parent / audio, row.text, row.speaker or None))
-    if not pairs:
+    if not rows:
         why = f": {dropped[bad].id}: {dropped[bad].detail}" if len(dropped) > bad else ""
         raise UserError(f"{table}: it has no utterance{why}")
-    return pairs
-
-
-def whole_file(utterance_id: str, audio: Path, text: str, speaker: str | None) -> Pair:
-    """Return a recording of one file and the segment that spans it; both lengths are 0 until the file is decoded."""
-    source = AudioSource(type="file", channels=[0], source=str(audio.absolute()))
-    return (
-        Recording(id=utterance_id, sources=[source], sampling_rate=0, num_samples=0, duration=0.0),
-        SupervisionSegment(id=utterance_id, recording_id=utterance_id, start=0.0, duration=0.0, text=text, speaker=speaker),
-    )
+    names = zip(rows, utterance_ids(rows), strict=True)
+    return [whole_file(name, table.parent / row.path, row.text, row.speaker or None) for row, name in names]
 
 
 def table_rows(table: Path, part: str, dropped: list[Dropped]) -> Iterator[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,27 +11,16 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """N utterances as tensors: T frames of F features, U tokens, both padded.
+    """N utterances as tensors: T frames of F features, U tokens, both padded."""
 
-    Attributes:
-      inputs: (N, T, F) float32, padded with log(1e-10).
-      input_lens: (N,) int64, frames.
-      tokens: (N, U) int64, padded with blank.
-      token_lens: (N,) int64.
-      ids: N utterance ids.
-      texts: N transcripts.
-      skipped: ids of utterances that could not be loaded.
-      ends_step: whether this is the last micro-batch of a step.
-    """
-
-    inputs: Tensor
-    input_lens: Tensor
-    tokens: Tensor
-    token_lens: Tensor
+    inputs: Tensor  # (N, T, F) float32, padded with log(1e-10)
+    input_lens: Tensor  # (N,) int64, frames
+    tokens: Tensor  # (N, U) int64, padded with blank
+    token_lens: Tensor  # (N,) int64
     ids: list[str]
-    texts: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    ends_step: bool = True
+    texts: list[str] = field(default_factory=list)  # transcripts
+    skipped: list[str] = field(default_factory=list)  # ids of utterances that could not be loaded
+    ends_step: bool = True  # whether this is the last micro-batch of a step
 
     def __len__(self) -> int:
         """Return N."""
@@ -43,9 +33,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on `device`, which may still be copying."""
-        moved = (x.to(device, non_blocking=True) for x in (self.inputs, self.input_lens, self.tokens, self.token_lens))
-        inputs, input_lens, tokens, token_lens = moved
-        return replace(self, inputs=inputs, input_lens=input_lens, tokens=tokens, token_lens=token_lens)
+        return self._with(lambda x: x.to(device, non_blocking=True))
 
     def rows(self, rows: slice) -> Batch:
         """Return the utterances `rows`, padded to the longest of them only."""
@@ -55,6 +43,8 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Return the batch with its tensors in page-locked memory; torch's DataLoader calls this."""
-        pinned = (x.pin_memory() for x in (self.inputs, self.input_lens, self.tokens, self.token_lens))
-        inputs, input_lens, tokens, token_lens = pinned
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        inputs, input_lens, tokens, token_lens = map(change, (self.inputs, self.input_lens, self.tokens, self.token_lens))
         return replace(self, inputs=inputs, input_lens=input_lens, tokens=tokens, token_lens=token_lens)

@@ -10,6 +10,7 @@ import hashlib
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from local.common.errors import UserError
@@ -23,14 +24,14 @@ Item = TypeVar("Item")
 SHUFFLE_WINDOW = 500  # steps
 
 
-def pack_by_duration(items: Iterable[Item], seconds: Iterable[float], limit: float, width: int = 1) -> Iterator[list[Item]]:
-    """Yield successive items in parts, each as long as `width` micro-batches of up to `limit` seconds can hold.
+def pack_by_length(items: Iterable[Item], lengths: Iterable[float], limit: float, width: int = 1) -> Iterator[list[Item]]:
+    """Yield successive items in parts, each as long as `width` micro-batches of total length up to `limit` can hold.
 
     Padding is counted. An item longer than `limit` is a part of its own.
     """
     part: list[Item] = []
     longest = 0.0
-    for item, length in zip(items, seconds, strict=True):
+    for item, length in zip(items, lengths, strict=True):
         longest = max(longest, length)
         if part and math.ceil((len(part) + 1) / width) * longest > limit:
             yield part
@@ -58,12 +59,12 @@ def train_batches(cuts: ShuffledCuts, num_buckets: int, limit: float, epoch: int
     rest: list[int] = []
     for b in range(bucket.max() + 1):
         places = np.flatnonzero(bucket == b)
-        *parts, last = pack_by_duration(places.tolist(), seconds[places].tolist(), limit, width)
+        *parts, last = pack_by_length(places.tolist(), seconds[places].tolist(), limit, width)
         full += parts
         rest += last
     full.sort(key=lambda part: part[-1])  # in the order in which they became full
     rest.sort(key=lambda place: (seconds[place], place))
-    full += pack_by_duration(rest, seconds[rest].tolist(), limit, width)
+    full += pack_by_length(rest, seconds[rest].tolist(), limit, width)
     rng = random.Random(f"{cuts.seed} {epoch}")
     shuffled: list[list[int]] = []
     for first in range(0, len(full), SHUFFLE_WINDOW):
@@ -114,7 +115,7 @@ def micro_batches(numbers: list[int], cuts: ShuffledCuts, limit: float, size: in
     if math.ceil(len(numbers) / size) * longest <= limit:
         return [numbers[rank::size] for rank in range(size)]
     ordered = sorted(numbers, key=lambda number: (-cuts.seconds[number], cuts.id_of(number)))
-    return list(pack_by_duration(ordered, cuts.seconds[ordered].tolist(), limit))
+    return list(pack_by_length(ordered, cuts.seconds[ordered].tolist(), limit))
 
 
 def split_over_processes(parts: list[list[int]], rank: int, size: int) -> Iterator[Share]:
@@ -124,38 +125,27 @@ def split_over_processes(parts: list[list[int]], rank: int, size: int) -> Iterat
         yield Share(mine, ends_step=first + size >= len(parts))
 
 
-def longest_first_parts(cuts: Iterable[Cut], limit: float) -> list[list[Cut]]:
-    """Return the cuts, longest first, in parts of up to `limit` seconds, padding counted."""
-    ordered = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
-    return list(pack_by_duration(ordered, (cut.duration for cut in ordered), limit))
-
-
 def utterance_seed(seed: int, epoch: int, cut: Cut) -> int:
     """Return a 63-bit seed of this utterance's augmentation; it depends on neither batch nor process."""
     text = f"{seed} {epoch} {cut.id}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-class seeded:  # noqa: N801  (a context manager, used like a function)
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators of Python, numpy and torch, which lhotse draws from, and restore them at the end.
 
     Inside, torch has one thread, as in a loader's process: its convolutions round differently with more.
     """
-
-    def __init__(self, seed: int) -> None:
-        """Use `seed` for all generators."""
-        self.seed = seed
-
-    def __enter__(self) -> None:
-        self.states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
-        self.threads = torch.get_num_threads()
+    states, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
         torch.set_num_threads(1)
-        random.seed(self.seed)
-        np.random.seed(self.seed % 2**32)
-        torch.random.default_generator.manual_seed(self.seed)
-
-    def __exit__(self, *args: object) -> None:
-        random.setstate(self.states[0])
-        np.random.set_state(self.states[1])
-        torch.set_rng_state(self.states[2])
-        torch.set_num_threads(self.threads)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.random.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_num_threads(threads)

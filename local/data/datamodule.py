@@ -19,7 +19,7 @@ from local.corpus.corpus_yaml import load_corpus
 from local.corpus.manifest_lines import parse_item
 from local.corpus.shard_store import shard_store
 from local.data.batch import Batch
-from local.data.batching import Shares, longest_first_parts, train_batches
+from local.data.batching import Shares, pack_by_length, train_batches
 from local.data.dataset import AsrDataset
 from local.data.feature_store import Float16ArchiveReader
 from local.data.tokenizer import Tokenizer, lang_dir
@@ -33,12 +33,7 @@ assert Float16ArchiveReader.name  # importing the class registers it with lhotse
 
 
 class Batches:
-    """An iterable over the batches of one pass through the data.
-
-    Attributes:
-      num_cuts: utterances in all.
-      skipped: utterances that could not be loaded so far.
-    """
+    """An iterable over the batches of one pass through `num_cuts` utterances; `skipped` of them could not be loaded so far."""
 
     def __init__(self, loader: DataLoader, num_cuts: int, with_empty: bool = False) -> None:
         """Iterate over `loader`; with_empty: also yield batches without utterances, as all processes must make each pass."""
@@ -146,8 +141,10 @@ class AsrDataModule:
         return [cut for cut in cuts if "speed" not in (cut.custom or {})]
 
     def _plain(self, cuts: list[Cut], max_duration: float, by: Processes) -> Batches:
+        """Return the share of `by` in the cuts, longest first, in batches of up to `max_duration` seconds."""
         dataset = AsrDataset(self.cfg, self.tokenizer, None, augment=False, epoch=0, store=self._store)
-        batches = longest_first_parts(cuts, max_duration)
+        cuts = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
+        batches = list(pack_by_length(cuts, (cut.duration for cut in cuts), max_duration))
         return Batches(self._loader(dataset, batches[by.rank :: by.size]), len(cuts))
 
     def _loader(self, dataset: AsrDataset, items: Iterable[Any]) -> DataLoader:

@@ -20,6 +20,7 @@ import torch
 from lhotse import CutSet, Fbank
 from lhotse.cut import Cut, MixedCut
 from lhotse.dataset import SpecAugment
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 MAX_NOISES = 8  # noises drawn per utterance; they are repeated until they cover it
@@ -43,15 +44,12 @@ class AsrDataset(Dataset):
 
         store: the corpus's audio in shards. cuts: what the numbers of a `Share` stand for.
         """
-        self.tokenizer, self.epoch, self.seed = tokenizer, epoch, cfg.train.seed
+        self.cfg, self.tokenizer, self.noise, self.augment, self.epoch = cfg, tokenizer, noise or [], augment, epoch
+        self.store, self.cuts = store, cuts
         self.precomputed = cfg.features.type == "precomputed"
         self.num_bins = cfg.features.num_mel_bins
-        self.features = cfg.features
         self.extractor: Fbank | None = None
-        self.augment = augment
-        self.noise, self.store, self.cuts = noise or [], store, cuts
         self.warned = 0
-        self.noise_prob, self.noise_snr = cfg.augment.musan_prob, list(cfg.augment.musan_snr)
         self.spec_augment = make_spec_augment(cfg.augment) if augment and cfg.augment.spec_augment else None
 
     def __getitem__(self, item: list[Cut] | Share) -> Batch:
@@ -63,7 +61,7 @@ class AsrDataset(Dataset):
 
     def _augmented(self, cut: Cut) -> torch.Tensor:
         """Return features (T, F) with noise and masks."""
-        seed = utterance_seed(self.seed, self.epoch, cut)
+        seed = utterance_seed(self.cfg.train.seed, self.epoch, cut)
         with seeded(seed):
             if self.noise:
                 cut = self._mix(cut, random.Random(seed))
@@ -75,8 +73,8 @@ class AsrDataset(Dataset):
 
     def _mix(self, cut: Cut, rng: random.Random) -> Cut:
         noise = CutSet(rng.sample(self.noise, min(len(self.noise), MAX_NOISES)))
-        mixed = CutSet([cut]).mix(noise, snr=self.noise_snr, mix_prob=self.noise_prob, preserve_id="left", seed=rng)
-        return next(iter(mixed))
+        snr, prob = list(self.cfg.augment.musan_snr), self.cfg.augment.musan_prob
+        return next(iter(CutSet([cut]).mix(noise, snr=snr, mix_prob=prob, preserve_id="left", seed=rng)))
 
     def _collate(self, cuts: Iterable[Cut]) -> Batch:
         matrices, loaded, skipped = [], [], []
@@ -91,14 +89,10 @@ class AsrDataset(Dataset):
                 skipped.append(cut.id)
                 self._warn(cut, e)
         lens = torch.tensor([len(m) for m in matrices], dtype=torch.int64)
-        inputs = torch.full((len(matrices), int(lens.max()) if matrices else 0, self.num_bins), PADDING)
-        for row, matrix in zip(inputs, matrices, strict=True):
-            row[: len(matrix)] = matrix
+        inputs = pad_sequence(matrices, True, PADDING) if matrices else torch.zeros(0, 0, self.num_bins)
         texts = [cut.supervisions[0].text or "" for cut in loaded]
-        ids = self.tokenizer.encode(texts)
-        tokens = torch.full((len(ids), max(map(len, ids), default=0)), BLANK_ID, dtype=torch.int64)
-        for row, sequence in zip(tokens, ids, strict=True):
-            row[: len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
+        ids = [torch.tensor(tokens, dtype=torch.int64) for tokens in self.tokenizer.encode(texts)]
+        tokens = pad_sequence(ids, True, BLANK_ID) if ids else torch.zeros(0, 0, dtype=torch.int64)
         token_lens = torch.tensor([len(s) for s in ids], dtype=torch.int64)
         return Batch(inputs, lens, tokens, token_lens, [cut.id for cut in loaded], texts, skipped)
 
@@ -114,7 +108,7 @@ class AsrDataset(Dataset):
             features = torch.from_numpy(cut.load_features())
         else:
             if self.extractor is None:
-                self.extractor = make_extractor(self.features)
+                self.extractor = make_extractor(self.cfg.features)
             features = self.extractor.extract(torch.from_numpy(cut.load_audio()), cut.sampling_rate)
         if features.shape[1] != self.num_bins:
             raise ValueError(f"{features.shape[1]} feature channels, not features.num_mel_bins={self.num_bins}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from local.common.atomic import atomic_write
+from local.common.atomic import write_text
 from local.common.errors import UserError
 from local.common.text_files import read_lines
 
@@ -25,15 +25,13 @@ def counts_file(lang: Path, part: str) -> Path:
 
 def write_token_counts(counts: Mapping[str, int], path: Path) -> None:
     """Write the number of tokens of each cut, or `UNUSABLE`, by the cut's id."""
-    with atomic_write(path) as tmp:
-        tmp.write_text("".join(f"{name}\t{count}\n" for name, count in counts.items()), encoding="utf-8")
+    write_text(path, "".join(f"{name}\t{count}\n" for name, count in counts.items()))
 
 
 def read_token_counts(path: Path) -> dict[str, int]:
     """Return what `write_token_counts` wrote; 281,241 cuts (LibriSpeech) take 0.3 s.
 
-    Raises:
-      UserError: the file is missing or a line is damaged; names the file and the line.
+    Raises `UserError` if the file is missing or a line is damaged; the message names the file and the line.
     """
     counts = {}
     for number, line in enumerate(read_lines(path, MADE_BY), 1):

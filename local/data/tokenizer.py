@@ -71,8 +71,7 @@ class Tokenizer:
 def train_tokenizer(texts: Iterable[str], vocab_size: int, character_coverage: float = 1.0) -> Tokenizer:
     """Train a unigram model of at most `vocab_size` tokens; a small corpus gives fewer.
 
-    Raises:
-      UserError: there is no text, or `vocab_size` is too small for the characters of the texts.
+    Raises `UserError` if there is no text, or `vocab_size` is too small for the characters of the texts.
     """
     lines = [t for t in texts if t.strip()]
     if not lines:

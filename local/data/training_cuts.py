@@ -23,14 +23,9 @@ SHARD = re.compile(rb'"source": ?"([^"#]+)#[0-9]+\+[0-9]+"')  # in a cut's line
 class ShuffledCuts:
     """The training cuts of some manifests, in an order drawn for each epoch, with speed-perturbed copies.
 
-    Only the manifests' lines (0.6 kB each) and the cuts' lengths are kept in memory. So the whole set can be shuffled,
-    batches are made from the lengths, and only the cuts that are needed are made: a resumed run skips what it has seen in
-    seconds.
-
-    Cuts that the tokens exclude are left out (see local/prepare_lang.py), as are copies too fast for their tokens.
-
-    Attributes:
-      seconds: length of each cut, by its number.
+    Only the manifests' lines (0.6 kB each) and the cuts' lengths (`seconds`, by number) are kept in memory. So the whole set
+    can be shuffled, and only the cuts that are needed are made: a resumed run skips what it has seen in seconds. Cuts that the
+    tokens exclude (see local/prepare_lang.py) are left out, as are copies too fast for their tokens.
     """
 
     def __init__(
@@ -42,33 +37,22 @@ class ShuffledCuts:
         precomputed: bool,
         shuffle_shards: int = 1,
     ) -> None:
-        """Read the lines of the manifests.
+        """Read `manifests`, the <part>.jsonl.gz of each training part, and the token counts in `lang`.
 
-        Args:
-          manifests: <part>.jsonl.gz of each training part.
-          lang: folder of the tokens, with the token count of each cut.
-          seed: of the order.
-          speed_perturb: whether to use speed-perturbed copies.
-          precomputed: the manifests already hold the copies (`custom.speed`); otherwise they are made here.
-          shuffle_shards: how many shards are shuffled together, if the corpus has shards; these are shuffled as well.
-
-        Raises:
-          UserError: a file is missing or damaged, or a cut has no token count.
+        precomputed: the manifests already hold the speed-perturbed copies (`custom.speed`); otherwise they are made here.
+        shuffle_shards: how many shards, themselves shuffled, are shuffled together. Raises `UserError` if a file is missing
+        or damaged, or a cut has no token count.
         """
         self.seed, self.speed_perturb, self.precomputed = seed, speed_perturb, precomputed
         self.shuffle_shards = shuffle_shards
         self._copies = () if precomputed or not speed_perturb else SPEEDS
-        self.lines: list[bytes] = []
         self._ends: list[tuple[Path, int]] = []  # manifests, and the number of lines up to their ends
-        numbers, tokens, seconds, usable = [], [], [], []
+        rows: list[tuple[int, bytes, int, tuple[float, ...], tuple[bool, ...]]] = []
         for manifest in manifests:
-            for number, line, count, lengths, fits in self._read(manifest, lang):
-                self.lines.append(line)
-                numbers.append(number)
-                tokens.append(count)
-                seconds.append(lengths)
-                usable.append(fits)
-            self._ends.append((manifest, len(self.lines)))
+            rows += self._read(manifest, lang)
+            self._ends.append((manifest, len(rows)))
+        numbers, lines, tokens, seconds, usable = zip(*rows, strict=True) if rows else 5 * ((),)
+        self.lines: tuple[bytes, ...] = lines
         self._numbers = np.array(numbers, dtype=np.int32)  # of the lines in their manifests
         self._tokens = np.array(tokens, dtype=np.int64)
         # a cut's number: its line's for originals and stored copies, then come the copies made here, speed by speed
@@ -92,7 +76,8 @@ class ShuffledCuts:
     def cut(self, number: int) -> Cut:
         """Return a cut by its number. Raises `UserError` naming its line if that is damaged."""
         copy, line = divmod(number, len(self.lines))
-        cut = parse_item(self.lines[line], Cut, self._place(line))  # type: ignore[type-abstract]
+        manifest = next(manifest for manifest, end in self._ends if line < end)
+        cut = parse_item(self.lines[line], Cut, f"{manifest}:{self._numbers[line]}")  # type: ignore[type-abstract]
         return at_speed(cut, SPEEDS[copy - 1]) if copy else cut
 
     def id_of(self, number: int) -> str:
@@ -130,11 +115,6 @@ class ShuffledCuts:
                 why = "damaged: not a cut of a recording; let prepare.sh make it again (--force)"
                 raise UserError(f"{place}: {why}") from None
             yield number, line, count, lengths, fits
-
-    def _place(self, line: int) -> str:
-        """Return `manifest:number` of one of `lines`."""
-        manifest = next(manifest for manifest, end in self._ends if line < end)
-        return f"{manifest}:{self._numbers[line]}"
 
 
 def perturbed(seconds: float, rate: int, speed: float) -> float:

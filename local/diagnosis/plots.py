@@ -19,21 +19,18 @@ MAX_NAMED = 8  # labels if there are more sequences
 COLOURS = ("tab:red", "tab:orange", "tab:purple", "tab:brown", "tab:pink")
 
 
-def layers_before_and_after(modules: dict[str, Probed]) -> tuple[list[str], np.ndarray, np.ndarray | None]:
-    """Return the recurrent layers' names and the gradient norms (layers, sequences) at their inputs.
+def layers_before_and_after(modules: dict[str, Probed]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return the recurrent layers' names, and the gradient norms (layers, sequences) at their inputs by panel title.
 
-    There are two arrays of norms, before and after the gradient filter; the second is None without a filter.
+    There are panels before and after the gradient filter, or one without a filter.
     """
     names = [n.removesuffix(".lstm") for n, p in modules.items() if n.endswith(".lstm") and p.passed]
-    before = np.stack([joined(modules[f"{n}.lstm"].passed) for n in names])
+    before = np.stack([np.concatenate(modules[f"{n}.lstm"].passed) for n in names])
     filters = [modules.get(f"{n}.gradient_filter") for n in names]
-    after = [joined(p.passed) for p in filters if p is not None and p.passed]
-    return names, before, np.stack(after) if len(after) == len(names) else None
-
-
-def joined(values: Sequence[Any]) -> np.ndarray:
-    """Return the arrays of all batches as one."""
-    return np.concatenate([np.asarray(v) for v in values])
+    after = [np.concatenate(p.passed) for p in filters if p is not None and p.passed]
+    if len(after) < len(names):
+        return names, {"without a filter": before}
+    return names, {"before the filter": before, "after the filter": np.stack(after)}
 
 
 def short(name: str) -> str:
@@ -43,16 +40,13 @@ def short(name: str) -> str:
 
 def filter_heat_map(modules: dict[str, Probed], ids: Sequence[str], marked: Sequence[str]) -> Figure:
     """Plot the gradient norm at each recurrent layer's input by sequence, before and after the filter, on one scale."""
-    names, before, after = layers_before_and_after(modules)
-    panels = [("without a filter" if after is None else "before the filter", before)]
-    if after is not None:
-        panels.append(("after the filter", after))
-    logs = [np.log10(np.maximum(values, TINY)) for _, values in panels]
+    names, panels = layers_before_and_after(modules)
+    logs = [np.log10(np.maximum(values, TINY)) for values in panels.values()]
     shown = np.concatenate([v[np.isfinite(v) & (v > np.log10(TINY))].ravel() for v in logs])
     low, high = (shown.min(), shown.max()) if len(shown) else (0.0, 1.0)
     figure = new_figure(1.6 + len(panels) * (1.2 + 0.28 * len(names)) + (1.4 if marked or len(ids) <= LABELLED else 0))
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for ax, (title, _), values in zip(axes, panels, logs, strict=True):
+    for ax, title, values in zip(axes, panels, logs, strict=True):
         image = ax.imshow(values, aspect="auto", origin="lower", vmin=low, vmax=high, interpolation="nearest")
         ax.set_title(f"Gradient at each recurrent layer's input, {title}")
         ax.set_yticks(range(len(names)), [short(n) for n in names])
@@ -83,12 +77,10 @@ def depth_curves(modules: dict[str, Probed], ids: Sequence[str], marked: Sequenc
 
     The curves of the `marked` utterances are coloured.
     """
-    names, before, after = layers_before_and_after(modules)
-    panels = [("before the filter" if after is not None else "no filter", before)]
-    panels += [] if after is None else [("after the filter", after)]
+    names, panels = layers_before_and_after(modules)
     figure = new_figure(5.5)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for ax, (title, values) in zip(axes, panels, strict=True):
+    for ax, (title, values) in zip(axes, panels.items(), strict=True):
         values = np.where(np.isfinite(values) & (values > TINY), values, np.nan)
         for i, name in enumerate(ids):
             if name not in marked[: len(COLOURS)]:
@@ -108,13 +100,16 @@ def depth_curves(modules: dict[str, Probed], ids: Sequence[str], marked: Sequenc
 
 def time_curves(modules: dict[str, Probed]) -> Figure:
     """Plot the rms of the gradient at each recurrent layer's output against time, over all sequences of that length."""
+    from matplotlib import colormaps
+
     figure = new_figure(4.5)
     ax = figure.subplots()
     names = [n for n in modules if n.endswith(".lstm")]
-    for i, name in enumerate(names):
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(names)))
+    for name, shade in zip(names, shades, strict=True):
         p = modules[name].gradient
         rms = (p.times / p.times_count.clamp(min=1)).sqrt().numpy()
-        ax.plot(np.where(rms > 0, rms, np.nan), label=short(name), color=_shade(i, len(names)))
+        ax.plot(np.where(rms > 0, rms, np.nan), label=short(name), color=shade)
     _log_axis(ax)
     ax.set_xlabel("encoder frame (40 ms)")
     ax.set_ylabel("gradient rms at the output")
@@ -130,12 +125,6 @@ def _log_axis(ax: Any) -> None:
 
     ax.set_yscale("log")
     ax.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 1)))
-
-
-def _shade(i: int, n: int) -> Any:
-    import matplotlib
-
-    return matplotlib.colormaps["viridis"](i / max(n - 1, 1) * 0.9)
 
 
 def _name_sequences(ax: Any, ids: Sequence[str], marked: Sequence[str]) -> None:

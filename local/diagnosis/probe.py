@@ -6,6 +6,7 @@ names the module in which the gradient explodes and the utterances that cause it
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from model.encoder.subsampling import subsampled
@@ -183,8 +184,8 @@ class Probe:
     def __enter__(self) -> Probe:
         for name, module in self.model.named_modules():
             if name:
-                self.handles.append(module.register_forward_pre_hook(self._before(name)))
-                self.handles.append(module.register_forward_hook(self._after(name)))
+                self.handles.append(module.register_forward_pre_hook(partial(self._before, name)))
+                self.handles.append(module.register_forward_hook(partial(self._after, name)))
         return self
 
     def __exit__(self, *args: object) -> None:
@@ -202,55 +203,50 @@ class Probe:
             raise ValueError(f"{name}: {tuple(x.shape[:2])} are not the sequences and frames of this batch (axes {letters})")
         return x, lens
 
-    def _before(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            self.calls[name] = self.calls.get(name, 0) + 1
-            key = name if self.calls[name] == 1 else f"{name}#{self.calls[name]}"
-            x = args[0] if args else None
-            if not (isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()):
-                return None
+    def _key(self, name: str) -> str:
+        return name if self.calls[name] == 1 else f"{name}#{self.calls[name]}"
 
-            def measure(g: Tensor) -> None:
-                ordered = self._ordered(name, module, g)
-                if ordered is not None:
-                    g, bad = finite(ordered[0].float())
-                    self.modules[key].passed.append(_norms(g))
-                    self.modules[key].passed_bad.append(bad.cpu())
+    def _before(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        self.calls[name] = self.calls.get(name, 0) + 1
+        key, x = self._key(name), args[0] if args else None
+        if not (isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()):
+            return None
 
-            own = x.view_as(x)
-            own.register_hook(measure)
-            return (own, *args[1:])
+        def measure(g: Tensor) -> None:
+            ordered = self._ordered(name, module, g)
+            if ordered is not None:
+                g, bad = finite(ordered[0].float())
+                self.modules[key].passed.append(_norms(g))
+                self.modules[key].passed_bad.append(bad.cpu())
 
-        return hook
+        own = x.view_as(x)
+        own.register_hook(measure)
+        return (own, *args[1:])
 
-    def _after(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            x = output[0] if isinstance(output, tuple) else output
-            ordered = self._ordered(name, module, x) if isinstance(x, Tensor) and x.is_floating_point() else None
-            if ordered is None:
-                return
-            key = name if self.calls[name] == 1 else f"{name}#{self.calls[name]}"
-            probed = self.modules.setdefault(key, Probed(key))
-            probed.output.add(*ordered)
+    def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        x = output[0] if isinstance(output, tuple) else output
+        ordered = self._ordered(name, module, x) if isinstance(x, Tensor) and x.is_floating_point() else None
+        if ordered is None:
+            return
+        probed = self.modules.setdefault(self._key(name), Probed(self._key(name)))
+        probed.output.add(*ordered)
 
-            def measure(g: Tensor) -> None:
-                ordered = self._ordered(name, module, g)
-                assert ordered is not None
-                probed.gradient.add(*ordered)
+        def measure(g: Tensor) -> None:
+            ordered = self._ordered(name, module, g)
+            assert ordered is not None
+            probed.gradient.add(*ordered)
 
-            if x.requires_grad:
-                x.register_hook(measure)
-
-        return hook
+        if x.requires_grad:
+            x.register_hook(measure)
 
 
 def recurrent_rms(model: Transducer) -> dict[str, float]:
     """Return the rms of each encoder layer's scaled recurrent matrix, by the name of the layer's recurrent module."""
-    found = {}
-    for name, module in model.named_modules():
-        if name.startswith("encoder.encoder.") and hasattr(module, "weight_hh_l0"):
-            found[name] = float((module.weight_hh_l0 * module.weight_hh_l0_scale.exp()).detach().square().mean().sqrt())
-    return found
+    return {
+        name: float((module.weight_hh_l0 * module.weight_hh_l0_scale.exp()).detach().square().mean().sqrt())
+        for name, module in model.named_modules()
+        if name.startswith("encoder.encoder.") and hasattr(module, "weight_hh_l0")
+    }
 
 
 def _norms(x: Tensor) -> Tensor:

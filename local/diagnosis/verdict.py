@@ -30,6 +30,8 @@ RECURRENT = 4.0  # the rms of a layer's recurrent matrix / the median layer's; a
 FEWEST = 4  # smallest number of sequences with a quartile of their own
 MAX_NAMED = 5  # largest number of utterances named in a line
 FRONT_END = "encoder.encoder_embed."  # it gets the features first, and has no dropout
+EXPLOSIONS, GRADIENTS = "gradient explodes", "gradient is an outlier"  # kinds of findings
+ACTIVATIONS, CHANNELS = "activations are outliers", "a channel is an outlier"
 BELOW = "encoder"  # outliers are only sought here: well recognised utterances give the loss's projections almost no gradient
 
 
@@ -54,13 +56,10 @@ class Finding:
 
 @dataclass
 class Verdict:
-    """All findings, and the line that sums them up."""
+    """All findings by kind, the worst first, and the line that sums them up."""
 
     line: str
-    explosions: list[Finding]
-    gradients: list[Finding]
-    activations: list[Finding]
-    channels: list[Finding]
+    findings: dict[str, list[Finding]]
 
 
 def verdict(modules: dict[str, Probed], ids: Sequence[str], recurrent: Mapping[str, float] | None = None) -> Verdict:
@@ -77,9 +76,9 @@ def verdict(modules: dict[str, Probed], ids: Sequence[str], recurrent: Mapping[s
     gradients = [_outliers(name, modules[name].gradient.norms, ids, GRADIENT) for name in judged]
     activations = [_outliers(p.name, p.output.rms, ids, ACTIVATION) for p in modules.values()]
     channels = [_finding(p.name, worst_channel(p), ids, CHANNEL) for p in modules.values() if p.name.startswith(FRONT_END)]
-    found = Verdict("", exploding, *(_worst_first(f) for f in (gradients, activations, channels)))
-    found.line = _not_finite(modules, ids) or _line(found, modules, ids, recurrent or {})
-    return found
+    outlying = {GRADIENTS: gradients, ACTIVATIONS: activations, CHANNELS: channels}
+    findings = {EXPLOSIONS: exploding, **{kind: _worst_first(found) for kind, found in outlying.items()}}
+    return Verdict(_not_finite(modules, ids) or _line(findings, modules, ids, recurrent or {}), findings)
 
 
 def _finding(name: str, values: Tensor, ids: Sequence[str], limit: float) -> Finding:
@@ -126,8 +125,7 @@ def _worst_first(findings: list[Finding]) -> list[Finding]:
 def _innermost(findings: list[Finding]) -> list[Finding]:
     """Return the modules that explode without a part that explodes, the worst one first."""
     found = _worst_first(findings)
-    names = [f.module for f in found]
-    return [f for f in found if not any(n.startswith(f.module + ".") for n in names)]
+    return [f for f in found if not any(other.module.startswith(f.module + ".") for other in found)]
 
 
 def _not_finite(modules: dict[str, Probed], ids: Sequence[str]) -> str:
@@ -163,32 +161,32 @@ def _large_matrix(recurrent: Mapping[str, float]) -> tuple[str, float]:
     return layer, recurrent.get(layer, 0.0) / max(usual, 1e-30)
 
 
-def _line(found: Verdict, modules: dict[str, Probed], ids: Sequence[str], recurrent: Mapping[str, float]) -> str:
+def _line(
+    findings: dict[str, list[Finding]], modules: dict[str, Probed], ids: Sequence[str], recurrent: Mapping[str, float]
+) -> str:
     said = []
     layer, ratio = _large_matrix(recurrent)
-    if found.explosions:
-        f = found.explosions[0]
+    explosions, gradients, activations, channels = findings.values()
+    for f in explosions[:1]:
         said.append(
             f"gradient explodes in {f.module}: x {number(f.largest)} from its output to its input, {f.names()}; "
             f"median sequence x {number(f.median)}"
         )
-    if ratio > RECURRENT and layer not in {f.module for f in found.explosions}:
+    if ratio > RECURRENT and layer not in {f.module for f in explosions}:
         said.append(f"the recurrent matrix of {layer} is an outlier: x {number(ratio)} the median layer's rms")
-    if found.gradients:
-        f = found.gradients[0]
+    for f in gradients[:1]:
         loss = next((p for p in reversed(modules.values()) if p.name == BELOW and p.gradient.norms), None)
         entry = _outliers(BELOW, loss.gradient.norms, ids, GRADIENT).largest if loss else 0.0
         start = f" (x {number(entry)} at the loss)" if entry > GRADIENT / 3 else ""
         said.append(f"the gradient of {f.names()} is an outlier in {f.module}: x {number(f.largest)} the upper quartile{start}")
-    if found.activations:
-        f = found.activations[0]
+    for f in activations[:1]:
         said.append(f"activations of {f.names()} are outliers in {f.module}: x {number(f.largest)} the upper quartile")
-    named = {u for f in found.activations for u in f.utterances}
-    for f in [f for f in found.channels if not named.issuperset(f.utterances)][:1]:
+    named = {u for f in activations for u in f.utterances}
+    for f in [f for f in channels if not named.issuperset(f.utterances)][:1]:
         said.append(f"a channel of {f.names()} is an outlier in {f.module}: x {number(f.largest)} the upper quartile")
     if not said:
         said.append("nothing explodes")
-    if not found.explosions:
+    if not explosions:
         all_ratios = [_finding(p.name, a, ids, math.inf) for p in modules.values() if (a := p.amplification()).numel()]
         f = max(all_ratios, key=lambda f: f.largest, default=Finding("any module", [], 0.0, 0.0, 0))
         said.append(f"the largest ratio from a module's output to its input is x {number(f.largest)}, in {f.module}")

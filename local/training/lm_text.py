@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from local.common.errors import UserError
 from local.common.progress import Progress
+from local.data.batching import pack_by_length
 from local.data.tokenizer import UNK_ID, Tokenizer
 
 import numpy as np
@@ -41,12 +42,7 @@ class TokenText:
         """
         order = np.arange(len(self.lens)) if generator is None else torch.randperm(len(self.lens), generator=generator).numpy()
         by_length = order[np.argsort(self.lens[order], kind="stable")]
-        found, first = [], 0
-        for n, length in enumerate(self.lens[by_length]):
-            if (n + 1 - first) * (int(length) + 1) > batch_tokens and n > first:
-                found.append(by_length[first:n])
-                first = n
-        found.append(by_length[first:])
+        found = [np.array(rows) for rows in pack_by_length(by_length, self.lens[by_length] + 1, batch_tokens)]
         return found if generator is None else [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]
 
     def collate(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from local.artifacts.checkpoint import check_finite, load_file, load_weights, save_file
 from local.artifacts.language_model import lm_sizes, save_lm
-from local.common.atomic import atomic_write
+from local.common.atomic import atomic_write, write_text
 from local.common.errors import UserError
 from local.common.progress import Progress
 from local.config import config_hash, to_dict
@@ -150,12 +150,14 @@ class LmTrainer:
         """Write perplexity.json: the best epoch, and the perplexity of the dev text under its model."""
         best = self.best
         assert best is not None
-        counts = {name: summary(text) for name, text in (("train", self.text), ("dev", self.dev))}
+        counts: dict[str, dict[str, Any]] = {
+            name: {"sentences": len(text.lens), "words": text.words, "tokens": len(text.ids), "unknown": text.unknown}
+            for name, text in (("train", self.text), ("dev", self.dev))
+        }
         counts["dev"] |= {"nll": best["dev_nll"], "perplexity": perplexities(best["dev_nll"], self.dev)}
         parameters = sum(p.numel() for p in self.model.parameters())
         content = {"epoch": best["epoch"], "epochs": len(self.rows), "parameters": parameters, **counts}
-        with atomic_write(self.folder / "perplexity.json") as tmp:
-            tmp.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(self.folder / "perplexity.json", json.dumps(content, indent=2) + "\n")
         print(f"{self.folder / 'lm.pt'}: epoch {best['epoch']} of {len(self.rows)}, {parameters:,} parameters")
 
 
@@ -167,8 +169,3 @@ def perplexities(nll: float, text: TokenText) -> dict[str, float]:
     ends = len(text.lens)
     counts = {"per_token": len(text.ids) + ends, "per_word": text.words + ends}
     return {name: math.exp(nll / n) if nll / n < 700 else math.inf for name, n in counts.items()}
-
-
-def summary(text: TokenText) -> dict[str, Any]:
-    """Return the sizes of a text, for perplexity.json."""
-    return {"sentences": len(text.lens), "words": text.words, "tokens": len(text.ids), "unknown": text.unknown}

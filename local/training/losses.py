@@ -14,17 +14,11 @@ AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Losses(NamedTuple):
-    """The losses of N utterances.
+    """The losses of N utterances, each (N,)."""
 
-    Attributes:
-      simple: (N,) nats, the loss without the joiner.
-      pruned: (N,) nats, the loss within the pruning bounds.
-      outside: (N,) share of the simple lattice's posterior mass outside these bounds; None if not monitored.
-    """
-
-    simple: Tensor
-    pruned: Tensor
-    outside: Tensor | None
+    simple: Tensor  # nats, the loss without the joiner
+    pruned: Tensor  # nats, the loss within the pruning bounds
+    outside: Tensor | None  # share of the simple lattice's posterior mass outside these bounds; None if not monitored
 
     def detach(self) -> Losses:
         """Return the losses without their graph."""

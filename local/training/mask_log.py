@@ -100,14 +100,10 @@ def mask_statistics(masks: Tensor) -> dict[str, float]:
 
     masks: (layers, sequences).
     """
-    values = torch.stack(
-        [
-            masks.min(dim=1).values,
-            masks.median(dim=1).values,
-            masks.mean(dim=1),
-            (masks < DAMPED_BELOW).float().mean(dim=1),
-        ],
-        dim=1,
-    )
-    names = ("min_mask", "median_mask", "mean_mask", "share_below_half")
-    return {f"filter_{n}_{i}": v for i, row in enumerate(values.tolist()) for n, v in zip(names, row, strict=True)}
+    columns = {
+        "min_mask": masks.min(dim=1).values,
+        "median_mask": masks.median(dim=1).values,
+        "mean_mask": masks.mean(dim=1),
+        "share_below_half": (masks < DAMPED_BELOW).float().mean(dim=1),
+    }
+    return {f"filter_{name}_{i}": float(values[i]) for i in range(len(masks)) for name, values in columns.items()}

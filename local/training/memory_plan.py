@@ -1,6 +1,6 @@
 """train.max_duration=auto: how many seconds of audio fit into the memory at once.
 
-A plane is fitted to the measured bytes of a few passes:
+A plane is fitted to the measured bytes of a few passes over random batches:
 
     bytes = base + per_second * S + per_token * S * U
 
@@ -13,18 +13,24 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 from local.common.allocator import release_free_memory
 from local.common.errors import UserError
-from local.common.meter import Meter
+from local.common.meter import MIB, Meter, free_bytes
 from local.common.processes import Processes
 from local.config.schema import AUTO, Config
+from local.data.batch import Batch
 from local.data.datamodule import AsrDataModule
-from local.training.free_memory import free_bytes
-from local.training.memory_probe import Lengths, PassMeter, Shape, probe
+from local.data.durations import FRAME_SECONDS
+from local.training.losses import forward_losses
+from model.build import build_model
+from model.encoder.subsampling import MIN_FRAMES, subsampled
+from model.transducer import Transducer, training_loss
 
 import numpy as np
 import torch
@@ -33,6 +39,24 @@ SHARE = 0.8  # of the free memory; the rest is for the loader, fragments, and er
 LATER_BYTES = 12  # per parameter, taken after the plan: two states of the optimiser, a gradient that passes are added to
 SAMPLE = 100_000  # utterances whose lengths are read
 MB = 1e6
+FIRST, LONGEST = 5.0, 16.0  # seconds: the smallest pass measured, and the longest utterance in it
+PASSES = (3, 7)  # of growing size, at least and at most
+ENOUGH = 200 * MIB  # bytes between the smallest and the largest pass; or a tenth of the free memory
+PATIENCE = 10.0  # seconds: no larger pass is measured after one that took longer
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A batch of `rows` utterances with equally many feature frames and tokens."""
+
+    rows: int
+    frames: int
+    tokens: int
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds of audio of all rows."""
+        return self.rows * self.frames * FRAME_SECONDS
 
 
 @dataclass(frozen=True)
@@ -49,6 +73,58 @@ class Plane:
         return self.base + seconds * (self.per_second + self.per_token * tokens)
 
 
+class PassMeter:
+    """Measures passes on a model of its own, so that the trained one and torch's random numbers stay as they are."""
+
+    def __init__(self, cfg: Config, vocab_size: int, device: torch.device) -> None:
+        """Build the model of `cfg`. Every balancer acts and every layer is bypassed, which takes the most memory."""
+        self.cfg, self.device = deepcopy(cfg), device
+        self.devices = [device] if device.type == "cuda" else []  # whose random numbers are kept, besides the CPU's
+        encoder = self.cfg.model.encoder
+        encoder.balance_prob, encoder.layer_dropout = float(encoder.balance_prob > 0), float(encoder.layer_dropout > 0)
+        with torch.random.fork_rng(self.devices):
+            self.model: Transducer = build_model(self.cfg, vocab_size).to(device).train()
+
+    def __call__(self, shape: Shape) -> float:
+        """Return the most bytes that a forward and backward pass over random numbers takes beyond what was in use."""
+        self.model.zero_grad(set_to_none=True)
+        release_free_memory()
+        usage = Meter(self.device)
+        before = usage.in_use()
+        with torch.random.fork_rng(self.devices), usage.of("pass"):
+            tokens = torch.randint(1, self.model.vocab_size, (shape.rows, shape.tokens))
+            inputs = torch.randn(shape.rows, shape.frames, self.model.encoder.num_features)
+            lens, token_lens = torch.full((shape.rows,), shape.frames), torch.full((shape.rows,), shape.tokens)
+            batch = Batch(inputs, lens, tokens, token_lens, ids=[""] * shape.rows)
+            losses = forward_losses(self.model, batch, warmup=2.0, precision=self.cfg.train.precision, monitor=True)
+            training_loss(losses.simple.sum(), losses.pruned.sum(), self.cfg.loss.simple_scale, 1.0).backward()
+        return (usage.peak_mib["pass"] - before) * MIB
+
+
+def probe(measure: Callable[[Shape], float], longest: float, tokens: int, free: float) -> list[tuple[Shape, float]]:
+    """Return passes and their bytes, as `measure` gives them. free: bytes.
+
+    Passes of growing size have `tokens` tokens, the most of the corpus, whose longest utterance has `longest` seconds. At
+    the largest size, passes with fewer and with more tokens follow.
+    """
+
+    def shape(seconds: float, tokens: int) -> Shape:
+        length = min(longest, seconds, LONGEST)
+        frames = max(round(length / FRAME_SECONDS), MIN_FRAMES)
+        return Shape(max(1, round(seconds / length)), frames, max(1, min(tokens, subsampled(frames))))
+
+    measure(shape(FIRST, tokens))  # compiles, chooses kernels, makes work spaces: not counted
+    passes: list[tuple[Shape, float]] = []
+    for seconds in (FIRST * 2**i for i in range(PASSES[1])):
+        largest, start = shape(seconds, tokens), time.perf_counter()
+        passes.append((largest, measure(largest)))
+        took, grown = time.perf_counter() - start, passes[-1][1] - passes[0][1]
+        if len(passes) >= PASSES[0] and (grown >= min(ENOUGH, free / 10) or took >= PATIENCE):
+            break
+    others = (shape(seconds, largest.tokens // 4), shape(seconds, 2 * largest.tokens + 2))
+    return passes + [(other, measure(other)) for other in others if other != largest]
+
+
 def fit_plane(passes: Sequence[tuple[Shape, float]]) -> Plane:
     """Fit measured passes (shape, bytes) by least squares with no coefficient below 0.
 
@@ -58,8 +134,7 @@ def fit_plane(passes: Sequence[tuple[Shape, float]]) -> Plane:
     columns_max, measured = columns.max(axis=0), np.array([b for _, b in passes])
     best, least = np.zeros(3), np.inf
     for chosen in itertools.chain.from_iterable(itertools.combinations(range(3), n) for n in (1, 2, 3)):
-        at = list(chosen)
-        found = np.zeros(3)
+        at, found = list(chosen), np.zeros(3)
         found[at] = np.linalg.lstsq(columns[:, at] / columns_max[at], measured, rcond=None)[0] / columns_max[at]
         squares = float(np.square(columns @ found - measured).sum())
         if (found >= 0).all() and squares < least:
@@ -69,14 +144,14 @@ def fit_plane(passes: Sequence[tuple[Shape, float]]) -> Plane:
     return Plane(base, per_second, per_token, float(errors.max()))
 
 
-def plan(plane: Plane, lengths: Lengths, room: float, most: float) -> float:
-    """Return the most seconds of a pass that takes at most `room` bytes with the longest transcript.
+def plan(plane: Plane, longest: float, tokens: int, room: float, most: float) -> float:
+    """Return the most seconds of a pass that takes at most `room` bytes with a transcript of `tokens`.
 
     The number is rounded down, is at most `most`, and at least the longest utterance, as no pass can be shorter.
     """
-    each = plane.per_second + plane.per_token * lengths.tokens
+    each = plane.per_second + plane.per_token * tokens
     seconds = (room - plane.base) / each if each > 0 else most
-    return max(min(round_down(seconds), most), float(math.ceil(lengths.longest)))
+    return max(min(round_down(seconds), most), float(math.ceil(longest)))
 
 
 def round_down(number: float) -> float:
@@ -105,11 +180,12 @@ def choose_max_duration(
     found = data.train_lengths(SAMPLE)
     if not found:
         raise UserError(f"{data.data_dir}: the training parts hold no utterance")
-    lengths = Lengths(max(d for d, _ in found), sum(d for d, _ in found), max(u for _, u in found))
+    seconds, counts = zip(*found, strict=True)
+    longest, tokens = max(seconds), max(counts)
     sharing = 1 if device.type == "cuda" else processes.local_size
     meter = PassMeter(cfg, data.tokenizer.vocab_size, device)
     parameters = sum(p.numel() for p in meter.model.parameters())
-    passes = probe(meter, lengths, free_bytes(device) / sharing)
+    passes = probe(meter, longest, tokens, free_bytes(device) / sharing)
     del meter
     release_free_memory()
     if device.type == "cuda":
@@ -118,22 +194,17 @@ def choose_max_duration(
     processes.gather(None)  # wait until no process holds memory of its probes
     free = free_bytes(device) / sharing
     room = SHARE * free - LATER_BYTES * parameters
-    own = plan(plane, lengths, room, cfg.train.batch_seconds or lengths.total)
-    seconds = min(processes.gather(own))
+    own = plan(plane, longest, tokens, room, most=cfg.train.batch_seconds or sum(seconds))
+    chosen = min(processes.gather(own))
     if processes.rank == 0:
-        print_plan(plane, len(passes), free, seconds)
-        if plane.predict(seconds, lengths.tokens) > room:
-            print(f"warning: the longest utterance ({lengths.longest:.1f} s) may not fit into the memory", file=sys.stderr)
+        print(
+            f"memory: a pass takes {plane.base / MB:.0f} MB + {plane.per_second / MB:.3g} MB per second "
+            f"+ {plane.per_token / MB:.2g} MB per second and token (within {plane.error:.0%} of {len(passes)} measured); "
+            f"{free / MB:,.0f} MB are free: train.max_duration is {chosen:g}"
+        )
+        if plane.predict(chosen, tokens) > room:
+            print(f"warning: the longest utterance ({longest:.1f} s) may not fit into the memory", file=sys.stderr)
         if cfg.train.batch_seconds == 0:
             why = "the size of a step, and so the result, depends on the free memory; set train.batch_seconds to fix it"
             print(f"warning: train.max_duration is auto without train.batch_seconds: {why}", file=sys.stderr)
-    return seconds
-
-
-def print_plan(plane: Plane, count: int, free: float, seconds: float) -> None:
-    """Print the plan in one line; count: passes measured."""
-    print(
-        f"memory: a pass takes {plane.base / MB:.0f} MB + {plane.per_second / MB:.3g} MB per second "
-        f"+ {plane.per_token / MB:.2g} MB per second and token (within {plane.error:.0%} of {count} measured); "
-        f"{free / MB:,.0f} MB are free: train.max_duration is {seconds:g}"
-    )
+    return chosen

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from local.common.atomic import atomic_write
+from local.common.atomic import write_text
 from local.common.errors import UserError
+from local.config.keys import leaves
 from local.config.schema import AUTO
 
 import yaml
@@ -24,11 +25,12 @@ def check_same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> No
     """
     if saved["tokens_hash"] != now["tokens_hash"]:
         raise UserError(f"{path} was trained with other tokens than the data's bpe.model; use another --exp-dir")
-    before, after = flat(saved["config"]), flat(now["config"])
+    before, after = dict(leaves(saved["config"])), dict(leaves(now["config"]))
     fixed = [key for key in {**before, **after} if key.startswith("model.") or key == "optim.name"]
-    differs = [key for key in fixed if before.get(key, UNSET) != after.get(key, UNSET)]
+    values = [(key, before.get(key, UNSET), after.get(key, UNSET)) for key in fixed]
+    differs = [f"{key} was {old}, is {new}" for key, old, new in values if old != new]
     if differs:
-        named = ", ".join(f"{key} was {before.get(key, UNSET)}, is {after.get(key, UNSET)}" for key in differs[:MAX_NAMED])
+        named = ", ".join(differs[:MAX_NAMED])
         more = f" and {len(differs) - MAX_NAMED} more keys" if len(differs) > MAX_NAMED else ""
         raise UserError(f"{path} holds another model or optimiser: {named}{more}; use another --exp-dir")
 
@@ -40,31 +42,20 @@ def write_config(origin: dict[str, Any], max_duration: float, path: Path) -> Non
     """
     run = {key: origin[key] for key in ("git_commit", "versions", "tokens_hash", "vocab_size")}
     content = {**origin["config"], "run": {**run, "max_duration": max_duration}}
-    with atomic_write(path) as tmp:
-        tmp.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(content, sort_keys=False))
 
 
 def seconds_at_once(saved: dict[str, Any]) -> float:
     """Return the train.max_duration that the checkpoint was trained with, in seconds, also if the configuration says auto."""
-    found: float = saved["progress"].get(
-        "max_duration", saved["config"]["train"]["max_duration"]
-    )  # older files have the latter only
-    return found
+    older: float = saved["config"]["train"]["max_duration"]  # older checkpoints have it only there
+    return saved["progress"].get("max_duration", older)  # type: ignore[no-any-return]
 
 
 def changes(saved: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Yield key, value before and value now of the keys that change the training from here on."""
-    before, now = flat(saved["config"]), flat(config)
+    before, now = dict(leaves(saved["config"])), dict(leaves(config))
     if now["train.max_duration"] != AUTO:
         before["train.max_duration"] = seconds_at_once(saved)
     for key in now:
         if key in before and before[key] != now[key] and not key.startswith(OTHER_STAGES):
             yield key, before[key], now[key]
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dicts as one, keys joined by dots."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return found

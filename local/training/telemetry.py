@@ -71,10 +71,10 @@ class Telemetry:
             "lr": lr,
             "data_wait_share": self.waited / self.seconds if self.seconds else 0.0,
             "frames_per_second": input_frames / self.seconds if self.seconds else 0.0,
+            "outside_pruned_band": torch.stack(self.outside).mean().item() if self.outside else float("nan"),
+            **{f"gradient_norm_{part}": value for part, value in zip(self.parts.names, by_part, strict=True)},
+            **masks,
         }
-        row["outside_pruned_band"] = torch.stack(self.outside).mean().item() if self.outside else float("nan")
-        row.update({f"gradient_norm_{part}": value for part, value in zip(self.parts.names, by_part, strict=True)})
-        row.update(masks)
         self.train_csv.write(epoch, step, row)
         for name, value in row.items():
             self.writer.add_scalar(f"train/{name}", value, step)
@@ -128,7 +128,6 @@ class _Table:
             header, *rows = self._read() or [[]]
             earlier = [r for r in rows if len(r) == len(header) > 1 and r[1].isdecimal() and int(r[1]) <= step]
             self._rewrite(header, earlier)
-            self.last = int(earlier[-1][1]) if earlier else 0
 
     def _read(self) -> list[list[str]]:
         try:
@@ -138,7 +137,7 @@ class _Table:
             raise UserError(f"{self.path}: damaged ({e}); remove it to resume without its earlier rows") from None
 
     def _rewrite(self, columns: list[str], rows: list[list[str]]) -> None:
-        self.columns = columns
+        self.columns, self.last = columns, int(rows[-1][1]) if rows else 0
         with atomic_write(self.path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
             csv.writer(f, lineterminator="\n").writerows([columns, *rows] if columns else [])
 

@@ -15,6 +15,7 @@ from local.common.atomic import remove_abandoned
 from local.common.errors import TrainingDiverged, UserError
 from local.common.processes import Processes
 from local.common.progress import Progress
+from local.config.keys import leaves
 from local.config.schema import Config
 from local.data.batch import Batch
 from local.data.datamodule import AsrDataModule
@@ -22,7 +23,7 @@ from local.training.losses import forward_losses
 from local.training.mask_log import MaskLog
 from local.training.memory_plan import choose_max_duration
 from local.training.random_state import random_state, seed_apart, set_random_state
-from local.training.resume_checks import changes, check_same_run, flat, seconds_at_once, write_config
+from local.training.resume_checks import changes, check_same_run, seconds_at_once, write_config
 from local.training.step import StepGradient, StepSums, make_scaler
 from local.training.telemetry import Telemetry
 from model.average import RunningAverage
@@ -67,8 +68,7 @@ class Trainer:
         self.gradient = StepGradient(self.model, cfg, self.scaler, self.masks, self.processes, device)
         if not self.first:
             seed_apart(cfg.train.seed, self.processes.rank, 0)
-        self.epoch, self.batch, self.step = 1, 0, 0  # epoch from 1; steps done in it; steps done in all
-        self.bad_steps = 0
+        self.epoch, self.batch, self.step, self.bad_steps = 1, 0, 0, 0  # epoch from 1; steps done in it; in all; bad ones
         saved = self._resume()
         if len(set(self.processes.gather(self.step))) > 1:
             raise UserError(f"the processes found different checkpoints in {self.folder}; all machines must share this folder")
@@ -220,7 +220,6 @@ class Trainer:
         rngs = self.processes.gather(random_state(self.device))
         if not self.first:
             return
-        progress = {name: getattr(self, name) for name in (*COUNTS, "max_duration")}
         content = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -228,7 +227,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "telemetry": self.masks.state_dict(),
-            "progress": progress,
+            "progress": {name: getattr(self, name) for name in (*COUNTS, "max_duration")},
             "rng": {**rngs[0], "others": rngs[1:]},
             **self.origin,
         }
@@ -260,7 +259,7 @@ class Trainer:
         self.schedule.load_state_dict(saved["schedule"])
         if self.scaler.is_enabled() and saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
-        check_finite(flat(saved), path)
+        check_finite(dict(leaves(saved)), path)
         if saved["average"]["state"].keys() != saved["model"].keys():
             raise ValueError("'average' is of another model")
         progress = [saved["progress"][name] for name in COUNTS]
@@ -290,5 +289,5 @@ class Trainer:
         """Remove old checkpoints, except those that averaging or train.keep_last needs."""
         keep, average = self.cfg.train.keep_last, self.cfg.average
         if keep > 0 and self.first:
-            epochs = max(keep, average.num + 1)
-            remove_old(self.folder, epochs=epochs, steps=average.num + 1 if average.unit == "step" else 2)
+            steps = average.num + 1 if average.unit == "step" else 2
+            remove_old(self.folder, epochs=max(keep, average.num + 1), steps=steps)

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from local.common.errors import UserError
-from local.common.meter import Meter
-from local.training.free_memory import free_bytes
+from local.common.meter import Meter, free_bytes
 from tests.conftest import ROOT
 
 import pytest

@@ -15,7 +15,7 @@ from local.config import load_config
 from local.config.schema import Config
 from local.data import training_cuts
 from local.data.batch import Batch
-from local.data.batching import duration_bins, pack_by_duration, seeded, train_batches
+from local.data.batching import duration_bins, pack_by_length, seeded, train_batches
 from local.data.datamodule import AsrDataModule
 from local.data.dataset import AsrDataset
 from local.data.durations import SPEEDS
@@ -256,7 +256,7 @@ def test_a_damaged_line_is_named_also_by_a_worker(data: Path, monkeypatch: pytes
 
 @given(LENGTHS, st.floats(1.0, 100.0), st.integers(1, 5))
 def test_a_step_has_room_for_its_micro_batches(seconds: list[float], limit: float, width: int) -> None:
-    steps = list(pack_by_duration(range(len(seconds)), seconds, limit, width))
+    steps = list(pack_by_length(range(len(seconds)), seconds, limit, width))
     assert list(itertools.chain(*steps)) == list(range(len(seconds)))
     assert all(len(s) == 1 or math.ceil(len(s) / width) * max(seconds[i] for i in s) <= limit for s in steps)
     for step, after in itertools.pairwise(steps):
@@ -295,7 +295,7 @@ def test_an_epoch_has_every_cut_once_and_no_batch_is_too_long(seconds: list[floa
 
 @given(LENGTHS, st.floats(1.0, 100.0))
 def test_parts_are_as_long_as_the_limit_allows(seconds: list[float], limit: float) -> None:
-    parts = list(pack_by_duration(range(len(seconds)), seconds, limit))
+    parts = list(pack_by_length(range(len(seconds)), seconds, limit))
     assert list(itertools.chain(*parts)) == list(range(len(seconds)))
     for part, after in itertools.pairwise(parts):
         assert (len(part) + 1) * max(seconds[i] for i in (*part, after[0])) > limit

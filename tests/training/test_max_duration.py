@@ -16,8 +16,7 @@ from local.config import config_from_dict, load_config, to_dict
 from local.data.datamodule import AsrDataModule
 from local.diagnose import main as diagnose
 from local.training import memory_plan
-from local.training.memory_plan import LATER_BYTES, SHARE
-from local.training.memory_probe import PassMeter, Shape
+from local.training.memory_plan import LATER_BYTES, SHARE, PassMeter, Shape
 from local.training.trainer import Trainer
 from model.build import build_model
 from tests.common import test_processes

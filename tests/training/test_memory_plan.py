@@ -11,8 +11,7 @@ import subprocess
 import sys
 
 from local.config import load_config
-from local.training.memory_plan import Plane, fit_plane, plan, round_down
-from local.training.memory_probe import Lengths, PassMeter, Shape, probe
+from local.training.memory_plan import PassMeter, Plane, Shape, fit_plane, plan, probe, round_down
 from model.encoder.lstm import RecurrentLayer
 from model.encoder.subsampling import subsampled
 from model.layers.balancer import ActivationBalancer
@@ -37,12 +36,11 @@ PROGRAM = """
 import json, sys, torch
 from local.config import load_config
 from local.common.allocator import tune_memory
-from local.training.memory_plan import fit_plane
-from local.training.memory_probe import Lengths, PassMeter, Shape, probe
+from local.training.memory_plan import PassMeter, Shape, fit_plane, probe
 torch.set_num_threads(1)
 tune_memory()
 measure = PassMeter(load_config(None, sys.argv[1:]), 50, torch.device("cpu"))
-passes = probe(measure, Lengths(8.0, 1e4, 30), 4e9)
+passes = probe(measure, 8.0, 30, 4e9)
 plane = fit_plane(passes)
 for shape in (Shape(40, 400, 10), Shape(11, 700, 60), Shape(25, 1000, 30)):
     print(json.dumps([plane.predict(shape.seconds, shape.tokens), measure(shape), plane.per_second, len(passes)]))
@@ -87,14 +85,14 @@ def test_the_fit_is_the_best_without_negative_coefficients(measured: list[float]
 def test_a_plan_fits_the_memory(
     truth: tuple[float, float, float], room: float, longest: float, tokens: int, most: float
 ) -> None:
-    plane, lengths = Plane(*truth), Lengths(longest, 1e6, tokens)
-    seconds = plan(plane, lengths, room, most)
+    plane = Plane(*truth)
+    seconds = plan(plane, longest, tokens, room, most)
     if seconds > math.ceil(longest):
         assert seconds <= most and plane.predict(seconds, tokens) <= room * (1 + 1e-9)
         assert seconds == most or plane.predict(1.12 * seconds, tokens) > room  # rounding to two digits loses at most a tenth
     else:
         assert seconds == math.ceil(longest)
-    assert plan(plane, lengths, 2 * room, most) >= seconds >= plan(plane, Lengths(longest, 1e6, 2 * tokens), room, most)
+    assert plan(plane, longest, tokens, 2 * room, most) >= seconds >= plan(plane, longest, 2 * tokens, room, most)
 
 
 @given(st.floats(1e-3, 1e9))
@@ -115,7 +113,7 @@ def test_probes_grow_until_their_bytes_differ_enough(longest: float, tokens: int
         asked.append(shape)
         return 3e8 + per_second * shape.seconds
 
-    passes = probe(measure, Lengths(longest, 1e6, tokens), free)
+    passes = probe(measure, longest, tokens, free)
     assert [shape for shape, _ in passes] == asked[1:]  # the first warms up
     assert all(1 <= s.tokens <= s.frames // 4 and s.rows >= 1 for s in asked)
     largest = max(s.seconds for s in asked)

@@ -8,7 +8,7 @@ from typing import Any
 
 from local.common.errors import UserError
 from local.config import load_config, to_dict
-from local.training.resume_checks import changes, check_same_run, flat, seconds_at_once
+from local.training.resume_checks import changes, check_same_run, seconds_at_once
 
 import pytest
 
@@ -73,7 +73,3 @@ def test_many_keys_are_counted(saved: dict[str, Any]) -> None:
 def test_the_same_run_is_accepted(saved: dict[str, Any]) -> None:
     now = to_dict(load_config(None, ["optim.lr=0.5", "train.num_epochs=99"]))
     check_same_run({"tokens_hash": "a", **saved}, {"tokens_hash": "a", "config": now}, Path("epoch-1.pt"))
-
-
-def test_flat_joins_keys_by_dots() -> None:
-    assert flat({"a": {"b": {"c": 1}, "d": [2]}, "e": 3, "f": {}}) == {"a.b.c": 1, "a.d": [2], "e": 3}
