@@ -21,8 +21,8 @@ from typing import Any
 from local.artifacts.averaging import make_average
 from local.artifacts.checkpoint import load_averaged, model_from, save_file
 from local.artifacts.tuned_settings import keys_of, save_tuned
-from local.common.atomic import atomic_write
 from local.common.cli import choose_device, make_parser, program
+from local.common.csv_table import write_table
 from local.common.errors import UserError
 from local.config.methods import METHODS, TUNED
 from local.config.schema import AverageConfig, DecodeConfig, TuneConfig
@@ -74,14 +74,7 @@ def grid(names: Iterable[str], values: dict[str, list[float]]) -> Iterator[dict[
 
 @dataclass
 class Trial:
-    """One average on the dev parts.
-
-    Attributes:
-      best: its best point by greedy search.
-      model: the average on the device.
-      parts: its encoder's output.
-      content: of its file, if this program made the average.
-    """
+    """One average on the dev parts, with its best point by greedy search; `content` of its file if this program made it."""
 
     best: Point
     model: Transducer
@@ -168,15 +161,6 @@ class Tuner:
                 chosen[method] = min(points, key=lambda p: p.rank).values
         return chosen
 
-    def table(self) -> str:
-        """Return every point, tab-separated, in the order in which they were tried."""
-        head = ["method", *TUNED, "errors", "words", "wer"]
-        lines = ["\t".join(head)]
-        for p in self.points:
-            values = [f"{p.values[name]:g}" if name in p.values else "" for name in TUNED]
-            lines.append("\t".join([p.method, *values, str(p.errors), str(p.words), f"{100 * p.errors / p.words:.4f}"]))
-        return "\n".join(lines) + "\n"
-
 
 def with_penalty(options: DecodeConfig, values: dict[str, float]) -> DecodeConfig:
     """Return `options` with the blank penalty of `values` if they have one."""
@@ -193,8 +177,11 @@ def average_of(folder: Path, options: AverageConfig, num: int) -> dict[str, Any]
 
 def save(exp_dir: Path, tuner: Tuner, best: Trial, by_method: dict[str, dict[str, float]]) -> None:
     """Write tune.tsv, then tuned.pt if an averaging range was chosen, and tuned.yaml last."""
-    with atomic_write(exp_dir / "tune.tsv") as tmp:
-        tmp.write_text(tuner.table(), encoding="utf-8")
+    rows = [
+        {"method": p.method, **p.values, "errors": p.errors, "words": p.words, "wer": f"{100 * p.errors / p.words:.4f}"}
+        for p in tuner.points
+    ]
+    write_table(exp_dir / "tune.tsv", ["method", *TUNED, "errors", "words", "wer"], rows, delimiter="\t")
     chosen = dict(best.best.values)
     num = chosen.pop("average_num", None)
     if best.content is None:

@@ -17,8 +17,7 @@ import torch
 
 def lm_sizes(cfg: Config, vocab_size: int) -> dict[str, Any]:
     """Return the arguments of `LstmLm` that section lm of the config gives."""
-    lm = cfg.lm
-    sizes = {"dim": lm.dim, "hidden": lm.hidden, "num_layers": lm.num_layers, "dropout": lm.dropout}
+    sizes = {name: getattr(cfg.lm, name) for name in ("dim", "hidden", "num_layers", "dropout")}
     return {"vocab_size": vocab_size, **sizes}
 
 

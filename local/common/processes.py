@@ -32,12 +32,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 class Processes:
     """The processes of a run and which of them this is; a single one by default.
 
-    Attributes:
-      rank: number of this process, from 0.
-      size: processes in all.
-      local_rank: number of this process on its machine, from 0.
-      local_size: processes on this machine.
-      cpu_group: the group for CPU tensors and objects; gradients may go over nccl.
+    `rank` and `local_rank` (on this machine) count from 0. cpu_group: for CPU tensors and objects; gradients may use nccl.
     """
 
     rank: int = 0

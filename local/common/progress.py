@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import Any, TextIO, TypeVar
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 PLAIN_INTERVAL = 10.0  # seconds between two plain lines
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
     """A counter with rate and time left. `update(n)` advances it; a `note`, such as a loss, is shown beside it."""
 
     def __init__(self, total: int | None = None, desc: str = "", unit: str = "it", initial: int = 0) -> None:
@@ -26,8 +26,7 @@ class Progress:
         self.note = ""
         self.bar: tqdm | None = None
         if (terminal := _terminal()) is not None:
-            options: dict[str, Any] = {"initial": initial, "dynamic_ncols": True, "leave": False, "file": terminal}
-            self.bar = tqdm(total=total, desc=desc, unit=f" {unit}", **options)
+            self.bar = tqdm(None, desc, total, leave=False, file=terminal, unit=f" {unit}", initial=initial, dynamic_ncols=True)
 
     def update(self, n: int = 1, note: str | None = None) -> None:
         """Count `n` more items; a `note` replaces the last one."""
@@ -59,10 +58,7 @@ class Progress:
         elif self.last_line > self.started:
             print(f"{self.desc}: {self.count} {self.unit} in {clock(time.monotonic() - self.started)}", file=sys.stderr)
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
-from local.config.limits import Count, NotNegative, Positive, Seconds, Section, Size, describe, find_problems, types_of, within
+from local.config.limits import Count, Limits, NotNegative, Positive, Seconds, Section, Size, describe, find_problems, types_of
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -80,13 +80,13 @@ class DecodeConfig(Section):
 
     methods: list[str]
     max_duration: Seconds
-    tail_frames: Annotated[int, within(0, 100_000)]
+    tail_frames: Annotated[int, Limits(0, 100_000)]
     max_utterances: Count
-    max_sym_per_frame: Annotated[int, within(1, 1000)]
-    beam: Annotated[int, within(1, 10_000)]
+    max_sym_per_frame: Annotated[int, Limits(1, 1000)]
+    beam: Annotated[int, Limits(1, 10_000)]
     fast_beam: Positive
-    max_contexts: Annotated[int, within(1, 100_000)]
-    max_states: Annotated[int, within(1, 1_000_000)]
+    max_contexts: Annotated[int, Limits(1, 100_000)]
+    max_states: Annotated[int, Limits(1, 1_000_000)]
     fast_beam_backend: Literal["native", "k2"]
     blank_penalty: float
     temperature: Positive
@@ -99,7 +99,7 @@ class DecodeConfig(Section):
     ilm_scale: NotNegative
     hotwords: str | None
     hotwords_boost: float
-    num_threads: Annotated[int, within(0, 4096)]
+    num_threads: Annotated[int, Limits(0, 4096)]
     by_method: dict[str, dict[str, Any]]
 
     def of_method(self, method: str) -> DecodeConfig:

@@ -25,12 +25,7 @@ SEARCH_OPTIONS: dict[str, dict[str, str]] = {
 
 
 class Recogniser:
-    """One method: encoder output in, hypotheses out. It is made once per run and keeps what depends on the weights alone.
-
-    Attributes:
-      method: its entry of METHODS.
-      options: its settings as plain values, for the record.
-    """
+    """One method: encoder output in, hypotheses out; `options` has its settings as plain values, for the record."""
 
     def __init__(self, name: str, resources: Resources, options: DecodeConfig) -> None:
         """Load what the method needs. options: section `decode` of the config.

@@ -153,13 +153,9 @@ class EncoderStream:
 
 @dataclass(frozen=True)
 class Segment:
-    """The result of one utterance, or of its audio so far.
+    """The result of one utterance, or of its audio so far; `begin` and `end` in seconds from the beginning of the audio.
 
-    Attributes:
-      text: its words.
-      hypothesis: its tokens, and the encoder frames, counted from `begin`, at which they were emitted.
-      begin: seconds from the beginning of the audio.
-      end: likewise.
+    The times of `hypothesis` are encoder frames, counted from `begin`.
     """
 
     text: str
@@ -187,20 +183,11 @@ class StreamingRecogniser:
         endpoint: EndpointRules | None = None,
         second_pass: Sequence[tuple[Scorer, float]] = (),
     ) -> None:
-        """Keep the parts of a recogniser.
+        """Keep the parts of a recogniser: the encoder of a model in evaluation mode, the search over its output, and so on.
 
-        Args:
-          encoder: that of a model in evaluation mode, on its device.
-          search: the search over the same model's output.
-          tokenizer: the model's tokens.
-          features: section `features` of the model's config.
-          chunk_frames: feature frames per chunk, a multiple of 4.
-          tail_frames: quiet frames that follow an utterance.
-          endpoint: rules that end an utterance; None: all audio is one utterance.
-          second_pass: scorers that reorder the n-best list at the end of an utterance.
-
-        Raises:
-          UserError: encoder or search cannot be streamed.
+        chunk_frames: feature frames per chunk, a multiple of 4. tail_frames: quiet frames that follow an utterance.
+        second_pass: scorers that reorder the n-best list of each utterance. Raises `UserError` if encoder or search cannot
+        be streamed.
         """
         self.tokenizer, self.sampling_rate = tokenizer, features.sampling_rate
         self._features = FeatureStream(features)

@@ -23,11 +23,9 @@ def table(results: Results) -> str:
         for method, r in methods.items():
             interval = "{:.2f} - {:.2f}".format(*r["ci95"]) if r["ci95"] else "-"
             counts = [str(r[key]) for key in ("sub", "del", "ins", "words")]
-            rtf = "-" if r["rtf"] is None else f"{r['rtf']:.4f}"
-            memory = "-" if r["peak_memory_mib"] is None else f"{r['peak_memory_mib']:.0f}"
-            delay = "-" if r["symbol_delay"] is None else f"{1000 * r['symbol_delay']:.0f}"
+            costs = [decimals(r["rtf"], 4), decimals(r["peak_memory_mib"], 0), decimals(r["symbol_delay"], 0, factor=1000)]
             label = method + (" \\*" if r["oracle"] else "")
-            rows.append([name, label, percent(r["wer"]), interval, *counts, percent(r["cer"]), rtf, memory, delay])
+            rows.append([name, label, decimals(r["wer"]), interval, *counts, decimals(r["cer"]), *costs])
     note = ORACLE_NOTE if any(r["oracle"] for methods in results.values() for r in methods.values()) else ""
     return markdown(HEAD, rows, range(2)) + note
 
@@ -53,7 +51,9 @@ def earlier_table(rows: Sequence[tuple[DecodedSet, float | None, DecodedSet | No
         ours, theirs = decoded.made_by.get("options", {}), now.made_by.get("options", {}) if now else {}
         differing = ", ".join(f"{key}={value}" for key, value in ours.items() if now and theirs.get(key) != value)
         made = decoded.made_by
-        cells.append([decoded.name, decoded.method, percent(wer), made.get("label", "unknown"), differing or "-", minute(made)])
+        cells.append(
+            [decoded.name, decoded.method, decimals(wer), made.get("label", "unknown"), differing or "-", minute(made)]
+        )
     return "\nEarlier settings\n\n" + markdown(EARLIER_HEAD, cells, (0, 1, 3, 4, 5))
 
 
@@ -75,9 +75,9 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: Iterable[
     return line(head) + rule + "".join(map(line, rows))
 
 
-def percent(x: float | None) -> str:
-    """Return a rate with two decimals; a dash for None."""
-    return "-" if x is None else f"{x:.2f}"
+def decimals(x: float | None, digits: int = 2, factor: int = 1) -> str:
+    """Return `factor` times `x` with `digits` decimals; a dash for None."""
+    return "-" if x is None else f"{factor * x:.{digits}f}"
 
 
 def plot(results: Results, path: Path) -> None:
