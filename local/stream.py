@@ -45,11 +45,7 @@ def make_search(name: str, resources: Resources, options: DecodeConfig) -> tuple
     method, own = METHODS[name], options.of_method(name)
     if method.oracle:
         raise UserError(f"{name}: oracle methods need reference transcripts and cannot be used for streaming")
-    try:
-        search = make_stream(method, resources, own)
-    except ValueError as e:
-        raise UserError(f"{name}: {e}") from None
-    return search, [resources.scorer(term, own) for term in method.second_pass]
+    return make_stream(name, resources, own), [resources.scorer(term, own) for term in method.second_pass]
 
 
 def read_audio(path: Path, sampling_rate: int) -> torch.Tensor:
@@ -87,9 +83,7 @@ class Display:
     """Results on standard output: one line that is rewritten on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
-        """Find out whether standard output is a terminal."""
-        self._rewrites = sys.stdout.isatty()
-        self._shown = ""
+        self._rewrites, self._shown = sys.stdout.isatty(), ""
 
     def partial(self, segment: Segment) -> None:
         """Show a partial result if it changed."""

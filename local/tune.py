@@ -67,9 +67,9 @@ def lists(tune: TuneConfig, given: set[str]) -> dict[str, list[float]]:
 
 def grid(names: Iterable[str], values: dict[str, list[float]]) -> Iterator[dict[str, float]]:
     """Yield every combination of the lists with these names."""
-    keys = [name for name in names if name in values]
-    for point in product(*(values[key] for key in keys)):
-        yield dict(zip(keys, point, strict=True))
+    chosen = {name: values[name] for name in names if name in values}
+    for point in product(*chosen.values()):
+        yield dict(zip(chosen, point, strict=True))
 
 
 @dataclass
@@ -129,7 +129,7 @@ class Tuner:
         of_range = {} if num is None else {"average_num": float(num)}
         points = []
         for point in grid(["blank_penalty"], values):
-            recogniser = Recogniser(GREEDY, resources, with_penalty(self.options, point))
+            recogniser = Recogniser(GREEDY, resources, replace(self.options, **point))  # type: ignore[arg-type]
             points.append(self.try_point(recogniser, parts, GREEDY, {**of_range, **point}))
         return Trial(min(points, key=lambda p: p.rank), model, parts, content)
 
@@ -156,15 +156,9 @@ class Tuner:
         chosen, resources = {}, self.resources(best.model)
         for method in self.options.methods:
             found = self.recognisers(method, resources, values)
-            points = [self.try_point(recogniser, best.parts, method, point) for recogniser, point in found]
-            if points:
+            if points := [self.try_point(recogniser, best.parts, method, point) for recogniser, point in found]:
                 chosen[method] = min(points, key=lambda p: p.rank).values
         return chosen
-
-
-def with_penalty(options: DecodeConfig, values: dict[str, float]) -> DecodeConfig:
-    """Return `options` with the blank penalty of `values` if they have one."""
-    return replace(options, blank_penalty=values.get("blank_penalty", options.blank_penalty))
 
 
 def average_of(folder: Path, options: AverageConfig, num: int) -> dict[str, Any]:
@@ -199,9 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="averaged.pt; used if average_num is not tuned")
     args = parser.parse_intermixed_args(argv)
     model, cfg, tokenizer = load_averaged(args.checkpoint, args.overrides, args.conf)
-    given, folder = keys_of(args.overrides), args.exp_dir / "checkpoints"
+    given, folder, device = keys_of(args.overrides), args.exp_dir / "checkpoints", choose_device(cfg.decode.num_threads)
     values = lists(cfg.tune, given)
-    device = choose_device(cfg.decode.num_threads)
     tuner = Tuner(AsrDataModule(cfg, args.data_dir, tokenizer), cfg.decode, given, device, args.exp_dir)
     nums = [int(n) for n in values.get("average_num", [])]
     # Check all values before decoding: an error at the last one would lose the results of the others.
@@ -216,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if best is None or trial.best.rank < best.best.rank:
             best = trial  # only the best encoder output is kept
     assert best is not None
-    tuner.options = with_penalty(cfg.decode, best.best.values)
+    tuner.options = replace(cfg.decode, blank_penalty=best.best.values.get("blank_penalty", cfg.decode.blank_penalty))
     save(args.exp_dir, tuner, best, tuner.scales(best, values))
 
 

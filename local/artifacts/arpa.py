@@ -74,9 +74,7 @@ def estimate(sentences: Iterable[Sequence[str]], order: int, vocabulary: Iterabl
 def _count(sentences: Iterable[Sequence[str]], order: int) -> list[Counter[Gram]]:
     """Count each n-gram, for n = 1 .. order; sentences begin with one <s> and end with </s>."""
     counts: list[Counter[Gram]] = [Counter() for _ in range(order)]
-    for sentence in sentences:
-        if not sentence:
-            continue
+    for sentence in filter(None, sentences):
         if BOS in sentence or EOS in sentence:
             raise UserError(f"a sentence has the word {BOS} or {EOS}: {' '.join(sentence)}")
         words = (BOS, *sentence, EOS)

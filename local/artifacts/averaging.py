@@ -89,18 +89,14 @@ def _running(folder: Path, options: AverageConfig) -> Average:
     end = load_for_averaging(end_path, running=True)
     average = end["average"]
     if average["batches"] == 0:
-        raise UserError(
-            f"{end_path}: no running average yet, train.average_period is {average['period']}; "
-            "use average.mode=plain for the weights as they are"
-        )
+        why = f"no running average yet, train.average_period is {average['period']}"
+        raise UserError(f"{end_path}: {why}; use average.mode=plain for the weights as they are")
     if options.unit == "epoch":
         first = last - options.num
         start_path = dict(candidates).get(first)
         if first > 0 and start_path is None:
-            raise UserError(
-                f"{folder}/epoch-{first}.pt, the start of the range, does not exist "
-                "(keys 'average.last', 'average.num' and 'train.keep_last')"
-            )
+            keys = "keys 'average.last', 'average.num' and 'train.keep_last'"
+            raise UserError(f"{folder}/epoch-{first}.pt, the start of the range, does not exist ({keys})")
     else:
         first, start_path = candidates[options.num] if len(candidates) > options.num else (0, None)
     if start_path is None:

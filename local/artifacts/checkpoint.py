@@ -184,15 +184,7 @@ def config_for_recognition(saved: dict[str, Any], overrides: Sequence[str], conf
 
     These come from `conf` if it is given, else from the checkpoint, each with `overrides`. Everything else belongs to the
     model and comes from the checkpoint alone. A program can thus take all overrides of a command line.
-
-    Args:
-      saved: the config in a checkpoint.
-      overrides: "key.sub=value" of any section.
-      conf: an experiment's YAML.
-      where: the checkpoint, for messages.
-
-    Raises:
-      UserError: an unknown key, a wrong type or an impossible value.
+    where: the checkpoint, for messages. Raises `UserError` for an unknown key, a wrong type or an impossible value.
     """
     cfg = config_from_dict(saved, where=str(where))
     asked = load_config(conf, overrides) if conf else config_from_dict(saved, overrides, str(where)) if overrides else cfg

@@ -19,10 +19,8 @@ from local.config.schema import Config
 import yaml
 from omegaconf import OmegaConf
 
-RENAMED_KEYS = {
-    "data.min_duration": "data.min_utterance_seconds",
-    "data.max_duration": "data.max_utterance_seconds",
-}
+# Sections, with the old and the new names of a key.
+RENAMED_KEYS = (("data", "min_duration", "min_utterance_seconds"), ("data", "max_duration", "max_utterance_seconds"))
 MAX_SUGGESTIONS = 3
 
 
@@ -66,9 +64,8 @@ def rename_old_keys(values: dict[str, Any], source: Source, announce: bool) -> N
 
     Raises `UserError` if a source has both names.
     """
-    for old, new in RENAMED_KEYS.items():
-        (section, old_name), new_name = old.split("."), new.split(".")[1]
-        part = values.get(section)
+    for section, old_name, new_name in RENAMED_KEYS:
+        part, old, new = values.get(section), f"{section}.{old_name}", f"{section}.{new_name}"
         if not isinstance(part, dict) or old_name not in part:
             continue
         if new_name in part:
@@ -99,8 +96,7 @@ def unknown_key(source: Source, key: str) -> UserError:
     if plain in known and plain == key:
         return UserError(f"{where}write it as keys within sections, one per line, without dots")
     last = plain.rpartition(".")[2]
-    found = [name for name in known if known[name] == last]
-    found = found or get_close_matches(plain, known, 1, cutoff=0.75)
+    found = [name for name in known if known[name] == last] or get_close_matches(plain, known, 1, cutoff=0.75)
     if not found:
         close = get_close_matches(last, set(known.values()), 1, cutoff=0.75)
         found = [name for name in known if known[name] in close]
@@ -115,7 +111,7 @@ def key_types(section: Any = Config, prefix: str = "") -> dict[str, Any]:
     """Return the type of every key that has a value, by its dotted name."""
     found: dict[str, Any] = {}
     for name, kind in types_of(section).items():
-        found |= key_types(kind, f"{prefix}{name}.") if is_dataclass(kind) else {prefix + name: kind}
+        found |= key_types(kind, f"{prefix}{name}.") if is_dataclass(kind) else {prefix + name: kind}  # type: ignore[arg-type]
     return found
 
 

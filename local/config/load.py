@@ -66,11 +66,6 @@ def flat_lines(cfg: Config) -> list[str]:
     return [f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in keys.leaves(to_dict(cfg))]
 
 
-def to_yaml(cfg: Config) -> str:
-    """Return the config as YAML text."""
-    return OmegaConf.to_yaml(OmegaConf.structured(cfg))
-
-
 def config_hash(*parts: Any) -> str:
     """Return a short hash of config sections (dataclasses, dicts or strings)."""
     texts = [p if isinstance(p, str) else OmegaConf.to_yaml(OmegaConf.create(p)) for p in parts]  # type: ignore[arg-type]
@@ -110,13 +105,13 @@ class _Layers:
     def add(self, values: dict[str, Any], source: keys.Source, announce: bool = True) -> None:
         """Put `values` over those of earlier layers. announce: print a line for each key with an old name."""
         keys.rename_old_keys(values, source, announce)
-        layer, types = OmegaConf.create(values), keys.key_types()
-        written = [key for key, _ in keys.leaves(values)]
+        types, written = keys.key_types(), [key for key, _ in keys.leaves(values)]
         for key in written:
             own = re.fullmatch(r"decode\.by_method\.[^.]+\.(.+)", key)
             if own and f"decode.{own[1]}" not in types:
                 raise keys.unknown_key(source, key)
         try:
+            layer = OmegaConf.create(values)
             self.cfg = OmegaConf.merge(self.cfg, layer)
         except (OmegaConfBaseException, ValueError, TypeError) as e:
             sections = (key for key in written if any(name.startswith(f"{key}.") for name in types))

@@ -48,11 +48,6 @@ class Method:
         graph = ("ngram_scale",) if self.search == "fast_beam_search_graph" else ()
         return graph + tuple(part.scale for part in self.fused + self.second_pass)
 
-    @property
-    def supports_scorers(self) -> bool:
-        """Whether the search adds scores from outside the transducer, such as those of decode.hotwords."""
-        return self.search == "modified_beam_search"
-
 
 LM = ScorerTerm("lm", "lm_scale")
 
@@ -71,7 +66,7 @@ METHODS: dict[str, Method] = {
 }
 
 # Keys of section decode that all methods of a run share: `by_method` cannot have them.
-SHARED_BY_METHODS = ("methods", "max_duration", "tail_frames", "max_utterances", "num_threads", "by_method")
+SHARED_BY_METHODS = {"methods", "max_duration", "tail_frames", "max_utterances", "num_threads", "by_method"}
 
 
 @dataclass
@@ -120,9 +115,8 @@ class DecodeConfig(Section):
             if method not in METHODS:
                 yield f"by_method.{method}", f"the name {known}"
                 continue
-            for name in own:
-                if name in SHARED_BY_METHODS:
-                    yield f"by_method.{method}.{name}", f"all methods share it; set decode.{name} instead"
+            for name in sorted(own.keys() & SHARED_BY_METHODS):
+                yield f"by_method.{method}.{name}", f"all methods share it; set decode.{name} instead"
             try:
                 settings = replace(self.of_method(method), by_method={})
             except OmegaConfBaseException as e:

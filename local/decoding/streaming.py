@@ -56,11 +56,9 @@ class FeatureStream:
         """Take the next samples (S,), float32 in [-1, 1]; return features (T, F) of the frames that they complete."""
         before, self._num_samples = self._num_samples, self._num_samples + len(samples)
         self._samples = torch.cat([self._samples, samples])
-        if self._num_samples < self._first:
-            return self._none
-        if before < self._first:
+        if before < self._first <= self._num_samples:
             self._mirror_beginning()
-        return self._complete()
+        return self._complete() if self._num_samples >= self._first else self._none
 
     def finish(self) -> torch.Tensor:
         """End the audio; return features (T, F) of its last frames. Call `reset` before the next audio.
@@ -137,8 +135,7 @@ class EncoderStream:
         if num_frames < MIN_FRAMES:  # too short for the front end: no speech
             x = x[:0]
         elif self.tail_frames and len(x):
-            quiet = torch.minimum(self._quiet, x.amin(0))
-            x = torch.cat([x, quiet.expand(self.tail_frames, -1)])
+            x = torch.cat([x, torch.minimum(self._quiet, x.amin(0)).expand(self.tail_frames, -1)])
         out = self._encode(x)
         self._begin()
         return out, num_frames
@@ -255,8 +252,8 @@ class StreamingRecogniser:
         return segment
 
     def _segment(self, hypothesis: Hypothesis, end: int) -> Segment:
-        begin, until = self._begin * FRAME_SECONDS, end * FRAME_SECONDS
-        return Segment(self.tokenizer.decode(hypothesis.tokens), hypothesis, begin, until)
+        text = self.tokenizer.decode(hypothesis.tokens)
+        return Segment(text, hypothesis, self._begin * FRAME_SECONDS, end * FRAME_SECONDS)
 
 
 def frames_per_chunk(seconds: float) -> int:

@@ -129,10 +129,9 @@ def check_same(exp_dir: Path, name: str, methods: dict[str, list[Utterance]]) ->
             raise UserError(f"{exp_dir}/decode/{lacks}; decode the set again with both")
     for method, other in itertools.combinations(refs, 2):
         if odd := next((i for i, ref in refs[method].items() if ref != refs[other][i]), None):
-            raise UserError(
-                f"{exp_dir}/decode: the reference of {odd} in set {name} differs between {method} and {other}; "
-                "the data were prepared again in between: decode the set again with both"
-            )
+            why = f"the reference of {odd} in set {name} differs between {method} and {other}"
+            hint = "the data were prepared again in between: decode the set again with both"
+            raise UserError(f"{exp_dir}/decode: {why}; {hint}")
 
 
 def listed(ids: Sequence[str]) -> str:
