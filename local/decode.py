@@ -82,8 +82,7 @@ def decode_set(
 
 def statistics(decoder: BatchDecoder, method: str, audio_seconds: float) -> dict[str, Any]:
     """Return one method's cost on one part, and its options."""
-    seconds, peak = decoder.usage.seconds, decoder.usage.peak_mib
-    gpu = decoder.device.type == "cuda"
+    seconds, peak, device = decoder.usage.seconds, decoder.usage.peak_mib, decoder.device
     return {
         "seconds": seconds["encoder"] + seconds[method],
         "encoder_seconds": seconds["encoder"],
@@ -91,7 +90,7 @@ def statistics(decoder: BatchDecoder, method: str, audio_seconds: float) -> dict
         "audio_seconds": audio_seconds,
         "peak_memory_mib": round(max(peak["encoder"], peak[method]), 1),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(decoder.device) if gpu else decoder.device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "options": {**decoder.recognisers[method].options, "tail_frames": decoder.tail_frames},
     }
 
@@ -104,15 +103,14 @@ def origin_of(path: Path, content: dict[str, Any], tuned: bool, max_utterances: 
     again can have the same label.
     """
     older = re.sub(r"\W+", "-", str(content.get("averaged", path.stem)))  # older files have no label
-    label = str(content.get("label") or older)
-    label += ("-tuned" if tuned else "") + (f"-first-{max_utterances}" if max_utterances else "")
+    marks = ("-tuned" if tuned else "") + (f"-first-{max_utterances}" if max_utterances else "")
     weights = hashlib.sha256()
     for name, value in sorted(content["model"].items()):
         weights.update(name.encode() + value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {
         "checkpoint": str(path),
         "average": str(content.get("averaged") or f"weights of {path.name}"),
-        "label": label,
+        "label": str(content.get("label") or older) + marks,
         "weights": weights.hexdigest()[:16],
         "commit": git_commit(),
     }

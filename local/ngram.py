@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from local.artifacts.arpa import estimate, read_sentences, token_sentences, write_arpa
+from local.artifacts.arpa import estimate, estimate_tokens, read_sentences, write_arpa
 from local.common.cli import make_parser, program
-from local.data.tokenizer import SPECIAL, Tokenizer
+from local.data.tokenizer import Tokenizer
 
 
 @program
@@ -29,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = read_sentences(args.text)
     if args.unit == "token":
         tokenizer = Tokenizer.from_file(args.bpe_model or args.text.parent / "bpe.model")
-        # Every token that can be recognised needs a probability, also if the text lacks it.
-        vocabulary = [token for token in tokenizer.tokens if token not in SPECIAL]
-        model = estimate(token_sentences(texts, tokenizer), args.order, vocabulary)
+        model = estimate_tokens(texts, tokenizer, args.order)
     else:
         model = estimate((text.split() for text in texts), args.order)
     write_arpa(model, args.out)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from local.artifacts.checkpoint import load_averaged
 from local.common.cli import add_config_arguments, choose_device, make_parser, program
-from local.common.errors import UserError
+from local.common.errors import UserError, reason
 from local.config.methods import METHODS
 from local.config.schema import DecodeConfig
 from local.corpus.audio_files import BadAudio, check_audio
@@ -45,11 +45,7 @@ def make_search(name: str, resources: Resources, options: DecodeConfig) -> tuple
     method, own = METHODS[name], options.of_method(name)
     if method.oracle:
         raise UserError(f"{name}: oracle methods need reference transcripts and cannot be used for streaming")
-    try:
-        search = make_stream(method, resources, own)
-    except ValueError as e:
-        raise UserError(f"{name}: {e}") from None
-    return search, [resources.scorer(term, own) for term in method.second_pass]
+    return make_stream(name, resources, own), [resources.scorer(term, own) for term in method.second_pass]
 
 
 def read_audio(path: Path, sampling_rate: int) -> torch.Tensor:
@@ -69,7 +65,7 @@ def read_audio(path: Path, sampling_rate: int) -> torch.Tensor:
             recording = recording.resample(sampling_rate)
         return torch.from_numpy(recording.load_audio()[0])
     except Exception as e:  # lhotse's readers raise exceptions of many types
-        raise UserError(f"{path}: unreadable: {str(e).strip()[:200] or type(e).__name__}") from None
+        raise UserError(f"{path}: unreadable: {reason(e)[:200]}") from None
 
 
 def arriving(audio: torch.Tensor, sampling_rate: int, real_time: bool) -> Iterator[torch.Tensor]:
@@ -87,9 +83,7 @@ class Display:
     """Results on standard output: one line that is rewritten on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
-        """Find out whether standard output is a terminal."""
-        self._rewrites = sys.stdout.isatty()
-        self._shown = ""
+        self._rewrites, self._shown = sys.stdout.isatty(), ""
 
     def partial(self, segment: Segment) -> None:
         """Show a partial result if it changed."""
@@ -143,10 +137,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--chunk", type=float, default=0.32, metavar="SECONDS", help="%(default)s")
     parser.add_argument("--real-time", action="store_true", help="audio arrives at the speed of speech")
     parser.add_argument("--endpoint", action="store_true", help="find the ends of utterances")
-    help_rules = (
-        "silence before the first word, silence after a word, longest utterance: "
-        f"{rules.nothing_said} {rules.silence} {rules.longest}"
-    )
+    defaults = f"{rules.nothing_said} {rules.silence} {rules.longest}"
+    help_rules = f"silence before the first word, silence after a word, longest utterance: {defaults}"
     parser.add_argument("--endpoint-rules", type=float, nargs=3, metavar="SECONDS", help=help_rules)
     parser.add_argument("--data-dir", type=Path, help="prepared data, for fast_beam_search_LG")
     args = parser.parse_intermixed_args(argv)

@@ -21,8 +21,8 @@ from typing import Any
 from local.artifacts.averaging import make_average
 from local.artifacts.checkpoint import load_averaged, model_from, save_file
 from local.artifacts.tuned_settings import keys_of, save_tuned
-from local.common.atomic import atomic_write
 from local.common.cli import choose_device, make_parser, program
+from local.common.csv_table import write_table
 from local.common.errors import UserError
 from local.config.methods import METHODS, TUNED
 from local.config.schema import AverageConfig, DecodeConfig, TuneConfig
@@ -67,21 +67,14 @@ def lists(tune: TuneConfig, given: set[str]) -> dict[str, list[float]]:
 
 def grid(names: Iterable[str], values: dict[str, list[float]]) -> Iterator[dict[str, float]]:
     """Yield every combination of the lists with these names."""
-    keys = [name for name in names if name in values]
-    for point in product(*(values[key] for key in keys)):
-        yield dict(zip(keys, point, strict=True))
+    chosen = {name: values[name] for name in names if name in values}
+    for point in product(*chosen.values()):
+        yield dict(zip(chosen, point, strict=True))
 
 
 @dataclass
 class Trial:
-    """One average on the dev parts.
-
-    Attributes:
-      best: its best point by greedy search.
-      model: the average on the device.
-      parts: its encoder's output.
-      content: of its file, if this program made the average.
-    """
+    """One average on the dev parts, with its best point by greedy search; `content` of its file if this program made it."""
 
     best: Point
     model: Transducer
@@ -136,7 +129,7 @@ class Tuner:
         of_range = {} if num is None else {"average_num": float(num)}
         points = []
         for point in grid(["blank_penalty"], values):
-            recogniser = Recogniser(GREEDY, resources, with_penalty(self.options, point))
+            recogniser = Recogniser(GREEDY, resources, replace(self.options, **point))  # type: ignore[arg-type]
             points.append(self.try_point(recogniser, parts, GREEDY, {**of_range, **point}))
         return Trial(min(points, key=lambda p: p.rank), model, parts, content)
 
@@ -163,24 +156,9 @@ class Tuner:
         chosen, resources = {}, self.resources(best.model)
         for method in self.options.methods:
             found = self.recognisers(method, resources, values)
-            points = [self.try_point(recogniser, best.parts, method, point) for recogniser, point in found]
-            if points:
+            if points := [self.try_point(recogniser, best.parts, method, point) for recogniser, point in found]:
                 chosen[method] = min(points, key=lambda p: p.rank).values
         return chosen
-
-    def table(self) -> str:
-        """Return every point, tab-separated, in the order in which they were tried."""
-        head = ["method", *TUNED, "errors", "words", "wer"]
-        lines = ["\t".join(head)]
-        for p in self.points:
-            values = [f"{p.values[name]:g}" if name in p.values else "" for name in TUNED]
-            lines.append("\t".join([p.method, *values, str(p.errors), str(p.words), f"{100 * p.errors / p.words:.4f}"]))
-        return "\n".join(lines) + "\n"
-
-
-def with_penalty(options: DecodeConfig, values: dict[str, float]) -> DecodeConfig:
-    """Return `options` with the blank penalty of `values` if they have one."""
-    return replace(options, blank_penalty=values.get("blank_penalty", options.blank_penalty))
 
 
 def average_of(folder: Path, options: AverageConfig, num: int) -> dict[str, Any]:
@@ -193,8 +171,11 @@ def average_of(folder: Path, options: AverageConfig, num: int) -> dict[str, Any]
 
 def save(exp_dir: Path, tuner: Tuner, best: Trial, by_method: dict[str, dict[str, float]]) -> None:
     """Write tune.tsv, then tuned.pt if an averaging range was chosen, and tuned.yaml last."""
-    with atomic_write(exp_dir / "tune.tsv") as tmp:
-        tmp.write_text(tuner.table(), encoding="utf-8")
+    rows = [
+        {"method": p.method, **p.values, "errors": p.errors, "words": p.words, "wer": f"{100 * p.errors / p.words:.4f}"}
+        for p in tuner.points
+    ]
+    write_table(exp_dir / "tune.tsv", ["method", *TUNED, "errors", "words", "wer"], rows, delimiter="\t")
     chosen = dict(best.best.values)
     num = chosen.pop("average_num", None)
     if best.content is None:
@@ -212,9 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="averaged.pt; used if average_num is not tuned")
     args = parser.parse_intermixed_args(argv)
     model, cfg, tokenizer = load_averaged(args.checkpoint, args.overrides, args.conf)
-    given, folder = keys_of(args.overrides), args.exp_dir / "checkpoints"
+    given, folder, device = keys_of(args.overrides), args.exp_dir / "checkpoints", choose_device(cfg.decode.num_threads)
     values = lists(cfg.tune, given)
-    device = choose_device(cfg.decode.num_threads)
     tuner = Tuner(AsrDataModule(cfg, args.data_dir, tokenizer), cfg.decode, given, device, args.exp_dir)
     nums = [int(n) for n in values.get("average_num", [])]
     # Check all values before decoding: an error at the last one would lose the results of the others.
@@ -229,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if best is None or trial.best.rank < best.best.rank:
             best = trial  # only the best encoder output is kept
     assert best is not None
-    tuner.options = with_penalty(cfg.decode, best.best.values)
+    tuner.options = replace(cfg.decode, blank_penalty=best.best.values.get("blank_penalty", cfg.decode.blank_penalty))
     save(args.exp_dir, tuner, best, tuner.scales(best, values))
 
 

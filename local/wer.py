@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from local.artifacts.decoded_sets import DecodedSet, find_sets
-from local.common.atomic import atomic_write
+from local.common.atomic import write_text
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.common.text_files import read_lines
 from local.scoring.align import Score, Utterance, compare, score, symbol_delay, word_errors
 from local.scoring.error_report import error_report
 from local.scoring.hypotheses import check_complete, cost, is_oracle, read_hypotheses, read_sets, spoken_words
-from local.scoring.table import Results, earlier_table, origin, percent, plot, table
+from local.scoring.table import Results, decimals, earlier_table, origin, plot, table
 
 
 def as_row(result: Score, rtf: float | None, memory: float | None, delay: float | None, oracle: bool) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def comparison(ours: dict[str, dict[str, list[Utterance]]], other_dir: Path) -> 
             if [(u.id, u.ref) for u in a] != [(u.id, u.ref) for u in b]:
                 raise UserError(f"set {name}, {method}: {other_dir} decoded other utterances or references")
             p = compare([u.ref for u in a], [u.hyp for u in a], [u.hyp for u in b])
-            wers = f"{percent(score(a).wer)} -> {percent(score(b).wer)}"
+            wers = f"{decimals(score(a).wer)} -> {decimals(score(b).wer)}"
             yield f"{name} {method}: {wers}, better with probability {p:.3f}"
 
 
@@ -84,8 +84,7 @@ def wer_of(decoded: DecodedSet) -> float | None:
 def write_reports(folder: Path, reports: dict[str, str]) -> None:
     """Write the error reports by name and remove those of sets and methods that are no longer in the table."""
     for name, text in reports.items():
-        with atomic_write(folder / name) as path:
-            path.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     for path in folder.glob("*.*.txt"):
         if path.name not in reports:
             path.unlink()
@@ -96,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = make_parser(__doc__, conf=False, exp_dir=True)
     parser.add_argument("--data-dir", type=Path, help="prepared data: warn of utterances that were not decoded")
-    help_compare = "compare with another experiment (paired bootstrap)"
-    parser.add_argument("--compare", type=Path, metavar="EXP", help=help_compare)
+    parser.add_argument("--compare", type=Path, metavar="EXP", help="another experiment, for a paired bootstrap")
     args = parser.parse_args(argv)
     sets, earlier = find_sets(args.exp_dir)
     current = {(s.name, s.method): s for s in sets}
@@ -117,11 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = origin(sets) + table(results) + perplexity_line(args.exp_dir / "lm" / "perplexity.json")
     text += earlier_table([(s, wer_of(s), current.get((s.name, s.method))) for s in earlier])
     write_reports(args.exp_dir / "errors", reports)
-    with atomic_write(args.exp_dir / "wer.json") as path:
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_text(args.exp_dir / "wer.json", json.dumps(results, indent=2) + "\n")
     plot(results, args.exp_dir / "wer.png")
-    with atomic_write(args.exp_dir / "wer.md") as path:
-        path.write_text(text, encoding="utf-8")
+    write_text(args.exp_dir / "wer.md", text)
     print(text, end="")
     if args.compare is not None:
         print("\n".join(comparison(hypotheses, args.compare)) or f"no set and method in common with {args.compare}")

@@ -20,7 +20,7 @@ from local.common.atomic import atomic_write
 from local.common.html_page import Page, new_figure
 from local.scoring.align import Utterance, compare, score
 from local.scoring.hypotheses import read_hypotheses
-from local.scoring.table import percent
+from local.scoring.table import decimals
 
 import numpy as np
 
@@ -99,10 +99,10 @@ def wer_table(outcomes: Sequence[Outcome], name: str) -> Table:
         pooled = score([u for seed in scored for u in own[seed].sets[name]])
         losses = [o.dev_loss for o in own.values() if not o.diverged]
         row = [control]
-        row += [percent(scored[s].wer) if s in scored else "diverged" if s in own and own[s].diverged else "-" for s in seeds]
-        row.append(percent(statistics.mean(wers)) if wers else "-")
+        row += [decimals(scored[s].wer) if s in scored else "diverged" if s in own and own[s].diverged else "-" for s in seeds]
+        row.append(decimals(statistics.mean(wers)) if wers else "-")
         row.append("{:.2f} - {:.2f}".format(*pooled.ci95) if pooled.ci95 else "-")
-        row.append(percent(statistics.stdev(wers)) if len(wers) > 1 else "-")
+        row.append(decimals(statistics.stdev(wers)) if len(wers) > 1 else "-")
         row.append(f"{statistics.mean(losses):.4f}" if losses else "-")
         rows.append([*row, str(sum(o.skipped for o in own.values()))])
     return head, rows
@@ -125,7 +125,7 @@ def pair_table(outcomes: Sequence[Outcome], name: str) -> Table:
         wins = [sum(x < y for x, y in zip(*pair, strict=True)) for pair in (errors, errors[::-1])]
         texts = [u.ref for u in a], [u.hyp for u in a], [u.hyp for u in b]
         better = compare(texts[0], texts[2], texts[1]), compare(*texts)
-        wers = f"{percent(score(a).wer)}, {percent(score(b).wer)}"
+        wers = f"{decimals(score(a).wer)}, {decimals(score(b).wer)}"
         counts = [f"{n} of {len(seeds)} seeds" for n in wins]
         rows.append([f"{first}, {second}", wers, *counts, *(f"{p:.3f}" for p in better)])
     return head, rows

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from local.artifacts.checkpoint import load_averaged, load_file
 from local.artifacts.decoding_graph import load_graph
-from local.config import load_config, to_yaml
+from local.config import load_config, to_dict
 from local.corpus.corpus_yaml import load_corpus
 from local.data.feature_store import _memory_map
 from local.data.token_counts import counts_file, read_token_counts
@@ -52,7 +52,7 @@ class World:
         (tree / "tr" / "100" / "1" / "100-1.ctm").write_text("100-1-0000 1 0.1 0.2 ONE\n")
         (self.now / "corpus.yaml").write_text(CORPUS)
         (self.now / "own.yaml").write_text(OWN)
-        (self.now / "conf.yaml").write_text(to_yaml(load_config(None, SETTINGS)))
+        (self.now / "conf.yaml").write_text(yaml.safe_dump(to_dict(load_config(None, SETTINGS))))
         (self.now / "tuned.yaml").write_text("decode:\n  blank_penalty: 0.5\n  by_method: {}\naverage: {}\n")
         (self.now / "hotwords.txt").write_text("ONE TWO\nTHREE\t3\n")
         (self.now / "text.txt").write_text("ONE TWO THREE\nTWO ONE\n" * 5)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from local.common.atomic import atomic_write
@@ -44,13 +45,8 @@ def estimate(sentences: Iterable[Sequence[str]], order: int, vocabulary: Iterabl
     a sentence, c is the number of occurrences; else it is the number of different words seen before h w. An interpolated
     model is a back-off model, with D t(h) / s(h) as the factor of h.
 
-    Args:
-        sentences: their words, without <s> and </s>; empty ones are left out.
-        order: n, 1 or more.
-        vocabulary: words that get a probability even if no sentence has them.
-
-    Raises:
-        UserError: order is below 1, there is no sentence, or one has the word <s> or </s>.
+    Empty sentences are left out; words of `vocabulary` get a probability even if no sentence has them. Raises `UserError`
+    if the order is below 1, if there is no sentence, or if one has the word <s> or </s>.
     """
     if order < 1:
         raise UserError(f"--order {order}: must be at least 1")
@@ -60,32 +56,25 @@ def estimate(sentences: Iterable[Sequence[str]], order: int, vocabulary: Iterabl
     probs: list[dict[Gram, float]] = []
     backoffs: list[dict[Gram, float]] = []
     for grams in counts:
-        discount, sums, types = _discount(grams), Counter[Gram](), Counter[Gram]()
+        discount, sums = _discount(grams), Counter[Gram]()
         for gram, count in grams.items():
             sums[gram[:-1]] += count
-            types[gram[:-1]] += 1
+        types = Counter(gram[:-1] for gram in grams)
         backoff = {history: discount * types[history] / total for history, total in sums.items()}
-        level: dict[Gram, float] = {}
-        if not probs:  # every word is listed, even if no sentence has it
-            for word in words:
-                seen = grams.get((word,), discount) - discount
-                level[(word,)] = seen / sums[()] + backoff[()] * lower[()]
-        else:
-            for gram, count in grams.items():
-                level[gram] = (count - discount) / sums[gram[:-1]] + backoff[gram[:-1]] * lower[gram[1:]]
-            backoffs.append(backoff)
-        probs.append(level)
-        lower = level
-    backoffs.append({})
-    return Ngram(probs, backoffs)
+        # Every word is listed, even if no sentence has it.
+        lower = {
+            gram: (grams.get(gram, discount) - discount) / sums[gram[:-1]] + backoff[gram[:-1]] * lower[gram[1:]]
+            for gram in (grams if probs else [(word,) for word in words])
+        }
+        probs.append(lower)
+        backoffs.append(backoff)
+    return Ngram(probs, [*backoffs[1:], {}])  # the first has the empty history alone
 
 
 def _count(sentences: Iterable[Sequence[str]], order: int) -> list[Counter[Gram]]:
     """Count each n-gram, for n = 1 .. order; sentences begin with one <s> and end with </s>."""
     counts: list[Counter[Gram]] = [Counter() for _ in range(order)]
-    for sentence in sentences:
-        if not sentence:
-            continue
+    for sentence in filter(None, sentences):
         if BOS in sentence or EOS in sentence:
             raise UserError(f"a sentence has the word {BOS} or {EOS}: {' '.join(sentence)}")
         words = (BOS, *sentence, EOS)
@@ -99,14 +88,11 @@ def _count(sentences: Iterable[Sequence[str]], order: int) -> list[Counter[Gram]
 def _adjusted(counts: list[Counter[Gram]]) -> list[dict[Gram, int]]:
     """Return the counts of Kneser-Ney; <s> is not among the single words because it is never predicted."""
     result: list[dict[Gram, int]] = []
-    for grams, longer in zip(counts, [*counts[1:], None], strict=True):
-        if longer is None:
-            adjusted = dict(grams)
-        else:
-            adjusted = dict(Counter(gram[1:] for gram in longer))
-            adjusted |= {gram: count for gram, count in grams.items() if gram[0] == BOS}
-        adjusted.pop((BOS,), None)
-        result.append(adjusted)
+    for grams, longer in pairwise(counts):
+        beginnings = {gram: count for gram, count in grams.items() if gram[0] == BOS}
+        result.append({**Counter(gram[1:] for gram in longer), **beginnings})
+    result.append(dict(counts[-1]))
+    result[0].pop((BOS,), None)
     return result
 
 
@@ -133,18 +119,18 @@ def write_arpa(model: Ngram, path: Path) -> None:
 
 def read_sentences(path: Path) -> list[str]:
     """Return the lines of a text file that are not blank. Raises `UserError` if all are blank or it is not UTF-8."""
-    lines = [line.strip() for line in read_lines(path)]
-    if not any(lines):
+    lines = [text for line in read_lines(path) if (text := line.strip())]
+    if not lines:
         raise UserError(f"{path}: no text in it")
-    return [line for line in lines if line]
+    return lines
 
 
-def token_sentences(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[str]]:
-    """Return the names of the tokens of each text."""
-    return [[tokenizer.tokens[i] for i in ids] for ids in tokenizer.encode(texts)]
+def estimate_tokens(texts: Sequence[str], tokenizer: Tokenizer, order: int) -> Ngram:
+    """Estimate a model of tokens. All that can be recognised get a probability, even if no text has them."""
+    sentences = [[tokenizer.tokens[i] for i in ids] for ids in tokenizer.encode(texts)]
+    return estimate(sentences, order, [token for token in tokenizer.tokens if token not in SPECIAL])
 
 
 def write_bigram(transcripts: Path, tokenizer: Tokenizer, path: Path) -> None:
     """Write the token bigram of the training transcripts, an estimate of the transducer's internal language model."""
-    vocabulary = [token for token in tokenizer.tokens if token not in SPECIAL]
-    write_arpa(estimate(token_sentences(read_sentences(transcripts), tokenizer), 2, vocabulary), path)
+    write_arpa(estimate_tokens(read_sentences(transcripts), tokenizer, 2), path)

@@ -21,14 +21,9 @@ def make_average(folder: Path, options: AverageConfig) -> dict[str, Any]:
     """Average checkpoints and return the content of averaged.pt.
 
     Its key "averaged" describes the range in words, "label" in short, as icefall does: "epoch-7-avg-3" is the running
-    average over epochs 5 to 7; "-plain" marks the mean of that many checkpoints.
+    average over epochs 5 to 7; "-plain" marks the mean of that many checkpoints. `folder` is EXP/checkpoints.
 
-    Args:
-      folder: EXP/checkpoints.
-      options: section `average` of the config.
-
-    Raises:
-      UserError: a checkpoint is missing, damaged, or of another model; or the range holds no running average.
+    Raises `UserError` if a checkpoint is missing, damaged, or of another model, or if the range has no running average.
     """
     state, end, described, label = (_plain if options.mode == "plain" else _running)(folder, options)
     weights = {k: v.to(end["model"][k].dtype) for k, v in state.items()}  # averages are float64, models are not
@@ -40,9 +35,8 @@ def make_average(folder: Path, options: AverageConfig) -> dict[str, Any]:
 
 
 def load_for_averaging(path: Path, running: bool) -> dict[str, Any]:
-    """Read a checkpoint of training.
+    """Read a checkpoint of training, with its running average if `running`.
 
-    running: whether its running average is needed too.
     Raises `UserError` naming the key that is missing or damaged.
     """
     content = load_file(path)
@@ -95,21 +89,16 @@ def _running(folder: Path, options: AverageConfig) -> Average:
     end = load_for_averaging(end_path, running=True)
     average = end["average"]
     if average["batches"] == 0:
-        raise UserError(
-            f"{end_path}: no running average yet, train.average_period is {average['period']}; "
-            "use average.mode=plain for the weights as they are"
-        )
+        why = f"no running average yet, train.average_period is {average['period']}"
+        raise UserError(f"{end_path}: {why}; use average.mode=plain for the weights as they are")
     if options.unit == "epoch":
         first = last - options.num
-        start_path = next((p for n, p in candidates if n == first), None)
+        start_path = dict(candidates).get(first)
         if first > 0 and start_path is None:
-            raise UserError(
-                f"{folder}/epoch-{first}.pt, the start of the range, does not exist "
-                "(keys 'average.last', 'average.num' and 'train.keep_last')"
-            )
+            keys = "keys 'average.last', 'average.num' and 'train.keep_last'"
+            raise UserError(f"{folder}/epoch-{first}.pt, the start of the range, does not exist ({keys})")
     else:
-        start_path = candidates[options.num][1] if len(candidates) > options.num else None
-        first = candidates[options.num][0] if start_path else 0
+        first, start_path = candidates[options.num] if len(candidates) > options.num else (0, None)
     if start_path is None:
         label = f"epoch-{last}-avg-{last}" if options.unit == "epoch" else f"step-{last}-avg-all"
         return average["state"], end, f"{options.unit}s 1 to {last}", label
@@ -124,10 +113,8 @@ def _running(folder: Path, options: AverageConfig) -> Average:
 
 def _plain(folder: Path, options: AverageConfig) -> Average:
     """Average the weights of `average.checkpoints`, or of the newest `num` checkpoints of the range."""
-    if options.checkpoints:
-        paths = [Path(p) for p in options.checkpoints]
-    else:
-        paths = [p for _, p in select_range(folder, options)[: options.num]][::-1]
+    paths = [Path(p) for p in options.checkpoints]
+    paths = paths or [p for _, p in select_range(folder, options)[: options.num]][::-1]
     contents = [load_for_averaging(p, running=False) for p in paths]
     for path, content in zip(paths, contents, strict=True):
         check_same_model(content["model"], contents[-1]["model"], path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import platform
 import re
@@ -11,6 +12,7 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +26,6 @@ from model.transducer import Transducer
 
 import torch
 
-NAME = re.compile(r"(epoch|step)-(\d+)\.pt")
 RESUME_KEYS = ("average", "optimizer", "schedule", "scaler", "progress", "rng", "config")  # dicts that resuming needs
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space left, a quota, or a limit on the size of one file
 
@@ -113,12 +114,8 @@ def _with_floats(value: Any) -> Any:
 
 def checkpoints(folder: Path, kind: str) -> list[tuple[int, Path]]:
     """Return the checkpoints of one kind (epoch | step) with their numbers, newest first."""
-    found = []
-    for path in folder.glob(f"{kind}-*.pt"):
-        match = NAME.fullmatch(path.name)
-        if match:
-            found.append((int(match.group(2)), path))
-    return sorted(found, reverse=True)
+    names = ((re.fullmatch(kind + r"-(\d+)\.pt", path.name), path) for path in folder.glob(f"{kind}-*.pt"))
+    return sorted(((int(match[1]), path) for match, path in names if match), reverse=True)
 
 
 def remove_old(folder: Path, epochs: int, steps: int) -> None:
@@ -138,9 +135,8 @@ def _newest_readable(folder: Path, kind: str) -> tuple[Path, dict[str, Any]] | N
     for _, path in checkpoints(folder, kind):
         try:
             content = load_file(path)
-            for key in RESUME_KEYS:
-                if not isinstance(content.get(key), dict):
-                    raise UserError(f"{path}: training cannot resume from it: it has no '{key}'")
+            if missing := [key for key in RESUME_KEYS if not isinstance(content.get(key), dict)]:
+                raise UserError(f"{path}: training cannot resume from it: it has no '{missing[0]}'")
             if type(content["progress"].get("step")) is not int:
                 raise UserError(f"{path}: training cannot resume from it: 'progress' is damaged")
             return path, content
@@ -163,27 +159,18 @@ def provenance(cfg: Config, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {}
     for name in ("lhotse", "sentencepiece", "numba", "k2"):
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
 def git_commit() -> str:
     """Return what `git describe` says of this program's code; "unknown" outside a repository."""
     try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).resolve().parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        command, here = ["git", "describe", "--always", "--dirty", "--abbrev=12"], Path(__file__).resolve().parent
+        result = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return result.stdout.strip() or "unknown"
@@ -197,15 +184,7 @@ def config_for_recognition(saved: dict[str, Any], overrides: Sequence[str], conf
 
     These come from `conf` if it is given, else from the checkpoint, each with `overrides`. Everything else belongs to the
     model and comes from the checkpoint alone. A program can thus take all overrides of a command line.
-
-    Args:
-      saved: the config in a checkpoint.
-      overrides: "key.sub=value" of any section.
-      conf: an experiment's YAML.
-      where: the checkpoint, for messages.
-
-    Raises:
-      UserError: an unknown key, a wrong type or an impossible value.
+    where: the checkpoint, for messages. Raises `UserError` for an unknown key, a wrong type or an impossible value.
     """
     cfg = config_from_dict(saved, where=str(where))
     asked = load_config(conf, overrides) if conf else config_from_dict(saved, overrides, str(where)) if overrides else cfg

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from local.common.atomic import atomic_write
+from local.common.atomic import write_text
 from local.common.errors import UserError
 from local.common.text_files import read_lines
 
@@ -24,12 +24,7 @@ EARLIER = "decode_earlier"
 
 @dataclass(frozen=True)
 class DecodedSet:
-    """One set decoded by one method.
-
-    Attributes:
-      path: its .jsonl file.
-      stats: the content of its .stats.json; empty if there is no such file.
-    """
+    """One set decoded by one method: its .jsonl file, and the content of its .stats.json (empty without such a file)."""
 
     path: Path
     stats: dict[str, Any]
@@ -60,10 +55,7 @@ class DecodedSet:
 
 
 def read_set(path: Path) -> DecodedSet:
-    """Read the stats of a decoded set; `path` is its .jsonl.
-
-    Raises `UserError` naming the stats file if it is damaged.
-    """
+    """Read the stats of the decoded set `path` (.jsonl). Raises `UserError` naming the stats file if it is damaged."""
     stats_path = path.with_suffix(".stats.json")
     if not stats_path.exists():
         return DecodedSet(path, {})
@@ -89,7 +81,7 @@ def find_sets(exp_dir: Path) -> tuple[list[DecodedSet], list[DecodedSet]]:
     newest = max((s for s in found if s.made_by), key=lambda s: s.made_by["date"], default=None)
     model = newest and newest.model
     current = [s for s in found if not s.made_by or s.model == model]
-    stale = [s for s in found if s.made_by and s.model != model]
+    stale = [s for s in found if s not in current]
     return current, stale + [read_set(path) for path in sorted((exp_dir / EARLIER).glob("*/*/*.jsonl"))]
 
 
@@ -102,19 +94,15 @@ def write_set(path: Path, lines: Iterable[dict[str, Any]], stats: dict[str, Any]
     new = DecodedSet(path, json.loads(json.dumps(stats)))
     if path.exists() and not (old := read_set(path)).same_settings(new):
         _move(old)
-    for target, texts in (
-        (path.with_suffix(".stats.json"), [json.dumps(stats, indent=2)]),
-        (path, [json.dumps(line, ensure_ascii=False) for line in lines]),
-    ):
-        with atomic_write(target) as tmp:
-            tmp.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    write_text(path.with_suffix(".stats.json"), json.dumps(stats, indent=2) + "\n")
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def _move(old: DecodedSet) -> None:
     label = re.sub(r"[^\w.+-]", "_", old.made_by.get("label", "")) or "unknown"
     root = old.path.parents[2] / EARLIER
-    folders = (root / (label if n == 1 else f"{label}-{n}") / old.method for n in itertools.count(1))
-    files = (folder / old.path.name for folder in folders)
+    labels = itertools.chain([label], (f"{label}-{n}" for n in itertools.count(2)))
+    files = (root / folder / old.method / old.path.name for folder in labels)
     target = next(file for file in files if not file.exists() or read_set(file).same_settings(old))
     target.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".stats.json", ".jsonl"):

@@ -17,8 +17,7 @@ import torch
 
 def lm_sizes(cfg: Config, vocab_size: int) -> dict[str, Any]:
     """Return the arguments of `LstmLm` that section lm of the config gives."""
-    lm = cfg.lm
-    sizes = {"dim": lm.dim, "hidden": lm.hidden, "num_layers": lm.num_layers, "dropout": lm.dropout}
+    sizes = {name: getattr(cfg.lm, name) for name in ("dim", "hidden", "num_layers", "dropout")}
     return {"vocab_size": vocab_size, **sizes}
 
 
@@ -39,10 +38,8 @@ def load_lm(path: Path, tokenizer: Tokenizer | None = None) -> tuple[LstmLm, Tok
         if not isinstance(content.get(key), kind):
             raise UserError(f"{path}: not a language model; stage 3 (lm) of run.sh makes one")
     if tokenizer is not None and content["tokens_hash"] != config_hash("\n".join(tokenizer.tokens)):
-        raise UserError(
-            f"{path}: its {content.get('vocab_size')} tokens are not the recogniser's {tokenizer.vocab_size}; "
-            "both must be trained with the same bpe.model"
-        )
+        why = f"its {content.get('vocab_size')} tokens are not the recogniser's {tokenizer.vocab_size}"
+        raise UserError(f"{path}: {why}; both must be trained with the same bpe.model")
     own = tokenizer_of(content, path)
     try:
         model = LstmLm(**{**content["lm"], "vocab_size": own.vocab_size})

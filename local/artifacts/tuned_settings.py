@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from local.common.atomic import atomic_write
+from local.common.atomic import write_text
 from local.common.errors import UserError, reason
 from local.common.text_files import read_yaml
 from local.config import config_from_dict
@@ -24,9 +24,8 @@ def keys_of(overrides: Sequence[str]) -> set[str]:
 
 def save_tuned(path: Path, decode: dict[str, Any], average: dict[str, Any]) -> None:
     """Write the values chosen for sections `decode` (with `by_method`) and `average`."""
-    content = {"decode": decode, "average": average}
-    with atomic_write(path) as tmp:
-        tmp.write_text("# Chosen on the dev parts by local/tune.py\n" + yaml.safe_dump(content), encoding="utf-8")
+    content = yaml.safe_dump({"decode": decode, "average": average})
+    write_text(path, "# Chosen on the dev parts by local/tune.py\n" + content)
 
 
 def with_tuned(options: DecodeConfig, path: Path, overrides: Sequence[str] = ()) -> DecodeConfig:
@@ -37,8 +36,9 @@ def with_tuned(options: DecodeConfig, path: Path, overrides: Sequence[str] = ())
     if not path.is_file():
         raise UserError(f"{path} is missing; stage 4 (tune) of run.sh makes it if section 'tune' has a list")
     given = keys_of(overrides)
+    content = read_yaml(path)
     try:
-        chosen = read_yaml(path)["decode"]
+        chosen = content["decode"]
         by_method = chosen.pop("by_method", {})
         used = {key: value for key, value in chosen.items() if f"decode.{key}" not in given}
         used["by_method"] = {
@@ -46,6 +46,6 @@ def with_tuned(options: DecodeConfig, path: Path, overrides: Sequence[str] = ())
             for method, own in by_method.items()
         }
         merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(options), used))
-    except (UserError, KeyError, TypeError, ValueError, AttributeError, OmegaConfBaseException) as e:
-        raise UserError(f"{path}: not by local/tune.py: {reason(e).removeprefix(f'{path}: ')}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OmegaConfBaseException) as e:
+        raise UserError(f"{path}: not by local/tune.py: {reason(e)}") from None
     return config_from_dict({"decode": merged}, where=str(path)).decode  # this checks the values

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 PREFIX = ".tmp-"
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the same folder; flush it to the disk and rename it to `path` when the block ends.
 
@@ -22,9 +22,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{PREFIX}{os.getpid()}-{target.name}")
-    lock = None
+    lock = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
-        lock = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         _lock(lock)
         yield temporary
         sync(temporary)
@@ -36,8 +35,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-        if lock is not None:
-            os.close(lock)
+        os.close(lock)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file as `atomic_write` does."""
+    with atomic_write(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -54,16 +58,11 @@ def remove_abandoned(folder: Path) -> list[Path]:
     """
     removed = []
     for path in sorted(folder.glob(f"{PREFIX}*")):
-        try:
-            file = os.open(path, os.O_RDWR)
-        except OSError:  # renamed meanwhile, or owned by another user
-            continue
-        try:
-            if _lock(file):
-                path.unlink(missing_ok=True)
+        # An error means that it was renamed meanwhile, or that it belongs to another user.
+        with contextlib.suppress(OSError), path.open("r+b") as file:
+            if _lock(file.fileno()):
+                path.unlink()
                 removed.append(path)
-        finally:
-            os.close(file)
     return removed
 
 

@@ -30,7 +30,5 @@ def one_line(message: str, longest: int = 600) -> str:
 
 def is_out_of_memory(e: BaseException) -> bool:
     """Return whether an exception says that the memory of the GPU or of the machine is used up."""
-    if isinstance(e, MemoryError):
-        return True
-    text = str(e)
-    return any(words in text for words in ("out of memory", "can't allocate memory", "not enough memory"))
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(e, MemoryError) or any(w in str(e) for w in words)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from local.common.atomic import atomic_write
+from local.common.atomic import atomic_write, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,10 +73,8 @@ class Page:
         """Write FOLDER/<name>.html, which needs no other file, and return its path."""
         title = html.escape(self.title)
         path = self.folder / f"{name}.html"
-        with atomic_write(path) as tmp:
-            tmp.write_text(
-                f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-                f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n" + "\n".join(self.parts) + "\n</body>\n</html>\n",
-                encoding="utf-8",
-            )
+        head = f'<meta charset="utf-8">\n<title>{title}</title>\n<style>{STYLE}</style>'
+        body = "\n".join([f"<h1>{title}</h1>", *self.parts])
+        page = f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
+        write_text(path, page)
         return path

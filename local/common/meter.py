@@ -33,7 +33,7 @@ class Meter:
     @contextlib.contextmanager
     def of(self, name: str) -> Iterator[None]:
         """Measure the block under `name`."""
-        self._begin_peak()
+        self.tells_peaks()
         start = time.perf_counter()
         yield
         if self.device.type == "cuda":
@@ -42,19 +42,10 @@ class Meter:
         self.peak_mib[name] = max(self.peak_mib.get(name, 0.0), self._peak())
 
     def tells_peaks(self) -> bool:
-        """Return whether the system can measure the peak of a block; if not, `peak_mib` is that since the process started.
+        """Start to measure a peak; return False if the system cannot, as in some containers.
 
-        Some containers do not allow it.
+        `peak_mib` is then the peak since the process started.
         """
-        return self._begin_peak()
-
-    def in_use(self) -> float:
-        """Return the MiB in use now."""
-        if self.device.type == "cuda":
-            return torch.cuda.memory_allocated(self.device) / MIB
-        return proc_kib(Path("/proc/self/status"), "VmRSS") / 1024
-
-    def _begin_peak(self) -> bool:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return True
@@ -63,6 +54,12 @@ class Meter:
         except OSError:
             return False
         return True
+
+    def in_use(self) -> float:
+        """Return the MiB in use now."""
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device) / MIB
+        return proc_kib(Path("/proc/self/status"), "VmRSS") / 1024
 
     def _peak(self) -> float:
         if self.device.type == "cuda":

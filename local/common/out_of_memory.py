@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from local.common.errors import UserError, is_out_of_memory
+from local.common.errors import UserError, is_out_of_memory, reason
 
 import torch
 
@@ -28,16 +28,14 @@ def in_halves_on_oom(
         except (RuntimeError, MemoryError) as e:
             if not is_out_of_memory(e):
                 raise
-            reason = str(e).strip().split("\n")[0][:200]
+            why = reason(e)[:200]
         # Not in the handler: the exception holds the tensors of the failed work.
         if device.type == "cuda":
             torch.cuda.empty_cache()
         if end - first == 1:
-            raise UserError(f"utterance {names[first]}: not enough memory to {to} it: {reason}")
-        print(
-            f"warning: not enough memory for {end - first} utterances at once ({names[first]}, ...); the batch is halved",
-            file=sys.stderr,
-        )
+            raise UserError(f"utterance {names[first]}: not enough memory to {to} it: {why}")
+        which = f"{end - first} utterances at once ({names[first]}, ...)"
+        print(f"warning: not enough memory for {which}; the batch is halved", file=sys.stderr)
         middle = (first + end) // 2
         return part(first, middle) + part(middle, end)
 

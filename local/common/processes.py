@@ -32,17 +32,11 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 class Processes:
     """The processes of a run and which of them this is; a single one by default.
 
-    Attributes:
-      rank: number of this process, from 0.
-      size: processes in all.
-      local_rank: number of this process on its machine, from 0.
-      local_size: processes on this machine.
-      cpu_group: the group for CPU tensors and objects; gradients may go over nccl.
+    `local_size` counts those on this machine. cpu_group: for CPU tensors and objects; gradients may use nccl.
     """
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
     local_size: int = 1
     cpu_group: Any = None
 
@@ -120,7 +114,7 @@ def start() -> tuple[Processes, torch.device]:
     cpu_group = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
     if rank > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (the first process prints for all)
-    return Processes(rank, size, local_rank, local_size, cpu_group), device
+    return Processes(rank, size, local_size, cpu_group), device
 
 
 def is_launched() -> bool:

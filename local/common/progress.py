@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import Any, TextIO, TypeVar
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -16,27 +16,24 @@ T = TypeVar("T")
 PLAIN_INTERVAL = 10.0  # seconds between two plain lines
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
     """A counter with rate and time left. `update(n)` advances it; a `note`, such as a loss, is shown beside it."""
 
-    def __init__(self, total: int | None = None, desc: str = "", unit: str = "it", initial: int = 0) -> None:
+    def __init__(self, total: int | None = None, desc: str = "", unit: str = "it") -> None:
         self.total, self.desc, self.unit = total, desc, unit
-        self.count = self.initial = initial
+        self.count = 0
         self.started = self.last_line = time.monotonic()
         self.note = ""
         self.bar: tqdm | None = None
         if (terminal := _terminal()) is not None:
-            options: dict[str, Any] = {"initial": initial, "dynamic_ncols": True, "leave": False, "file": terminal}
-            self.bar = tqdm(total=total, desc=desc, unit=f" {unit}", **options)
+            self.bar = tqdm(None, desc, total, leave=False, file=terminal, unit=f" {unit}", dynamic_ncols=True)
 
     def update(self, n: int = 1, note: str | None = None) -> None:
         """Count `n` more items; a `note` replaces the last one."""
         self.count += n
-        if note is not None:
-            self.note = note
+        self.note = self.note if note is None else note
         if self.bar is not None:
-            if note is not None:
-                self.bar.set_postfix_str(note, refresh=False)
+            self.bar.set_postfix_str(self.note, refresh=False)
             self.bar.update(n)
         elif time.monotonic() - self.last_line >= PLAIN_INTERVAL:
             self.last_line = time.monotonic()
@@ -44,8 +41,7 @@ class Progress:
 
     def line(self) -> str:
         """Return `features: 300/1500 utt (20 %), 41.2 utt/s, 0:29 left, <note>`."""
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        rate = (self.count - self.initial) / seconds
+        rate = self.count / max(time.monotonic() - self.started, 1e-9)
         of = f"/{self.total} {self.unit} ({100 * self.count // self.total} %)" if self.total else f" {self.unit}"
         parts = [f"{self.desc}: {self.count}{of}", f"{rate:.4g} {self.unit}/s"]
         if self.total and rate > 0:
@@ -59,10 +55,7 @@ class Progress:
         elif self.last_line > self.started:
             print(f"{self.desc}: {self.count} {self.unit} in {clock(time.monotonic() - self.started)}", file=sys.stderr)
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from local.common.cli import make_parser, program
-from local.config import load_config
-from local.config.flat import flat_lines
+from local.config.load import flat_lines, load_config
 
 
 @program

@@ -14,15 +14,13 @@ from typing import Any
 from local.common.errors import UserError
 from local.common.text_files import read_yaml
 from local.config.limits import describe, types_of
-from local.config.schema import Config, DecodeConfig
+from local.config.schema import Config
 
 import yaml
 from omegaconf import OmegaConf
 
-RENAMED_KEYS = {
-    "data.min_duration": "data.min_utterance_seconds",
-    "data.max_duration": "data.max_utterance_seconds",
-}
+# Sections, with the old and the new names of a key.
+RENAMED_KEYS = (("data", "min_duration", "min_utterance_seconds"), ("data", "max_duration", "max_utterance_seconds"))
 MAX_SUGGESTIONS = 3
 
 
@@ -66,9 +64,8 @@ def rename_old_keys(values: dict[str, Any], source: Source, announce: bool) -> N
 
     Raises `UserError` if a source has both names.
     """
-    for old, new in RENAMED_KEYS.items():
-        (section, old_name), new_name = old.split("."), new.split(".")[1]
-        part = values.get(section)
+    for section, old_name, new_name in RENAMED_KEYS:
+        part, old, new = values.get(section), f"{section}.{old_name}", f"{section}.{new_name}"
         if not isinstance(part, dict) or old_name not in part:
             continue
         if new_name in part:
@@ -85,53 +82,36 @@ def _announce(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def check_keys(values: dict[str, Any], source: Source, section: type = Config, prefix: str = "") -> None:
-    """Raise `UserError` for the first key that is unknown, and for a section that has a value instead of keys."""
-    types = types_of(section)
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if name not in types:
-            first, _ = next(leaves({key: value}))
-            raise UserError(f"{source.of(key)}: {_unknown(first)}")
-        if is_dataclass(types[name]):
-            if not isinstance(value, dict):
-                raise wrong_type(source, key, value)
-            check_keys(value, source, types[name], f"{key}.")
-        elif key == "decode.by_method" and isinstance(value, dict):
-            for method, own in value.items():
-                if isinstance(own, dict):
-                    check_keys(own, source, DecodeConfig, f"{key}.{method}.")
-
-
 def wrong_type(source: Source, key: str, value: Any) -> UserError:
     """Return the error for a value that is not of the type of its key, or for a section that has a value."""
     kind = next((kind for name, kind in key_types().items() if f"{key}.".startswith(f"{name}.")), None)
     return UserError(f"{source.of(key)}: key '{key}' is {'null' if value is None else value}: must be {describe(kind)}")
 
 
-def _unknown(key: str) -> str:
-    """Return the message for a key that does not exist, with the keys of any section that resemble it."""
+def unknown_key(source: Source, key: str) -> UserError:
+    """Return the error for a key that does not exist, with the keys of any section that resemble it."""
+    where = f"{source.of(key)}: unknown key '{key}'; "
     plain = re.sub(r"by_method\.[^.]*\.", "", key)
     known = {name: name.rpartition(".")[2] for name in key_types()}
     if plain in known and plain == key:
-        return f"unknown key '{key}'; write it as keys within sections, one per line, without dots"
+        return UserError(f"{where}write it as keys within sections, one per line, without dots")
     last = plain.rpartition(".")[2]
-    found = [name for name in known if known[name] == last]
-    found = found or get_close_matches(plain, known, 1, cutoff=0.75)
+    found = [name for name in known if known[name] == last] or get_close_matches(plain, known, 1, cutoff=0.75)
     if not found:
         close = get_close_matches(last, set(known.values()), 1, cutoff=0.75)
         found = [name for name in known if known[name] in close]
     found = sorted(found, key=lambda name: -SequenceMatcher(None, plain, name).ratio())[:MAX_SUGGESTIONS]
     if plain != key:
         found = [name.replace("decode.", key.removesuffix(last), 1) for name in found]
-    return f"unknown key '{key}'; " + (f"did you mean {' or '.join(found)}?" if found else "conf/base.yaml lists all keys")
+    return UserError(where + (f"did you mean {' or '.join(found)}?" if found else "conf/base.yaml lists all keys"))
 
 
+@functools.cache
 def key_types(section: Any = Config, prefix: str = "") -> dict[str, Any]:
     """Return the type of every key that has a value, by its dotted name."""
     found: dict[str, Any] = {}
     for name, kind in types_of(section).items():
-        found |= key_types(kind, f"{prefix}{name}.") if is_dataclass(kind) else {prefix + name: kind}
+        found |= key_types(kind, f"{prefix}{name}.") if is_dataclass(kind) else {prefix + name: kind}  # type: ignore[arg-type]
     return found
 
 

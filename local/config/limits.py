@@ -1,4 +1,4 @@
-"""Limits of values: they stand beside a key's type in schema.py as `Annotated[int, at_least(1)]`."""
+"""Limits of values: they stand beside a key's type in schema.py as `Annotated[int, Limits(1)]`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class Limits:
-    """The numbers that a key may have: from `least` to `most`, without `least` itself if `is_open`.
-
-    Infinity is refused unless `may_be_infinite`.
-    """
+    """The numbers that a key may have: from `least` to `most`, without `least` if `is_open`; infinity if `may_be_infinite`."""
 
     least: float = -math.inf
     most: float = math.inf
@@ -31,28 +28,13 @@ class Limits:
         return f"must be at least {self.least}" if self.most == math.inf else f"must be from {self.least} to {self.most}"
 
 
-def at_least(least: float) -> Limits:
-    """Return limits without an upper end."""
-    return Limits(least)
-
-
-def above(least: float, *, may_be_infinite: bool = False) -> Limits:
-    """Return limits without an upper end that exclude `least` itself."""
-    return Limits(least, is_open=True, may_be_infinite=may_be_infinite)
-
-
-def within(least: float, most: float) -> Limits:
-    """Return limits that include both ends."""
-    return Limits(least, most)
-
-
 # Types with limits. Upper limits in schema.py catch slips: with larger values, building a model or a search would not end.
-Size = Annotated[int, at_least(1)]
-Count = Annotated[int, at_least(0)]
-Share = Annotated[float, within(0, 1)]
-NotNegative = Annotated[float, at_least(0)]
-Positive = Annotated[float, above(0)]
-Seconds = Annotated[float, above(0, may_be_infinite=True)]
+Size = Annotated[int, Limits(1)]
+Count = Annotated[int, Limits(0)]
+Share = Annotated[float, Limits(0, 1)]
+NotNegative = Annotated[float, Limits(0)]
+Positive = Annotated[float, Limits(0, is_open=True)]
+Seconds = Annotated[float, Limits(0, is_open=True, may_be_infinite=True)]
 
 
 class Section:

@@ -6,8 +6,11 @@ or an impossible value raises a `UserError` that names the key, and its file and
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,10 @@ from local.config.limits import find_problems
 from local.config.schema import Config
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
-REMOVED_KEYS = ("data.shuffle_buffer",)  # of old checkpoints; a trained model does not depend on them
+REMOVED_KEYS = (("data", "shuffle_buffer"),)  # of old checkpoints; a trained model does not depend on them
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -41,10 +44,10 @@ def config_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), w
     Older checkpoints are read too: renamed keys get their new names, removed ones are ignored, and missing ones take the
     values of conf/base.yaml. Raises `UserError` as `load_config` does, with `where` instead of a file.
     """
-    known = {
-        name: {k: v for k, v in part.items() if f"{name}.{k}" not in REMOVED_KEYS} if isinstance(part, dict) else part
-        for name, part in values.items()
-    }
+    known = copy.deepcopy(dict(values))
+    for section, name in REMOVED_KEYS:
+        if isinstance(known.get(section), dict):
+            known[section].pop(name, None)
     layers = _Layers()
     layers.add(known, keys.Source(where), announce=False)
     return layers.resolve(overrides)
@@ -55,9 +58,12 @@ def to_dict(cfg: Config) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.structured(cfg))  # type: ignore[return-value]
 
 
-def to_yaml(cfg: Config) -> str:
-    """Return the config as YAML text."""
-    return OmegaConf.to_yaml(OmegaConf.structured(cfg))
+def flat_lines(cfg: Config) -> list[str]:
+    """Return one line `section.key VALUE` per key, in the order of the schema, with VALUE as JSON.
+
+    run.sh compares the settings of stages by them. They have `decode.by_method.METHOD.KEY VALUE` too.
+    """
+    return [f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in keys.leaves(to_dict(cfg))]
 
 
 def config_hash(*parts: Any) -> str:
@@ -99,15 +105,24 @@ class _Layers:
     def add(self, values: dict[str, Any], source: keys.Source, announce: bool = True) -> None:
         """Put `values` over those of earlier layers. announce: print a line for each key with an old name."""
         keys.rename_old_keys(values, source, announce)
-        keys.check_keys(values, source)
+        types, written = keys.key_types(), [key for key, _ in keys.leaves(values)]
+        for key in written:
+            own = re.fullmatch(r"decode\.by_method\.[^.]+\.(.+)", key)
+            if own and f"decode.{own[1]}" not in types:
+                raise keys.unknown_key(source, key)
         try:
-            self.cfg = OmegaConf.merge(self.cfg, OmegaConf.create(values))
+            layer = OmegaConf.create(values)
+            self.cfg = OmegaConf.merge(self.cfg, layer)
         except (OmegaConfBaseException, ValueError, TypeError) as e:
-            if not (key := _key_of(e)):
+            sections = (key for key in written if any(name.startswith(f"{key}.") for name in types))
+            # OmegaConf does not name a section that has a value.
+            if not (key := _key_of(e) or next(sections, "")):
                 raise UserError(f"{source.name}: {reason(e)}") from None
-            value = OmegaConf.select(OmegaConf.create(values), key)
-            raise keys.wrong_type(source, key, value) from None
-        self.written_in.update((key, source.of(key)) for key, _ in keys.leaves(values))
+            if isinstance(e, ConfigKeyError):
+                first = next(name for name in written if f"{name}.".startswith(f"{key}."))
+                raise keys.unknown_key(source, first) from None
+            raise keys.wrong_type(source, key, OmegaConf.select(layer, key)) from None
+        self.written_in |= {key: source.of(key) for key in written}
 
     def resolve(self, overrides: Sequence[str]) -> Config:
         """Return the typed config, with the overrides in it and every `${key}` replaced by its value."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
-from local.config.limits import Count, NotNegative, Positive, Seconds, Section, Size, describe, find_problems, types_of, within
+from local.config.limits import Count, Limits, NotNegative, Positive, Seconds, Section, Size, describe, find_problems, types_of
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -48,11 +48,6 @@ class Method:
         graph = ("ngram_scale",) if self.search == "fast_beam_search_graph" else ()
         return graph + tuple(part.scale for part in self.fused + self.second_pass)
 
-    @property
-    def supports_scorers(self) -> bool:
-        """Whether the search adds scores from outside the transducer, such as those of decode.hotwords."""
-        return self.search == "modified_beam_search"
-
 
 LM = ScorerTerm("lm", "lm_scale")
 
@@ -71,7 +66,7 @@ METHODS: dict[str, Method] = {
 }
 
 # Keys of section decode that all methods of a run share: `by_method` cannot have them.
-SHARED_BY_METHODS = ("methods", "max_duration", "tail_frames", "max_utterances", "num_threads", "by_method")
+SHARED_BY_METHODS = {"methods", "max_duration", "tail_frames", "max_utterances", "num_threads", "by_method"}
 
 
 @dataclass
@@ -80,13 +75,13 @@ class DecodeConfig(Section):
 
     methods: list[str]
     max_duration: Seconds
-    tail_frames: Annotated[int, within(0, 100_000)]
+    tail_frames: Annotated[int, Limits(0, 100_000)]
     max_utterances: Count
-    max_sym_per_frame: Annotated[int, within(1, 1000)]
-    beam: Annotated[int, within(1, 10_000)]
+    max_sym_per_frame: Annotated[int, Limits(1, 1000)]
+    beam: Annotated[int, Limits(1, 10_000)]
     fast_beam: Positive
-    max_contexts: Annotated[int, within(1, 100_000)]
-    max_states: Annotated[int, within(1, 1_000_000)]
+    max_contexts: Annotated[int, Limits(1, 100_000)]
+    max_states: Annotated[int, Limits(1, 1_000_000)]
     fast_beam_backend: Literal["native", "k2"]
     blank_penalty: float
     temperature: Positive
@@ -99,7 +94,7 @@ class DecodeConfig(Section):
     ilm_scale: NotNegative
     hotwords: str | None
     hotwords_boost: float
-    num_threads: Annotated[int, within(0, 4096)]
+    num_threads: Annotated[int, Limits(0, 4096)]
     by_method: dict[str, dict[str, Any]]
 
     def of_method(self, method: str) -> DecodeConfig:
@@ -120,9 +115,8 @@ class DecodeConfig(Section):
             if method not in METHODS:
                 yield f"by_method.{method}", f"the name {known}"
                 continue
-            for name in own:
-                if name in SHARED_BY_METHODS:
-                    yield f"by_method.{method}.{name}", f"all methods share it; set decode.{name} instead"
+            for name in sorted(own.keys() & SHARED_BY_METHODS):
+                yield f"by_method.{method}.{name}", f"all methods share it; set decode.{name} instead"
             try:
                 settings = replace(self.of_method(method), by_method={})
             except OmegaConfBaseException as e:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from local.config.limits import Count, NotNegative, Positive, Seconds, Section, Share, Size, above, within
+from local.config.limits import Count, Limits, NotNegative, Positive, Seconds, Section, Share, Size
 from local.config.methods import METHODS, DecodeConfig, TuneConfig
 
 AUTO = "auto"  # of train.max_duration: the trainer chooses
@@ -20,7 +20,7 @@ GradientControl = Literal["filter", "clip", "none"]
 
 @dataclass
 class EncoderConfig(Section):
-    num_layers: Annotated[int, within(1, 1000)]
+    num_layers: Annotated[int, Limits(1, 1000)]
     d_model: Size
     rnn_hidden_size: Size
     dim_feedforward: Size
@@ -41,7 +41,7 @@ class EncoderConfig(Section):
 @dataclass
 class DecoderConfig(Section):
     dim: Size
-    context_size: Annotated[int, within(1, 1000)]
+    context_size: Annotated[int, Limits(1, 1000)]
 
 
 @dataclass
@@ -66,7 +66,7 @@ class GradientConfig(Section):
 @dataclass
 class LossConfig(Section):
     backend: Literal["native", "k2", "torchaudio", "auto"]
-    prune_range: Annotated[int, within(2, 10_000)]
+    prune_range: Annotated[int, Limits(2, 10_000)]
     am_scale: Share
     lm_scale: Share
     simple_scale: NotNegative
@@ -94,7 +94,7 @@ class TrainConfig(Section):
     num_epochs: Size
     max_steps: Count
     batch_seconds: NotNegative
-    max_duration: Annotated[Any, above(0, may_be_infinite=True)]  # a float, or AUTO: OmegaConf has no such union
+    max_duration: Annotated[Any, Limits(0, is_open=True, may_be_infinite=True)]  # a float, or AUTO: OmegaConf has no such union
     warm_step: Size
     average_period: Size
     keep_last: Count
@@ -104,7 +104,7 @@ class TrainConfig(Section):
     seed: Count
     precision: Literal["float32", "bf16", "fp16"]
     max_bad_steps: Count
-    num_threads: Annotated[int, within(0, 4096)]
+    num_threads: Annotated[int, Limits(0, 4096)]
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_duration, bool):
@@ -120,8 +120,8 @@ class TrainConfig(Section):
 @dataclass
 class FeaturesConfig(Section):
     type: Literal["on_the_fly", "precomputed"]
-    num_mel_bins: Annotated[int, within(9, 2000)]
-    sampling_rate: Annotated[int, within(1000, 1_000_000)]
+    num_mel_bins: Annotated[int, Limits(9, 2000)]
+    sampling_rate: Annotated[int, Limits(1000, 1_000_000)]
 
 
 @dataclass
@@ -129,9 +129,9 @@ class AugmentConfig(Section):
     speed_perturb: bool
     spec_augment: bool
     time_warp_factor: Count
-    num_feature_masks: Annotated[int, within(0, 1000)]
+    num_feature_masks: Annotated[int, Limits(0, 1000)]
     features_mask_size: Count
-    num_frame_masks: Annotated[int, within(0, 1000)]
+    num_frame_masks: Annotated[int, Limits(0, 1000)]
     frames_mask_size: Count
     max_frames_mask_fraction: Share
     musan: str | None
@@ -148,8 +148,8 @@ class DataConfig(Section):
     train_parts: list[str] | None
     dev_parts: list[str] | None
     test_parts: list[str] | None
-    num_workers: Annotated[int, within(-1, 1024)]
-    num_buckets: Annotated[int, within(1, 10_000)]
+    num_workers: Annotated[int, Limits(-1, 1024)]
+    num_buckets: Annotated[int, Limits(1, 10_000)]
     shuffle_shards: Size
     shard_cache: Positive
     min_utterance_seconds: NotNegative
@@ -158,7 +158,7 @@ class DataConfig(Section):
 
 @dataclass
 class LangConfig(Section):
-    vocab_size: Annotated[int, within(4, 1_000_000)]
+    vocab_size: Annotated[int, Limits(4, 1_000_000)]
     character_coverage: Share
 
 
@@ -168,7 +168,7 @@ class LmConfig(Section):
     text: str | None
     dim: Size
     hidden: Size
-    num_layers: Annotated[int, within(1, 1000)]
+    num_layers: Annotated[int, Limits(1, 1000)]
     dropout: Share
     lr: Positive
     batch_tokens: Size

@@ -30,11 +30,7 @@ class Encoded:
 
 
 class BatchDecoder:
-    """Run the encoder once and every method on its output, and measure each.
-
-    Attributes:
-      usage: time and memory of "encoder" and of each method.
-    """
+    """Run the encoder once and every method on its output; `usage` has time and memory of "encoder" and of each method."""
 
     def __init__(self, model: Transducer, recognisers: dict[str, Recogniser], tail_frames: int, device: torch.device) -> None:
         """Keep a model in evaluation mode on `device`, methods by name, and key decode.tail_frames."""

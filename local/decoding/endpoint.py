@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from local.common.errors import UserError
 
@@ -14,10 +14,7 @@ ROUNDING = 1e-6  # seconds: frames that add up to exactly a limit must fire its 
 class EndpointRules:
     """Three rules, of which one is enough, as in Kaldi's online decoding (online2/online-endpoint.h, D. Povey and others).
 
-    Attributes:
-      nothing_said: seconds of silence before the first token.
-      silence: seconds of silence after a token.
-      longest: seconds of an utterance, speech or not.
+    Seconds of silence before the first token, of silence after a token, and of an utterance, speech or not.
     """
 
     nothing_said: float = 2.4
@@ -26,16 +23,14 @@ class EndpointRules:
 
     def __post_init__(self) -> None:
         """Raise `UserError` for a time that is not positive and finite."""
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if not (value > 0 and math.isfinite(value)):
-                raise UserError(f"endpoint rule {f.name} is {value}: must be a positive number of seconds")
+        for name, value in vars(self).items():
+            if not 0 < value < math.inf:
+                raise UserError(f"endpoint rule {name} is {value}: must be a positive number of seconds")
 
     def fired(self, num_frames: int, last_token: int | None, frame_seconds: float) -> str | None:
-        """Return the name of the rule that ends an utterance now; None if it continues.
+        """Return the name of the rule that ends an utterance of `num_frames` frames now; None if it continues.
 
-        num_frames: frames searched so far. last_token: the frame of the last token; None before the first token.
-        frame_seconds: seconds of audio per frame.
+        last_token: the frame of the last token; None before the first token.
         """
         heard = frame_seconds * num_frames
         if last_token is None:

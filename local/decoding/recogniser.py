@@ -14,6 +14,7 @@ from model.search import Hypothesis, Stream, get_search, get_stream, rescore
 import torch
 
 GRAPH_SEARCH = "fast_beam_search_graph"
+SCORED_SEARCH = "modified_beam_search"  # the search that adds scores from outside the transducer, such as hotwords
 FAST_BEAM = {"beam": "fast_beam", "max_contexts": "max_contexts", "max_states": "max_states"}
 # Search -> its keyword arguments, each with the key of section `decode` that has its value.
 SEARCH_OPTIONS: dict[str, dict[str, str]] = {
@@ -22,15 +23,11 @@ SEARCH_OPTIONS: dict[str, dict[str, str]] = {
     "fast_beam_search": {**FAST_BEAM, "backend": "fast_beam_backend"},
     GRAPH_SEARCH: {**FAST_BEAM, "scale": "ngram_scale"},
 }
+Search = Callable[[torch.Tensor, torch.Tensor], list[Hypothesis]]  # encoder output (N, T, C) and lens (N,)
 
 
 class Recogniser:
-    """One method: encoder output in, hypotheses out. It is made once per run and keeps what depends on the weights alone.
-
-    Attributes:
-      method: its entry of METHODS.
-      options: its settings as plain values, for the record.
-    """
+    """One method: encoder output in, hypotheses out; `options` has its settings as plain values, for the record."""
 
     def __init__(self, name: str, resources: Resources, options: DecodeConfig) -> None:
         """Load what the method needs. options: section `decode` of the config.
@@ -41,10 +38,7 @@ class Recogniser:
         own = options.of_method(name)
         self.second_pass = [resources.scorer(term, own) for term in self.method.second_pass]
         self.options = search_options(self.method, own)
-        try:
-            self._search = self._make_search(resources, own)
-        except ValueError as e:
-            raise UserError(f"{name}: {e}") from None
+        self._search = self._make_search(name, resources, own)
         for term in self.method.fused + self.method.second_pass:
             self.options[term.scale] = getattr(own, term.scale)
             if (path := resources.path(term.scorer, own)) is not None:
@@ -55,26 +49,30 @@ class Recogniser:
         hypotheses = self._search(encoder_out, lens)
         return rescore(hypotheses, self.second_pass) if self.second_pass else hypotheses
 
-    def _make_search(self, resources: Resources, own: DecodeConfig) -> Callable[[torch.Tensor, torch.Tensor], list[Hypothesis]]:
+    def _make_search(self, name: str, resources: Resources, own: DecodeConfig) -> Search:
         if self.options.get("backend") == "k2":  # it takes whole utterances only
             search, model, options = get_search(self.method.search), resources.model, dict(self.options)
             return lambda encoder_out, lens: search(model, encoder_out, lens, **options)
-        if self.method.supports_scorers and own.hotwords is not None:
+        if self.method.search == SCORED_SEARCH and own.hotwords is not None:
             self.options |= {"hotwords": own.hotwords, "hotwords_boost": own.hotwords_boost}
-        return make_stream(self.method, resources, own).decode
+        return make_stream(name, resources, own).decode
 
 
-def make_stream(method: Method, resources: Resources, own: DecodeConfig) -> Stream:
-    """Return the method's first pass with its scorers. own: section `decode` with the method's `by_method` values.
+def make_stream(name: str, resources: Resources, own: DecodeConfig) -> Stream:
+    """Return a method's first pass with its scorers. own: section `decode` with the method's `by_method` values.
 
-    Raises `UserError` for files that are missing or do not fit, ValueError for options that the search refuses.
+    Raises `UserError` for files that are missing or do not fit, and for options that the search refuses.
     """
+    method = METHODS[name]
     options = search_options(method, own)
-    if method.supports_scorers:
-        options["scorers"] = [resources.scorer(term, own) for term in method.fused] + resources.hotwords(own)
-    if method.search == GRAPH_SEARCH:
-        return get_stream("fast_beam_search")(resources.model, graph=resources.graph(), **options)
-    return get_stream(method.search)(resources.model, **options)
+    try:
+        if method.search == SCORED_SEARCH:
+            options["scorers"] = [resources.scorer(term, own) for term in method.fused] + resources.hotwords(own)
+        if method.search == GRAPH_SEARCH:
+            options["graph"] = resources.graph()
+        return get_stream(method.search.removesuffix("_graph"))(resources.model, **options)
+    except ValueError as e:
+        raise UserError(f"{name}: {e}") from None
 
 
 def search_options(method: Method, options: DecodeConfig) -> dict[str, Any]:

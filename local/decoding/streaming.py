@@ -56,11 +56,9 @@ class FeatureStream:
         """Take the next samples (S,), float32 in [-1, 1]; return features (T, F) of the frames that they complete."""
         before, self._num_samples = self._num_samples, self._num_samples + len(samples)
         self._samples = torch.cat([self._samples, samples])
-        if self._num_samples < self._first:
-            return self._none
-        if before < self._first:
+        if before < self._first <= self._num_samples:
             self._mirror_beginning()
-        return self._complete()
+        return self._complete() if self._num_samples >= self._first else self._none
 
     def finish(self) -> torch.Tensor:
         """End the audio; return features (T, F) of its last frames. Call `reset` before the next audio.
@@ -137,8 +135,7 @@ class EncoderStream:
         if num_frames < MIN_FRAMES:  # too short for the front end: no speech
             x = x[:0]
         elif self.tail_frames and len(x):
-            quiet = torch.minimum(self._quiet, x.amin(0))
-            x = torch.cat([x, quiet.expand(self.tail_frames, -1)])
+            x = torch.cat([x, torch.minimum(self._quiet, x.amin(0)).expand(self.tail_frames, -1)])
         out = self._encode(x)
         self._begin()
         return out, num_frames
@@ -153,13 +150,9 @@ class EncoderStream:
 
 @dataclass(frozen=True)
 class Segment:
-    """The result of one utterance, or of its audio so far.
+    """The result of one utterance, or of its audio so far; `begin` and `end` in seconds from the beginning of the audio.
 
-    Attributes:
-      text: its words.
-      hypothesis: its tokens, and the encoder frames, counted from `begin`, at which they were emitted.
-      begin: seconds from the beginning of the audio.
-      end: likewise.
+    The times of `hypothesis` are encoder frames, counted from `begin`.
     """
 
     text: str
@@ -187,20 +180,11 @@ class StreamingRecogniser:
         endpoint: EndpointRules | None = None,
         second_pass: Sequence[tuple[Scorer, float]] = (),
     ) -> None:
-        """Keep the parts of a recogniser.
+        """Keep the parts of a recogniser: the encoder of a model in evaluation mode, the search over its output, and so on.
 
-        Args:
-          encoder: that of a model in evaluation mode, on its device.
-          search: the search over the same model's output.
-          tokenizer: the model's tokens.
-          features: section `features` of the model's config.
-          chunk_frames: feature frames per chunk, a multiple of 4.
-          tail_frames: quiet frames that follow an utterance.
-          endpoint: rules that end an utterance; None: all audio is one utterance.
-          second_pass: scorers that reorder the n-best list at the end of an utterance.
-
-        Raises:
-          UserError: encoder or search cannot be streamed.
+        chunk_frames: feature frames per chunk, a multiple of 4. tail_frames: quiet frames that follow an utterance.
+        second_pass: scorers that reorder the n-best list of each utterance. Raises `UserError` if encoder or search cannot
+        be streamed.
         """
         self.tokenizer, self.sampling_rate = tokenizer, features.sampling_rate
         self._features = FeatureStream(features)
@@ -268,8 +252,8 @@ class StreamingRecogniser:
         return segment
 
     def _segment(self, hypothesis: Hypothesis, end: int) -> Segment:
-        begin, until = self._begin * FRAME_SECONDS, end * FRAME_SECONDS
-        return Segment(self.tokenizer.decode(hypothesis.tokens), hypothesis, begin, until)
+        text = self.tokenizer.decode(hypothesis.tokens)
+        return Segment(text, hypothesis, self._begin * FRAME_SECONDS, end * FRAME_SECONDS)
 
 
 def frames_per_chunk(seconds: float) -> int:

@@ -21,8 +21,7 @@ def timed_words(hypothesis: Hypothesis, tokenizer: Tokenizer) -> list[dict[str, 
     """
     words: list[dict[str, Any]] = []
     open_word = False
-    emissions = zip(hypothesis.tokens, hypothesis.times, hypothesis.confidences, strict=True)
-    for token, time, confidence in emissions:
+    for token, time, confidence in zip(hypothesis.tokens, hypothesis.times, hypothesis.confidences, strict=True):
         pieces = [] if token in (BLANK_ID, SOS_EOS_ID) else tokenizer.tokens[token].split(SPACE)
         seconds = round(TOKEN_SECONDS * time, 3)
         for place, piece in enumerate(pieces):

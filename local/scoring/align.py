@@ -16,14 +16,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Utterance:
-    """One decoded utterance.
-
-    Attributes:
-      id: of the utterance.
-      ref: the reference words.
-      hyp: the recognised words.
-      ends: second at which each recognised word's last token was emitted; empty if unknown.
-    """
+    """One decoded utterance; `ends` are the seconds at which the recognised words' last tokens came, empty if unknown."""
 
     id: str
     ref: str
@@ -121,16 +114,9 @@ def interval(result: Score) -> tuple[float, float] | None:
 def symbol_delay(result: Score, spoken: Mapping[str, Sequence[tuple[str, float]]]) -> float | None:
     """Return the mean time in seconds from a word's end in the audio to its last token.
 
-    The mean is over the correctly recognised words; a word that comes out before it ends counts as negative. The delay
-    is that of the model alone, without the frames that the front end must have seen by then.
-
-    Args:
-      result: a scored set.
-      spoken: by utterance id, the words and the seconds at which they end. Utterances that are missing here, or have
-        other words than the reference, are left out.
-
-    Returns:
-      None if no word is left.
+    The mean is over the correctly recognised words (None without any); a word that comes out before it ends counts as
+    negative. The frames that the front end must have seen by then do not count. spoken: by utterance id, the words and the
+    seconds at which they end; utterances that are missing here, or have other words than the reference, are left out.
     """
     delays: list[float] = []
     for utterance, pairs in zip(result.utterances, result.alignments, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -92,10 +93,10 @@ def cost(decoded: DecodedSet) -> tuple[float | None, float | None]:
         seconds, audio = float(decoded.stats["seconds"]), float(decoded.stats["audio_seconds"])
         memory = decoded.stats.get("peak_memory_mib")
         memory = None if memory is None else float(memory)
+        if not all(map(math.isfinite, (seconds, audio, memory or 0))):
+            raise ValueError("not finite")
     except (KeyError, TypeError, ValueError, OverflowError) as e:
-        raise UserError(f"{where}: needs the numbers seconds and audio_seconds ({e})") from None
-    if not (math.isfinite(seconds) and math.isfinite(audio) and math.isfinite(memory or 0)):
-        raise UserError(f"{where}: seconds, audio_seconds and peak_memory_mib must be finite numbers")
+        raise UserError(f"{where}: seconds, audio_seconds and peak_memory_mib must be finite numbers ({e})") from None
     return (seconds / audio if audio > 0 else None), memory
 
 
@@ -108,10 +109,9 @@ def read_sets(exp_dir: Path, sets: Sequence[DecodedSet]) -> dict[str, dict[str, 
         raise UserError(f"{exp_dir}/decode: no decoded set; local/decode.py (stage 5 of run.sh) makes them")
     result: dict[str, dict[str, list[Utterance]]] = {}
     for decoded in sorted(sets, key=lambda s: (s.name, order(s.method))):
-        methods = result.setdefault(decoded.name, {})
-        methods[decoded.method] = utterances = read_hypotheses(decoded.path)
-        first = next(iter(methods))
-        check_same(exp_dir, decoded.name, (first, methods[first]), (decoded.method, utterances))
+        result.setdefault(decoded.name, {})[decoded.method] = read_hypotheses(decoded.path)
+    for name, methods in result.items():
+        check_same(exp_dir, name, methods)
     return result
 
 
@@ -120,22 +120,18 @@ def order(method: str) -> tuple[int, str]:
     return (list(METHODS).index(method) if method in METHODS else len(METHODS)), method
 
 
-def check_same(exp_dir: Path, name: str, a: tuple[str, list[Utterance]], b: tuple[str, list[Utterance]]) -> None:
-    """Raise `UserError` unless two methods decoded the same utterances with the same references."""
-    refs_a, refs_b = ({u.id: u.ref for u in utterances} for _, utterances in (a, b))
-    for method, there, other, elsewhere in ((a[0], refs_a, b[0], refs_b), (b[0], refs_b, a[0], refs_a)):
-        missing = [i for i in elsewhere if i not in there]
-        if missing:
-            raise UserError(
-                f"{exp_dir}/decode/{method}/{name}.jsonl lacks {listed(missing)}, which {other} has; "
-                "decode the set again with both"
-            )
-    for i, ref in refs_a.items():
-        if ref != refs_b[i]:
-            raise UserError(
-                f"{exp_dir}/decode: the reference of {i} in set {name} differs between {a[0]} and {b[0]}; "
-                "the data were prepared again in between: decode the set again with both"
-            )
+def check_same(exp_dir: Path, name: str, methods: dict[str, list[Utterance]]) -> None:
+    """Raise `UserError` unless all methods decoded the same utterances of a set with the same references."""
+    refs = {method: {u.id: u.ref for u in utterances} for method, utterances in methods.items()}
+    for method, other in itertools.permutations(refs, 2):
+        if missing := [i for i in refs[other] if i not in refs[method]]:
+            lacks = f"{method}/{name}.jsonl lacks {listed(missing)}, which {other} has"
+            raise UserError(f"{exp_dir}/decode/{lacks}; decode the set again with both")
+    for method, other in itertools.combinations(refs, 2):
+        if odd := next((i for i, ref in refs[method].items() if ref != refs[other][i]), None):
+            why = f"the reference of {odd} in set {name} differs between {method} and {other}"
+            hint = "the data were prepared again in between: decode the set again with both"
+            raise UserError(f"{exp_dir}/decode: {why}; {hint}")
 
 
 def listed(ids: Sequence[str]) -> str:
@@ -153,11 +149,8 @@ def check_complete(data_dir: Path, name: str, utterances: Sequence[Utterance]) -
         parts = sorted(p.name.removesuffix(".jsonl.gz") for p in (data_dir / "cuts").glob("*.jsonl.gz"))
         raise UserError(f"set '{name}' is not a part of {data_dir}; it has {', '.join(parts) or 'no cuts'}")
     have = {u.id for u in utterances}
-    missing = []
-    for cut, _ in prepared(data_dir, name):
-        if not have.intersection([cut["id"], *(s["id"] for s in cut.get("supervisions", ()))]):
-            missing.append(cut["id"])
-    if missing:
+    ids = ([cut["id"], *(s["id"] for s in cut.get("supervisions", ()))] for cut, _ in prepared(data_dir, name))
+    if missing := [first for first, *others in ids if have.isdisjoint([first, *others])]:
         print(f"warning: set {name}: {len(missing)} utterances were not decoded: {listed(missing)}", file=sys.stderr)
 
 

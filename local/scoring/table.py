@@ -23,11 +23,9 @@ def table(results: Results) -> str:
         for method, r in methods.items():
             interval = "{:.2f} - {:.2f}".format(*r["ci95"]) if r["ci95"] else "-"
             counts = [str(r[key]) for key in ("sub", "del", "ins", "words")]
-            rtf = "-" if r["rtf"] is None else f"{r['rtf']:.4f}"
-            memory = "-" if r["peak_memory_mib"] is None else f"{r['peak_memory_mib']:.0f}"
-            delay = "-" if r["symbol_delay"] is None else f"{1000 * r['symbol_delay']:.0f}"
+            costs = [decimals(r["rtf"], 4), decimals(r["peak_memory_mib"], 0), decimals(r["symbol_delay"], 0, factor=1000)]
             label = method + (" \\*" if r["oracle"] else "")
-            rows.append([name, label, percent(r["wer"]), interval, *counts, percent(r["cer"]), rtf, memory, delay])
+            rows.append([name, label, decimals(r["wer"]), interval, *counts, decimals(r["cer"]), *costs])
     note = ORACLE_NOTE if any(r["oracle"] for methods in results.values() for r in methods.values()) else ""
     return markdown(HEAD, rows, range(2)) + note
 
@@ -52,8 +50,8 @@ def earlier_table(rows: Sequence[tuple[DecodedSet, float | None, DecodedSet | No
     for decoded, wer, now in rows:
         ours, theirs = decoded.made_by.get("options", {}), now.made_by.get("options", {}) if now else {}
         differing = ", ".join(f"{key}={value}" for key, value in ours.items() if now and theirs.get(key) != value)
-        made = decoded.made_by
-        cells.append([decoded.name, decoded.method, percent(wer), made.get("label", "unknown"), differing or "-", minute(made)])
+        label, date = decoded.made_by.get("label", "unknown"), minute(decoded.made_by)
+        cells.append([decoded.name, decoded.method, decimals(wer), label, differing or "-", date])
     return "\nEarlier settings\n\n" + markdown(EARLIER_HEAD, cells, (0, 1, 3, 4, 5))
 
 
@@ -75,9 +73,9 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: Iterable[
     return line(head) + rule + "".join(map(line, rows))
 
 
-def percent(x: float | None) -> str:
-    """Return a rate with two decimals; a dash for None."""
-    return "-" if x is None else f"{x:.2f}"
+def decimals(x: float | None, digits: int = 2, factor: int = 1) -> str:
+    """Return `factor` times `x` with `digits` decimals; a dash for None."""
+    return "-" if x is None else f"{factor * x:.{digits}f}"
 
 
 def plot(results: Results, path: Path) -> None:
@@ -85,11 +83,10 @@ def plot(results: Results, path: Path) -> None:
 
     Methods without a known RTF are left out. If none is left, an older file is removed instead.
     """
-    points = {
-        name: {m: r for m, r in methods.items() if r["rtf"] is not None and r["wer"] is not None}
-        for name, methods in results.items()
-    }
-    points = {name: methods for name, methods in points.items() if methods}
+    points: Results = {}
+    for name, methods in results.items():
+        if shown := {m: r for m, r in methods.items() if r["rtf"] is not None and r["wer"] is not None}:
+            points[name] = shown
     if not points:
         path.unlink(missing_ok=True)
         return
@@ -102,13 +99,12 @@ def plot(results: Results, path: Path) -> None:
     for axes, (name, methods) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
         for method, r in methods.items():
             low, high = r["ci95"]
-            style = {"color": colours[method], "markerfacecolor": "none" if r["oracle"] else None}
-            label = method + (" (oracle)" if r["oracle"] else "")
-            errors = [[r["wer"] - low], [high - r["wer"]]]
-            axes.errorbar(r["rtf"], r["wer"], errors, fmt="o", capsize=3, label=label, **style)
-        axes.set(title=name, xlabel="real-time factor", ylabel="WER in %, with its 95 % interval")
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+            label, fill = (f"{method} (oracle)", "none") if r["oracle"] else (method, None)
+            style = {"color": colours[method], "markerfacecolor": fill, "label": label}
+            axes.errorbar(r["rtf"], r["wer"], [[r["wer"] - low], [high - r["wer"]]], fmt="o", capsize=3, **style)
+        axes.set(
+            title=name, xlabel="real-time factor", ylabel="WER in %, with its 95 % interval", xlim=(0, None), ylim=(0, None)
+        )
         axes.grid(alpha=0.3)
     handles = {label: h for ax in figure.axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 from local.common.errors import UserError
-from local.config.flat import flat_lines
 from local.config.keys import key_types
-from local.config.load import CONF_DIR, config_from_dict, load_config, to_dict
+from local.config.load import CONF_DIR, config_from_dict, flat_lines, load_config, to_dict
 from tests.conftest import ROOT
 
 import pytest

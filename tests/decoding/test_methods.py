@@ -185,7 +185,7 @@ def test_files_that_do_not_fit_are_named(resources: Resources, tmp_path: Path) -
     with pytest.raises(UserError, match="words.arpa: .*HELLO"):
         Recogniser("modified_beam_search_ngram", resources, options(ngram=str(tmp_path / "words.arpa")))
     other = Resources(resources.model, train_tokenizer(["UP DOWN"], 20), torch.device("cpu"), resources.exp_dir)
-    with pytest.raises(UserError, match="lm.pt: .*lang/bpe.model"):
+    with pytest.raises(UserError, match=r"lm\.pt: .*bpe\.model"):
         Recogniser("modified_beam_search_lm_rescore", other, options())
 
 
