@@ -37,6 +37,7 @@ from model.transducer import Transducer
 import torch
 
 GREEDY = "greedy_search"
+Lists = dict[str, list[float]]  # the values to try, by their names in section `tune`
 EncodedParts = list[tuple[Encoded, list[str]]]  # on the CPU, each with its references
 
 
@@ -59,13 +60,13 @@ class Point:
         return f"{self.method} {values}: WER {100 * self.errors / self.words:.2f} %"
 
 
-def lists(tune: TuneConfig, given: set[str]) -> dict[str, list[float]]:
+def lists(tune: TuneConfig, given: set[str]) -> Lists:
     """Return the lists to try, each ascending: those with values whose key is not in `given`."""
     named = {f.name: sorted(set(getattr(tune, f.name))) for f in fields(tune)}
     return {name: values for name, values in named.items() if values and TUNED[name] not in given}
 
 
-def grid(names: Iterable[str], values: dict[str, list[float]]) -> Iterator[dict[str, float]]:
+def grid(names: Iterable[str], values: Lists) -> Iterator[dict[str, float]]:
     """Yield every combination of the lists with these names."""
     chosen = {name: values[name] for name in names if name in values}
     for point in product(*chosen.values()):
@@ -121,9 +122,7 @@ class Tuner:
         print(f"tune: {self.points[-1]}", flush=True)
         return self.points[-1]
 
-    def try_average(
-        self, model: Transducer, content: dict[str, Any] | None, num: int | None, values: dict[str, list[float]]
-    ) -> Trial:
+    def try_average(self, model: Transducer, content: dict[str, Any] | None, num: int | None, values: Lists) -> Trial:
         """Try an average with each blank penalty by greedy search. num: its average.num if that is tuned."""
         parts, resources = self.encode(model), self.resources(model)
         of_range = {} if num is None else {"average_num": float(num)}
@@ -133,9 +132,7 @@ class Tuner:
             points.append(self.try_point(recogniser, parts, GREEDY, {**of_range, **point}))
         return Trial(min(points, key=lambda p: p.rank), model, parts, content)
 
-    def recognisers(
-        self, method: str, resources: Resources, values: dict[str, list[float]]
-    ) -> Iterator[tuple[Recogniser, dict[str, float]]]:
+    def recognisers(self, method: str, resources: Resources, values: Lists) -> Iterator[tuple[Recogniser, dict[str, float]]]:
         """Yield a method with each combination of its scales; nothing if none of `values` is a scale of it."""
         names = [name for name in METHODS[method].scales if f"decode.by_method.{method}.{name}" not in self.given]
         for point in grid(names, values):
@@ -144,14 +141,14 @@ class Tuner:
             if point:
                 yield Recogniser(method, resources, options), point
 
-    def check(self, model: Transducer, values: dict[str, list[float]]) -> None:
+    def check(self, model: Transducer, values: Lists) -> None:
         """Raise `UserError` if a file of a method is missing or does not fit, or if a method refuses a value."""
         resources = self.resources(model)
         for method in self.options.methods:
             for _ in self.recognisers(method, resources, values):
                 pass
 
-    def scales(self, best: Trial, values: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    def scales(self, best: Trial, values: Lists) -> dict[str, dict[str, float]]:
         """Return `by_method` with the best scales of each method that has any of `values`."""
         chosen, resources = {}, self.resources(best.model)
         for method in self.options.methods:

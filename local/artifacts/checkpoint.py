@@ -48,10 +48,9 @@ def save_file(content: dict[str, Any], path: Path) -> None:
         if e.errno not in FULL_DISK:
             raise
         free = shutil.disk_usage(path.parent).free
-        raise UserError(
-            f"{path} is not written: {e.strerror}; it takes {size / 1e6:.1f} MB and {free / 1e6:.1f} MB are free. "
-            "Free some space and run the same command again; earlier files are unchanged"
-        ) from None
+        sizes = f"it takes {size / 1e6:.1f} MB and {free / 1e6:.1f} MB are free"
+        hint = "Free some space and run the same command again; earlier files are unchanged"
+        raise UserError(f"{path} is not written: {e.strerror}; {sizes}. {hint}") from None
 
 
 class _Output:
@@ -176,6 +175,7 @@ def git_commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
+Loaded = tuple[Transducer, Config, Tokenizer]
 RECOGNITION = ("data", "average", "decode", "tune")  # sections that can change after training
 
 
@@ -191,9 +191,7 @@ def config_for_recognition(saved: dict[str, Any], overrides: Sequence[str], conf
     return replace(cfg, **{section: getattr(asked, section) for section in RECOGNITION})
 
 
-def load_averaged(
-    path: Path, overrides: Sequence[str] = (), conf: str | Path | None = None
-) -> tuple[Transducer, Config, Tokenizer]:
+def load_averaged(path: Path, overrides: Sequence[str] = (), conf: str | Path | None = None) -> Loaded:
     """Read a model in evaluation mode, its config and its tokens from one file.
 
     The file is one that local/average.py writes, or any checkpoint of training (its last weights).
@@ -202,9 +200,7 @@ def load_averaged(
     return model_from(load_file(path), path, overrides, conf)
 
 
-def model_from(
-    content: dict[str, Any], path: Path, overrides: Sequence[str] = (), conf: str | Path | None = None
-) -> tuple[Transducer, Config, Tokenizer]:
+def model_from(content: dict[str, Any], path: Path, overrides: Sequence[str] = (), conf: str | Path | None = None) -> Loaded:
     """Return what `load_averaged` returns, from the file's content; `path` is for messages."""
     for key, kind in (("config", dict), ("bpe_model", torch.Tensor)):
         if not isinstance(content.get(key), kind):

@@ -96,10 +96,8 @@ def start() -> tuple[Processes, torch.device]:
 
     Raises `UserError` if the machine has fewer GPUs than processes.
     """
-    rank, size, local_rank, local_size = (
-        int(os.environ.get(name, default))
-        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
-    )
+    defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    rank, size, local_rank, local_size = (int(os.environ.get(name, default)) for name, default in defaults.items())
     cuda = torch.cuda.is_available()
     if cuda and local_size > torch.cuda.device_count():
         raise UserError(f"--nproc {local_size}: this machine has {torch.cuda.device_count()} GPUs; use one process per GPU")

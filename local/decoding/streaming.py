@@ -39,9 +39,8 @@ class FeatureStream:
     def __init__(self, features: FeaturesConfig) -> None:
         """features: section `features` of the model's config."""
         self._fbank = make_extractor(features).extractor
-        self._length, self._shift = (
-            math.floor(seconds * features.sampling_rate) for seconds in (self._fbank.frame_length, self._fbank.frame_shift)
-        )
+        self._length = math.floor(self._fbank.frame_length * features.sampling_rate)
+        self._shift = math.floor(self._fbank.frame_shift * features.sampling_rate)
         self._left = (self._length - self._shift) // 2  # samples of a window before its frame
         self._first = self._length - self._left  # samples that the first window needs
         self._none = torch.empty(0, features.num_mel_bins)
