@@ -1,7 +1,7 @@
 """The decoding graph LG: a lexicon of words spelt in tokens, composed with an n-gram language model of words.
 
-    .venv/bin/python -m local.prepare_graph --data-dir data/tiny [--arpa FILE | --order 3] [--lexicon FILE]
-        [--conf FILE] [lang.vocab_size=80]
+    .venv/bin/python -m local.prepare_graph --conf egs/tiny/conf/tiny.yaml --data-dir data/tiny
+        [--arpa FILE | --order 3] [--lexicon FILE] [lang.vocab_size=80]
 
 Reads LANG, which is data/<corpus>/lang_bpe_<lang.vocab_size>. Writes LANG/graph/lexicon.txt and LG.npz. Without --arpa the
 n-gram model is estimated from the training transcripts and written to G.arpa. Without --lexicon every word of the n-gram
