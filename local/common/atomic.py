@@ -38,12 +38,6 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(lock)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file as `atomic_write` does."""
-    with atomic_write(path) as tmp:
-        tmp.write_text(text, encoding="utf-8")
-
-
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a UTF-8 file with `atomic_write`."""
     with atomic_write(path) as tmp:
