@@ -10,7 +10,7 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 # parse_options "$@": --name VALUE or --name=VALUE for every name in $options; --force; --help; key.sub=value.
 parse_options() {
   local name value
-  force=${force:-false} overrides=() call="$0$(printf ' %q' "$@")"
+  force=${force:-false} overrides=() call=$0${*:+$(printf ' %q' "$@")}
   while [[ $# -gt 0 ]]; do
     case $1 in
       --help|-h) usage; exit 0 ;;
