@@ -75,10 +75,7 @@ class Extraction:
 
 @contextmanager
 def workers(num_jobs: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
-    """Yield an executor and its number of workers: processes of this machine, or of the Dask cluster at `dask`.
-
-    Raises `UserError` if the cluster cannot be reached or has no workers.
-    """
+    """Yield an executor (processes, or the Dask cluster at `dask`) and its size. Raises `UserError` if it has no workers."""
     if not dask:
         # Forked workers inherit the loaded libraries.
         with ProcessPoolExecutor(num_jobs, multiprocessing.get_context("fork")) as pool:
@@ -128,10 +125,9 @@ def still_good(old: Cut | None, cut: Cut) -> bool:
 def compute_part(
     cuts: Sequence[Cut], part: str, folder: Path, features: FeaturesConfig, pool: Executor, num_jobs: int, store: ShardStore
 ) -> list[Failure]:
-    """Store the features of `cuts`, extracted by the `num_jobs` workers of `pool`; replace the part's manifest at the end.
+    """Store the features of `cuts` and return the failures. Raises `UserError` if no cut has features.
 
-    Return the cuts without features, with the reason of each. Raises `UserError` if no cut has features. lhotse's
-    `compute_and_store_features` would split the cuts into one piece per worker, and one unreadable file would end it.
+    lhotse's `compute_and_store_features` is not used: one unreadable file would end a worker's whole share.
     """
     manifest, archives = folder / f"{part}.jsonl.gz", folder / part
     stored = stored_features(manifest, features)

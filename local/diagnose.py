@@ -49,8 +49,7 @@ def load_model(
 ) -> tuple[Transducer, dict[str, int] | None, str]:
     """Return the model in training mode, the progress of its training (None: unknown), and the origin of its weights.
 
-    path: a checkpoint; None: the one with the most steps in exp_dir, or an untrained model without any. Raises `UserError` if
-    the checkpoint was trained with other tokens than those of the data.
+    path: a checkpoint; None: the one with the most steps, or an untrained model. Raises `UserError` if its tokens differ.
     """
     torch.manual_seed(cfg.train.seed)
     model = build_model(cfg, tokenizer.vocab_size)
@@ -66,10 +65,7 @@ def load_model(
 
 
 def take_batches(data: AsrDataModule, progress: dict[str, int] | None, count: int) -> list[Batch]:
-    """Return the `count` batches that the training would use next, or fewer if the corpus has no more.
-
-    Raises `UserError` if the training parts have no utterance.
-    """
+    """Return the `count` batches that training would use next, or fewer. Raises `UserError` if there is no utterance."""
     epoch, batch = (progress["epoch"], progress["batch"]) if progress else (1, 0)
     loaders = (data.train_dataloader(epoch + i, skip_batches=0 if i else batch) for i in range(2))
     taken = list(itertools.islice(itertools.chain.from_iterable(loaders), count))
@@ -79,10 +75,7 @@ def take_batches(data: AsrDataModule, progress: dict[str, int] | None, count: in
 
 
 def scale_recurrent(model: Transducer, layer: str, factor: float) -> None:
-    """Plant a fault: multiply the recurrent matrix of one encoder layer (its number, from 0) by `factor`.
-
-    Raises `UserError` if there is no such layer.
-    """
+    """Plant a fault: multiply one encoder layer's recurrent matrix by `factor`. Raises `UserError` if `layer` is wrong."""
     layers = model.encoder.encoder.layers
     if not layer.isdecimal() or int(layer) >= len(layers):
         raise UserError(f"--scale-recurrent {layer}: the encoder has layers 0 to {len(layers) - 1}")
@@ -91,10 +84,9 @@ def scale_recurrent(model: Transducer, layer: str, factor: float) -> None:
 
 
 def corrupt(batches: Sequence[Batch], utterance: str, kind: str) -> str:
-    """Plant a fault in one utterance (`first`: the first of the first batch) and return its id.
+    """Plant a fault in `utterance` (`first`: the first) and return its id. Raises `UserError` if it is not in the batches.
 
-    kind: `loud`, features times 100; `noise`, white noise with the features' mean and standard deviation; `transcript`,
-    random tokens. Raises `UserError` if the utterance is not in the batches.
+    kind: `loud`, features times 100; `noise`, white noise with their mean and standard deviation; `transcript`, random tokens.
     """
     utterance = batches[0].ids[0] if utterance == "first" else utterance
     batch = next((b for b in batches if utterance in b.ids), None)

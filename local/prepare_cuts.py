@@ -29,10 +29,7 @@ STAGE = "stage 1 (manifests) of prepare.sh"
 
 
 def make_cuts(data_dir: Path, part: str, sampling_rate: int) -> Iterator[MonoCut]:
-    """Yield a cut per supervision, with its id and its recording, resampled (lazily) to `sampling_rate` Hz.
-
-    Raises `UserError` if a manifest is missing or damaged, or supervisions and recordings do not match.
-    """
+    """Yield a cut per supervision, with its id, at `sampling_rate` Hz. Raises `UserError` if the manifests are damaged."""
     folder = data_dir / "manifests"
     path = folder / f"recordings_{part}.jsonl.gz"
     recordings = {r.id: r for r in read_manifest(path, Recording, STAGE)}

@@ -8,9 +8,8 @@ n-gram model is estimated from the training transcripts and written to G.arpa. W
 model has one spelling, the BPE model's best. A lexicon has one line `WORD token token ...` per spelling; a line with WORD
 alone means the BPE model's spelling.
 
-LG accepts sequences of tokens, from which the words follow. The weight of its best path is the log-probability of the
-sentence by the n-gram model, with an exception that such graphs usually have: back-off arcs are taken if they make a path
-better, not only if an n-gram is missing. With interpolated bigrams the two are the same.
+LG maps tokens to words. The weight of its best path is the log-probability of the sentence by the n-gram model, except that
+back-off arcs are taken if they make a path better, not only if an n-gram is missing.
 """
 
 from __future__ import annotations
@@ -101,8 +100,7 @@ def arpa_words(path: Path, name: str) -> list[str]:
 def grammar(arpa: Path, name: str, words: Sequence[str], folder: Path) -> kaldifst.StdVectorFst:
     """Return G, the n-gram model over the ids of `words`, which count from 1; the next id is that of `BACKOFF`.
 
-    G has no output labels. N-grams with other words are left out. Temporary files go to `folder`. Raises `UserError` if
-    kaldilm cannot read the file; the message gives its reason and calls the file `name`.
+    G has no output labels; n-grams with other words are left out. Raises `UserError`, which names `name`, if kaldilm fails.
     """
     symbols = folder / "words.txt"
     names = ["<eps>", *words, BACKOFF, BOS, EOS]

@@ -35,11 +35,7 @@ NAMES_SHOWN = 5  # speakers named on the screen
 
 
 def check_recording(recording: Recording, store: ShardStore) -> Recording:
-    """Decode the recording's files and return it with their rate, length and channels.
-
-    If the recording states a length, fewer samples than that are truncation. Raises `BadAudio` if a file is missing, damaged
-    or truncated; the message names it.
-    """
+    """Decode the recording; return it with rate, length, channels. Raises `BadAudio` if it is missing, damaged or truncated."""
     for source in recording.sources:
         if source.type != "file":
             try:
@@ -83,10 +79,7 @@ def drop_duplicates_and_empty(pairs: Iterable[Pair], part: str, dropped: list[Dr
 
 
 def check_pairs(pairs: Sequence[Pair], part: str, num_jobs: int, dropped: list[Dropped], store: ShardStore) -> list[Pair]:
-    """Decode every recording once, in `num_jobs` threads, and return the usable pairs with durations and clean texts.
-
-    Utterances without audio, with damaged audio or outside their recording go to `dropped`.
-    """
+    """Decode every recording once; return the usable pairs with durations and clean texts. The others go to `dropped`."""
     recordings = {recording.id: recording for recording, _ in pairs}
     results = check_all(partial(check_recording, store=store), recordings.values(), num_jobs, f"audio of {part}")
     checked = {recording.id: result for recording, result in results}
@@ -138,10 +131,7 @@ def read_parts(corpus: Corpus, corpus_dir: Path, dropped: list[Dropped], store: 
 
 
 def with_alignments(pairs: Sequence[Pair], folder: Path) -> list[Pair]:
-    """Return the pairs with the times of their words, from the .ctm files (if any) beside the transcripts in `folder`.
-
-    Raises `UserError` if a line is not `utterance channel start duration word`; the message names file and line.
-    """
+    """Return the pairs with the times of their words from .ctm files in `folder`. Raises `UserError` for a malformed line."""
     words: dict[str, list[AlignmentItem]] = {}
     for path in sorted(folder.glob("*/*/*.ctm")):
         for number, line in enumerate(read_lines(path), 1):

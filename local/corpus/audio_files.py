@@ -64,10 +64,7 @@ def check_audio(path: str | Path) -> AudioInfo:
 
 
 def wav_bytes_missing(path: Path) -> int:
-    """Return how many bytes of its data chunk a RIFF/WAVE file lacks; 0 for complete and for other files.
-
-    libsndfile reads such a file without an error, as if it were shorter.
-    """
+    """Return how many bytes a RIFF/WAVE file's data lacks, else 0. libsndfile reads such a file without an error."""
     size = path.stat().st_size
     with open(path, "rb") as f:
         head = f.read(12)
@@ -82,10 +79,7 @@ def wav_bytes_missing(path: Path) -> int:
 
 
 def check_all(check: Callable[[A], B], items: Collection[A], num_jobs: int, what: str) -> Iterator[tuple[A, B | BadAudio]]:
-    """Yield each item with its result, or with the `BadAudio` that `check` raised; what: the progress bar's name.
-
-    Threads check a bounded number of items ahead; decoding releases the interpreter's lock.
-    """
+    """Yield each item with its result or the `BadAudio` that `check` raised in a thread. what: the progress bar's name."""
 
     def caught(item: A) -> tuple[A, B | BadAudio]:
         try:

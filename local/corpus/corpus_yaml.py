@@ -35,10 +35,7 @@ class Corpus:
 
 
 def load_corpus(path: str | Path, data: DataConfig | None = None) -> Corpus:
-    """Read a corpus.yaml; `data.{train,dev,test}_parts` of a config replace its lists of parts if they are set.
-
-    Raises `UserError` if the file is missing, or a key is missing, unknown or wrong; the message names file and key.
-    """
+    """Read a corpus.yaml; the parts that `data` sets replace its own. Raises `UserError` if a key is missing or wrong."""
     path = Path(path)
     values = read_yaml(path, "stage 1 (manifests) of prepare.sh")
     known = {f.name for f in fields(Corpus)}

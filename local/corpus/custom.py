@@ -6,9 +6,8 @@
     DIR/<part>/ with */*/*.trans.txt              LibriSpeech's layout
     DIR/<part>/ with cuts.*.jsonl.gz, or DIR/<part>.shar      lhotse Shar, on a disk or in an object store
 
-Audio is not read here: `num_samples`, and the duration of a segment that spans its recording, are 0 until the file is
-decoded. Keys of corpus.yaml's `options`: `normalise: upper|lower|none`, and `split`, the share of train that becomes a
-missing part.
+Audio is not read: the lengths are 0 until it is decoded. Keys of corpus.yaml's `options`: `normalise: upper|lower|none`, and
+`split`, the share of train that becomes a missing part.
 """
 
 from __future__ import annotations
@@ -51,8 +50,7 @@ def custom_parts(
 ) -> dict[str, list[Pair]]:
     """Return the utterances of every part of `corpus` in `corpus_dir`; malformed lines go to `dropped`.
 
-    Missing dev and test parts are split off the first training part; a line on the screen says so. Raises `UserError` if a
-    training part is missing, a part is there twice, or an option is wrong.
+    Missing dev and test parts are split off train. Raises `UserError` if train is missing or an option is wrong.
     """
     normalise, share = check_options(corpus)
     sources = {part: find_source(corpus_dir, part) for part in corpus.parts()}
@@ -124,10 +122,9 @@ def read_source(source: Path, part: str, dropped: list[Dropped], normalise: str,
 def split_off(
     pairs: Sequence[Pair], part: str, share: float, corpus_dir: Path, first: str = "train"
 ) -> tuple[list[Pair], list[Pair]]:
-    """Return about `share` of the utterances, for `part`, and the rest.
+    """Return about `share` of the utterances, for `part`, and the rest. Raises `UserError` if there are too few.
 
-    Whole speakers are taken, or single utterances if there are fewer than `MIN_SPEAKERS`. The choice depends on the names
-    alone (by SHA-256), not on their order or the machine. Raises `UserError` if there are too few utterances.
+    Takes whole speakers, or utterances if speakers are fewer than `MIN_SPEAKERS`. The choice depends on the names alone.
     """
 
     def key(name: str) -> bytes:

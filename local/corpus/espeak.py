@@ -1,7 +1,6 @@
 """eSpeak NG through ctypes; its library and voices come in the PyPI package `espeakng-loader`.
 
-The library keeps state between calls (flutter, noise, prosody), so its output depends on all earlier calls. To get the
-same samples again, start a fresh process with one `Speaker` and say the same texts in the same order.
+The output depends on all earlier calls. A new process that says the same texts in the same order gives the same samples.
 """
 
 from __future__ import annotations

@@ -148,11 +148,10 @@ class Phrases:
 
 
 def assign_voices(spec: Spec, seed: int) -> list[Voice]:
-    """Choose the voices of each part.
+    """Choose the voices of each part. Raises `UserError` if there are fewer pairs of accent and variant than voices.
 
-    No pair of accent and variant is in two parts, and train has every accent and every variant of dev and test. Smaller parts
-    choose first, and each takes the pair whose accent and variant it has least of, so that a small part covers both. Ids
-    start at 1001 in the first part, 2001 in the second, and so on. Raises `UserError` if there are fewer pairs than voices.
+    No pair is in two parts, and train has every accent and variant of dev and test. Smaller parts choose first, and each takes
+    the pair whose accent and variant it has least of. Ids start at 1001 in the first part, 2001 in the second.
     """
     rng = random.Random(f"{seed}/voices")
     pairs = [(a, v) for a in spec.accents for v in spec.variants]

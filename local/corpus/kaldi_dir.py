@@ -86,8 +86,7 @@ class KaldiFiles:
 def read_kaldi(folder: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
     """Return the utterances of a Kaldi data directory; audio is not read (`num_samples` is 0), except for pipes.
 
-    Malformed lines and ids that are missing in one of the files go to `dropped`. Raises `UserError` if wav.scp or text is
-    missing, or no utterance is left.
+    Malformed lines go to `dropped`. Raises `UserError` if wav.scp or text is missing, or no utterance is left.
     """
     files = KaldiFiles(folder, part, dropped)
     recordings = files.recordings()
@@ -110,8 +109,7 @@ def read_kaldi(folder: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
 def locate(written: str, folder: Path) -> Path:
     """Return the file of a path in a manifest in `folder`.
 
-    A relative path starts at the working directory, `folder`, or a folder above it: Kaldi's paths are relative to the
-    folder of its run.sh, some folders above the data directory.
+    A relative path starts at the working directory, `folder` or a folder above it: Kaldi's paths start at its run.sh.
     """
     path = Path(written)
     if path.is_absolute():

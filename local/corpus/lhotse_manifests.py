@@ -24,10 +24,9 @@ TOLERANCE = 0.1  # seconds by which a supervision may exceed its cut; it is then
 
 
 def read_manifests(recordings_file: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
-    """Return the utterances of `recordings...jsonl[.gz]` and of `supervisions...` beside it.
+    """Return the utterances of `recordings...jsonl[.gz]` and of `supervisions...` beside it; bad ones go to `dropped`.
 
-    Malformed lines and supervisions of missing recordings go to `dropped`. Raises `UserError` if the supervisions are
-    missing, a file is damaged, or no utterance is left.
+    Raises `UserError` if the supervisions are missing, a file is damaged, or no utterance is left.
     """
     name = recordings_file.name
     names = [name.replace("recordings", "supervisions", 1)]

@@ -19,10 +19,7 @@ def find_tree(corpus_dir: Path) -> Path:
 
 
 def read_part(tree: Path, part: str, hint: str = "") -> list[Pair]:
-    """Return the part's utterances in the order of their ids; audio is not read (`num_samples` is 0).
-
-    A line with an id alone gives an empty text. Raises `UserError` if the part is missing.
-    """
+    """Return the utterances sorted by id; audio is not read (`num_samples` is 0). Raises `UserError` for a missing part."""
     folder = tree / part
     transcripts = sorted(folder.glob(TRANSCRIPTS))
     if not transcripts:

@@ -15,10 +15,9 @@ from lhotse import Recording
 
 
 def read_shar(source: Path, part: str, dropped: list[Dropped], store: ShardStore) -> list[Pair]:
-    """Return every supervision of every cut of the shards in a folder or a list (see `shards_of`).
+    """Return every supervision that can be read from the shards in a folder or a list (see `shards_of`).
 
-    Cuts without audio in the shard go to `dropped`, as do shards that are missing or damaged; what could be read of the
-    latter is used.
+    Cuts without audio in the shard, and missing or damaged shards go to `dropped`.
     """
     pairs: list[Pair] = []
     for cuts, tar in shards_of(source):

@@ -1,11 +1,8 @@
 """lhotse Shar: utterances in shards, `cuts.000000.jsonl.gz` with `recording.000000.tar`, on a disk or in an object store.
 
-lhotse reads shards as a stream. Here preparation notes the place of each recording in its tar, so that a shard is just
-another source of audio: batches, augmentation, resuming and several processes work as with single files. A shard that is
-not on a disk (`s3://...`, `https://...`, `pipe:COMMAND`) is fetched as a whole when a part of it is needed, into a folder
-of bounded size; `local.data.training_cuts` takes shards in groups, so that each is fetched once per epoch.
-
-In manifests such a recording has the source `TAR#OFFSET+SIZE`, of lhotse's type `shar`.
+Preparation notes the place of each recording in its tar (source `TAR#OFFSET+SIZE`, lhotse's type `shar`), so that shards are
+used like single files, not as a stream. A remote shard (`s3://...`, `https://...`, `pipe:COMMAND`) is fetched as a whole into
+a folder of bounded size; `local.data.training_cuts` takes shards in groups, so that each is fetched once per epoch.
 """
 
 from __future__ import annotations

@@ -99,10 +99,7 @@ def speech_in(x: np.ndarray, rate: int, margin: float = 0.02) -> slice:
 
 
 def word_times(x: np.ndarray, starts: Sequence[int], rate: int) -> list[tuple[float, float]]:
-    """Return (start, end) in seconds of the words in `x (n,)` at `rate` Hz that start at these samples.
-
-    A word ends with the last sound before the next word, so pauses are not part of it.
-    """
+    """Return (start, end) in seconds, without pauses, of the words in `x (n,)` at `rate` Hz that start at these samples."""
     loud = loud_samples(x)
     ends = loud[np.searchsorted(loud, [*starts[1:], len(x)]) - 1] + 1 if len(loud) else np.zeros(len(starts), int)
     return [(start / rate, max(start, int(end)) / rate) for start, end in zip(starts, ends, strict=True)]
@@ -166,10 +163,9 @@ def speak(task: Task) -> tuple[Voice, list[str], float]:
 def synthesise(
     out: Path, *, seed: int = 0, num_jobs: int = 1, spec_path: Path = SPEC, limit: int | None = None
 ) -> dict[str, PartStats]:
-    """Write the corpus to `out`, in full or not at all, and return statistics by part.
+    """Write the corpus to `out`, in full or not at all; return statistics by part. limit: most utterances of each voice.
 
-    A corpus of an earlier run is replaced. Raises `UserError` if the spec is wrong, eSpeak NG does not load, or `out` contains
-    something else. num_jobs: processes. limit: most utterances of each voice.
+    Replaces an earlier corpus. Raises `UserError` if the spec is wrong, eSpeak NG does not load, or `out` has something else.
     """
     spec = load_spec(spec_path)
     speakers = out / "SPEAKERS.TXT"

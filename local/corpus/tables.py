@@ -34,10 +34,7 @@ class Row(NamedTuple):
 
 
 def read_table(table: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
-    """Return the utterances of a TSV or CSV; audio is not read (`num_samples` is 0).
-
-    A malformed line goes to `dropped` under its `file:line`. Raises `UserError` if no line can be used.
-    """
+    """Return a table's utterances, without reading audio; bad lines go to `dropped`. Raises `UserError` if no line is good."""
     bad = len(dropped)
     rows = list(table_rows(table, part, dropped))
     if not rows:
@@ -102,10 +99,7 @@ def header_columns(cells: Sequence[str]) -> dict[str, int] | None:
 
 
 def utterance_ids(rows: Sequence[Row]) -> list[str]:
-    """Return an id per row: the table's if it has one, else the file's name without ending, or its path if names repeat.
-
-    Rows with the same path get the same id, so that they are found to be duplicates.
-    """
+    """Return an id per row: the table's, else the file's name, or its path if names repeat. Equal paths get equal ids."""
     paths = {row.path: PurePath(row.path) for row in rows if not row.id}
     stems = Counter(path.stem for path in paths.values())
     taken = {clean_id(row.id) for row in rows if row.id}

@@ -1,8 +1,4 @@
-"""Which utterances make a step and a micro-batch.
-
-The order depends on (seed, epoch) alone. No audio is read here. A step is cut into micro-batches that fit the memory, and
-these are dealt to the processes that train together.
-"""
+"""Which utterances make a step and a micro-batch: the order depends on (seed, epoch) alone, and no audio is read."""
 
 from __future__ import annotations
 
@@ -25,10 +21,7 @@ SHUFFLE_WINDOW = 500  # steps
 
 
 def pack_by_length(items: Iterable[Item], lengths: Iterable[float], limit: float, width: int = 1) -> Iterator[list[Item]]:
-    """Yield successive items in parts, each as long as `width` micro-batches of total length up to `limit` can hold.
-
-    Padding is counted. An item longer than `limit` is a part of its own.
-    """
+    """Yield parts of items that fit `width` micro-batches of `limit`, padding counted. A longer item is a part of its own."""
     part: list[Item] = []
     longest = 0.0
     for item, length in zip(items, lengths, strict=True):
@@ -42,15 +35,12 @@ def pack_by_length(items: Iterable[Item], lengths: Iterable[float], limit: float
 
 
 def train_batches(cuts: ShuffledCuts, num_buckets: int, limit: float, epoch: int, width: int = 1) -> list[list[int]]:
-    """Return the steps of an epoch: numbers of `cuts` alike in length.
+    """Return the steps of an epoch: numbers of `cuts` alike in length. Raises `UserError` if there is no cut.
 
-    A step holds up to `width` micro-batches of `limit` seconds, padding counted. Each bucket of lengths is filled in the
-    order of the epoch; a full one makes a step, as in lhotse's DynamicBucketingSampler. What remains in the buckets at the
-    end is grouped by length. Steps are then shuffled over `SHUFFLE_WINDOW` of them, so that those of a few shards stay
-    together.
-
-    Needs the lengths alone and takes a second for LibriSpeech in three speeds: all processes draw the whole epoch, and a
-    resumed run draws it again. Raises `UserError` if there is no cut.
+    A step holds up to `width` micro-batches of `limit` seconds, padding counted. Each bucket of lengths is filled in the order
+    of the epoch; a full one makes a step, as in lhotse's DynamicBucketingSampler. What remains is grouped by length. Steps are
+    then shuffled over `SHUFFLE_WINDOW` of them, so that those of a few shards stay together. All processes draw the whole
+    epoch, as it takes a second for LibriSpeech in three speeds.
     """
     order = cuts.order(epoch)
     seconds = cuts.seconds[order]

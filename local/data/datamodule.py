@@ -1,7 +1,6 @@
 """Batches for training, validation and decoding, from the cuts that prepare.sh wrote.
 
-Training batches depend on (seed, epoch) alone, an utterance's augmentation on (seed, epoch, utterance). Each of several
-processes gets its micro-batches of every step.
+Training batches depend on (seed, epoch) alone, an utterance's augmentation on (seed, epoch, utterance).
 """
 
 from __future__ import annotations
@@ -72,8 +71,7 @@ class AsrDataModule:
     def __init__(self, cfg: Config, data_dir: str | Path, tokenizer: Tokenizer, processes: Processes | None = None) -> None:
         """Read corpus.yaml only. Raises `UserError` if data_dir is not prepared.
 
-        processes: those that share the training and dev data; None: this one alone.
-        If train.max_duration is auto, `max_duration` is None until the trainer sets it (local/training/memory_plan.py).
+        processes: those that share the data. `max_duration` is None for train.max_duration=auto until the trainer sets it.
         """
         self.processes = processes or Processes()
         self.cfg, self.data_dir, self.tokenizer = cfg, Path(data_dir), tokenizer

@@ -118,10 +118,7 @@ class AsrDataset(Dataset):
 
 
 def make_spec_augment(augment: AugmentConfig) -> SpecAugment:
-    """Return lhotse's SpecAugment (Park et al., 2019; time warping as in Espresso), which changes 9 of 10 utterances.
-
-    Raises `UserError` for values that lhotse cannot draw masks with.
-    """
+    """Return lhotse's SpecAugment (Park et al., 2019; warping as in Espresso). Raises `UserError` if it cannot draw masks."""
     if augment.num_frame_masks < 1 or augment.max_frames_mask_fraction <= 0 or augment.frames_mask_size < 1:
         raise UserError(
             "keys augment.num_frame_masks, augment.frames_mask_size and augment.max_frames_mask_fraction must be above 0; "

@@ -25,10 +25,7 @@ def tokens_fit(seconds: float, tokens: int) -> bool:
 
 
 def at_speed(cut: Cut, speed: float) -> Cut:
-    """Return the cut played at `speed` times its speed, pitch included.
-
-    The copy's id ends in `_sp<speed>`; `custom` holds the speed.
-    """
+    """Return the cut at `speed` times its speed, pitch included; its id ends in `_sp<speed>`, `custom` holds the speed."""
     copy = cut.perturb_speed(speed)
     copy.custom = {**(cut.custom or {}), SPEED: speed}
     return copy

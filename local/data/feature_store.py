@@ -1,7 +1,6 @@
-"""Feature archives: log-mel frames as float16 in one raw file per process, read through a memory map.
+"""Feature archives, lhotse's storage `float16_archive`: log-mel frames in one raw file per process, read by memory map.
 
-Registered in lhotse as storage `float16_archive`, so that `cut.load_features()` works. Log-mel energies lie within
-+-24, where float16 is exact to 0.008, half the step of lilcom, lhotse's lossy format; reading is a copy.
+Log-mel energies lie within +-24, where float16 is exact to 0.008, half the step of lilcom, lhotse's lossy format.
 """
 
 from __future__ import annotations

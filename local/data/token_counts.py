@@ -1,8 +1,4 @@
-"""Number of tokens of each cut of a part: LANG/num_tokens/<part>.tsv, lines `id<TAB>number`.
-
-Cuts and features do not depend on the tokens, so experiments with different tokens share them. What depends on the tokens
-lies beside these (see `tokenizer.lang_dir`); training reads both.
-"""
+"""Token counts of a part's cuts: LANG/num_tokens/<part>.tsv, lines `id<TAB>number`. The cuts do not depend on the tokens."""
 
 from __future__ import annotations
 
@@ -29,10 +25,7 @@ def write_token_counts(counts: Mapping[str, int], path: Path) -> None:
 
 
 def read_token_counts(path: Path) -> dict[str, int]:
-    """Return what `write_token_counts` wrote; 281,241 cuts (LibriSpeech) take 0.3 s.
-
-    Raises `UserError` if the file is missing or a line is damaged; the message names the file and the line.
-    """
+    """Return what `write_token_counts` wrote. Raises `UserError` (file, line) if the file is missing or a line is damaged."""
     counts = {}
     for number, line in enumerate(read_lines(path, MADE_BY), 1):
         name, _, count = line.rpartition("\t")

@@ -18,10 +18,7 @@ BLANK_ID, SOS_EOS_ID, UNK_ID = 0, 1, 2
 
 
 def lang_dir(data_dir: Path, lang: LangConfig) -> Path:
-    """Return the folder of what depends on the tokens, named after the number of tokens that lang.vocab_size asks for.
-
-    Experiments on one corpus with different numbers of tokens can thus be used side by side.
-    """
+    """Return the folder of what depends on the tokens. Each lang.vocab_size has its own, to be used side by side."""
     return data_dir / f"lang_bpe_{lang.vocab_size}"
 
 
@@ -69,10 +66,7 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, character_coverage: float = 1.0) -> Tokenizer:
-    """Train a unigram model of at most `vocab_size` tokens; a small corpus gives fewer.
-
-    Raises `UserError` if there is no text, or `vocab_size` is too small for the characters of the texts.
-    """
+    """Train a unigram model of at most `vocab_size` tokens. Raises `UserError` for no text, or too small a `vocab_size`."""
     lines = [t for t in texts if t.strip()]
     if not lines:
         raise UserError("cannot make tokens: the training transcripts are empty")

@@ -23,9 +23,8 @@ SHARD = re.compile(rb'"source": ?"([^"#]+)#[0-9]+\+[0-9]+"')  # in a cut's line
 class ShuffledCuts:
     """The training cuts of some manifests, in an order drawn for each epoch, with speed-perturbed copies.
 
-    Only the manifests' lines (0.6 kB each) and the cuts' lengths (`seconds`, by number) are kept in memory. So the whole set
-    can be shuffled, and only the cuts that are needed are made: a resumed run skips what it has seen in seconds. Cuts that the
-    tokens exclude (see local/prepare_lang.py) are left out, as are copies too fast for their tokens.
+    Memory holds only the manifests' lines (0.6 kB each) and the cuts' lengths (`seconds`, by number); cuts are made on demand.
+    Cuts that the tokens exclude (see local/prepare_lang.py) are left out, as are copies too fast for their tokens.
     """
 
     def __init__(
@@ -37,11 +36,9 @@ class ShuffledCuts:
         precomputed: bool,
         shuffle_shards: int = 1,
     ) -> None:
-        """Read `manifests`, the <part>.jsonl.gz of each training part, and the token counts in `lang`.
+        """Read each training part's <part>.jsonl.gz and the token counts in `lang`. Raises `UserError` if any is missing.
 
-        precomputed: the manifests already hold the speed-perturbed copies (`custom.speed`); otherwise they are made here.
-        shuffle_shards: how many shards, themselves shuffled, are shuffled together. Raises `UserError` if a file is missing
-        or damaged, or a cut has no token count.
+        precomputed: the manifests hold the speed-perturbed copies (`custom.speed`). shuffle_shards: shards shuffled together.
         """
         self.seed, self.speed_perturb, self.precomputed = seed, speed_perturb, precomputed
         self.shuffle_shards = shuffle_shards
@@ -123,10 +120,7 @@ def perturbed(seconds: float, rate: int, speed: float) -> float:
 
 
 def shards_of_lines(lines: Sequence[bytes]) -> np.ndarray | None:
-    """Return the number of the shard that holds the audio of each line of a manifest; None if it has no shards.
-
-    Audio outside of shards is spread over the same numbers. See `local.corpus.shard_store`.
-    """
+    """Return the shard number of each line's audio; None without shards. Other audio is spread over the numbers."""
     found = [match[1] if (match := SHARD.search(line)) else None for line in lines]
     number = {shard: i for i, shard in enumerate(sorted({shard for shard in found if shard is not None}))}
     if not number:

@@ -20,10 +20,7 @@ COLOURS = ("tab:red", "tab:orange", "tab:purple", "tab:brown", "tab:pink")
 
 
 def layers_before_and_after(modules: dict[str, Probed]) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Return the recurrent layers' names, and the gradient norms (layers, sequences) at their inputs by panel title.
-
-    There are panels before and after the gradient filter, or one without a filter.
-    """
+    """Return the recurrent layers' names, and the gradient norms (layers, sequences) by panel: before and after a filter."""
     names = [n.removesuffix(".lstm") for n, p in modules.items() if n.endswith(".lstm") and p.passed]
     before = np.stack([np.concatenate(modules[f"{n}.lstm"].passed) for n in names])
     filters = [modules.get(f"{n}.gradient_filter") for n in names]
@@ -73,10 +70,7 @@ def amplification_heat_map(modules: dict[str, Probed], ids: Sequence[str], marke
 
 
 def depth_curves(modules: dict[str, Probed], ids: Sequence[str], marked: Sequence[str]) -> Figure:
-    """Plot the gradient norm at the recurrent layers' inputs, before and after the filter, one curve per sequence.
-
-    The curves of the `marked` utterances are coloured.
-    """
+    """Plot the gradient norm at the recurrent layers' inputs, one curve per sequence; those of `marked` are coloured."""
     names, panels = layers_before_and_after(modules)
     figure = new_figure(5.5)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]

@@ -1,8 +1,4 @@
-"""Measure the activations and gradients of every module of a model over a few batches.
-
-`Probe` hooks a model; `Spread` sums one kind of values (activations or gradients) of one module. `local.diagnosis.verdict`
-names the module in which the gradient explodes and the utterances that cause it.
-"""
+"""Measure the activations and gradients of every module of a model over a few batches, for `local.diagnosis.verdict`."""
 
 from __future__ import annotations
 
@@ -23,12 +19,10 @@ BY_TOKEN = ("decoder", "simple_lm_proj", "joiner.decoder_proj")  # modules over 
 
 
 def axes(name: str, module: nn.Module, dims: int) -> str:
-    """Return the axes of a module's input and output as letters; "" for a tensor without these axes.
+    """Return the axes of a module's input and output: N sequences, T frames or tokens, C channels, F mel bins; "" for others.
 
-    The letters are N sequences, T frames or tokens, C channels, F mel bins. name: the module's name in `Transducer`; dims:
-    the number of the tensor's dimensions. LSTM layers take (T, N, C), the front end's convolutions (N, C, T, F), torch's
-    norms over a sequence and the decoder's convolution (N, C, T), and all other modules (N, T, C). The joiner's
-    (N, T, range, C) only exists inside the pruned loss. `Probe` checks the shape that follows from these axes.
+    name: the module's in `Transducer`. dims: the tensor's number of dimensions. The joiner's (N, T, range, C) only exists
+    inside the pruned loss. `Probe` checks the shape that follows from these axes.
     """
     if dims == 4:
         return "NCTF"
@@ -46,10 +40,7 @@ def in_order(x: Tensor, letters: str) -> Tensor:
 
 
 class Spread:
-    """Sums over batches of one module's activations or gradients, without the padding behind each sequence's end.
-
-    Non-finite values are counted; in the sums they are 0.
-    """
+    """Sums of one module's activations or gradients, without padding. Non-finite values are counted, and summed as 0."""
 
     def __init__(self) -> None:
         self.norms: list[Tensor] = []  # one per batch, (N,): root of the sum of squares
@@ -159,8 +150,7 @@ class Probed:
 class Probe:
     """A context that measures every module of `model` that runs; call `batch` before each batch.
 
-    A module's input is replaced by a view of it, so that the gradient at the input comes through this module only, not, for
-    example, through a residual path around it.
+    A module gets a view of its input, so that the gradient there comes through this module, not a residual path.
     """
 
     def __init__(self, model: Transducer) -> None:

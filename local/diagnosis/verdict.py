@@ -1,8 +1,7 @@
 """Judge the measurements of `local.diagnosis.probe.Probe`: one line that names modules and utterances.
 
-The size of a gradient does not show where it exploded: it is large in all modules below. So a module is judged by its
-effect on the gradient, the norm at its input / the norm at its output, for each sequence. An utterance is compared with the
-others in the same module. Both are ratios, since the scale of a gradient depends on that of the loss.
+A gradient that exploded is large in all modules below. So a module is judged by the norm at its input / the norm at its
+output, for each sequence, and an utterance by the others in the same module: ratios do not depend on the loss's scale.
 """
 
 from __future__ import annotations
@@ -63,11 +62,7 @@ class Verdict:
 
 
 def verdict(modules: dict[str, Probed], ids: Sequence[str], recurrent: Mapping[str, float] | None = None) -> Verdict:
-    """Judge a probe's measurements over the utterances `ids`.
-
-    The line names non-finite values first, then modules that explode, then layers with an outlying recurrent matrix, then
-    outlying utterances. recurrent: the rms of the recurrent matrices, by layer.
-    """
+    """Judge a probe's measurements over the utterances `ids`. recurrent: the rms of the recurrent matrices, by layer."""
     exploding = _innermost(
         [_finding(p.name, p.amplification(), ids, EXPLODES) for p in modules.values() if p.amplification().numel()]
     )
@@ -87,11 +82,10 @@ def _finding(name: str, values: Tensor, ids: Sequence[str], limit: float) -> Fin
 
 
 def _outliers(name: str, values: list[Tensor], ids: Sequence[str], limit: float) -> Finding:
-    """Find the sequences whose value exceeds `limit` times the upper quartile.
+    """Find the sequences whose value exceeds `limit` times the upper quartile, of all or of the batch, whichever is larger.
 
-    The median would not do: a trained model recognises most utterances, which get almost no gradient, and utterances with
-    an error exceed them by far without being corrupt. The quartile is that of all sequences or that of the batch, whichever
-    is larger: a layer that layer dropout bypasses in one batch has a tenth of the gradient there.
+    The median would not do: a trained model gives most utterances almost no gradient. The batch counts because a layer that
+    layer dropout bypasses in one batch has a tenth of the gradient there.
     """
     if not values:
         return Finding(name, [], 0.0, 1.0, len(ids))
@@ -101,10 +95,9 @@ def _outliers(name: str, values: list[Tensor], ids: Sequence[str], limit: float)
 
 
 def worst_channel(p: Probed) -> Tensor:
-    """Return the largest ratio of a sequence's channels to the upper quartile of all sequences (N,).
+    """Return the largest ratio of a sequence's channels to the upper quartile of all sequences (N,); 1 for too few sequences.
 
-    Noise, overdriven and clipped speech have the same rms over all channels as speech, but excite other channels. The
-    ratio is 1 if there are too few sequences.
+    Noise, overdriven and clipped speech have the same rms over all channels as speech, but excite other channels.
     """
     rms = torch.cat(p.output.by_channel)  # (N, C)
     if len(rms) < FEWEST:

@@ -56,8 +56,7 @@ class TokenText:
 def tokenize(lines: Iterable[str], tokenizer: Tokenizer, where: str) -> TokenText:
     """Encode one sentence per line; empty lines are skipped. where: the text's name for messages.
 
-    Raises `UserError` naming `where` if there is no sentence, if one has more than `LONGEST` tokens, or if most have
-    characters without a token.
+    Raises `UserError` for no sentence, one with more than `LONGEST` tokens, or mostly characters without a token.
     """
     sentences = (text for text in (" ".join(line.split()) for line in lines) if text)
     ids, lens, words, unknown, lacking = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], 0, 0, 0

@@ -49,10 +49,7 @@ class LmTrainer:
         return min(self.rows, key=lambda row: row["dev_nll"], default=None)
 
     def run(self) -> None:
-        """Train to lm.max_epochs, or until lm.patience epochs in a row did not lower the dev perplexity.
-
-        Raises `UserError` if the loss becomes infinite.
-        """
+        """Train to lm.max_epochs, or lm.patience epochs without progress. Raises `UserError` if the loss becomes infinite."""
         lm = self.cfg.lm
         while len(self.rows) < lm.max_epochs and (self.best is None or len(self.rows) - self.best["epoch"] < lm.patience):
             began, epoch = time.monotonic(), len(self.rows) + 1
@@ -74,10 +71,7 @@ class LmTrainer:
         self._report()
 
     def _train_epoch(self, epoch: int) -> float:
-        """Make one pass over the text and return its negative log-probability in nats.
-
-        It is measured with dropout, and each batch before the step made with it.
-        """
+        """Make one pass over the text; return its negative log-probability in nats, as measured on the way, with dropout."""
         self.model.train()
         order = torch.Generator().manual_seed(1000003 * self.cfg.train.seed + epoch)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -162,10 +156,7 @@ class LmTrainer:
 
 
 def perplexities(nll: float, text: TokenText) -> dict[str, float]:
-    """Return the perplexities of a text from its negative log-probability `nll` in nats.
-
-    These are exp(nll per token) and exp(nll per word), where each sentence's end counts as one more; inf if too large.
-    """
+    """Return exp(nll per token) and exp(nll per word), sentence ends included; inf if too large. nll: in nats."""
     ends = len(text.lens)
     counts = {"per_token": len(text.ids) + ends, "per_word": text.words + ends}
     return {name: math.exp(nll / n) if nll / n < 700 else math.inf for name, n in counts.items()}

@@ -28,10 +28,9 @@ class Losses(NamedTuple):
 def forward_losses(
     model: Transducer, batch: Batch, *, warmup: float, precision: str = "float32", monitor: bool = False
 ) -> Losses:
-    """Return the losses of `batch` on the device of `model`.
+    """Return the losses of `batch`, in float32, on the device of `model`.
 
-    warmup: batches done / train.warm_step. precision: float32, bf16 or fp16, as train.precision; the losses themselves are
-    float32. monitor: also compute `outside`.
+    warmup: batches done / train.warm_step. precision: float32, bf16 or fp16, as train.precision. monitor: compute `outside`.
     """
     device = next(model.parameters()).device
     batch = batch.to(device)

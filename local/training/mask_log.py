@@ -20,10 +20,7 @@ OUTLIER_COLUMNS = ("utterance", "steps_damped", "lowest_mask", "layer", "last_st
 
 
 class MaskLog:
-    """Collects the masks of all filters and processes. Nothing waits for a GPU before `collect`.
-
-    outliers.tsv lists the utterances whose mask was below `DAMPED_BELOW` in any layer, and how often it was.
-    """
+    """Collects the filters' masks without waiting for a GPU; outliers.tsv counts an utterance's masks below `DAMPED_BELOW`."""
 
     def __init__(self, model: nn.Module, path: Path, processes: Processes) -> None:
         """Find the filters of `model`; `path` is that of outliers.tsv."""
@@ -96,10 +93,7 @@ class MaskLog:
 
 
 def mask_statistics(masks: Tensor) -> dict[str, float]:
-    """Return the columns of train.csv: smallest, median and mean mask of each layer, and its share of damped sequences.
-
-    masks: (layers, sequences).
-    """
+    """Return train.csv's columns: each layer's smallest, median, mean mask, and share damped. masks: (layers, sequences)."""
     columns = {
         "min_mask": masks.min(dim=1).values,
         "median_mask": masks.median(dim=1).values,

@@ -126,10 +126,7 @@ def probe(measure: Callable[[Shape], float], longest: float, tokens: int, free: 
 
 
 def fit_plane(passes: Sequence[tuple[Shape, float]]) -> Plane:
-    """Fit measured passes (shape, bytes) by least squares with no coefficient below 0.
-
-    The best such fit is the plain one on the columns with positive coefficients, so all seven choices are tried.
-    """
+    """Fit (shape, bytes) by least squares with no coefficient below 0: the best plain fit on any choice of columns."""
     columns = np.array([[1.0, s.seconds, s.seconds * s.tokens] for s, _ in passes])
     columns_max, measured = columns.max(axis=0), np.array([b for _, b in passes])
     best, least = np.zeros(3), np.inf
@@ -145,10 +142,7 @@ def fit_plane(passes: Sequence[tuple[Shape, float]]) -> Plane:
 
 
 def plan(plane: Plane, longest: float, tokens: int, room: float, most: float) -> float:
-    """Return the most seconds of a pass that takes at most `room` bytes with a transcript of `tokens`.
-
-    The number is rounded down, is at most `most`, and at least the longest utterance, as no pass can be shorter.
-    """
+    """Return the most seconds (rounded down, `longest` to `most`) of a pass that fits `room` bytes with `tokens` tokens."""
     each = plane.per_second + plane.per_token * tokens
     seconds = (room - plane.base) / each if each > 0 else most
     return max(min(round_down(seconds), most), float(math.ceil(longest)))
@@ -167,9 +161,8 @@ def choose_max_duration(
 ) -> float:
     """Return the seconds that train.max_duration stands for. All processes must call this and get the same number.
 
-    A number stands for itself. If both the configuration and the checkpoint `saved` say `auto`, the number in the
-    checkpoint is kept. Otherwise the number is planned now. Raises `UserError` if the memory of a pass cannot be measured
-    or the corpus is empty.
+    If configuration and `saved` both say `auto`, the checkpoint's number is kept; otherwise `auto` is planned now. Raises
+    `UserError` if the memory of a pass cannot be measured or the corpus is empty.
     """
     if cfg.train.max_duration != AUTO:
         return float(cfg.train.max_duration)

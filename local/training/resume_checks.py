@@ -19,10 +19,7 @@ UNSET = "not set"
 
 
 def check_same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    """Raise `UserError` if the checkpoint `saved` has other tokens, another model or optimiser than this run.
-
-    now: this run's `provenance`. path: of the checkpoint, for the message.
-    """
+    """Raise `UserError` if checkpoint `saved` at `path` has other tokens, another model or optimiser than `now`."""
     if saved["tokens_hash"] != now["tokens_hash"]:
         raise UserError(f"{path} was trained with other tokens than the data's bpe.model; use another --exp-dir")
     before, after = dict(leaves(saved["config"])), dict(leaves(now["config"]))

@@ -55,10 +55,9 @@ class StepGradient:
             p.grad = None
 
     def add(self, batch: Batch, warmup: float, monitor: bool = False) -> None:
-        """Run the forward and backward pass of one micro-batch, which may be empty.
+        """Run one micro-batch, which may be empty, forwards and backwards; see `forward_losses`.
 
-        warmup, monitor: as `forward_losses` takes them. Raises `UserError` with the id of an utterance that alone does not
-        fit into the memory.
+        Raises `UserError` with the id of an utterance that alone does not fit into the memory.
         """
 
         def work(rows: slice) -> None:
@@ -105,9 +104,8 @@ class StepGradient:
         return torch.cat(found) if found else None
 
     def save_bad(self, folder: Path, name: str) -> tuple[str, list[str], list[str]]:
-        """Write the utterances of a non-finite step to `folder`. All processes must call this.
+        """Write the utterances of a non-finite step, or of its non-finite losses, to `folder`. All processes must call this.
 
-        If a loss is not finite, only the utterances of such losses are written; otherwise all of them.
         Returns "loss" or "gradient", the ids of the utterances, the paths of the files.
         """
         bad = [~torch.isfinite(losses.simple + losses.pruned).cpu() for _, losses in self.passes]

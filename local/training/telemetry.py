@@ -42,10 +42,7 @@ class Telemetry:
         self.waited = self.seconds = 0.0
 
     def add(self, sums: StepSums, norms: Tensor, outside: Tensor | None) -> None:
-        """Add a step.
-
-        norms: (parameters,) gradient norms as `GradientParts` takes them. outside: (N,) as in `Losses`.
-        """
+        """Add a step. norms: (parameters,) gradient norms as in `GradientParts`. outside: (N,) as in `Losses`."""
         self.sums.append(sums)
         self.norms.append(self.parts.norms(norms))
         if outside is not None:
@@ -142,10 +139,7 @@ class _Table:
             csv.writer(f, lineterminator="\n").writerows([columns, *rows] if columns else [])
 
     def write(self, epoch: int, step: int, row: dict[str, float]) -> None:
-        """Append a row; it replaces one of the same step, from before a kill or from another validation.
-
-        Columns that earlier rows lack stay empty there; an older version may have written them.
-        """
+        """Append a row; it replaces one of the same step, as after a kill. New columns stay empty in earlier rows."""
         new = [name for name in ("epoch", "step", *row) if name not in self.columns]
         if new:
             rows = self._read()[1:] if self.columns else []

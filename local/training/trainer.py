@@ -42,8 +42,7 @@ MONITOR_EVERY = 10  # steps between measurements of the posterior mass outside t
 class Trainer:
     """One training run in `exp_dir`, resumed from its newest readable checkpoint.
 
-    Several `processes` make the same steps, each on its micro-batches; the first writes files and messages. Each process
-    draws its own random numbers for dropout, balancers and bypassed layers.
+    Several `processes` make the same steps, each on its micro-batches, with its random numbers; the first one writes files.
     """
 
     def __init__(
@@ -138,10 +137,7 @@ class Trainer:
         self._flush()
 
     def train_pass(self, batch: Batch) -> StepSums | None:
-        """Run forward and backward over a micro-batch; after the last one of a step, update the weights.
-
-        Returns the sums of the step, or None if it has more micro-batches or no utterance.
-        """
+        """Train on a micro-batch; after the last one of a step, update the weights and return its sums, else None."""
         self.gradient.add(batch, self.warmup, monitor=self.step % MONITOR_EVERY == 0)
         if not batch.ends_step:
             return None
