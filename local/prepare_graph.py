@@ -101,8 +101,7 @@ def arpa_words(path: Path, name: str) -> list[str]:
 def grammar(arpa: Path, name: str, words: Sequence[str], folder: Path) -> kaldifst.StdVectorFst:
     """Return G, the n-gram model over the ids of `words`, which count from 1; the next id is that of `BACKOFF`.
 
-    G has no output labels. N-grams with other words are left out. Temporary files go to `folder`. Raises `UserError` if
-    kaldilm cannot read the file; the message gives its reason and calls the file `name`.
+    G has no output labels and no n-grams with other words. Raises `UserError` with kaldilm's reason; it calls the file `name`.
     """
     symbols = folder / "words.txt"
     names = ["<eps>", *words, BACKOFF, BOS, EOS]
@@ -157,10 +156,9 @@ def lexicon_fst(lexicon: Sequence[Spelling], word_ids: dict[str, int], vocab_siz
 
 
 def compose(lexicon: kaldifst.StdVectorFst, lm: kaldifst.StdVectorFst, vocab_size: int) -> Graph:
-    """Return LG of L and G, determinised, minimised and with weights pushed to the start, where a search needs them.
+    """Return LG, determinised, minimised, with weights pushed to the start. Raises `UserError` if no sentence can be spelt.
 
-    The extra symbols of spellings and `BACKOFF` become `EPSILON`; their arcs stay, see `Graph`. Raises `UserError` if no
-    sentence of the n-gram model can be spelt.
+    The extra symbols of spellings and `BACKOFF` become `EPSILON`; their arcs stay, see `Graph`.
     """
     fst = kaldifst.compose(lexicon, lm)
     kaldifst.determinize_star(fst, delta=DELTA)
