@@ -2,9 +2,8 @@
 
 .venv/bin/python -m local.average --exp-dir exp/tiny [--conf FILE] [--output FILE] [average.last=20 average.num=5 ...]
 
-average.mode=running: the mean over all batches of a range of epochs (or steps). It is computed from the running averages
-in the checkpoints at the two ends of the range. average.mode=plain: the mean of the checkpoints of the range, or of
-average.checkpoints.
+average.mode=running: the mean over all batches of a range of epochs or steps, from the running averages at its two ends.
+average.mode=plain: the mean of the checkpoints of the range, or of average.checkpoints.
 """
 
 from __future__ import annotations

@@ -54,10 +54,7 @@ def result_of(hypothesis: Hypothesis, tokenizer: Tokenizer) -> dict[str, Any]:
 def decode_set(
     decoder: BatchDecoder, batches: Batches, name: str, tokenizer: Tokenizer, exp_dir: Path, origin: dict[str, Any]
 ) -> None:
-    """Decode one part and write its files. origin: what made it, except the options ("made_by").
-
-    Raises `UserError` if none of its utterances can be read.
-    """
+    """Decode one part and write its files; `origin` is "made_by" without options. Raises `UserError` if none can be read."""
     decoder.usage.reset()
     lines: dict[str, list[dict[str, Any]]] = {method: [] for method in decoder.recognisers}
     frames = 0
@@ -98,9 +95,8 @@ def statistics(decoder: BatchDecoder, method: str, audio_seconds: float) -> dict
 def origin_of(path: Path, content: dict[str, Any], tuned: bool, max_utterances: int) -> dict[str, Any]:
     """Return what made a decoded set, except options and date.
 
-    "label" is short: "epoch-7-avg-3", or "epoch-7" for a checkpoint of training; "-tuned" if local/tune.py chose settings,
-    "-first-10" if only 10 utterances are decoded. "weights" is a hash of the weights, because a model that was trained
-    again can have the same label.
+    "label" is "epoch-7-avg-3", or "epoch-7" for a checkpoint of training; "-tuned" if local/tune.py chose settings, "-first-10"
+    if only 10 utterances are decoded. "weights" is a hash: a model that was trained again can have the same label.
     """
     older = re.sub(r"\W+", "-", str(content.get("averaged", path.stem)))  # older files have no label
     marks = ("-tuned" if tuned else "") + (f"-first-{max_utterances}" if max_utterances else "")

@@ -19,9 +19,7 @@ import torch
 
 @torch.no_grad()
 def sample(model: LstmLm, num: int, temperature: float, generator: torch.Generator, max_tokens: int = 200) -> list[list[int]]:
-    """Draw `num` sentences from softmax(log-probabilities / temperature); return their token ids.
-
-    Sentences are cut off at `max_tokens`. Blank is never drawn.
+    """Draw `num` sentences from softmax(log-probabilities / temperature), without blank; return up to `max_tokens` ids of each.
 
     The largest of scores with Gumbel noise is a draw from their softmax (Gumbel, 1954; Maddison et al., "A* sampling",
     2014). The noise is scaled by the temperature instead of the scores, so that temperature 0 takes the likeliest token.

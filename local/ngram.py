@@ -2,8 +2,7 @@
 
     .venv/bin/python -m local.ngram --text data/tiny/lang_bpe_80/transcript.txt --out token_2gram.arpa
 
-All counts are held in memory, which is enough for transcripts. For large texts use KenLM's lmplz or SRILM: the other
-programs read their ARPA files too. (PyPI has no estimator that installs without a compiler.)
+All counts are held in memory. For large texts use KenLM's lmplz or SRILM: the other programs read their ARPA files too.
 """
 
 from __future__ import annotations

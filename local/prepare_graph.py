@@ -8,8 +8,9 @@ n-gram model is estimated from the training transcripts and written to G.arpa. W
 model has one spelling, the BPE model's best. A lexicon has one line `WORD token token ...` per spelling; a line with WORD
 alone means the BPE model's spelling.
 
-LG maps tokens to words. The weight of its best path is the log-probability of the sentence by the n-gram model, except that
-back-off arcs are taken if they make a path better, not only if an n-gram is missing.
+LG accepts sequences of tokens, from which the words follow. The weight of its best path is the log-probability of the
+sentence by the n-gram model, with an exception that such graphs usually have: back-off arcs are taken if they make a path
+better, not only if an n-gram is missing. With interpolated bigrams the two are the same.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def arpa_words(path: Path, name: str) -> list[str]:
 def grammar(arpa: Path, name: str, words: Sequence[str], folder: Path) -> kaldifst.StdVectorFst:
     """Return G, the n-gram model over the ids of `words`, which count from 1; the next id is that of `BACKOFF`.
 
-    G has no output labels; n-grams with other words are left out. Raises `UserError`, which names `name`, if kaldilm fails.
+    G has no output labels and no n-grams with other words. Raises `UserError` with kaldilm's reason; it calls the file `name`.
     """
     symbols = folder / "words.txt"
     names = ["<eps>", *words, BACKOFF, BOS, EOS]
@@ -155,10 +156,9 @@ def lexicon_fst(lexicon: Sequence[Spelling], word_ids: dict[str, int], vocab_siz
 
 
 def compose(lexicon: kaldifst.StdVectorFst, lm: kaldifst.StdVectorFst, vocab_size: int) -> Graph:
-    """Return LG of L and G, determinised, minimised and with weights pushed to the start, where a search needs them.
+    """Return LG, determinised, minimised, with weights pushed to the start. Raises `UserError` if no sentence can be spelt.
 
-    The extra symbols of spellings and `BACKOFF` become `EPSILON`; their arcs stay, see `Graph`. Raises `UserError` if no
-    sentence of the n-gram model can be spelt.
+    The extra symbols of spellings and `BACKOFF` become `EPSILON`; their arcs stay, see `Graph`.
     """
     fst = kaldifst.compose(lexicon, lm)
     kaldifst.determinize_star(fst, delta=DELTA)

@@ -3,9 +3,8 @@
 .venv/bin/python -m local.stream FILE.wav [--checkpoint EXP/averaged.pt] [--method greedy_search] [--chunk 0.32]
     [--real-time] [--endpoint] [--endpoint-rules 2.4 1.2 20] [--conf FILE] [decode.beam=8 ...]
 
-It prints partial results (on a terminal, one line that is rewritten), each utterance with its beginning and end in seconds,
-and the time that recognition took. With --real-time audio arrives at the speed of speech, otherwise as fast as it is
-recognised.
+It prints partial results, each utterance with its beginning and end in seconds, and the time that recognition took.
+With --real-time audio arrives at the speed of speech, otherwise as fast as it is recognised.
 """
 
 from __future__ import annotations

@@ -24,9 +24,8 @@ Gram = tuple[str, ...]
 class Ngram:
     """A back-off model: p(w | h) if the n-gram h w is listed, else backoff(h) * p(w | h without its oldest word).
 
-    Attributes:
-        probs: for n = 1, 2, ... the probability of the last word of each n-gram, given the words before it.
-        backoffs: for n = 1, 2, ... the factor of each n-gram as a history; a missing one counts as 1.
+    For n = 1, 2, ...: `probs` has the probability of each n-gram's last word, given the words before it, and `backoffs` the
+    factor of each n-gram as a history; a missing one counts as 1.
     """
 
     probs: list[dict[Gram, float]]
@@ -43,10 +42,8 @@ def estimate(sentences: Iterable[Sequence[str]], order: int, vocabulary: Iterabl
 
     and p(w | h without its oldest word) of a single word is the uniform distribution. At the highest order, and if h w begins
     a sentence, c is the number of occurrences; else it is the number of different words seen before h w. An interpolated
-    model is a back-off model, with D t(h) / s(h) as the factor of h.
-
-    Empty sentences are left out; words of `vocabulary` get a probability even if no sentence has them. Raises `UserError`
-    if the order is below 1, if there is no sentence, or if one has the word <s> or </s>.
+    model is a back-off model, with D t(h) / s(h) as the factor of h. Words of `vocabulary` get a probability even if no
+    sentence has them. Raises `UserError` if order < 1, if there is no sentence, or if one has the word <s> or </s>.
     """
     if order < 1:
         raise UserError(f"--order {order}: must be at least 1")

@@ -18,12 +18,11 @@ Average = tuple[State, dict[str, Any], str, str]  # weights, the last checkpoint
 
 
 def make_average(folder: Path, options: AverageConfig) -> dict[str, Any]:
-    """Average checkpoints and return the content of averaged.pt.
+    """Average checkpoints of `folder` (EXP/checkpoints) and return the content of averaged.pt.
 
     Its key "averaged" describes the range in words, "label" in short, as icefall does: "epoch-7-avg-3" is the running
-    average over epochs 5 to 7; "-plain" marks the mean of that many checkpoints. `folder` is EXP/checkpoints.
-
-    Raises `UserError` if a checkpoint is missing, damaged, or of another model, or if the range has no running average.
+    average over epochs 5 to 7; "-plain" marks the mean of that many checkpoints. Raises `UserError` if a checkpoint is
+    missing, damaged, or of another model, or if the range has no running average.
     """
     state, end, described, label = (_plain if options.mode == "plain" else _running)(folder, options)
     weights = {k: v.to(end["model"][k].dtype) for k, v in state.items()}  # averages are float64, models are not
@@ -35,10 +34,7 @@ def make_average(folder: Path, options: AverageConfig) -> dict[str, Any]:
 
 
 def load_for_averaging(path: Path, running: bool) -> dict[str, Any]:
-    """Read a checkpoint of training, with its running average if `running`.
-
-    Raises `UserError` naming the key that is missing or damaged.
-    """
+    """Read a checkpoint of training, with its average if `running`. Raises `UserError` naming a missing or damaged key."""
     content = load_file(path)
     missing = [key for key in CHECKPOINT_KEYS if key not in content]
     if missing:

@@ -74,10 +74,7 @@ class _Output:
 
 
 def load_file(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read a file of `save_file`, to `device`. Nothing in the file is executed.
-
-    Raises `UserError` naming the file if it is missing, damaged or not a checkpoint.
-    """
+    """Read a file of `save_file`; execute nothing in it. Raises `UserError` if it is missing, damaged or not a checkpoint."""
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     try:
@@ -180,11 +177,10 @@ RECOGNITION = ("data", "average", "decode", "tune")  # sections that can change 
 
 
 def config_for_recognition(saved: dict[str, Any], overrides: Sequence[str], conf: str | Path | None, where: Path) -> Config:
-    """Return a trained model's config with today's sections `RECOGNITION`.
+    """Return a trained model's config with today's sections `RECOGNITION`: those of `conf` if given, else its own.
 
-    These come from `conf` if it is given, else from the checkpoint, each with `overrides`. Everything else belongs to the
-    model and comes from the checkpoint alone. A program can thus take all overrides of a command line.
-    where: the checkpoint, for messages. Raises `UserError` for an unknown key, a wrong type or an impossible value.
+    `overrides` change these alone: the rest belongs to the model. A program can thus take all overrides of a command line.
+    Raises `UserError` as `config_from_dict` does; `where` is the checkpoint.
     """
     cfg = config_from_dict(saved, where=str(where))
     asked = load_config(conf, overrides) if conf else config_from_dict(saved, overrides, str(where)) if overrides else cfg
@@ -192,9 +188,8 @@ def config_for_recognition(saved: dict[str, Any], overrides: Sequence[str], conf
 
 
 def load_averaged(path: Path, overrides: Sequence[str] = (), conf: str | Path | None = None) -> Loaded:
-    """Read a model in evaluation mode, its config and its tokens from one file.
+    """Read a model in evaluation mode, its config and its tokens from averaged.pt or a checkpoint of training (last weights).
 
-    The file is one that local/average.py writes, or any checkpoint of training (its last weights).
     overrides, conf: as in `config_for_recognition`.
     """
     return model_from(load_file(path), path, overrides, conf)

@@ -1,7 +1,6 @@
 """Decoded sets: EXP/decode/<method>/<set>.jsonl with <set>.stats.json, and those of earlier settings. Needs no torch.
 
-Key "made_by" of the stats tells which average and options made a set: {"checkpoint", "average", "label", "weights",
-"options", "commit", "date"}. Sets of other settings are never overwritten: they move to EXP/decode_earlier.
+Key "made_by" of the stats: {"checkpoint", "average", "label", "weights", "options", "commit", "date"}.
 """
 
 from __future__ import annotations
@@ -72,10 +71,9 @@ def read_set(path: Path) -> DecodedSet:
 
 
 def find_sets(exp_dir: Path) -> tuple[list[DecodedSet], list[DecodedSet]]:
-    """Find all decoded sets of an experiment.
+    """Return the sets of the average that decoded last, and all others, EXP/decode_earlier included.
 
-    Returns the sets of the average that decoded last, and all others: those of EXP/decode that another average made, and
-    EXP/decode_earlier. Sets by an older version of local/decode.py, which do not tell their average, are of the first kind.
+    Sets by an older version of local/decode.py, which do not tell their average, are of the first kind.
     """
     found = [read_set(path) for path in sorted((exp_dir / "decode").glob("*/*.jsonl"))]
     newest = max((s for s in found if s.made_by), key=lambda s: s.made_by["date"], default=None)
@@ -88,8 +86,7 @@ def find_sets(exp_dir: Path) -> tuple[list[DecodedSet], list[DecodedSet]]:
 def write_set(path: Path, lines: Iterable[dict[str, Any]], stats: dict[str, Any]) -> None:
     """Write a decoded set and its stats, each as a whole.
 
-    A set of other settings that is there already moves to EXP/decode_earlier/<label>/<method>/ first. The folder is
-    <label>-2, <label>-3 ... if the same average with yet other options is there.
+    An older set of other settings first moves to EXP/decode_earlier/<label>/<method>/, or to <label>-2 ... if that is taken.
     """
     new = DecodedSet(path, json.loads(json.dumps(stats)))
     if path.exists() and not (old := read_set(path)).same_settings(new):

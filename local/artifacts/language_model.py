@@ -30,8 +30,7 @@ def save_lm(model: LstmLm, cfg: Config, tokenizer: Tokenizer, path: Path, **fact
 def load_lm(path: Path, tokenizer: Tokenizer | None = None) -> tuple[LstmLm, Tokenizer]:
     """Return the model in evaluation mode, on the CPU, and its tokenizer.
 
-    tokenizer: the recogniser's. Raises `UserError` naming the file if the language model has other tokens, and if the file
-    is missing, damaged or not a language model.
+    Raises `UserError` if the file is missing, damaged or not a language model, or has other tokens than `tokenizer`.
     """
     content = load_file(path)
     for key, kind in (("lm", dict), ("bpe_model", torch.Tensor), ("tokens_hash", str)):

@@ -13,9 +13,8 @@ PRIMITIVES = 32  # cached operations of oneDNN: about as many as a step has; wit
 def tune_memory() -> None:
     """Set the variables of the environment that torch and oneDNN read at the first tensor; those already set stay.
 
-    oneDNN compiles an operation for each shape and caches the last 1024. In training shapes hardly ever repeat: the cache
-    fills the heap (for 800 steps of tiny), and its small, long-lived blocks keep freed neighbours from being merged.
-
+    oneDNN caches an operation for each of the last 1024 shapes. Training hardly ever repeats a shape: the cache fills the
+    heap, and its small, long-lived blocks keep freed neighbours from being merged.
     Large tensors ask for huge pages, because page faults cost more than the writes themselves.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))

@@ -15,9 +15,8 @@ PREFIX = ".tmp-"
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the same folder; flush it to the disk and rename it to `path` when the block ends.
 
-    The temporary keeps the file's ending (`.jsonl.gz`, `.npy`), because writers choose their format by it. If the block
-    raises, the temporary is removed and an older file at `path` stays untouched. An OSError without a file name, such as that
-    of a write to a full disk, gets the name `path`.
+    The temporary keeps the file's ending (`.npy`), because writers choose their format by it. If the block raises, an older
+    file at `path` stays untouched. An OSError without a file name, such as that of a full disk, gets the name `path`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -47,8 +46,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def remove_abandoned(folder: Path) -> list[Path]:
     """Remove the temporaries of `atomic_write` in `folder` whose writer was killed, and return them.
 
-    A living writer holds a lock on its temporary. (Its process number proves nothing: numbers are reused, above all in
-    containers.) If the file system has no locks, nothing is removed.
+    A living writer holds a lock (process numbers prove nothing: they are reused). Without locks, nothing is removed.
     """
     removed = []
     for path in sorted(folder.glob(f"{PREFIX}*")):

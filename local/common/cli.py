@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 def make_parser(
     doc: str | None, *, conf: bool = True, data_dir: bool = False, exp_dir: bool = False
 ) -> argparse.ArgumentParser:
-    """Return a parser whose --help is the docstring `doc` as it stands.
-
-    conf: add --conf and `overrides`, the `key.sub=value` arguments. data_dir, exp_dir: add these required options.
-    """
+    """Return a parser whose --help is `doc`. conf: add --conf and the `key.sub=value` arguments."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if conf:
         add_config_arguments(parser)

@@ -16,10 +16,7 @@ MIB = 2**20
 
 
 class Meter:
-    """Total seconds and peak memory in MiB by name.
-
-    On a GPU memory is that of torch's tensors; on the CPU it is that of the whole process.
-    """
+    """Total seconds and peak memory in MiB by name: memory of torch's tensors on a GPU, of the whole process on the CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -42,10 +39,7 @@ class Meter:
         self.peak_mib[name] = max(self.peak_mib.get(name, 0.0), self._peak())
 
     def tells_peaks(self) -> bool:
-        """Start to measure a peak; return False if the system cannot, as in some containers.
-
-        `peak_mib` is then the peak since the process started.
-        """
+        """Start to measure a peak. If the system cannot, return False; `peak_mib` then counts from the start of the process."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return True
@@ -76,12 +70,10 @@ def proc_kib(path: Path, name: str) -> int:
 
 
 def free_bytes(device: torch.device, root: Path = Path("/")) -> float:
-    """Return the bytes that this process can still take.
+    """Return the bytes that this process can still take; `root` is the folder of /proc and /sys.
 
     On a GPU, torch's reserve counts as free. On the CPU, the limits of control groups (version 2) count. Raises `UserError`
     if the system does not tell.
-
-    root: the folder of /proc and /sys.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -94,10 +86,7 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> float:
 
 
 def _left_by_limits(root: Path) -> Iterator[int]:
-    """Yield the bytes left by each limit on this process's control group or on one above it.
-
-    Pages of files that were not used lately count as free.
-    """
+    """Yield the bytes left by each limit on this process's control groups; pages of files not used lately count as free."""
     top = root / "sys/fs/cgroup"
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()

@@ -18,8 +18,7 @@ def in_halves_on_oom(
 ) -> list[Result]:
     """Call `work` with all rows (a `slice`) of a batch, or with halves, quarters ... if the memory does not suffice.
 
-    names: the names of the rows, and to: the verb for the work, for messages.
-    Returns the results in the order of the rows. Raises `UserError` naming a row that is too long even alone.
+    Returns the results in order. Raises `UserError` naming a row that is too long even alone; `to` is the verb for the work.
     """
 
     def part(first: int, end: int) -> list[Result]:

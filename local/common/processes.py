@@ -30,10 +30,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run and which of them this is; a single one by default.
-
-    `local_size` counts those on this machine. cpu_group: for CPU tensors and objects; gradients may use nccl.
-    """
+    """The processes of a run, `local_size` of them on this machine; one by default. cpu_group: for CPU tensors and objects."""
 
     rank: int = 0
     size: int = 1
@@ -92,10 +89,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def start() -> tuple[Processes, torch.device]:
-    """Join the processes that torchrun started, if any, and return them with the device of this one.
-
-    Raises `UserError` if the machine has fewer GPUs than processes.
-    """
+    """Join the processes of torchrun, if any; return them and this one's device. Raises `UserError` for too few GPUs."""
     defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
     rank, size, local_rank, local_size = (int(os.environ.get(name, default)) for name, default in defaults.items())
     cuda = torch.cuda.is_available()
@@ -123,8 +117,7 @@ def is_launched() -> bool:
 def launch(module: str, args: Sequence[str], nproc: int, nnodes: int = 1, rdzv: str = "") -> None:
     """Run `python -m module` in `nproc` processes on this machine by torchrun; make the same call on each machine.
 
-    rdzv: HOST:PORT where the machines meet; HOST is one of them.
-    Raises `UserError` if a process fails, which ends the others, or if the machines do not find each other.
+    rdzv: HOST:PORT where the machines meet; HOST is one of them. Raises `UserError` if a process fails or they do not meet.
     """
     if torch.__version__.startswith("1."):  # its launcher fails on Python 3.11
         raise UserError(f"several processes need torch 2, this is {torch.__version__}; train with --nproc 1")

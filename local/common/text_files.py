@@ -16,10 +16,7 @@ import yaml
 
 
 def read_bytes(path: Path, made_by: str = "") -> bytes:
-    """Return a file's content, unpacked if its name ends in `.gz`.
-
-    made_by: what writes the file, for the message of the `UserError` raised if it is missing or damaged.
-    """
+    """Return a file's content, `.gz` unpacked. Raises `UserError` if it is missing or damaged; `made_by` is what writes it."""
     try:
         data = path.read_bytes()
         return gzip.decompress(data) if path.suffix == ".gz" else data
@@ -44,10 +41,9 @@ def is_file(path: Path) -> bool:
 
 
 def iterate_lines(path: Path, made_by: str = "") -> Iterator[str]:
-    """Yield the lines of a UTF-8 file without their ends, one by one: a text may be larger than the memory.
+    """Yield the lines of a UTF-8 file (`.gz` unpacked) without their ends, one by one: a text may be larger than the memory.
 
-    Files that end in `.gz` are unpacked. Raises `UserError` naming the file if it is missing or damaged, and the line if it
-    is not UTF-8 or has a zero byte, which is valid UTF-8 but what a crash leaves instead of text.
+    Raises `UserError` naming the file if it is missing or damaged, and the line if it is not UTF-8 or has a zero byte.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -73,10 +69,7 @@ def read_lines(path: Path, made_by: str = "") -> list[str]:
 
 
 def read_yaml(path: Path, made_by: str = "", load: Callable[[str], Any] = yaml.safe_load) -> Any:
-    """Return the plain values of a YAML file, or what `load` makes of its text.
-
-    Raises `UserError` naming the file, and line, column and key of a syntax error.
-    """
+    """Return a YAML file's plain values, or what `load` makes of its text. Raises `UserError` naming the place of an error."""
     lines = read_lines(path, made_by)
     try:
         return load("\n".join(lines))
@@ -87,10 +80,7 @@ def read_yaml(path: Path, made_by: str = "", load: Callable[[str], Any] = yaml.s
 
 
 def _place(e: yaml.MarkedYAMLError, lines: list[str]) -> str:
-    """Return ":LINE:COLUMN: not valid YAML at key 'a.b'" of a syntax error.
-
-    An unclosed bracket or quote is noticed only lines later; the place is then where it was opened.
-    """
+    """Return ":LINE:COLUMN: not valid YAML at key 'a.b'"; an unclosed bracket or quote has the place where it was opened."""
     opened = re.search("flow|quoted", e.context or "")
     mark = (e.context_mark if opened else None) or e.problem_mark or e.context_mark
     if mark is None:

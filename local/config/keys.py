@@ -60,10 +60,7 @@ def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]
 
 
 def rename_old_keys(values: dict[str, Any], source: Source, announce: bool) -> None:
-    """Give the keys of `RENAMED_KEYS` their new names, in place. announce: print a line for each.
-
-    Raises `UserError` if a source has both names.
-    """
+    """Give the keys of `RENAMED_KEYS` their new names, in place. Raises `UserError` if a source has both names."""
     for section, old_name, new_name in RENAMED_KEYS:
         part, old, new = values.get(section), f"{section}.{old_name}", f"{section}.{new_name}"
         if not isinstance(part, dict) or old_name not in part:

@@ -1,8 +1,4 @@
-"""Loading the configuration: conf/base.yaml, an experiment's YAML and `key.sub=value` arguments, in this order.
-
-The defaults stand in conf/base.yaml alone; the dataclasses of schema.py give types and limits. An unknown key, a wrong type
-or an impossible value raises a `UserError` that names the key, and its file and line or the argument.
-"""
+"""Load the configuration: conf/base.yaml (all defaults), an experiment's YAML and `key.sub=value` arguments, in this order."""
 
 from __future__ import annotations
 
@@ -28,10 +24,7 @@ REMOVED_KEYS = (("data", "shuffle_buffer"),)  # of old checkpoints; a trained mo
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Resolve conf/base.yaml, then `path` and the files it includes, then `overrides` ("key.sub=value").
-
-    Raises `UserError` naming key, file and line for an unknown key, a wrong type or an impossible value.
-    """
+    """Resolve conf/base.yaml, then `path` with its includes, then `overrides`. Raises `UserError` naming key, file and line."""
     layers = _Layers()
     for values, source in [] if path is None else _with_includes(Path(path), ()):
         layers.add(values, source)
@@ -39,10 +32,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 
 def config_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "checkpoint") -> Config:
-    """Return the typed config of a checkpoint's plain values, changed by `overrides`.
+    """Return the config of a checkpoint's plain values, changed by `overrides`. Messages name `where` instead of a file.
 
-    Older checkpoints are read too: renamed keys get their new names, removed ones are ignored, and missing ones take the
-    values of conf/base.yaml. Raises `UserError` as `load_config` does, with `where` instead of a file.
+    Older checkpoints are read too: removed keys are ignored, and missing keys take the values of conf/base.yaml.
     """
     known = copy.deepcopy(dict(values))
     for section, name in REMOVED_KEYS:
@@ -59,10 +51,7 @@ def to_dict(cfg: Config) -> dict[str, Any]:
 
 
 def flat_lines(cfg: Config) -> list[str]:
-    """Return one line `section.key VALUE` per key, in the order of the schema, with VALUE as JSON.
-
-    run.sh compares the settings of stages by them. They have `decode.by_method.METHOD.KEY VALUE` too.
-    """
+    """Return one line `section.key VALUE` per key, with VALUE as JSON. run.sh compares the settings of stages by them."""
     return [f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in keys.leaves(to_dict(cfg))]
 
 

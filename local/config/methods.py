@@ -1,7 +1,6 @@
 """Decoding methods by icefall's names, and the sections of the configuration that set them: decode and tune.
 
-A method is a search, the scorers that help it, and the keys that scale these. Scoring reads the table too, so there is no
-torch here; local/decoding/recogniser.py turns an entry into something that decodes.
+Scoring reads the table too, so there is no torch here; local/decoding/recogniser.py makes an entry decode.
 """
 
 from __future__ import annotations
@@ -98,10 +97,7 @@ class DecodeConfig(Section):
     by_method: dict[str, dict[str, Any]]
 
     def of_method(self, method: str) -> DecodeConfig:
-        """Return the settings of one method: these, changed by what `by_method` says of it.
-
-        Raises `omegaconf.errors.ValidationError` if `by_method` has a value of a wrong type; a loaded config has none.
-        """
+        """Return these settings, changed by `by_method`. Raises omegaconf's `ValidationError` for a wrong type there."""
         own = self.by_method.get(method, {})
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(self), own))  # type: ignore[return-value]
 

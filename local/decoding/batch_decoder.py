@@ -78,10 +78,7 @@ def search(recogniser: Recogniser, encoded: Encoded, device: torch.device) -> li
 
 
 def with_progress(batches: Batches, action: str, part: str) -> Iterator[Batch]:
-    """Yield a part's batches and show progress; `action` is a word such as "decoding".
-
-    Warns of utterances that cannot be read. Raises `UserError` if that is all of them.
-    """
+    """Yield batches and show progress as `action`; warn of unreadable utterances. Raises `UserError` if all are unreadable."""
     found = 0
     with Progress(batches.num_cuts, f"{action} {part}", "utt") as bar:
         for batch in batches:
@@ -97,8 +94,7 @@ def with_progress(batches: Batches, action: str, part: str) -> Iterator[Batch]:
 def with_tail(x: torch.Tensor, x_lens: torch.Tensor, tail: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Append `tail` quiet frames to features (N, T, F) of x_lens (N,) frames, so that late tokens are still emitted.
 
-    Quiet is the minimum of each channel in the utterance itself. A model that was not trained with digital silence, which
-    no room has, would answer to it with words that nobody said.
+    Quiet is the minimum of each channel in the utterance: to digital silence many models would answer with words.
     """
     if tail == 0:
         return x, x_lens

@@ -30,10 +30,7 @@ class Recogniser:
     """One method: encoder output in, hypotheses out; `options` has its settings as plain values, for the record."""
 
     def __init__(self, name: str, resources: Resources, options: DecodeConfig) -> None:
-        """Load what the method needs. options: section `decode` of the config.
-
-        Raises `UserError` naming a file that is missing or does not fit, or an option that the search refuses.
-        """
+        """Load what the method needs. Raises `UserError` naming an unusable file or an option that the search refuses."""
         self.method: Method = METHODS[name]
         own = options.of_method(name)
         self.second_pass = [resources.scorer(term, own) for term in self.method.second_pass]
@@ -59,10 +56,7 @@ class Recogniser:
 
 
 def make_stream(name: str, resources: Resources, own: DecodeConfig) -> Stream:
-    """Return a method's first pass with its scorers. own: section `decode` with the method's `by_method` values.
-
-    Raises `UserError` for files that are missing or do not fit, and for options that the search refuses.
-    """
+    """Return a method's first pass with its scorers. own: the method's settings. Raises `UserError` as `Recogniser` does."""
     method = METHODS[name]
     options = search_options(method, own)
     try:

@@ -34,10 +34,7 @@ class Resources:
         self._loaded: dict[tuple[str, Path | None], Any] = {}
 
     def scorer(self, term: ScorerTerm, options: DecodeConfig) -> Weighted:
-        """Return a method's scorer and its scale.
-
-        Raises `UserError` naming a file that is missing or not such a model.
-        """
+        """Return a method's scorer and its scale. Raises `UserError` naming a file that is missing or not such a model."""
         path = self.path(term.scorer, options)
         if path is not None and not is_file(path):
             stage = f"stage 3 (lm) of run.sh makes EXP/lm/{SCORERS[term.scorer][0]} if lm.train=true"
@@ -93,11 +90,9 @@ SCORERS: dict[str, tuple[str | None, Callable[[Resources, Any], Scorer]]] = {
 
 
 def read_hotwords(path: Path, boost: float, tokenizer: Tokenizer) -> list[tuple[list[int], float]]:
-    """Read phrases, one per line: `PHRASE` or `PHRASE<TAB>boost`.
+    """Read phrases, one per line: `PHRASE` or `PHRASE<TAB>boost`. Return the token ids and the boost (nats) of each.
 
-    boost: in nats, of phrases without their own.
-    Returns (token ids, boost in nats) of each phrase. Raises `UserError` naming the file and line of a bad boost or of
-    characters without a token.
+    boost: of phrases without their own. Raises `UserError` naming the line of a bad boost or of characters without a token.
     """
     found = []
     for number, line in enumerate(read_lines(path), 1):

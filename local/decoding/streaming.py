@@ -60,13 +60,10 @@ class FeatureStream:
         return self._complete() if self._num_samples >= self._first else self._none
 
     def finish(self) -> torch.Tensor:
-        """End the audio; return features (T, F) of its last frames. Call `reset` before the next audio.
-
-        Audio below 8.75 ms gives no frame: its mirror image does not fill the window, and lhotse refuses it too.
-        """
+        """End the audio; return its last features (T, F), none for audio below 8.75 ms. Call `reset` before the next audio."""
         total = (self._num_samples + self._shift // 2) // self._shift
         beyond = (total - 1) * self._shift + self._length - self._left - self._num_samples
-        if total == 0 or self._num_samples < beyond:
+        if total == 0 or self._num_samples < beyond:  # the mirror image would not fill the window
             return self._none
         if self._num_samples < self._first:
             self._mirror_beginning()
@@ -125,8 +122,7 @@ class EncoderStream:
     def finish(self, everything: bool = True) -> tuple[torch.Tensor, int]:
         """End the utterance; return its remaining output (1, T', C), T' >= 0, and its number of feature frames.
 
-        everything: whether the utterance ends at the last frame that arrived. Otherwise it ends at the last frame that a
-        chunk has seen, and later frames begin the next utterance.
+        everything: end at the last frame that arrived, else at the last one in a chunk; later ones begin the next utterance.
         """
         x = self._waiting if everything else self._waiting[:OVERLAP]
         self._waiting = self._waiting[len(x) :]
@@ -161,10 +157,9 @@ class Segment:
 
 
 class StreamingRecogniser:
-    """Audio in pieces of any size in, text out.
+    """Audio in pieces of any size in, text out. Without endpoint rules the result equals that of local/decode.py.
 
-    Without endpoint rules all audio is one utterance, and its result equals that of local/decode.py. With endpoint rules,
-    encoder and search start again after each utterance, so that its result depends on its own frames alone.
+    With them, encoder and search start again after each utterance, so that its result depends on its own frames alone.
     """
 
     def __init__(
@@ -179,11 +174,10 @@ class StreamingRecogniser:
         endpoint: EndpointRules | None = None,
         second_pass: Sequence[tuple[Scorer, float]] = (),
     ) -> None:
-        """Keep the parts of a recogniser: the encoder of a model in evaluation mode, the search over its output, and so on.
+        """Keep the parts of a recogniser. Raises `UserError` if encoder (in evaluation mode) or search cannot be streamed.
 
         chunk_frames: feature frames per chunk, a multiple of 4. tail_frames: quiet frames that follow an utterance.
-        second_pass: scorers that reorder the n-best list of each utterance. Raises `UserError` if encoder or search cannot
-        be streamed.
+        second_pass: scorers that reorder the n-best list of each utterance.
         """
         self.tokenizer, self.sampling_rate = tokenizer, features.sampling_rate
         self._features = FeatureStream(features)

@@ -16,8 +16,7 @@ SPACE = "\u2581"  # sentencepiece marks a word's beginning with it
 def timed_words(hypothesis: Hypothesis, tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """Return the words of `Tokenizer.decode` in order, as {"word", "start", "end", "confidence"}.
 
-    start, end: seconds at which the word's first and last token were emitted; an encoder frame counts from its beginning.
-    confidence: the product of its tokens' probabilities, each given the tokens before it.
+    start, end: seconds at which the word's first and last token came. confidence: the product of its tokens' probabilities.
     """
     words: list[dict[str, Any]] = []
     open_word = False

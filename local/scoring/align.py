@@ -65,11 +65,7 @@ def word_errors(ref: str, hyp: str) -> int:
 
 
 def score(utterances: Sequence[Utterance]) -> Score:
-    """Align every utterance's words with the fewest errors and count these.
-
-    If the hypothesis is empty, all reference words are deletions; if the reference is empty, all recognised words are
-    insertions. The texts are compared as they are, without any change of case or punctuation.
-    """
+    """Align every utterance's words with the fewest errors and count these. Case and punctuation are compared as they are."""
     result = Score(list(utterances), [])
     for utterance in utterances:
         ref, hyp = utterance.ref.split(), utterance.hyp.split()
@@ -98,9 +94,8 @@ def score(utterances: Sequence[Utterance]) -> Score:
 def interval(result: Score) -> tuple[float, float] | None:
     """Return the 95 % interval of the WER in percent: its value -+ the half width of a bootstrap over utterances.
 
-    M. Bisani, H. Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004, with a
-    fixed seed. Utterances without a reference word count in the WER but are not resampled, because a replicate of such
-    utterances alone would have no error rate. Returns None if no utterance has a reference word.
+    M. Bisani, H. Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004. Utterances
+    without a reference word are not resampled: alone they have no error rate. Returns None if no utterance has such a word.
     """
     if result.wer is None:
         return None
@@ -112,11 +107,10 @@ def interval(result: Score) -> tuple[float, float] | None:
 
 
 def symbol_delay(result: Score, spoken: Mapping[str, Sequence[tuple[str, float]]]) -> float | None:
-    """Return the mean time in seconds from a word's end in the audio to its last token.
+    """Return the mean seconds from a correct word's end in the audio to its last token; None without correct words.
 
-    The mean is over the correctly recognised words (None without any); a word that comes out before it ends counts as
-    negative. The frames that the front end must have seen by then do not count. spoken: by utterance id, the words and the
-    seconds at which they end; utterances that are missing here, or have other words than the reference, are left out.
+    A word that comes out before it ends counts as negative. The frames that the front end must have seen by then do not
+    count. spoken: by utterance id, the words and the seconds at which they end; utterances without the same words are left out.
     """
     delays: list[float] = []
     for utterance, pairs in zip(result.utterances, result.alignments, strict=True):
@@ -135,8 +129,7 @@ def symbol_delay(result: Score, spoken: Mapping[str, Sequence[tuple[str, float]]
 def compare(refs: Sequence[str], hyps_a: Sequence[str], hyps_b: Sequence[str]) -> float:
     """Return the probability (0 to 1) that system b has a lower WER than system a on similar speech (paired bootstrap).
 
-    refs, hyps_a, hyps_b: texts, utterance by utterance. Utterances without a reference word are left out. The method is
-    from the same paper as `interval`.
+    Utterances without a reference word are left out. The method is from the same paper as `interval`.
     """
     spoken = [(r.split(), a.split(), b.split()) for r, a, b in zip(refs, hyps_a, hyps_b, strict=True) if r.split()]
     if not spoken:

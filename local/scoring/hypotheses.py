@@ -21,10 +21,7 @@ STAGE = "stage 2 (cuts) of prepare.sh"
 
 
 def read_hypotheses(path: Path) -> list[Utterance]:
-    """Return the utterances of one decoded set, sorted by id.
-
-    path: .../<method>/<set>.jsonl. For an oracle method, each hypothesis is the entry of the n-best list (key "nbest")
-    with the fewest word errors; of several, the first.
+    """Return the utterances of .../<method>/<set>.jsonl, sorted by id; an oracle method has the `best_entry` of each.
 
     Raises `UserError` naming the file and line of anything wrong.
     """
@@ -82,10 +79,7 @@ def word_ends(row: dict[str, Any]) -> tuple[float, ...]:
 
 
 def cost(decoded: DecodedSet) -> tuple[float | None, float | None]:
-    """Return the processing seconds per second of audio and the peak memory in MiB of a set; None if unknown.
-
-    Raises `UserError` if the set has stats without these numbers.
-    """
+    """Return a set's processing seconds per second of audio and peak MiB, or None. Raises `UserError` if stats lack them."""
     if not decoded.stats:
         return None, None
     where = decoded.path.with_suffix(".stats.json")
@@ -141,10 +135,7 @@ def listed(ids: Sequence[str]) -> str:
 
 
 def check_complete(data_dir: Path, name: str, utterances: Sequence[Utterance]) -> None:
-    """Warn on stderr if utterances of a prepared part were not decoded.
-
-    Raises `UserError` if the data have no such part.
-    """
+    """Warn on stderr if utterances of a prepared part were not decoded. Raises `UserError` if the data have no such part."""
     if not (data_dir / "cuts" / f"{name}.jsonl.gz").exists():
         parts = sorted(p.name.removesuffix(".jsonl.gz") for p in (data_dir / "cuts").glob("*.jsonl.gz"))
         raise UserError(f"set '{name}' is not a part of {data_dir}; it has {', '.join(parts) or 'no cuts'}")
@@ -168,10 +159,7 @@ def spoken_words(data_dir: Path, name: str) -> dict[str, list[tuple[str, float]]
 
 
 def prepared(data_dir: Path, name: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the cuts of a prepared part as plain values, each with its `file:line`.
-
-    Raises `UserError` naming a damaged line.
-    """
+    """Yield the cuts of a prepared part as plain values, each with its `file:line`. Raises `UserError` for a damaged line."""
     path = data_dir / "cuts" / f"{name}.jsonl.gz"
     for number, line in enumerate(read_lines(path, STAGE), 1):
         where = f"{path}:{number}"

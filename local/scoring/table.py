@@ -39,10 +39,9 @@ def origin(sets: Iterable[DecodedSet]) -> str:
 
 
 def earlier_table(rows: Sequence[tuple[DecodedSet, float | None, DecodedSet | None]]) -> str:
-    """Return the table of sets by earlier settings as Markdown.
+    """Return the table of sets by earlier settings as Markdown, with the options that differ from the main table's.
 
-    rows: a set, its WER in percent, and the set of the same name and method in the main table, if there is one. Options
-    that differ from the latter's are shown.
+    rows: a set, its WER in percent, and the set of the same name and method in the main table, if there is one.
     """
     if not rows:
         return ""
@@ -79,10 +78,7 @@ def decimals(x: float | None, digits: int = 2, factor: int = 1) -> str:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Write a PNG: WER with its interval against RTF, one panel per set; oracles are hollow.
-
-    Methods without a known RTF are left out. If none is left, an older file is removed instead.
-    """
+    """Write a PNG: WER with its interval against RTF, one panel per set; oracles are hollow. Without any RTF, remove `path`."""
     points: Results = {}
     for name, methods in results.items():
         if shown := {m: r for m, r in methods.items() if r["rtf"] is not None and r["wer"] is not None}:
