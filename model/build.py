@@ -12,10 +12,7 @@ from model.transducer import Transducer
 
 
 def build_model(cfg: Any, vocab_size: int) -> Transducer:
-    """Return a model with initial parameters over `vocab_size` tokens, blank included.
-
-    cfg: an object with the sections `model`, `gradient`, `loss` and `features` of conf/base.yaml as attributes.
-    """
+    """Return an initial model from cfg's `model`, `gradient`, `loss` and `features`; vocab_size includes blank."""
     enc, dec = cfg.model.encoder, cfg.model.decoder
     threshold = cfg.gradient.threshold if cfg.gradient.control == "filter" else None
     names = [field.name for field in fields(LayerOptions) if field.name != "filter_threshold"]

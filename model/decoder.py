@@ -9,10 +9,7 @@ from torch import Tensor, nn
 
 
 class StatelessDecoder(nn.Module):
-    """Ghodsi et al., "RNN-transducer with stateless prediction network" (2020), with a depthwise convolution.
-
-    Embedding -> convolution over `context_size` tokens, one filter per channel, no bias -> ReLU.
-    """
+    """Ghodsi et al., "RNN-transducer with stateless prediction network" (2020), with a depthwise convolution and ReLU."""
 
     def __init__(self, vocab_size: int, dim: int, context_size: int) -> None:
         super().__init__()
@@ -21,10 +18,7 @@ class StatelessDecoder(nn.Module):
         self.conv = ScaledConv1d(dim, dim, context_size, groups=dim, bias=False) if context_size > 1 else None
 
     def forward(self, y: Tensor, need_pad: bool = True) -> Tensor:
-        """Return (N, U, dim) for y (N, U) int64; position u depends on tokens u - context_size + 1 .. u.
-
-        need_pad=False: y is not padded with zeros, so the result has U - context_size + 1 positions. Ids below 0 embed to 0.
-        """
+        """Return (N, U, dim) for y (N, U) int64; (N, U - context_size + 1, dim) if not padded. Ids below 0 embed to 0."""
         x = self.embedding(y)
         if self.conv is not None:
             x = x.transpose(1, 2)

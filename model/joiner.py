@@ -9,10 +9,7 @@ from torch import Tensor, nn
 
 
 class Joiner(nn.Module):
-    """logits = output_linear(tanh(encoder_proj(e) + decoder_proj(d))).
-
-    The losses and the searches use the three layers one by one, so that no projection is computed twice.
-    """
+    """logits = output_linear(tanh(encoder_proj(e) + decoder_proj(d))); losses and searches call the layers one by one."""
 
     def __init__(self, encoder_dim: int, decoder_dim: int, joiner_dim: int, vocab_size: int) -> None:
         super().__init__()

@@ -14,9 +14,8 @@ LmState = tuple[Tensor, Tensor]
 class LstmLm(nn.Module):
     """Sundermeyer et al., "LSTM neural networks for language modeling" (2012).
 
-    Dropout acts between layers only, not from step to step: Zaremba et al., "Recurrent neural network regularization"
-    (2014). If `dim` equals `hidden`, the output layer's weight is the embedding's: Press and Wolf, "Using the output
-    embedding to improve language models" (2017).
+    Dropout acts between layers only: Zaremba et al., "Recurrent neural network regularization" (2014). If `dim` equals
+    `hidden`, the embedding's weight is also the output layer's: Press and Wolf, "Using the output embedding ..." (2017).
     """
 
     def __init__(
@@ -24,8 +23,7 @@ class LstmLm(nn.Module):
     ) -> None:
         """Make a model with initial parameters over `vocab_size` tokens, blank included.
 
-        dim: size of the embedding. hidden: LSTM cells of each layer. dropout: share of units dropped in training.
-        sos_eos_id: the token before each sentence, which is also predicted at its end.
+        dim: of the embedding. hidden: LSTM cells per layer. sos_eos_id: comes before each sentence and is predicted at its end.
         """
         super().__init__()
         self.vocab_size, self.sos_eos_id = vocab_size, sos_eos_id
@@ -41,10 +39,7 @@ class LstmLm(nn.Module):
     def forward(self, tokens: Tensor, token_lens: Tensor) -> Tensor:
         """Return the negative log-probability of each sentence in nats, its end included: (N,).
 
-        tokens (N, U) int64, padded with any id; token_lens (N,); an empty sentence has only its end.
-
-        Raises:
-          ValueError: the shapes do not match.
+        tokens (N, U) int64, padded with any id; token_lens (N,), 0 if only the end. ValueError if the shapes do not match.
         """
         if tokens.dim() != 2 or token_lens.shape != tokens.shape[:1]:
             raise ValueError(
@@ -60,19 +55,15 @@ class LstmLm(nn.Module):
         return nll.masked_fill(position > token_lens[:, None], 0.0).sum(dim=1)
 
     def init_state(self, batch: int, device: torch.device | str) -> LmState:
-        """Return the state before a sentence, whose first step takes <sos/eos>: outputs and contents of the cells.
-
-        Both are (batch, num_layers, hidden), so `tuple(s[rows] for s in state)` selects or repeats hypotheses.
-        """
+        """Return the outputs and cells before a sentence (batch, num_layers, hidden); the first step takes <sos/eos>."""
         zeros = torch.zeros(batch, self.lstm.num_layers, self.lstm.hidden_size, dtype=self.output.weight.dtype, device=device)
         return zeros, zeros.clone()  # two tensors, since a search may write into them
 
     def step(self, tokens: Tensor, state: LmState) -> tuple[Tensor, LmState]:
         """Add one token to each of B hypotheses: tokens (B,) int64, first <sos/eos>, and a state, which is not changed.
 
-        Returns:
-          Log-probabilities of the next token (B, vocab_size), float32 (float64 for a float64 model), with the end of the
-          sentence at <sos/eos>; and the new state.
+        Return the log-probabilities of the next token (B, vocab_size), float32 (float64 for a float64 model), with the end of
+        the sentence at <sos/eos>; and the new state.
         """
         h, c = (s.transpose(0, 1).contiguous() for s in state)
         out, (h, c) = self.lstm(self.dropout(self.embedding(tokens[:, None])), (h, c))

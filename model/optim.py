@@ -34,9 +34,8 @@ class _Optimizer(Optimizer):
 class Eve(_Optimizer):
     """Adam whose weight decay acts on large tensors only (icefall, D. Povey, 2022).
 
-    The k-th step is p -= lr / (1 - b1^k) m / (sqrt(v) (1 - b2^k)^-1/2 + eps). Before it, a tensor of more than one element
-    is multiplied by 1 - weight_decay if its rms exceeds target_rms; after it, scalars (the learned scales) are clamped to
-    [-10, 2].
+    The k-th step is p -= lr / (1 - b1^k) m / (sqrt(v) (1 - b2^k)^-1/2 + eps). Before it, tensors of several elements with an
+    rms above target_rms are multiplied by 1 - weight_decay; after it, scalars (the learned scales) are clamped to [-10, 2].
     """
 
     def __init__(

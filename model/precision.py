@@ -28,10 +28,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 
 def no_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate `function(ctx, tensor, ...)` to run with autocast off on the tensor's device.
-
-    The loss casts explicitly, so that the forward and the backward pass have the same products.
-    """
+    """Decorate `function(ctx, tensor, ...)` to run without autocast, because the loss casts explicitly in both passes."""
 
     @functools.wraps(function)
     def wrapped(ctx: Any, x: Tensor, *args: Any) -> Any:

@@ -29,11 +29,7 @@ def training_loss(simple: Tensor, pruned: Tensor, simple_scale: float, pruned_we
 
 
 class Transducer(nn.Module):
-    """A transducer trained with the pruned loss.
-
-    Graves, "Sequence transduction with recurrent neural networks" (2012); Kuang et al., "Pruned RNN-T for fast,
-    memory-efficient ASR training" (2022, arXiv 2206.13236).
-    """
+    """A transducer (Graves 2012, arXiv 1211.3711) with the pruned loss (Kuang et al. 2022, arXiv 2206.13236)."""
 
     blank_id, unk_id = BLANK_ID, UNK_ID
 

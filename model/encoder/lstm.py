@@ -1,7 +1,4 @@
-"""The LSTM encoder: a convolutional front end and residual layers of LSTM and feed-forward, each with a gradient filter.
-
-It follows icefall's `lstm_transducer_stateless3` (Z. Yao, D. Povey and others, 2022) and keeps its parameter names.
-"""
+"""The LSTM encoder of icefall's `lstm_transducer_stateless3` (Z. Yao, D. Povey and others, 2022), with its parameter names."""
 
 from __future__ import annotations
 
@@ -41,8 +38,7 @@ class LayerOptions:
 class RecurrentLayer(nn.Module):
     """y = x + dropout(lstm(x)); y = y + dropout(ff(y)); y = norm(balancer(y)); out = alpha y + (1 - alpha) x.
 
-    alpha is 1 in evaluation. In training it is min(0.1 + warmup, 1), or 0.1 with probability `layer_dropout`
-    (stochastic depth that never quite cuts the gradient).
+    alpha is 1 in evaluation; in training min(0.1 + warmup, 1), or 0.1 with probability `layer_dropout` (stochastic depth).
     """
 
     def __init__(self, o: LayerOptions) -> None:
@@ -62,10 +58,7 @@ class RecurrentLayer(nn.Module):
         self.gradient_filter = None if o.filter_threshold is None else GradientFilter(o.filter_threshold)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor, warmup: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the layer: x (T, N, C), h (1, N, C), c (1, N, hidden) -> out (T, N, C), the states after the last frame.
-
-        warmup: see `LstmEncoder.forward`.
-        """
+        """Run x (T, N, C), h (1, N, C), c (1, N, hidden) -> out (T, N, C), last h and c; `warmup` as in `LstmEncoder`."""
         alpha = 1.0
         if self.training:
             keep = self.layer_dropout == 0 or torch.rand(()).item() >= self.layer_dropout
@@ -117,14 +110,12 @@ class LstmEncoder(nn.Module):
     def forward(
         self, x: Tensor, x_lens: Tensor, states: States | None = None, warmup: float = 1.0
     ) -> tuple[Tensor, Tensor, States]:
-        """Encode features x (N, T, num_features); ValueError for another shape. x_lens: (N,) int64, their frames.
+        """Encode features x (N, T, num_features) of x_lens (N,) int64 frames; ValueError for another shape.
 
         states: those returned for the frames before, or None.
         warmup: batches so far / warm-up batches; in training, below 0.9, a layer's output is mixed with its input.
-
-        Returns:
-          out (N, T', d_model), out_lens (N,) = ((x_lens-3)//2 - 1)//2, and the states after the last frame (valid for
-          sequences without padding).
+        Return out (N, T', d_model), out_lens (N,) = ((x_lens-3)//2 - 1)//2, and the states after the last frame (valid for
+        sequences without padding).
         """
         if x.ndim != 3 or x.size(2) != self.num_features:
             raise ValueError(f"features must have the shape (N, T, {self.num_features}), got {tuple(x.shape)}")

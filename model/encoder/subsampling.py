@@ -32,8 +32,7 @@ def subsampled(frames: int | Tensor) -> int | Tensor:
 class Conv2dSubsampling(nn.Module):
     """Three 3x3 convolutions without padding, strides 1, 2, 2, each with balancer and activation; then a linear layer.
 
-    (N, T, F) -> (N, T', d_model), T' = ((T-3)//2 - 1)//2. An output frame depends on 9 input frames, the next one on those
-    4 frames later.
+    (N, T, F) -> (N, T', d_model), T' = ((T-3)//2 - 1)//2. Each output frame depends on 9 input frames, at steps of 4 frames.
     """
 
     CHANNELS = (8, 32, 128)

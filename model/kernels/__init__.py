@@ -1,8 +1,7 @@
 """All compiled code, and the one place that decides what runs compiled.
 
 numba is optional: every compiled function replaces torch operations that give the same numbers and stand beside its caller.
-A caller asks `compiled_on` or `compiles` and only then imports the module that it needs, so `import model` does not load
-numba, which takes a second.
+A caller asks `compiled_on` or `compiles` before it imports a compiled module, because numba takes a second to load.
 """
 
 from __future__ import annotations
@@ -40,11 +39,9 @@ class Policy:
 
     Attributes:
       compiled: use numba's code if numba is installed.
-      onednn: multiply float32 matrices by oneDNN, not by torch.mm, which calls MKL. On processors that are not Intel's, MKL
-        uses narrow instructions and takes several times as long; on Intel's both take the same time.
+      onednn: multiply float32 matrices by oneDNN, not MKL, which is several times slower on processors that are not Intel's.
       onednn_min_size: multiplications of a product below which oneDNN's preparations take longer than the product.
-      bfloat16_in_float32: multiply bfloat16 matrices in float32, which is exact: without instructions for bfloat16,
-        oneDNN's emulation takes five times as long as float32.
+      bfloat16_in_float32: multiply bfloat16 matrices in float32: exact, and five times as fast if bfloat16 is emulated.
     """
 
     compiled: bool = True

@@ -1,8 +1,7 @@
 """One frame of the beam searches, compiled for the CPU; on other devices the tensor versions beside the searches run.
 
-A frame has few hypotheses, so on a CPU the thirty small tensor operations of a frame would take longer than the model. All
-arrays are written in place. Contexts are numbered as in `model.search.contexts.Contexts`: `base` values per token, and
-context % tail drops the oldest token.
+A frame has few hypotheses: its thirty small tensor operations would take longer than the model. Arrays are written in place.
+Contexts have the numbers of `Contexts`: `base` values per token, and context % tail drops the oldest token.
 """
 
 from __future__ import annotations
@@ -65,8 +64,7 @@ def merge_step(log_probs, state, decisions, numbers):
 class Arcs(NamedTuple):
     """The best arcs of one utterance's frame to distinct new states, best first; each (max_states,).
 
-    score: of the path through the arc. parent: the place of the old state.
-    place: the place of the new state's context in the list of new contexts.
+    score: of the path. parent: the place of the old state. place: of the new state's context in the list of new contexts.
     """
 
     score: np.ndarray
@@ -113,16 +111,13 @@ def _insert(score, state, parent, token, count, arcs):
 
 @njit(**FLAGS)
 def _prune(n, log_probs, beam, graph, contexts, limits, arcs, new_context):
-    """Fill `arcs` with the new states of utterance n that stay.
+    """Fill `arcs` with utterance n's new states that stay; return the lowest score allowed, and how many states and contexts.
 
     A state has the number context * (S + 1) + graph state; graph state S is where utterances end. An arc with a token, or to
     S, is dropped if its score is more than `limits.beam` below the best old state's (without blank's log-probability for an
     arc to S, although its score includes that). Arcs of blank are never dropped. Of the new states the `max_states` best
     stay; of these the ones at most `beam` below the best; of these the ones of the `max_contexts` best contexts, which are
     written to `new_context` (C,).
-
-    Returns:
-      The score below which arcs are dropped, the number of new states, and the number of new contexts.
     """
     context, scores, place, node = beam.context[n], beam.scores[n], beam.place[n], beam.node[n]
     nodes, size, threshold, count = len(graph.ends) + 1, len(arcs.score), scores.max() - limits.beam, 0
@@ -174,10 +169,7 @@ def _find(item, items, count):
 
 @njit(**FLAGS)
 def graph_step(log_probs, state, decisions, compiled_graph, numbering, bounds):
-    """Search one frame, not the last, in place: log_probs (N, C, V) of each utterance's contexts.
-
-    The other arguments are the fields of `GraphState`, `Chosen`, `CompiledGraph`, `Numbering` and `Limits`.
-    """
+    """Search one frame, not the last, in place: log_probs (N, C, V) of the contexts; the others are tuples of `beam_state`."""
     beam, chosen, graph = GraphState(*state), Chosen(*decisions), CompiledGraph(*compiled_graph)
     contexts, limits = Numbering(*numbering), Limits(*bounds)
     arcs, new_context = _new_arcs(limits.max_states), np.empty(beam.context.shape[1], np.int64)

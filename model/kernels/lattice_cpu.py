@@ -14,10 +14,7 @@ from torch import Tensor
 
 @njit(nogil=True, cache=True)
 def _forward(px, py, starts, num_tokens, num_frames, alpha, share):
-    """Return the total; fill `share` (T, S) with the probability that a path at a node came by its token arc.
-
-    `alpha` (S,) is a work array for one frame.
-    """
+    """Return the total; fill `share` (T, S), the probability that a path came by a token arc. `alpha` (S,) is scratch."""
     s_max = px.shape[1]
     for t in range(num_frames):
         back = starts[t] - starts[t - 1] if t > 0 else 0
@@ -54,10 +51,7 @@ def _forward(px, py, starts, num_tokens, num_frames, alpha, share):
 
 @njit(nogil=True, cache=True)
 def _backward(starts, num_tokens, num_frames, share, node, px_occ, py_occ):
-    """Fill the occupations from the end: the probability of a node is split between the two arcs into it.
-
-    `node` (S,) is a work array for one frame: the probability that a path leaves this frame from the node.
-    """
+    """Fill the occupations from the end: `share` splits each node's probability between two arcs. `node` (S,) is scratch."""
     s_max = share.shape[1]
     node[:] = 0.0
     node[num_tokens - starts[num_frames - 1]] = 1.0

@@ -31,10 +31,7 @@ def _then(a1, b1, a2, b2):
 
 @triton.jit
 def _recursion(px, py, starts, boundary, total, px_occ, py_occ, alphas, betas, t_max, s, OCC: tl.constexpr, S: tl.constexpr):
-    """Compute one utterance: px, py, py_occ, alphas, betas are (t_max, s), px_occ is (t_max + 1, s).
-
-    S: a power of 2, at least s. OCC: whether to compute the occupations.
-    """
+    """Compute one utterance; arrays (t_max, s), px_occ (t_max + 1, s); S: a power of 2, at least s; OCC: fill occupations."""
     n = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, S)
     inside = column < s

@@ -1,8 +1,7 @@
 """The time loop of `model.layers.lstm`, compiled, for float32.
 
-Sequences are independent, so each thread takes some of them through all frames. The recurrent products are made here, too:
-with few sequences reading the weights takes most of the time, and a library's product, made for large matrices, takes two to
-three times as long. Weights may be bfloat16; sums are float32.
+Each thread takes some of the sequences through all frames. It makes the recurrent products, too, because a library's product
+takes two to three times as long with few sequences. Weights may be bfloat16; sums are float32.
 """
 
 from __future__ import annotations
@@ -18,10 +17,7 @@ from torch import Tensor
 
 @njit(**SUMS)
 def rows_by_rows(x, w, out):
-    """Set out (N, M) = x (N, K) w' for w (M, K).
-
-    Each step makes the dot products of 4 rows of w with 4, 2 or 1 rows of x, whose sums stay in registers.
-    """
+    """Set out (N, M) = x (N, K) w' for w (M, K), by 4 rows of w and 4, 2 or 1 rows of x: the sums stay in registers."""
     n_max, k_max = x.shape
     m_max = w.shape[0] - w.shape[0] % 4
     for m in range(0, m_max, 4):

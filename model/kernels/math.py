@@ -107,10 +107,7 @@ def _swish_backward(x, g, out):
 
 @njit(**FLAGS)
 def philox_words(first, key0, key1, a, b, c, d):
-    """Fill a, b, c, d with the four words of Philox4x32-10 for the counters first, first + 1, ...
-
-    Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). LLVM vectorises a round of all counters.
-    """
+    """Fill a, b, c, d by Philox4x32-10 for counters first, first + 1, ... (Salmon et al., "Parallel random numbers", 2011)."""
     for j in range(a.size):
         a[j], b[j] = np.uint32(first + j), np.uint32((first + j) >> 32)
         c[j] = d[j] = np.uint32(0)

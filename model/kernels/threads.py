@@ -1,7 +1,6 @@
 """Plain Python threads for compiled code that releases the GIL.
 
-numba's own threading layers do not serve: they abort when a data-loading worker is forked (OpenMP), or must not be called
-from two threads (workqueue).
+numba's own layers do not serve: OpenMP's aborts if a data-loading worker is forked, workqueue's allows only one caller.
 """
 
 from __future__ import annotations

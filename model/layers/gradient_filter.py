@@ -1,7 +1,6 @@
-"""The gradient filter: it damps the sequences of a batch whose gradient explodes, layer by layer.
+"""The gradient filter of icefall's `lstm_transducer_stateless3` (2022): it damps a batch's sequences with large gradients.
 
-Clipping the whole gradient shrinks every layer's step if one sequence explodes in one layer. The filter compares each
-sequence's gradient with the batch's median and damps the outliers (icefall's `lstm_transducer_stateless3`, 2022).
+Clipping the whole gradient would shrink every layer's step if one sequence explodes in one layer.
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ class GradientFilter(nn.Module):
 
     With g the gradient of x, for each sequence b: n_b = rms of g_b; cutoff = threshold * median(n);
     inv_mask = (cutoff + n) / cutoff; g_b /= inv_mask_b; every parameter's gradient /= mean(inv_mask).
-
     mask: (N,) 1 / inv_mask of the last backward pass; None before the first. `MaskLog` of the training reads and clears it.
     """
 

@@ -2,16 +2,11 @@
 
 Here everything that does not depend on the frame before is one matrix product over all frames: the input's share of the
 gates, and in the backward pass the gradients of all weights. The rest is a loop over frames, compiled for float32.
-
-With gates i, f, o (sigmoid) and g (tanh), and the projection W_hr (Sak et al., 2014; the identity without a projection):
-
+Gates are i, f, o (sigmoid) and g (tanh); W_hr is the projection (Sak et al., 2014; the identity without a projection):
     a_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh;   c_t = f c_{t-1} + i g;   m_t = o tanh(c_t);   h_t = W_hr m_t
-
 Backward, with dz for the gradient of the loss by z:
-
     dm = W_hr' dh;   dc += dm o (1 - tanh(c)^2);   da_o = dm tanh(c) o (1 - o)
     da_i = dc g i (1 - i);   da_f = dc c_{t-1} f (1 - f);   da_g = dc i (1 - g^2);   dc_{t-1} = dc f;   dh_{t-1} = W_hh' da
-
 Large matrix products are made in `dtype`, and all weights are rounded to it; gates, cells and sums have x's own type.
 """
 

@@ -38,10 +38,7 @@ class _BasicNorm(torch.autograd.Function):
 
 
 class BasicNorm(nn.Module):
-    """x * (mean(x^2 over channels) + exp(eps))^-1/2; icefall's BasicNorm (D. Povey, 2022).
-
-    Unlike LayerNorm it neither centres nor scales, and the learned `eps` (stored as its log) lets some of x's length through.
-    """
+    """x * (mean(x^2) + exp(eps))^-1/2 (icefall's BasicNorm, D. Povey, 2022); `eps` lets some of x's length through."""
 
     eps: Tensor
 

@@ -1,8 +1,7 @@
 """Linear, convolution, embedding and recurrent layers whose parameters carry a learned scale.
 
-Each weight or bias `p` has a scalar `s`; the layer uses `p * exp(s)`. A change of a tensor's overall size is then one
-scalar's step, faster than moving every element. The scheme and the parameter names are those of icefall's `scaling.py`
-(D. Povey and others, 2022), so that its published weights load unchanged.
+Each weight or bias `p` has a scalar `s`; the layer uses `p * exp(s)`, so one scalar's step changes a tensor's overall size.
+Scheme and parameter names are those of icefall's `scaling.py` (D. Povey and others, 2022), so its published weights load.
 """
 
 from __future__ import annotations
@@ -150,9 +149,7 @@ GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 class ScaledRNN(nn.Module):
     """One recurrent layer with scaled parameters, optionally with a projection of its output (lstm only).
 
-    Sak et al., "Long short-term memory based recurrent neural network architectures for large vocabulary speech
-    recognition" (2014) describe the projection. Parameters are named as torch names them, each with `<name>_scale`.
-
+    The projection is that of Sak et al., "Long short-term memory based recurrent neural network architectures" (2014).
     mode: lstm | gru | rnn (tanh). hidden_size: cells. proj_size: output width; equal to hidden_size without a projection.
     """
 

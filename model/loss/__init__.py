@@ -15,9 +15,7 @@ BACKENDS = {"native": "model.loss.native", "k2": "model.loss.k2_backend", "torch
 def get_backend(name: str = "native") -> LossBackend:
     """Return the backend `native`, `k2` or `torchaudio`; `auto` is k2 if it imports, else native; the choice is logged.
 
-    Raises:
-      ValueError: no backend has this name.
-      ImportError: the backend's library is missing.
+    Raises ValueError for another name, ImportError if the backend's library is missing.
     """
     if name == "auto":
         try:

@@ -1,7 +1,4 @@
-"""Which part of the lattice to keep: the pruning bounds, and how much they leave outside.
-
-Kuang et al. 2022, arXiv 2206.13236, section 3.2.
-"""
+"""Which part of the lattice to keep, and how much that leaves outside (Kuang et al. 2022, arXiv 2206.13236, section 3.2)."""
 
 from __future__ import annotations
 
@@ -10,18 +7,13 @@ from torch import Tensor
 
 
 def prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: int) -> Tensor:
-    """Return for each frame the S consecutive nodes that keep most of the simple lattice's occupation.
+    """Return (N, T, S) int64: for each frame the S consecutive nodes that keep most of the simple lattice's occupation.
 
     A window that starts at u keeps in frame t the mass of the blanks that leave its nodes, minus that of the token arc that
     enters it from below: sum_{k < S} py_grad[u + k, t] - px_grad[u - 1, t]. The best starts are then bounded so that a path
     through the band exists: non-decreasing, rising by at most S - 1 per frame, 0 in the first frame and
     max(U_n + 1 - S, 0) in the last real frame and after it.
-
-    px_grad: (N, U, T + 1), py_grad: (N, U + 1, T), boundary: (N, 4).
-    s_range: S; ValueError if it is below 2; if the batch has fewer nodes, all U + 1 are kept.
-
-    Returns:
-      ranges (N, T, S) int64.
+    px_grad (N, U, T + 1), py_grad (N, U + 1, T), boundary (N, 4). S is s_range (ValueError if below 2), at most U + 1.
     """
     if s_range < 2:
         raise ValueError(f"the prune range must be at least 2, or no path can emit a token; got {s_range}")

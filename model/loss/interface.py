@@ -56,13 +56,9 @@ class LossBackend(abc.ABC):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the RNN-T loss of the trivial joiner am[t] + lm[u], smoothed by the two scales; see also `Lattice`.
 
-        am: (N, T, C), lm: (N, U + 1, C): unnormalised log-probabilities.
-
-        Returns:
-          loss (N,) in nats, differentiable, and the detached occupations (px_grad (N, U, T + 1), py_grad (N, U + 1, T)).
-
-        Raises:
-          ValueError: the shapes do not match, or the delay penalty is negative.
+        am (N, T, C), lm (N, U + 1, C): unnormalised log-probabilities. Return loss (N,) in nats, differentiable, and the
+        detached occupations (px_grad (N, U, T + 1), py_grad (N, U + 1, T)).
+        Raises ValueError if the shapes do not match or the delay penalty is negative.
         """
         n, u = tokens.shape
         if am.shape[0] != n or lm.shape[:2] != (n, u + 1) or am.shape[2] != lm.shape[2] or boundary.shape != (n, 4):
@@ -89,13 +85,8 @@ class LossBackend(abc.ABC):
     ) -> Tensor:
         """Return the RNN-T loss within `ranges` (N, T, S) int64 of the joiner tanh(enc[t] + dec[u]) @ weight.T + bias.
 
-        The other arguments: see `JoinerInput` and `Lattice`.
-
-        Returns:
-          loss (N,) in nats, infinite if no path fits into the band (more than (S - 1) T_n tokens).
-
-        Raises:
-          ValueError: the shapes do not match, or the delay penalty is negative.
+        For the other arguments see `JoinerInput` and `Lattice`. The loss (N,) is in nats, infinite if no path fits into the
+        band (more than (S - 1) T_n tokens). Raises ValueError if the shapes do not match or the delay penalty is negative.
         """
         (n, u), (_, t, j) = tokens.shape, enc.shape
         if enc.shape[0] != n or dec.shape != (n, u + 1, j) or weight.shape[1] != j or ranges.shape[:2] != (n, t):

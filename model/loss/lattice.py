@@ -3,10 +3,8 @@
 A node (t, u) of the lattice means: t frames consumed, u tokens emitted. From it `px[t, u]` emits token u + 1 and stays in
 frame t; `py[t, u]` emits blank and moves to frame t + 1. With the paper's y(t, u) = px and ∅(t, u) = py
 (Kuang et al. 2022, arXiv 2206.13236):
-
     alpha(t, u) = log-add(alpha(t, u - 1) + px(t, u - 1), alpha(t - 1, u) + py(t - 1, u)),    alpha(0, 0) = 0
     total       = alpha(T - 1, U) + py(T - 1, U)
-
 In each frame only the S nodes u = starts[t], ..., starts[t] + S - 1 exist; the full lattice is the band with starts 0 and
 S = U + 1. The gradients of `total` by px and py are the probabilities that the path takes that arc (occupations).
 """
@@ -30,10 +28,8 @@ def band_recursion(
 
     px, py: (N, T, S) log-probabilities of token and blank; entries outside an utterance's frames and tokens are ignored.
     starts: (N, T) int64, the first u of each frame's window, first 0. boundary: (N, 4) int64 rows [0, 0, U_n, T_n].
-
-    Returns:
-      total (N,), px_occ (N, T + 1, S), py_occ (N, T, S), in px's dtype. Frame T of px_occ is 0: with it a transposed view
-      has k2's shape. If no path fits into the band, total is -inf and the occupations are 0.
+    Return total (N,), px_occ (N, T + 1, S), py_occ (N, T, S), in px's dtype; frame T of px_occ is 0, for k2's shape. If no
+    path fits into the band, total is -inf and the occupations are 0.
     """
     if compiled_on(px.device):
         from model.kernels import lattice_cpu
@@ -66,9 +62,8 @@ def band_recursion_torch(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Do what `band_recursion` does in torch operations: a scan over frames, each row solved by one log-cumsum-exp.
 
-    Within a frame alpha(u) = log-add(alpha(u - 1) + px(u - 1), b(u)), with b from the frame before. With
-    c(u) = px(0) + ... + px(u - 1) this is alpha(u) = c(u) + log-cumsum-exp(b - c)(u). Sums are float64. No value is
-    copied to the host, so a GPU never waits.
+    With c(u) = px(0) + ... + px(u - 1) and b from the frame before, alpha(u) = log-add(alpha(u - 1) + px(u - 1), b(u))
+    = c(u) + log-cumsum-exp(b - c)(u). Sums are float64. No value is copied to the host, so a GPU never waits.
     """
     n, t_max, s = px.shape
     tokens, frames = boundary[:, 2, None], boundary[:, 3, None]

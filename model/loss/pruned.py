@@ -3,11 +3,9 @@
 Tiles of lattice nodes go through tanh, the output matrix and log-softmax; only the log-probabilities of each node's token
 and of blank are kept. The backward pass makes a tile's logits again and turns the occupations directly into gradients of the
 two projections, the output matrix and the bias: for a node with token occupation x, blank occupation y, token k and blank b,
-
     d loss / d logits = (x + y) softmax(logits) - x e_k - y e_b.
-
-So apart from the output matrix, memory does not depend on the number of classes: a tile holds a fixed number of logits, and
-the store of logits that are kept for the backward pass is no larger than the hidden units would be (all fit if C <= J).
+Apart from the output matrix, memory does not depend on the number of classes: a tile holds a fixed number of logits, and the
+logits kept for the backward pass take no more than the hidden units would (all fit if C <= J).
 """
 
 from __future__ import annotations
@@ -29,10 +27,7 @@ TILE_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
 class PrunedLoss(torch.autograd.Function):
-    """`LossBackend.pruned_loss` as one operation.
-
-    product: the type of matrix products. keep: whether a backward pass will follow.
-    """
+    """`LossBackend.pruned_loss` in one operation; product: type of the products; keep: whether a backward pass follows."""
 
     @staticmethod
     @no_autocast

@@ -3,13 +3,11 @@
 Log-probabilities are normalised by Z(t, u) = sum_c exp(am[t, c] + lm[u, c]), one batched matrix product of exponentials
 (Kuang et al. 2022, arXiv 2206.13236, section 3.1); its gradient is two more. Three kinds of log-probability are mixed with
 the weights 1 - am_scale - lm_scale, am_scale and lm_scale:
-
     combined   am[t, c] + lm[u, c] - log Z(t, u)
     am-only    am[t, c] + log m[c] - log sum_c' exp(am[t, c']) m[c']
     lm-only    lm[u, c] - log sum_c' exp(lm[u, c'])
-
-where the unigram m is softmax(lm) averaged over every u of every utterance, padding included, as in k2. The weights
-sum to 1, so lm[u, c] counts 1 - am_scale times and am[t, c] counts 1 - lm_scale times.
+The unigram m is softmax(lm) averaged over every u of every utterance, padding included, as in k2. The weights sum to 1, so
+lm[u, c] counts 1 - am_scale times and am[t, c] counts 1 - lm_scale times.
 """
 
 from __future__ import annotations
@@ -181,9 +179,6 @@ def _d_share_of_u(d_lm: Tensor, rows: _Rows, o: Lattice, by_token: Tensor, by_bl
 
 
 def delay_bonus(lattice: Lattice, t_max: int, dtype: torch.dtype) -> Tensor:
-    """Return what a token in each frame gains (N, T): penalty * ((T_n - 1) / 2 - t).
-
-    Kang et al., "Delay-penalized transducer for low-latency streaming ASR" (2022, arXiv 2211.00490).
-    """
+    """Return each frame's bonus for a token (N, T), penalty * ((T_n - 1) / 2 - t): Kang et al. 2022, arXiv 2211.00490."""
     middle = (lattice.boundary[:, 3:4].to(dtype) - 1) / 2
     return lattice.delay_penalty * (middle - torch.arange(t_max, device=lattice.boundary.device))

@@ -1,7 +1,4 @@
-"""torchaudio's RNN-T loss behind the common interface: every node of the lattice, nothing pruned.
-
-The simple loss is the native one. All (N, T, U + 1, C) logits are in memory; this backend is here to show what that costs.
-"""
+"""torchaudio's RNN-T loss behind the common interface: nothing is pruned, all (N, T, U + 1, C) logits are in memory."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Searches by name, for whole utterances and for chunks.
 
-`get_search("modified_beam_search")(model, encoder_out, encoder_out_lens, **options)` returns the hypotheses of a batch;
-`get_stream("modified_beam_search")(model, **options)` returns an object that takes the same batch chunk by chunk and gives
-the same hypotheses.
+`get_search(name)(model, encoder_out, encoder_out_lens, **options)` returns the hypotheses of a batch;
+`get_stream(name)(model, **options)` returns an object that takes the same batch in chunks and gives the same hypotheses.
 """
 
 from __future__ import annotations

@@ -92,10 +92,7 @@ class Joint:
     """The joiner's output layer, its scaled weights computed once, followed by temperature and log-softmax."""
 
     def __init__(self, model: Any, temperature: float, blank_penalty: float) -> None:
-        """Take the output layer of `model`; temperature divides the logits, blank_penalty is subtracted from blank's.
-
-        Raises ValueError if the temperature is not above 0.
-        """
+        """Divide the model's logits by `temperature` (ValueError if not above 0); subtract `blank_penalty` from blank's."""
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         layer = model.joiner.output_linear

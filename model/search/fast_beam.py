@@ -4,12 +4,10 @@ A state is a context of `context_size` tokens together with a state of the graph
 any token may follow any. Per frame a state's arcs are blank, which stays in both, and every token that the graph allows,
 which leads to the context that ends in it and adds the graph's weight. A state's score is that of its best arc (Viterbi,
 float64), so following best arcs back from the best final state gives the best path of the lattice, which is the result.
-
-k2's graphs have a final state, and every state that may end an utterance has an arc to it with the cost of blank. This
-matters twice: pairs (context, final) count among `max_states`, and an utterance may end only in a state whose arc to the
-final state survives the pruning of the last frame, while that frame itself adds neither a token nor a score. The last frame
-is known only at the end, so the newest frame of an utterance is held back until another one comes. k2 leaves the graph's
-final weight out of the score; here it counts.
+k2's graphs have a final state, and every state that may end an utterance has an arc to it with the cost of blank. So pairs
+(context, final) count among `max_states`, and an utterance may end only in a state whose arc to the final state survives the
+pruning of the last frame, while that frame adds neither a token nor a score. The last frame is known only at the end, so
+the newest frame is held back until another one comes. k2 leaves the graph's final weight out of the score; here it counts.
 """
 
 from __future__ import annotations
@@ -59,10 +57,8 @@ class FastBeamStream(Stream):
         max_contexts, max_states: contexts, and pairs of context and graph state, kept per utterance and frame.
         allow_partial: if no state may end the utterance, take the best state anyway; else the result is empty.
         backend: "native"; "k2" takes whole utterances only and no graph, and needs k2.
-
-        Raises:
-          ValueError: an option is out of its range, or the graph has other tokens than the model.
-          ImportError: a graph is given and numba is not installed.
+        Raises ValueError if an option is out of its range or the graph has other tokens than the model; ImportError if a graph
+        is given and numba is not installed.
         """
         if not beam > 0:
             raise ValueError(f"beam must be above 0, got {beam}")

@@ -20,9 +20,7 @@ class GraphSteps:
     def __init__(self, contexts: Contexts, blank: int, limits: Limits, graph: Graph, scale: float, vocab_size: int) -> None:
         """Prepare the steps of a search with these contexts, blank, limits and vocabulary; `scale` multiplies the weights.
 
-        Raises:
-          ValueError: the graph has other tokens than the model.
-          ImportError: numba is not installed.
+        Raises ValueError if the graph has other tokens than the model, ImportError if numba is not installed.
         """
         if blank != EPSILON:
             raise ValueError(f"a graph needs a model whose blank is token {EPSILON}, not {blank}")
@@ -57,10 +55,7 @@ class GraphSteps:
         self._step(log_probs.cpu().numpy(), state, chosen, *self._search)
 
     def end(self, log_probs: torch.Tensor, rows: list[torch.Tensor], allow_partial: bool) -> torch.Tensor:
-        """Return the scores (N, K) after the last frame, final weights included; -inf for a state that may not end.
-
-        The scores in `rows` may be overwritten.
-        """
+        """Return the scores (N, K) after the last frame, -inf for a state that may not end; `rows` may be overwritten."""
         rows = [x.cpu() for x in rows]
         self._end(log_probs.cpu().numpy(), tuple(self.view(rows)), *self._search, allow_partial)
         return rows[1]

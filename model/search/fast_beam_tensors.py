@@ -13,8 +13,7 @@ import torch
 class Beam(NamedTuple):
     """The states of a frame, for N utterances of K states; changed in place.
 
-    Attributes:
-      context: (N, K) int64, the states, numbered as in `Contexts`. scores: (N, K) float64, best first, -inf in an empty place.
+    context: (N, K) int64, numbered as in `Contexts`. scores: (N, K) float64, best first, -inf in an empty place.
     """
 
     context: torch.Tensor
@@ -24,9 +23,8 @@ class Beam(NamedTuple):
 class _Pruned(NamedTuple):
     """The arcs of a frame and the new states they lead to.
 
-    Attributes:
-      arcs: (N, K, V), scores, -inf if dropped. final: (N, K), scores of the arcs to the final state.
-      best, state, parent, token: (N, M), new states, best first, with their best arcs. kept: bool (N, M), which stay.
+    arcs: (N, K, V), scores, -inf if dropped. final: (N, K), scores of the arcs to the final state.
+    best, state, parent, token: (N, M), new states, best first, with their best arcs. kept: bool (N, M), which stay.
     """
 
     arcs: torch.Tensor
@@ -97,8 +95,7 @@ class TensorSteps:
         behind = arcs < (beam.scores.amax(1) - self._limits.beam).view(num_utts, 1, 1)
         behind[:, :, self._blank] = False
         arcs.masked_fill_(behind, -torch.inf)
-        # An old state has at most one token arc to each new state, and blank: the best M states have their best arcs among the
-        # best M * (K + 1) arcs.
+        # Each old state has at most one token arc to a new state, and blank: M * (K + 1) arcs contain the best M states' best.
         num_arcs = min(self._limits.max_states * (num_kept + 1), num_kept * vocab)
         top, place = arcs.view(num_utts, -1).topk(num_arcs)
         parent = place.div(vocab, rounding_mode="floor")

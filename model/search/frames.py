@@ -25,11 +25,9 @@ def check_chunk(encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> to
 class Frames:
     """Encoder output of a batch, or of a chunk of it, projected for the joiner and laid out time-major.
 
-    Attributes:
-      enc: (T, N, J), utterances sorted by length, longest first; T is the longest length.
-      active: for each frame t, how many utterances reach it: enc[t, :active[t]] is real, the rest padding.
-      lens: (N,) int64 on the CPU, in the order of the batch.
-      inverse: (N,) int64 on the CPU, the place of each utterance of the batch among the sorted ones.
+    enc: (T, N, J), utterances sorted by length, longest first; T is the longest length.
+    active: for each frame t, how many utterances reach it: enc[t, :active[t]] is real, the rest padding.
+    lens, inverse: (N,) int64 on the CPU, in the order of the batch: length and place among the sorted utterances.
     """
 
     def __init__(self, model: Any, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> None:

@@ -1,7 +1,6 @@
 """Decoding graphs: which token sequences may be recognised, and the weight of each.
 
-Arcs without a token, above all the back-off arcs of an n-gram model, are followed during the search, by a table of the states
-that each state reaches through them. Removing them beforehand would make a large model many times larger.
+The search follows back-off arcs, which have no token, by a table. A large model without them would be many times larger.
 """
 
 from __future__ import annotations
@@ -22,12 +21,9 @@ INF = np.inf
 class Graph:
     """A weighted acceptor of token sequences; state 0 is its start. Weights are log-probabilities; the best path counts.
 
-    Attributes:
-      offsets: (S + 1,) int64; the arcs of state s are offsets[s] .. offsets[s + 1] - 1.
-      labels: (A,) int32, token ids, or `EPSILON`.
-      next_states: (A,) int32.
-      weights: (A,) float32.
-      finals: (S,) float32, weight of ending in each state, -inf if no sequence may end there.
+    offsets: (S + 1,) int64; the arcs of state s are offsets[s] .. offsets[s + 1] - 1.
+    labels: (A,) int32, token ids, or `EPSILON`. next_states: (A,) int32. weights: (A,) float32.
+    finals: (S,) float32, weight of ending in each state, -inf if no sequence may end there.
     """
 
     offsets: np.ndarray

@@ -18,10 +18,7 @@ class GreedyStream(Stream):
     def __init__(self, model: Any, *, max_sym_per_frame: int = 1, temperature: float = 1.0, blank_penalty: float = 0.0) -> None:
         """Prepare the search; `model`, `temperature` (it changes scores only) and `blank_penalty` as in `Stream`.
 
-        max_sym_per_frame: after this many tokens the search moves to the next frame without blank.
-
-        Raises:
-          ValueError: an option is out of its range.
+        max_sym_per_frame: tokens after which the next frame follows without blank. ValueError if an option is out of range.
         """
         if max_sym_per_frame < 1:
             raise ValueError(f"max_sym_per_frame must be 1 or more, got {max_sym_per_frame}")

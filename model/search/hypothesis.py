@@ -32,10 +32,7 @@ class Hypothesis:
 class BackPointers:
     """Decisions over a chunk, by row (a frame, or one of a frame's `rows_per_frame` tokens) and hypothesis.
 
-    Attributes:
-      parents: (R, N, K) int64, the hypothesis of the row before that each one came from.
-      tokens: (R, N, K) int64, the token that it took.
-      log_probs: (R, N, K), that token's log-probability.
+    All are (R, N, K): int64 parents, the hypotheses of the row before; int64 tokens taken; these tokens' log_probs.
     """
 
     def __init__(self, num_rows: int, num_utts: int, beam: int, blank: int, device: torch.device) -> None:
@@ -50,10 +47,7 @@ class BackPointers:
 class Paths:
     """Every hypothesis followed back to its start; rows in which no hypothesis emitted a token are left out.
 
-    Attributes:
-      tokens: (R, N, K) int64, blank if the hypothesis emitted no token.
-      log_probs: (R, N, K), of these tokens.
-      frames: (R, N), the frame of each row in each utterance.
+    tokens: (R, N, K) int64, blank if none was emitted. log_probs: (R, N, K), of these. frames: (R, N), the frame of each row.
     """
 
     tokens: np.ndarray
@@ -62,10 +56,7 @@ class Paths:
 
 
 class History:
-    """The decisions of a search since its start, chunk by chunk.
-
-    When a result is asked for, the chunks since the last one are followed back and joined to the earlier paths.
-    """
+    """The decisions of a search since its start; a result follows back only the chunks since the last result."""
 
     def __init__(self, num_utts: int, beam: int, blank: int) -> None:
         self._blank = blank

@@ -37,12 +37,8 @@ class ModifiedBeamStream(Stream):
     ) -> None:
         """Prepare the search; `model`, `temperature` and `blank_penalty` as in `Stream`.
 
-        beam: hypotheses kept per utterance.
-        scorers: (scorer, scale) pairs; scale * score is added to every token but blank and unknown before the best are
-        chosen. Pairs of scale 0 are left out.
-
-        Raises:
-          ValueError: an option is out of its range.
+        beam: hypotheses kept per utterance. scorers: (scorer, scale) pairs; scale * score is added to every token but blank and
+        unknown before the best are chosen. Pairs of scale 0 are left out. Raises ValueError if an option is out of its range.
         """
         if beam < 1:
             raise ValueError(f"beam must be 1 or more, got {beam}")

@@ -21,8 +21,7 @@ class Stream(abc.ABC):
     def __init__(self, model: Any, temperature: float, blank_penalty: float) -> None:
         """Prepare a search with `model`; temperature divides the logits, blank_penalty is subtracted from blank's logit.
 
-        Raises:
-          ValueError: the temperature is not above 0, or there are too many contexts to number.
+        Raises ValueError if the temperature is not above 0 or there are too many contexts to number.
         """
         self.model, self.blank, self.unk = model, int(model.blank_id), int(model.unk_id)
         with torch.no_grad():
@@ -44,8 +43,7 @@ class Stream(abc.ABC):
     def advance(self, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> None:
         """Search the next frames, encoder_out (N, T, C); of utterance n the first encoder_out_lens[n] count, perhaps 0.
 
-        Raises:
-          ValueError: the shapes do not match each other or `start`, or a length is outside 0..T.
+        Raises ValueError if the shapes do not match each other or `start`, or a length is outside 0..T.
         """
         lens = check_chunk(encoder_out, encoder_out_lens)
         if len(lens) != self.num_utts:
@@ -57,10 +55,9 @@ class Stream(abc.ABC):
 
     @abc.abstractmethod
     def results(self, final: bool = True) -> list[Hypothesis]:
-        """Return one `Hypothesis` per utterance, in the order of the batch.
+        """Return one `Hypothesis` per utterance, in the order of the batch; more frames may follow.
 
-        final: whether the utterances end here, so that the scores of an end count; if not, the hypotheses are the best so
-        far. Both may be asked for at any time, and more frames may follow.
+        final: whether the utterances end here, so that the scores of an end count; if not, return the best so far.
         """
 
     def decode(self, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> list[Hypothesis]:

@@ -2,7 +2,6 @@
 
 A scorer depends on the tokens of a hypothesis alone, never on frames or blanks. Searches take (scorer, scale) pairs and add
 scale * score. This gives:
-
 - shallow fusion (Gulcehre et al. 2015, arXiv 1503.03535): `LstmLmScorer` or `NGramScorer` with a scale above 0;
 - LODR (Zheng et al. 2022, arXiv 2203.16776): `LstmLmScorer` above 0 and the `NGramScorer` of a bigram of the transducer's
   training text below 0;

@@ -24,13 +24,11 @@ class NGramLm:
     weight plus the log-probability of its `backoff` state. Logarithms are natural.
 
     Attributes:
-      words: the word of each id; "<unk>" is always among them.
+      words: the word of each id; "<unk>" is always among them. start: the state at the beginning of a sentence. order: n.
       unigrams: (W,), log-probability of each word without history. unigram_next: (W,), the state after it.
       weights: (S,), back-off weight of each state. backoff: (S,), the state of its longest proper suffix in the model.
       first: (S + 1,), the arcs of state s are first[s] .. first[s + 1] - 1.
       keys, log_probs, next: (A,), state * W + word of each arc, its log-probability, and the state after it.
-      start: the state at the beginning of a sentence.
-      order: n.
     """
 
     words: list[str]
@@ -47,12 +45,9 @@ class NGramLm:
 
 
 def read_arpa(lines: Iterable[str]) -> NGramLm:
-    """Read a model in ARPA format (man page ngram-format(5) of SRILM).
+    """Read a model in ARPA format (man page ngram-format(5) of SRILM); a missing <unk> gets its rarest word's log-probability.
 
-    If the model has no <unk>, <unk> gets the log-probability of its rarest word.
-
-    Raises:
-      ValueError: the text is not such a model, ends early, or has an n-gram whose beginning is missing; names the line.
+    Raises ValueError with the line if the text is not a model, ends early, or an n-gram lacks its beginning.
     """
     words: dict[str, int] = {}
     ngrams: NGrams = {}

@@ -65,8 +65,7 @@ class Fusion:
     def update(self, tensors: list[torch.Tensor], parents: torch.Tensor, tokens: torch.Tensor, taken: torch.Tensor) -> None:
         """Update `tensors`, as from `initial`, in place after one frame of the first n utterances.
 
-        parents, tokens: (n, K) int64, the hypotheses chosen. taken: (n, K), their tokens' scores, minus the scorers' share
-        afterwards.
+        parents, tokens: (n, K) int64, as chosen. taken: (n, K), the tokens' scores; the scorers' share is subtracted in place.
         """
         num_utts, beam = parents.shape
         tensors = [x[:num_utts].view(num_utts * beam, *x.shape[2:]) for x in tensors]

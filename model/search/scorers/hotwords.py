@@ -16,21 +16,16 @@ class HotwordScorer:
 
     A phrase of L tokens adds boost / L with each token, so that it helps before it is complete. If a phrase breaks off, its
     share is subtracted again, also at the end of the utterance. Of several incomplete phrases the one with the largest share
-    counts. A whole utterance therefore gains exactly the sum of the boosts of the phrases in it.
-
-    The states are those of Aho and Corasick, "Efficient string matching" (1975), with failure links followed beforehand:
-    a table of states x tokens, 4 bytes each.
+    counts. A whole utterance therefore gains exactly the sum of the boosts of the phrases in it. The states are those of Aho
+    and Corasick, "Efficient string matching" (1975): a table of states x tokens, 4 bytes each.
     """
 
     def __init__(
         self, phrases: Sequence[tuple[Sequence[int], float]], vocab_size: int, device: torch.device | str = "cpu"
     ) -> None:
-        """Take phrases as (token ids, boost in nats); of equal phrases the larger boost counts.
+        """Take phrases as (token ids, boost in nats, perhaps below 0); of equal phrases the larger boost counts.
 
-        A boost below 0 makes its phrase less likely.
-
-        Raises:
-          ValueError: a phrase has no tokens or an id outside 0..vocab_size - 1, or a boost is not finite.
+        Raises ValueError if a phrase has no tokens or an id outside 0..vocab_size - 1, or a boost is not finite.
         """
         boosts: dict[tuple[int, ...], float] = {}
         for tokens, boost in phrases:

@@ -10,10 +10,7 @@ import torch
 
 
 class LstmLmScorer:
-    """Log-probabilities of a token language model, the end of the sentence included.
-
-    A state is the log-probabilities of the next token, followed by the model's own state.
-    """
+    """Log-probabilities of a token LM, sentence end included; a state has those of the next token and the model's state."""
 
     def __init__(self, lm: Any) -> None:
         """Take `lm`: a `model.lm.LstmLm` in evaluation mode, or another module with its `init_state`, `step`, `sos_eos_id`."""
