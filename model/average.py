@@ -53,7 +53,7 @@ def _wide(value: Tensor) -> Tensor:
 
 
 def average_between(start: State, start_batches: int, end: State, end_batches: int) -> State:
-    """Return the mean over the batches (s, e], (avg_e e - avg_s s) / (e - s), in float64; ValueError if there are none."""
+    """Return the mean over the batches (s, e], (avg_e e - avg_s s) / (e - s), in float64; ValueError if it has no batch."""
     if end_batches <= start_batches:
         raise ValueError(f"no batches lie between {start_batches} and {end_batches}")
     n = end_batches - start_batches

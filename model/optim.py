@@ -197,7 +197,7 @@ OPTIMIZERS: dict[str, Callable[[Any, Any], Optimizer]] = {
 
 
 def make_optimizer(params: Iterable[Any], optim: Any) -> Optimizer:
-    """Return the optimiser called `optim.name` with the options in `optim`; ValueError if there is none."""
+    """Return the optimiser called `optim.name` with the options in `optim`; ValueError if it is unknown."""
     if optim.name not in OPTIMIZERS:
         raise ValueError(f"unknown optimiser '{optim.name}'; choose one of {', '.join(OPTIMIZERS)}")
     return OPTIMIZERS[optim.name](params, optim)

@@ -33,7 +33,7 @@ class Chosen(NamedTuple):
 class MergeState(NamedTuple):
     """The hypotheses of modified beam search (N, K), changed in place.
 
-    context, prefix: int64, the number of the last tokens and the hash of all. scores: float64, -inf if there is none.
+    context, prefix: int64, the number of the last tokens and the hash of all. scores: float64, -inf in an empty place.
     """
 
     context: Any

@@ -58,7 +58,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"double_swish": DoubleSwish, "relu": 
 
 
 def make_activation(name: str) -> nn.Module:
-    """Return the activation called `name`; ValueError if there is none."""
+    """Return the activation called `name`; ValueError if it is unknown."""
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation '{name}'; choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()

@@ -94,7 +94,7 @@ NORMS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 
 
 def make_norm(name: str, channels: int, *, time_axis: int, learn_eps: bool = True) -> nn.Module:
-    """Return the norm called `name` for x with channels last and time on `time_axis` (0 or 1); ValueError if there is none."""
+    """Return the norm called `name` for x with channels last and time on `time_axis` (0 or 1); ValueError if it is unknown."""
     if name not in NORMS:
         raise ValueError(f"unknown norm '{name}'; choose one of {', '.join(NORMS)}")
     return NORMS[name](channels, time_axis, learn_eps)
