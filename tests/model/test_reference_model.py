@@ -70,6 +70,18 @@ def relative(ours: torch.Tensor, theirs: np.ndarray) -> float:
     return float(difference / max(np.abs(theirs).max(), 1e-30))
 
 
+def rounding(name: str, parameters: dict[str, torch.nn.Parameter]) -> float:
+    """Return what float32 rounding may change in the gradient of a scale.
+
+    That is sum(p * dL/dp), whose terms may nearly cancel: here to 1 / 150,000 of their absolute sum for
+    encoder_embed.out.weight_scale. Each term has a relative error of about 1e-8 after the sums over frames.
+    """
+    scaled = parameters.get(name.removesuffix("_scale"))
+    if not name.endswith("_scale") or scaled is None:
+        return 0.0
+    return 1e-8 * float((scaled.grad * scaled).abs().sum())
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("file", FILES)
 def test_losses_gradients_and_five_steps(shared: Path, file: str, backend: str) -> None:
@@ -88,8 +100,9 @@ def test_losses_gradients_and_five_steps(shared: Path, file: str, backend: str) 
     gradients = {k[len("grad/") :]: v for k, v in numbers.items() if k.startswith("grad/")}
     parameters = dict(model.named_parameters())
     assert gradients.keys() == parameters.keys()
-    worst = {k: relative(parameters[k].grad, v) for k, v in gradients.items()}
-    assert max(worst.values()) < 3e-4, max(worst, key=lambda k: worst[k])
+    for name, theirs in gradients.items():
+        error = np.abs(parameters[name].grad.numpy() - theirs).max()
+        assert error <= 1e-4 * np.abs(theirs).max() + rounding(name, parameters), name
     model.zero_grad()
 
     optimizer = Eve(model.parameters(), lr=0.003)

@@ -168,7 +168,7 @@ def test_processes_take_the_least(data: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_auto_is_refused_if_no_peak_can_be_measured(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Meter, "_begin_peak", lambda self: False)
+    monkeypatch.setattr(Meter, "tells_peaks", lambda self: False)
     with pytest.raises(UserError, match=r"'train\.max_duration'"):
         trained(data, tmp_path, AUTO)
 
