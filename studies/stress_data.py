@@ -51,9 +51,12 @@ def joined(cuts: Sequence[MonoCut], name: str, matrix: np.ndarray, writer: Float
     text = " ".join(filter(None, texts))
     supervision = fastcopy(cuts[0].supervisions[0], id=name, text=text, alignment=None, **span)
     features = fastcopy(
-        cuts[0].features, num_frames=frames, **span,
-        storage_path=writer.storage_path, storage_key=writer.write(name, matrix),
-    )  # fmt: skip
+        cuts[0].features,
+        num_frames=frames,
+        **span,
+        storage_path=writer.storage_path,
+        storage_key=writer.write(name, matrix),
+    )
     return MonoCut(name, 0.0, duration, 0, supervisions=[supervision], features=features)
 
 

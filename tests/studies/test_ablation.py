@@ -278,9 +278,19 @@ def prepared(root: Path, number: int = 40) -> dict[str, np.ndarray]:
                 name, text = f"{part}-{i}", f"W{i} V{i}"
                 seconds = round(len(matrix) / 100, 3)
                 features = Features(
-                    "fbank", len(matrix), 10, 0.01, 16000, 0.0, seconds, "float16_archive", writer.storage_path,
-                    writer.write(name, matrix), name, 0,
-                )  # fmt: skip
+                    "fbank",
+                    len(matrix),
+                    10,
+                    0.01,
+                    16000,
+                    0.0,
+                    seconds,
+                    "float16_archive",
+                    writer.storage_path,
+                    writer.write(name, matrix),
+                    name,
+                    0,
+                )
                 said = SupervisionSegment(name, name, 0.0, seconds, text=text)
                 cuts.append(MonoCut(name, 0.0, seconds, 0, [said], features))
                 known |= {text: matrix} if part == "train" else {}

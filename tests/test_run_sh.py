@@ -1,0 +1,207 @@
+"""run.sh and prepare.sh: what each stage calls, and when; programs started by hand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+from tests.test_readme import parsed
+
+import pytest
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    """Make a folder with what run.sh's later stages read, and a Python that only notes what it is to run."""
+    for folder in ("data/lang_bpe_500/num_tokens", "data/manifests", "exp/lm"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("bpe.model", "transcript.txt"):
+        (tmp_path / "data" / "lang_bpe_500" / name).touch()
+    for name in ("averaged.pt", "lm/lm.pt", "lm/bigram.arpa"):
+        (tmp_path / "exp" / name).touch()
+    python, exp = tmp_path / "python", tmp_path / "exp"
+    python.write_text(
+        f'#!/bin/sh\n[ "$2" != local.config ] || exec {sys.executable} "$@"\n'
+        f'echo "$@" >> {tmp_path}/calls\nmkdir -p {exp}/decode\n'
+        f"case $2 in local.tune) touch {exp}/tuned.yaml ;; local.wer) touch {exp}/wer.json; echo WER > {exp}/wer.md ;; esac\n"
+    )
+    python.chmod(0o755)
+    return tmp_path
+
+
+def run_sh(folder: Path, stage: int | str, last: int, *overrides: str) -> subprocess.CompletedProcess:
+    command = ["bash", "run.sh", f"--stage={stage}", f"--stop-stage={last}", f"--python={folder}/python"]
+    command += [f"--data-dir={folder}/data", f"--exp-dir={folder}/exp", "--conf=conf/base.yaml", *overrides]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def calls(folder: Path, stage: int | str, last: int, *overrides: str) -> list[str]:
+    """Return what Python is called with, without -m and the folders; an error if a program is not given all overrides."""
+    (folder / "calls").write_text("")
+    done = run_sh(folder, stage, last, *overrides)
+    assert done.returncode == 0, done.stderr
+    lines = (folder / "calls").read_text().splitlines()
+    end = " ".join(["--conf conf/base.yaml", *(o for o in overrides if not o.startswith("--"))])
+    assert all(line.endswith(end) or line.startswith("-m local.wer ") for line in lines), lines
+    for line in lines:  # printed, so that it can be copied
+        assert line.split()[1] in done.stderr
+    gone = (f"--data-dir {folder}/data", f"--exp-dir {folder}/exp", f"--checkpoint {folder}/exp/averaged.pt", end, "-m")
+    for words in gone:
+        lines = [" ".join(line.replace(words, "", 1).split()) for line in lines]
+    return lines
+
+
+@pytest.mark.parametrize("yes", ["true", "yes", "on", "1", "TRUE", "True"])
+def test_the_language_model_is_trained_if_the_configuration_says_so(experiment: Path, yes: str) -> None:
+    assert calls(experiment, 3, 3, f"lm.train={yes}") == ["local.train_lm"]
+
+
+def test_the_language_model_runs_again_if_its_inputs_change(experiment: Path) -> None:
+    assert "lm.train" in run_sh(experiment, "lm", 3).stdout and calls(experiment, 3, 3) == []
+    (experiment / "data" / "lang_bpe_500").rename(experiment / "away")
+    early = run_sh(experiment, 3, 3, "lm.train=true")
+    assert early.returncode == 1 and f"{experiment}/data/lang_bpe_500" in early.stderr and "prepare" in early.stderr
+    (experiment / "away").rename(experiment / "data" / "lang_bpe_500")
+    assert calls(experiment, 3, 3, "lm.train=true") == ["local.train_lm"]
+    own = experiment / "own.txt"
+    for text in ("ONE", "TWO"):
+        own.write_text(text)
+        assert calls(experiment, 3, 3, "lm.train=true", f"lm.text={own}") == ["local.train_lm"]
+        assert calls(experiment, 3, 3, "lm.train=true", f"lm.text={own}") == []
+    (experiment / "exp" / "lm" / "bigram.arpa").unlink()
+    assert calls(experiment, 3, 3, "lm.train=true", f"lm.text={own}") == ["local.train_lm"]
+
+
+def test_several_machines_run_the_training_alone(experiment: Path) -> None:
+    (experiment / "data" / "cuts").mkdir()
+    (experiment / "exp" / "checkpoints").mkdir()
+    assert calls(experiment, 0, 6, "--nnodes=2", "--rdzv=here:1", "--nproc=3") == [
+        "local.train --nproc 3 --nnodes 2 --rdzv here:1"
+    ]
+    for options, words in (
+        (["--nnodes=2"], "--rdzv"),
+        (["--nnodes=2", "--rdzv=here:1", "--force"], "--force"),
+        (["--nnodes=0"], "--nnodes"),
+        (["--nproc=x"], "--nproc"),
+    ):
+        wrong = run_sh(experiment, 0, 6, *options)
+        assert wrong.returncode == 1 and wrong.stderr.startswith("error: ") and words in wrong.stderr
+
+
+def test_tuning_and_decoding_run_if_something_changed(experiment: Path) -> None:
+    exp = experiment / "exp"
+    assert calls(experiment, 4, 6) == ["local.decode", "local.wer"]
+    assert calls(experiment, 4, 6) == []
+    assert "tune" in run_sh(experiment, 4, 4).stdout
+    lists = "tune.lm_scale=[0.1,0.2]"
+    decode, both = f"local.decode --tuned {exp}/tuned.yaml", ["local.tune", f"local.decode --tuned {exp}/tuned.yaml"]
+    assert calls(experiment, 4, 6, lists) == both
+    assert calls(experiment, 4, 6, lists) == []
+    (exp / "tuned.yaml").write_text("decode: {}")
+    assert calls(experiment, 4, 6, lists) == [decode]
+    (exp / "lm" / "lm.pt").write_text("another")
+    assert calls(experiment, 4, 6, lists) == both
+    (exp / "lm" / "bigram.arpa").unlink()
+    assert calls(experiment, 4, 6, lists) == both
+    # The configuration's own value, but given: it is not tuned, and decoding must take it.
+    given = "decode.lm_scale=0.3"
+    assert calls(experiment, 4, 6, lists, given) == both
+    assert calls(experiment, 4, 6, lists, given) == []
+    hot = experiment / "hot.txt"
+    assert calls(experiment, 4, 6, lists, f"decode.hotwords={hot}") == both
+    hot.write_text("ONE")
+    assert calls(experiment, 4, 6, lists, f"decode.hotwords={hot}") == both
+    (exp / "tuned.yaml").unlink()
+    alone = run_sh(experiment, 5, 5, lists)
+    assert alone.returncode == 1 and f"{exp}/tuned.yaml" in alone.stderr and "tune" in alone.stderr
+
+
+def test_an_override_of_any_section_reaches_decoding(experiment: Path) -> None:
+    """`calls` checks that every program gets it."""
+    assert calls(experiment, 5, 5) == ["local.decode"]
+    assert calls(experiment, "decode", 5, "data.test_parts=[dev]") == ["local.decode"]
+    assert calls(experiment, 5, 5, "data.test_parts=[dev]") == []
+
+
+def test_every_program_understands_its_call(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stages of run.sh and prepare.sh, each call read by its program's own parser."""
+    for folder in ("data/audio", "data/cuts", "data/features", "exp/checkpoints"):
+        (experiment / folder).mkdir()
+    options = [
+        "lm.train=true",
+        "tune.lm_scale=[0.1]",
+        "features.type=precomputed",
+        "augment.musan=musan",
+        "lang.vocab_size=500",
+    ]
+    found = calls(experiment, 0, 6, "--nproc=1", *options)
+    assert len(found) == 12
+    for line in (experiment / "calls").read_text().splitlines():
+        _, module, *words = line.split(" ")  # an empty argument leaves two blanks
+        parsed(monkeypatch, module, words)
+
+
+def test_earlier_decodings_are_not_deleted(experiment: Path) -> None:
+    by_hand = experiment / "exp" / "decode" / "greedy_search" / "mine.jsonl"
+    by_hand.parent.mkdir(parents=True)
+    by_hand.write_text("{}\n")
+    calls(experiment, 5, 6)
+    calls(experiment, 5, 6, "decode.beam=8")
+    assert by_hand.read_text() == "{}\n"
+
+
+def test_decoding_takes_the_tuned_average(experiment: Path) -> None:
+    lists = "tune.average_num=[1]"
+    calls(experiment, 4, 6, lists)
+    (experiment / "exp" / "tuned.pt").touch()
+    (found,) = calls(experiment, 5, 5, lists)
+    assert f"--checkpoint {experiment}/exp/tuned.pt" in found
+    assert calls(experiment, 5, 5) == ["local.decode"]
+
+
+def test_the_table_ends_the_output_also_if_all_is_done(experiment: Path) -> None:
+    for _ in range(2):
+        assert run_sh(experiment, 5, 6).stdout.splitlines()[-1] == "WER"
+
+
+@pytest.mark.parametrize("command, module", [("diagnose", "local"), ("ablation", "studies"), ("study", "studies")])
+def test_other_commands(experiment: Path, command: str, module: str) -> None:
+    def other() -> subprocess.CompletedProcess:
+        options = [f"--data-dir={experiment}/data", f"--exp-dir={experiment}/exp", "--conf=conf/base.yaml", "train.seed=5"]
+        line = ["bash", "run.sh", command, f"--python={experiment}/python", *options]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    (experiment / "data" / "lang_bpe_500" / "bpe.model").unlink()
+    missing = other()
+    assert missing.returncode == 1 and f"{experiment}/data/lang_bpe_500/bpe.model" in missing.stderr
+    (experiment / "data" / "lang_bpe_500" / "bpe.model").touch()
+    done = other()
+    assert done.returncode == 0, done.stderr
+    where = f"--data-dir {experiment}/data --exp-dir {experiment}/exp --conf conf/base.yaml train.seed=5"
+    assert (experiment / "calls").read_text() == f"-m {module}.{command} {where}\n"
+    assert (experiment / "exp" / "log" / f"{command}.log").is_file()
+    assert "'studies'" in run_sh(experiment, "studies", 6).stderr
+
+
+# ---- programs started by hand ----
+
+
+@pytest.mark.parametrize("program", ["local/decode.py", "local/stream.py", "local/train.py", "benchmarks/bench_step.py"])
+def test_threads_spin_equally_long_however_a_program_is_started(program: str) -> None:
+    """OpenMP reads GOMP_SPINCOUNT when torch is loaded: it must be set by then."""
+    code = (
+        "import os, runpy, sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch':\n"
+        "            print('torch', os.environ.get('GOMP_SPINCOUNT'))\n"
+        "            sys.meta_path.remove(self)\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        f"sys.argv = ['x', '--help']\nrunpy.run_path('{program}', run_name='__main__')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment)
+    assert "torch 10000" in result.stdout.splitlines(), result.stderr
