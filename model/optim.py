@@ -28,6 +28,7 @@ class _Optimizer(Optimizer):
         return loss
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Update the parameters of a group; each optimiser defines it."""
         raise NotImplementedError
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from local.common.atomic import atomic_write
+from local.common.csv_table import write_table
 from local.common.processes import Processes
 from model.layers.gradient_filter import GradientFilter
 
@@ -76,11 +75,9 @@ class MaskLog:
 
     def _write(self) -> None:
         """Write outliers.tsv; the utterance that was damped most often comes first."""
-        rows = sorted(self.outliers.items(), key=lambda item: (-item[1][0], item[1][1], item[0]))
-        with atomic_write(self.path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
-            writer = csv.writer(f, delimiter="\t", lineterminator="\n")
-            writer.writerow(OUTLIER_COLUMNS)
-            writer.writerows([name, times, f"{least:.3g}", layer, step] for name, (times, least, layer, step) in rows)
+        found = sorted(self.outliers.items(), key=lambda item: (-item[1][0], item[1][1], item[0]))
+        rows = [(name, times, f"{least:.3g}", layer, step) for name, (times, least, layer, step) in found]
+        write_table(self.path, OUTLIER_COLUMNS, [dict(zip(OUTLIER_COLUMNS, row, strict=True)) for row in rows], "\t")
         self.changed = False
 
     def state_dict(self) -> dict[str, Any]:
