@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
     if data.max_duration is None and progress:
         data.max_duration = progress.get("max_duration")  # the training's value of "auto"
     batches = take_batches(data, progress, args.batches)
-    warmup = progress["step"] / cfg.train.warm_step if progress else TRAINED
+    warmup = progress["step"] / progress.get("warm_batches", cfg.train.warm_step) if progress else TRAINED
     notes = [
         f"weights: {weights}",
         f"{len(batches)} batches, {sum(len(b) for b in batches)} utterances, {warmup:.3g} of the warm-up done",

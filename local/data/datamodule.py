@@ -86,12 +86,20 @@ class AsrDataModule:
 
         A step takes train.batch_seconds seconds of audio in all. If that is 0, it takes train.max_duration per process.
         """
-        cfg, cuts, limit, size = self.cfg, self._train_cuts(), self._limit(), self.processes.size
-        total = cfg.train.batch_seconds
-        steps = train_batches(cuts, cfg.data.num_buckets, total or limit, epoch, width=1 if total else size)[skip_batches:]
-        shares = Shares(steps, cuts, limit, self.processes.rank, size)
+        cfg, cuts, steps = self.cfg, self._train_cuts(), self._steps(epoch)[skip_batches:]
+        shares = Shares(steps, cuts, self._limit(), self.processes.rank, self.processes.size)
         dataset = AsrDataset(cfg, self.tokenizer, self._noise, augment=True, epoch=epoch, store=self._store, cuts=cuts)
         return Batches(self._loader(dataset, shares), len(cuts), with_empty=True)
+
+    def batches_per_epoch(self) -> int:
+        """Return the number of steps of the first epoch, for all processes together."""
+        return len(self._steps(1))
+
+    def _steps(self, epoch: int) -> list[list[int]]:
+        """Return the steps of an epoch as `train_batches` does."""
+        total, size = self.cfg.train.batch_seconds, self.processes.size
+        seconds, width = (total, 1) if total else (self._limit(), size)
+        return train_batches(self._train_cuts(), self.cfg.data.num_buckets, seconds, epoch, width)
 
     def train_lengths(self, most: int) -> list[tuple[float, int]]:
         """Return seconds and tokens of the training cuts, or of `most` random ones if there are more."""
@@ -100,8 +108,14 @@ class AsrDataModule:
 
     def valid_dataloader(self) -> Batches:
         """Return this process's share of the dev parts, not augmented, in batches of train.max_duration."""
-        cuts = [c for part in self.corpus.dev for c in self._cuts(part)]
-        return self._plain(cuts, self._limit(), self.processes)
+        return self._plain(self._dev_cuts(), self._limit(), self.processes)
+
+    def valid_ids(self) -> list[str]:
+        """Return the ids of the dev parts' utterances."""
+        return [cut.id for cut in self._dev_cuts()]
+
+    def _dev_cuts(self) -> list[Cut]:
+        return [cut for part in self.corpus.dev for cut in self._cuts(part)]
 
     def test_dataloader(self, part: str) -> Batches:
         """Return a part, or its first decode.max_utterances: not augmented, longest first, batches of decode.max_duration."""
