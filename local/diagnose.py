@@ -68,9 +68,9 @@ def take_batches(data: AsrDataModule, progress: dict[str, int] | None, count: in
     """Return the `count` batches that training would use next, or fewer. Raises `UserError` if there is no utterance."""
     epoch, batch = (progress["epoch"], progress["batch"]) if progress else (1, 0)
     loaders = (data.train_dataloader(epoch + i, skip_batches=0 if i else batch) for i in range(2))
-    taken = list(itertools.islice(itertools.chain.from_iterable(loaders), count))
+    taken = list(itertools.islice((batch for batch in itertools.chain.from_iterable(loaders) if len(batch)), count))
     if not taken:
-        raise UserError(f"{data.data_dir}: the training parts have no utterance")
+        raise UserError(f"{data.data_dir}: the training parts have no utterance that could be loaded")
     return taken
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from local.artifacts.checkpoint import check_finite, checkpoints, load_file, tokenizer_of
+from local.artifacts.checkpoint import check_finite, check_trained, checkpoints, load_file, tokenizer_of
 from local.common.errors import UserError
 from local.config import config_from_dict
 from local.config.schema import AverageConfig
@@ -39,6 +39,7 @@ def load_for_averaging(path: Path, running: bool) -> dict[str, Any]:
     missing = [key for key in CHECKPOINT_KEYS if key not in content]
     if missing:
         raise UserError(f"{path}: damaged, or not a checkpoint of training: it has no '{missing[0]}'")
+    check_trained(content, path)
     if running:
         average: Any = content.get("average")
         try:

@@ -58,7 +58,7 @@ class RunLength:
             limit = f", train.max_steps {train.max_steps}" if train.max_steps else ""
             least = f" or train.warm_step={batches // LEAST}" if batches >= LEAST else ""
             text = (
-                f"key 'train.warm_step' is {train.warm_step}, but only {batches} batches will come (train.num_epochs "
+                f"key 'train.warm_step' is {train.warm_step}, but only about {batches} batches will come (train.num_epochs "
                 f"{train.num_epochs} x {self.per_epoch}{limit}), fewer than {LEAST} x {train.warm_step}: the pruned loss has "
                 f"its full weight after {2 * train.warm_step} batches; set train.warm_share={ADVISED}{least}, or train longer"
             )
@@ -68,7 +68,7 @@ class RunLength:
                 print(f"warning: {text}", file=sys.stderr)
         if first:
             key = f"train.warm_share {train.warm_share:g}" if train.warm_share else "train.warm_step"
-            print(f"warm-up: {self.warm_batches} of {batches} batches ({key})", flush=True)
+            print(f"warm-up: {self.warm_batches} of about {batches} batches ({key})", flush=True)
 
     def begin(self, step: int) -> None:
         """Start the clock of `seconds_left`, after `step` batches."""

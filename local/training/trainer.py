@@ -9,7 +9,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from local.artifacts.checkpoint import check_finite, load_weights, newest_readable, provenance, remove_old, save_file
+from local.artifacts.checkpoint import (
+    check_finite,
+    check_trained,
+    load_weights,
+    newest_readable,
+    provenance,
+    remove_old,
+    save_file,
+)
 from local.common.allocator import release_free_memory
 from local.common.atomic import remove_abandoned
 from local.common.errors import TrainingDiverged, UserError
@@ -73,13 +81,14 @@ class Trainer:
             raise UserError(f"the processes found different checkpoints in {self.folder}; all machines must share this folder")
         data.max_duration = self.max_duration = choose_max_duration(cfg, saved, data, self.processes, device)
         self.length = RunLength(cfg, data, saved)
+        self.warm_batches = self.length.warm_batches
         self.validator = Validator(self.model, cfg, data, self.processes, device)
         self.telemetry = Telemetry(exp_dir, self.model, self.step) if self.first else None
 
     @property
     def warmup(self) -> float:
         """Return batches done / batches of the warm-up."""
-        return self.step / self.length.warm_batches
+        return self.step / self.warm_batches
 
     def run(self) -> None:
         """Train to train.num_epochs or train.max_steps; a checkpoint follows every epoch.
@@ -117,8 +126,8 @@ class Trainer:
         self.model.train()
         self.schedule.step_epoch(self.epoch - 1)
         loader = self.data.train_dataloader(self.epoch, skip_batches=self.batch)
-        named = f"epoch {self.epoch}/{train.num_epochs}"
-        progress = Progress(loader.num_cuts, named, "utt", lambda: self.length.seconds_left(self.step)) if self.first else None
+        named, left = f"epoch {self.epoch}/{train.num_epochs}", lambda: self.length.seconds_left(self.step)
+        progress = Progress(loader.num_cuts, named, "utt", left) if self.first else None
         with progress or nullcontext():
             asked = time.perf_counter()
             for batch in loader:
@@ -210,7 +219,7 @@ class Trainer:
 
     def validate(self) -> None:
         """Write the losses and the WER on the dev parts to the log and return to training mode."""
-        scores = self.validator()
+        scores = self.validator(self.warmup)
         if self.telemetry is not None:
             self.telemetry.add_valid(self.epoch, self.step, scores)
 
@@ -227,8 +236,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "telemetry": self.masks.state_dict(),
-            "progress": {name: getattr(self, name) for name in (*COUNTS, "max_duration")}
-            | {"warm_batches": self.length.warm_batches},
+            "progress": {name: getattr(self, name) for name in (*COUNTS, "max_duration", "warm_batches")},
             "rng": {**rngs[0], "others": rngs[1:]},
             **self.origin,
         }
@@ -254,6 +262,7 @@ class Trainer:
     def _restore(self, path: Path, saved: dict[str, Any]) -> None:
         """Restore what `save` wrote. Raises `UserError` for the checkpoint of another run, other errors for damaged values."""
         check_same_run(saved, self.origin, path)
+        check_trained(saved, path)
         load_weights(self.model, saved["model"], path)
         self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])

@@ -18,7 +18,7 @@ from local.decoding.resources import Resources
 from local.scoring.align import word_errors
 from local.training.losses import forward_losses
 from model.encoder.subsampling import subsampled
-from model.transducer import Transducer
+from model.transducer import Transducer, pruned_scale
 
 import torch
 
@@ -26,7 +26,10 @@ METHOD = "greedy_search"
 
 
 class DevScores(NamedTuple):
-    """Losses in nats per encoder frame; the WER in percent of `utterances` utterances, None without reference words."""
+    """Losses in nats per encoder frame, and the WER in percent of `utterances` utterances.
+
+    wer: None if nothing was decoded or the references have no words.
+    """
 
     simple: float
     pruned: float
@@ -48,13 +51,14 @@ class Validator:
         return frozenset(spread(sorted(set(self.data.valid_ids())), wanted)) if wanted else frozenset()
 
     @torch.no_grad()
-    def __call__(self) -> DevScores:
+    def __call__(self, warmup: float) -> DevScores:
         """Return the scores and leave the model in training mode. All processes must call this.
 
+        warmup: as in `forward_losses`. While the pruned loss has no weight, nothing trains the joiner, and nothing is decoded.
         Raises `UserError` if no utterance could be loaded.
         """
         self.model.eval()
-        decoder = self._decoder() if self.decoded else None
+        decoder = self._decoder() if pruned_scale(warmup) > 0 and self.decoded else None
         totals = torch.zeros(6, dtype=torch.float64, device=self.device)  # losses, frames; word errors, words, utterances
         loader = self.data.valid_dataloader()
         for batch in loader:
