@@ -45,7 +45,7 @@ import torch
 
 SMALL = [
     *("model.encoder.num_layers=2", "model.encoder.d_model=16", "model.encoder.rnn_hidden_size=24"),
-    *("model.encoder.dim_feedforward=32", "model.decoder.dim=16", "model.joiner.dim=16", "train.warm_step=4"),
+    *("model.encoder.dim_feedforward=32", "model.decoder.dim=16", "model.joiner.dim=16", "train.warm_step=2"),
     *("train.average_period=1", "train.log_every=5", "data.num_buckets=2", "data.num_workers=0", "train.max_duration=12"),
     *("train.save_every=0", "train.num_epochs=1", "optim.lr=0.001"),
 ]
