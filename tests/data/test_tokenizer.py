@@ -109,22 +109,33 @@ def test_long_texts_give_tokens_too() -> None:
     assert train_tokenizer(["AB CD " * 9999], 50).decode([]) == ""
 
 
-def test_an_older_model_with_a_normalisation_of_its_own(tmp_path: Path) -> None:
-    """Checkpoints hold models that apply sentencepiece's nmt_nfkc, and tokens that texts can name; they load and encode."""
+def older_tokenizer(texts: list[str], vocab_size: int, prefix: Path) -> Tokenizer:
+    """Train a model as older checkpoints hold: with sentencepiece's nmt_nfkc, and special tokens that texts can name."""
     spm.SentencePieceTrainer.Train(
-        sentence_iterator=iter(TEXTS + ["CAFÉ <s> 1 2"]),
-        model_prefix=str(tmp_path / "old"),
-        vocab_size=40,
+        sentence_iterator=iter(texts),
+        model_prefix=str(prefix),
+        vocab_size=vocab_size,
         user_defined_symbols=["<blk>", "<sos/eos>"],
         unk_id=UNK_ID,
         bos_id=-1,
         eos_id=-1,
         hard_vocab_limit=False,
+        input_sentence_size=100_000_000,
         minloglevel=2,
     )
-    old = Tokenizer.from_file(tmp_path / "old.model")
+    return Tokenizer.from_file(f"{prefix}.model")
+
+
+def test_an_older_model_loads_and_encodes(tmp_path: Path) -> None:
+    old = older_tokenizer([*TEXTS, "CAFÉ <s> 1 2"], 40, tmp_path / "old")
     assert old.decode(old.encode(["ＯＮＥ CAFE\u0301"])[0]) == "ONE CAFÉ"
     assert estimate_tokens(["CAFÉ <s>", *TEXTS], old, 2).probs
+
+
+@pytest.mark.parametrize("vocab_size", [20, 30, 100])
+def test_plain_texts_have_the_tokens_of_before(tmp_path: Path, vocab_size: int) -> None:
+    new, old = train_tokenizer(TEXTS, vocab_size), older_tokenizer(TEXTS, vocab_size, tmp_path / "old")
+    assert new.tokens == old.tokens and new.encode(TEXTS) == old.encode(TEXTS)
 
 
 def test_a_small_corpus_ends_with_fewer_tokens() -> None:
