@@ -18,7 +18,7 @@ JOINERS = "\u200c\u200d"  # zero-width non-joiner and joiner: they change how a 
 # Format characters that are visible: signs around Arabic, Syriac and Kaithi numbers.
 VISIBLE = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
 # Invisible, though no format characters: grapheme joiner, Hangul fillers, variation selectors.
-INVISIBLE = "\u034f\u115f\u1160\u3164\uffa0" + "".join(map(chr, [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]))
+INVISIBLE = re.compile("[\u034f\u115f\u1160\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 LETTERS = ("L", "M", "Zs")  # first letters of the Unicode categories of letters, combining marks, blanks
 MAX_SHOWN = 20  # characters named on the screen
 
@@ -45,18 +45,21 @@ class TextNormaliser:
 
 def _plain(text: str) -> str:
     """Return the text in NFKC, with single blanks and without invisible characters."""
-    blanks, damaged, deleted = _patterns()
-    text = unicodedata.normalize("NFKC", deleted.sub("", damaged.sub("\ufffd", blanks.sub(" ", text))))
-    if any(joiner in text for joiner in JOINERS):
-        text = re.sub(rf"([{JOINERS}])\1+", r"\1", text)
-        text = re.sub(rf"(?<!\S)[{JOINERS}]+|[{JOINERS}]+(?!\S)", "", text)
+    if not text.isprintable():  # most texts are, which saves time
+        blanks, damaged, deleted = _patterns()
+        text = deleted.sub("", damaged.sub("\ufffd", blanks.sub(" ", text)))
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
+        if any(joiner in text for joiner in JOINERS):
+            text = re.sub(rf"([{JOINERS}])\1+", r"\1", text)
+            text = re.sub(rf"(?<!\S)[{JOINERS}]+|[{JOINERS}]+(?!\S)", "", text)
     return " ".join(text.split())
 
 
 @functools.cache
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     """Return patterns of what becomes a blank, of damage (halves of surrogate pairs), and of what is deleted."""
-    controls, deleted = ZERO_WIDTH_SPACE, INVISIBLE
+    controls, deleted = ZERO_WIDTH_SPACE, ""
     for character in map(chr, range(sys.maxunicode + 1)):
         category = unicodedata.category(character)
         if category == "Cc":
