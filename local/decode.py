@@ -29,6 +29,7 @@ from local.common.cli import choose_device, make_parser, program
 from local.common.errors import UserError
 from local.data.datamodule import AsrDataModule, Batches
 from local.data.durations import FRAME_SECONDS
+from local.data.text import TextNormaliser
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.decoding.batch_decoder import BatchDecoder, with_progress
 from local.decoding.recogniser import Recogniser
@@ -135,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not data.corpus.test:
         raise UserError(f"{args.data_dir / 'corpus.yaml'}: key 'test' is empty; name parts to decode by --sets")
     parts = {name: data.test_dataloader(name) for name in data.corpus.test}
-    resources = Resources(model.to(device), tokenizer, device, args.exp_dir, lang_dir(args.data_dir, cfg.lang))
+    resources = Resources(
+        model.to(device), tokenizer, device, args.exp_dir, lang_dir(args.data_dir, cfg.lang), clean=TextNormaliser(cfg.lang)
+    )
     recognisers = {method: Recogniser(method, resources, cfg.decode) for method in cfg.decode.methods}
     decoder = BatchDecoder(model, recognisers, cfg.decode.tail_frames, device)
     for name, batches in parts.items():

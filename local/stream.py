@@ -21,6 +21,7 @@ from local.common.errors import UserError, reason
 from local.config.methods import METHODS
 from local.config.schema import DecodeConfig
 from local.corpus.audio_files import BadAudio, check_audio
+from local.data.text import TextNormaliser
 from local.data.tokenizer import lang_dir
 from local.decoding.endpoint import EndpointRules
 from local.decoding.recogniser import make_stream
@@ -147,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     audio = read_audio(args.file, cfg.features.sampling_rate)
     device = choose_device(cfg.decode.num_threads)
     lang = lang_dir(args.data_dir, cfg.lang) if args.data_dir else None
-    resources = Resources(model.to(device), tokenizer, device, args.checkpoint.parent, lang)
+    resources = Resources(model.to(device), tokenizer, device, args.checkpoint.parent, lang, clean=TextNormaliser(cfg.lang))
     search, second_pass = make_search(args.method, resources, cfg.decode)
     recogniser = StreamingRecogniser(
         model.encoder,

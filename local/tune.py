@@ -27,6 +27,7 @@ from local.common.errors import UserError
 from local.config.methods import METHODS, TUNED
 from local.config.schema import AverageConfig, DecodeConfig, TuneConfig
 from local.data.datamodule import AsrDataModule
+from local.data.text import TextNormaliser
 from local.data.tokenizer import lang_dir
 from local.decoding.batch_decoder import BatchDecoder, Encoded, search, with_progress
 from local.decoding.recogniser import Recogniser
@@ -95,8 +96,9 @@ class Tuner:
 
     def resources(self, model: Transducer) -> Resources:
         """Return what methods need besides `model`."""
-        lang = lang_dir(self.data.data_dir, self.data.cfg.lang)
-        return Resources(model, self.data.tokenizer, self.device, self.exp_dir, lang)
+        lang = self.data.cfg.lang
+        folder, clean = lang_dir(self.data.data_dir, lang), TextNormaliser(lang)
+        return Resources(model, self.data.tokenizer, self.device, self.exp_dir, folder, clean=clean)
 
     def encode(self, model: Transducer) -> EncodedParts:
         """Encode all dev parts. Raises `UserError` if their references have no word."""

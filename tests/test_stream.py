@@ -72,7 +72,7 @@ def whole(folder: Path, file: str, method: str, *overrides: str) -> tuple[str, f
     model, cfg, tokenizer = load_averaged(folder / "averaged.pt", list(overrides))
     recording = Recording.from_file(folder / file).resample(RATE)
     x = make_extractor(cfg.features).extract(torch.from_numpy(recording.load_audio()), RATE).unsqueeze(0)
-    resources = Resources(model, tokenizer, torch.device("cpu"), folder, folder / "lang_bpe_500")
+    resources = Resources(model, tokenizer, torch.device("cpu"), folder, folder / "lang_bpe_500", clean=str)
     recogniser = Recogniser(method, resources, cfg.decode)
     decoder = BatchDecoder(model, {method: recogniser}, cfg.decode.tail_frames, torch.device("cpu"))
     return tokenizer.decode(decoder.run(x, torch.tensor([x.shape[1]]), [file])[method][0].tokens), recording.duration
