@@ -96,10 +96,12 @@ class TrainConfig(Section):
     batch_seconds: NotNegative
     max_duration: Annotated[Any, Limits(0, is_open=True, may_be_infinite=True)]  # a float, or AUTO: OmegaConf has no such union
     warm_step: Size
+    warm_share: Annotated[float, Limits(0, 0.33)]  # the pruned loss has its full weight after twice the warm-up
     average_period: Size
     keep_last: Count
     save_every: Count
     valid_every: Count
+    valid_utterances: Count
     log_every: Size
     seed: Count
     precision: Literal["float32", "bf16", "fp16"]
