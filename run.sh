@@ -148,7 +148,7 @@ main() {
   check_data
   done_dir=$exp_dir/.done log_dir=$exp_dir/log
   lang=$data_dir/lang_bpe_$(value_of lang.vocab_size)
-  echo "corpus $corpus, experiment $exp_dir, configuration ${chosen:-$conf}${overrides[*]:+ ${overrides[*]}}"
+  echo "corpus $corpus, experiment $exp_dir, configuration ${chosen:-$conf}${chosen:+, chosen to fit the data}${overrides[*]:+ ${overrides[*]}}"
 
   if [[ -n $other ]]; then
     other_command "$other"

@@ -90,7 +90,7 @@ def report(path: Path, text: str, choice: Choice, hours: float, machine: Machine
     cfg = load_config(path, overrides)
     print(f"{path}:\n" + "".join(f"  {line}\n" for line in text.splitlines()), end="")
     time = duration(expected_seconds(hours, cfg, choice.preset, machine))
-    print(f"{cfg.train.num_epochs} epochs will take about {time} (a rough estimate, from other machines)")
+    print(f"{cfg.train.num_epochs} epochs will take about {time} on this machine: an estimate from the times of others")
     keys = ", ".join(choice.keys)
     print(f"To change it, edit {path}, give {keys} as key=value, or name a configuration of your own by --conf")
 

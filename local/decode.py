@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = AsrDataModule(cfg, args.data_dir, tokenizer)
     if not data.corpus.test:
         raise UserError(f"{args.data_dir / 'corpus.yaml'}: key 'test' is empty; name parts to decode by --sets")
-    check_known(data.references(), tokenizer, args.checkpoint, args.data_dir)
+    check_known(data.references(data.corpus.test), tokenizer, args.checkpoint, args.data_dir)
     compare_tokens(tokenizer, args.checkpoint, args.data_dir)
     parts = {name: data.test_dataloader(name) for name in data.corpus.test}
     folder, lang = args.trained_in or args.exp_dir, lang_dir(args.data_dir, cfg.lang)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from local.config.load import CONF_DIR, load_config
-from local.config.schema import Config
+from local.config.schema import AUTO, Config
 
 SPEEDS_WITH_COPIES = 3  # augment.speed_perturb trains on each utterance at three speeds
 BASIC_TOKENS = 4  # <blk>, <sos/eos>, <unk> and the mark of a word's beginning, besides one token per character
@@ -108,7 +108,8 @@ def choose_tokens(hours: float, characters: int) -> tuple[int, str]:
 
 def batches_per_epoch(hours: float, cfg: Config) -> int:
     """Return about how many steps of the optimiser an epoch over `hours` of speech has, for one process."""
-    size = cfg.train.batch_seconds or cfg.train.max_duration
+    limit = cfg.train.max_duration if cfg.train.max_duration != AUTO else load_config().train.max_duration
+    size = cfg.train.batch_seconds or limit
     return max(1, round(3600 * hours * speeds(cfg) / size))
 
 
@@ -128,7 +129,8 @@ def _features(hours: float, cfg: Config) -> tuple[str, str] | None:
 def expected_seconds(hours: float, cfg: Config, preset: Preset, machine: Machine) -> float:
     """Return a rough estimate of the seconds that a training with `cfg`, made from `preset`, takes."""
     per_hour = preset.gpu_seconds if machine.gpu_gib is not None else preset.cpu_seconds / min(machine.cores, 8)
-    return hours * speeds(cfg) * cfg.train.num_epochs * per_hour
+    share = cfg.train.max_steps / (batches_per_epoch(hours, cfg) * cfg.train.num_epochs)
+    return hours * speeds(cfg) * cfg.train.num_epochs * per_hour * (share if 0 < share < 1 else 1)
 
 
 def as_yaml(choice: Choice, about: str) -> str:

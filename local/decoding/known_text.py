@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +13,16 @@ from local.data.tokenizer import Tokenizer
 
 MOST_UNKNOWN = 0.2  # share of the words that may have characters without a token
 CHARACTERS_SHOWN = 20
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
 
 def check_known(texts: Sequence[str], tokenizer: Tokenizer, checkpoint: Path, data_dir: Path) -> None:
     """Print a line if some words of the references `texts` have characters that the model cannot write.
 
-    Raises `UserError` naming these characters, the checkpoint and the data if they are more than `MOST_UNKNOWN` of the words.
+    Chinese and Japanese characters count as words. Raises `UserError` naming the characters without a token, the checkpoint
+    and the data if these words are more than `MOST_UNKNOWN` of all.
     """
-    words = Counter(word for text in texts for word in text.split())
+    words = Counter(word for text in texts for word in WORD.findall(text))
     unknown = {word: tokenizer.unknown_characters(word) for word in words}
     bad = sum(words[word] for word, characters in unknown.items() if characters)
     if not bad:
