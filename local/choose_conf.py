@@ -60,10 +60,10 @@ def is_edited(path: Path) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words: "25 minutes", "7 hours", "4 days"."""
-    for unit, size, limit in (("minutes", 60, 90 * 60), ("hours", 3600, 48 * 3600)):
+    """Return a time in words: "40 seconds", "25 minutes", "7 hours", "4 days"."""
+    for unit, size, limit in (("seconds", 1, 100), ("minutes", 60, 100 * 60), ("hours", 3600, 48 * 3600)):
         if seconds < limit:
-            return f"{max(1, round(seconds / size))} {unit}"
+            return f"{max(2, round(seconds / size))} {unit}"
     return f"{round(seconds / 86400)} days"
 
 
@@ -90,7 +90,8 @@ def report(path: Path, text: str, choice: Choice, hours: float, machine: Machine
     cfg = load_config(path, overrides)
     print(f"{path}:\n" + "".join(f"  {line}\n" for line in text.splitlines()), end="")
     time = duration(expected_seconds(hours, cfg, choice.preset, machine))
-    print(f"{cfg.train.num_epochs} epochs will take about {time} on this machine: an estimate from the times of others")
+    epochs = f"{cfg.train.num_epochs} epoch{'s' if cfg.train.num_epochs > 1 else ''}"
+    print(f"training for {epochs} will take about {time}: an estimate from the times of other machines")
     keys = ", ".join(choice.keys)
     print(f"To change it, edit {path}, give {keys} as key=value, or name a configuration of your own by --conf")
 

@@ -69,7 +69,8 @@ def test_a_file_that_was_edited_stays(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(30, "1 minutes"), (1500, "25 minutes"), (7 * 3600, "7 hours"), (345600, "4 days")]
+    ("seconds", "words"),
+    [(1, "2 seconds"), (99, "99 seconds"), (1500, "25 minutes"), (7 * 3600, "7 hours"), (345600, "4 days")],
 )
 def test_a_time_in_words(seconds: float, words: str) -> None:
     assert choose_conf.duration(seconds) == words

@@ -83,9 +83,11 @@ def choose(hours: float, characters: int, machine: Machine) -> Choice:
     if preset is not by_hours and machine.gpu_gib is None:
         epochs, why = EPOCHS_ON_CPU, "a CPU takes long for so much speech"
     elif (needed := math.ceil(preset.updates / per_epoch)) > epochs:
-        epochs, why = min(needed, MOST_EPOCHS), f"so that the training has at least {preset.updates} batches"
+        epochs, why = needed, f"so that the training has at least {preset.updates}"
+        if needed > MOST_EPOCHS:
+            epochs, why = MOST_EPOCHS, f"the most epochs, though {preset.updates} batches would be better"
     total = epochs * per_epoch
-    keys["train.num_epochs"] = epochs, f"about {per_epoch} batches per epoch, {total} in all; {why}"
+    keys["train.num_epochs"] = epochs, f"about {per_epoch} batches each, {total} in all; {why}"
     base = load_config().optim
     if (lr_batches := float(round(total / 3))) < base.lr_batches:
         keys["optim.lr_batches"] = lr_batches, "a third of all batches"
