@@ -46,7 +46,6 @@ name_corpus() {
   [[ -z $corpus_dir || -e $corpus_dir ]] || fail "--corpus-dir $corpus_dir: no such folder"
   [[ $corpus == custom && -n $corpus_dir ]] || return 0
   name=$(basename "$(realpath -ms "$corpus_dir")")
-  [[ ! -f $corpus_dir ]] || name=${name%.*}
   [[ $name != / ]] || name=$corpus
 }
 
