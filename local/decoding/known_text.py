@@ -9,7 +9,7 @@ from pathlib import Path
 
 from local.common.errors import UserError
 from local.common.text_files import read_bytes
-from local.data.tokenizer import Tokenizer
+from local.data.tokenizer import UNK_ID, Tokenizer
 
 MOST_UNKNOWN = 0.2  # share of the words that may have characters without a token
 CHARACTERS_SHOWN = 20
@@ -23,13 +23,15 @@ def check_known(texts: Sequence[str], tokenizer: Tokenizer, checkpoint: Path, da
     and the data if these words are more than `MOST_UNKNOWN` of all.
     """
     words = Counter(word for text in texts for word in WORD.findall(text))
-    unknown = {word: tokenizer.unknown_characters(word) for word in words}
-    bad = sum(words[word] for word, characters in unknown.items() if characters)
+    characters = sorted(set().union(*words))
+    known = {c for c, ids in zip(characters, tokenizer.encode(characters), strict=True) if UNK_ID not in ids}
+    unknown = {word: [c for c in word if c not in known] for word in words}
+    bad = sum(words[word] for word, lost in unknown.items() if lost)
     if not bad:
         return
     most = Counter[str]()
-    for word, characters in unknown.items():
-        most.update(dict.fromkeys(characters, words[word]))
+    for word, lost in unknown.items():
+        most.update(dict.fromkeys(lost, words[word]))
     shown = " ".join(c for c, _ in most.most_common(CHARACTERS_SHOWN)) + (" ..." if len(most) > CHARACTERS_SHOWN else "")
     what = f"{bad} of {words.total()} words of the references have characters that the model has no token for: {shown}"
     if bad > MOST_UNKNOWN * words.total():
