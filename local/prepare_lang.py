@@ -18,7 +18,7 @@ from local.common.atomic import atomic_write, write_text
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.config import load_config
-from local.corpus.corpus_yaml import load_corpus
+from local.corpus.corpus_yaml import load_corpus, needs_train
 from local.corpus.dropped import MAX_SHOWN, Dropped, report_dropped, write_dropped
 from local.corpus.manifest_lines import read_manifest
 from local.data.durations import SPEEDS, num_frames, tokens_fit
@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make the tokens and count those of every part."""
     args = make_parser(__doc__, data_dir=True).parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
-    corpus, folder = load_corpus(args.data_dir / "corpus.yaml"), lang_dir(args.data_dir, cfg.lang)
+    corpus_yaml, folder = args.data_dir / "corpus.yaml", lang_dir(args.data_dir, cfg.lang)
+    corpus = needs_train(load_corpus(corpus_yaml), corpus_yaml)
     texts = read_texts(args.data_dir, corpus.train)
     tokenizer = train_tokenizer(texts, cfg.lang.vocab_size, cfg.lang.character_coverage)
     dropped: list[Dropped] = []

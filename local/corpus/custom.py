@@ -54,14 +54,14 @@ def custom_parts(
     """
     normalise, share = check_options(corpus)
     sources = {part: find_source(corpus_dir, part) for part in corpus.parts()}
-    first = corpus.train[0]
+    first = corpus.parts()[0]
     if sources[first] is None:  # corpus_dir itself may be the only data directory
         sources[first] = find_source(corpus_dir.absolute().parent, corpus_dir.absolute().name, folders_only=True)
     pairs: dict[str, list[Pair]] = {}
     for part, source in sources.items():
         if source is not None:
             pairs[part] = read_source(source, part, dropped, normalise, store)
-        elif part in corpus.train:
+        elif part in corpus.train or part == first:
             raise UserError(f"part '{part}' is not in {corpus_dir}; expected {FORMS.format(part=part)}")
     for part in corpus.parts():
         if part not in pairs:

@@ -122,6 +122,10 @@ class AsrDataModule:
         cuts = sorted(self._cuts(part), key=lambda cut: cut.id)
         return self._plain(cuts[: self.cfg.decode.max_utterances or None], self.cfg.decode.max_duration, Processes())
 
+    def references(self, parts: Iterable[str]) -> list[str]:
+        """Return the transcripts of these parts."""
+        return [cut.supervisions[0].text or "" for part in parts for cut in self._cuts(part)]
+
     def _train_cuts(self) -> ShuffledCuts:
         """Return the training cuts; the first call reads them, and the noise."""
         cfg = self.cfg

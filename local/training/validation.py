@@ -78,7 +78,8 @@ class Validator:
 
     def _decoder(self) -> BatchDecoder:
         """Return a decoder with the weights of now, as a search keeps what it computed from them."""
-        resources = Resources(self.model, self.data.tokenizer, self.device, Path())  # greedy search reads no file
+        # Greedy search reads no file, and no text but its own.
+        resources = Resources(self.model, self.data.tokenizer, self.device, Path(), clean=str)
         recognisers = {METHOD: Recogniser(METHOD, resources, self.cfg.decode)}
         return BatchDecoder(self.model, recognisers, self.cfg.decode.tail_frames, self.device)
 
