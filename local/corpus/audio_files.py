@@ -30,7 +30,7 @@ FLOOR = -200.0  # dB of full scale, the level of zeros
 # Sizes of the data, or a few bytes more, in the header of a WAV whose writer could not go back to it: SoX, ffmpeg, arecord ...
 PIPE_SIZES = (0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 LONGEST_HEADER = 256  # bytes by which writers reduce these sizes
-STATED = re.compile(r"^\s*(?:Data Size|SSND|BODY|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+STATED = re.compile(r"^\s*(?:data|Data Size|SSND|BODY|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 
 
 class AudioInfo(NamedTuple):
@@ -114,7 +114,7 @@ def wav_bytes_missing(source: Source, head: bytes) -> int:
 
 def is_pipe_size(size: int) -> bool:
     """Return whether a header's size means that the length is unknown."""
-    return any(0 <= most - size <= LONGEST_HEADER for most in PIPE_SIZES)
+    return size >= 1 << 62 or any(0 <= most - size <= LONGEST_HEADER for most in PIPE_SIZES)
 
 
 def check_all(check: Callable[[A], B], items: Collection[A], num_jobs: int, what: str) -> Iterator[tuple[A, B | BadAudio]]:
