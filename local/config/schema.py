@@ -162,6 +162,8 @@ class DataConfig(Section):
 class LangConfig(Section):
     vocab_size: Annotated[int, Limits(4, 1_000_000)]
     character_coverage: Share
+    normalise: Literal["upper", "lower", "none"]
+    rules: str | None
 
 
 @dataclass
