@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from local.corpus.pairs import Pair
 from local.corpus.screening import check_pairs
 from local.corpus.shard_store import ShardStore, shard_store
 from local.data.summary import Summary
+from local.data.text import TextNormaliser, unusual_characters
 
 from lhotse import RecordingSet, SupervisionSet
 from lhotse.supervision import AlignmentItem
@@ -73,22 +74,25 @@ def warn_shared_speakers(corpus: Corpus, speakers: dict[str, set[str]]) -> None:
             print(f"warning: {len(shared)} speakers are both in {a} and in {b}: {names}", file=sys.stderr)
 
 
-def read_parts(corpus: Corpus, corpus_dir: Path, dropped: list[Dropped], store: ShardStore) -> dict[str, list[Pair]]:
-    """Return the utterances of every part that is there; lines that cannot be read go to `dropped`."""
+def read_parts(
+    corpus: Corpus, corpus_dir: Path, dropped: list[Dropped], store: ShardStore, clean: Callable[[str], str]
+) -> dict[str, list[Pair]]:
+    """Return the utterances of every part that is there, texts made `clean`; lines that cannot be read go to `dropped`."""
     if corpus.source == "custom":
-        return read_given(corpus_dir, corpus, dropped, store)
+        return read_given(corpus_dir, corpus, dropped, store, clean)
     tree = find_tree(corpus_dir)
-    return {part: with_alignments(read_part(tree, part, PARTS_HINT), tree / part) for part in corpus.parts()}
+    found = {part: with_alignments(read_part(tree, part, PARTS_HINT), tree / part) for part in corpus.parts()}
+    return {part: [(r, fastcopy(s, text=clean(s.text or ""))) for r, s in pairs] for part, pairs in found.items()}
 
 
 def screened(
-    corpus: Corpus, corpus_dir: Path, dropped: list[Dropped], store: ShardStore, num_jobs: int
+    corpus: Corpus, corpus_dir: Path, dropped: list[Dropped], store: ShardStore, clean: Callable[[str], str], num_jobs: int
 ) -> tuple[dict[str, list[Pair]], set[str]]:
     """Return the usable utterances of every part, missing parts split off, and the names of the parts that are there.
 
     The other utterances go to `dropped`. Raises `UserError` for a part without usable utterances.
     """
-    found = read_parts(corpus, corpus_dir, dropped, store)  # before any long work, as a part may be missing
+    found = read_parts(corpus, corpus_dir, dropped, store, clean)  # before any long work, as a part may be missing
     kept: dict[str, list[Pair]] = {}
     for part, pairs in found.items():
         kept[part] = check_pairs(drop_duplicates_and_empty(pairs, part, dropped), part, num_jobs, dropped, store)
@@ -131,7 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     dropped: list[Dropped] = []
     folder = args.data_dir / "manifests"
     try:
-        kept, given = screened(corpus, args.corpus_dir, dropped, shard_store(args.data_dir, cfg.data), args.nj)
+        store = shard_store(args.data_dir, cfg.data)
+        kept, given = screened(corpus, args.corpus_dir, dropped, store, TextNormaliser(cfg.lang), args.nj)
     finally:  # an error alone would not say what is wrong with each utterance
         if dropped:
             write_dropped(folder / "dropped.tsv", dropped)
@@ -144,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{part}: {len(pairs)} utterances, {hours:.2f} h, {len(speakers)} speakers")
     warn_shared_speakers(corpus, {part: {s.speaker for _, s in kept[part] if s.speaker} for part in given})
     save_corpus(corpus, args.data_dir / "corpus.yaml")
-    print(Summary.start(args.data_dir, corpus, kept, given, dropped).write())
+    unusual = {part: unusual_characters([segment.text or "" for _, segment in pairs]) for part, pairs in kept.items()}
+    print(Summary.start(args.data_dir, corpus, kept, given, dropped, unusual).write())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from local.corpus.audio_reading import BadAudio, Source, data_chunk, first_bytes
 
 import numpy as np
 import soundfile
+import torch
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -125,7 +126,8 @@ def check_all(check: Callable[[A], B], items: Collection[A], num_jobs: int, what
     """
     waiting = iter(items)
     item: A | None = None
-    with ProcessPoolExecutor(num_jobs, multiprocessing.get_context("fork")) as pool:
+    fork = multiprocessing.get_context("fork")  # the processes inherit the loaded libraries
+    with ProcessPoolExecutor(num_jobs, fork, torch.set_num_threads, (1,)) as pool:  # OpenMP's threads do not survive a fork
         results = in_order(pool, partial(caught, check), items, 8 * num_jobs)
         try:
             for result in progress(results, len(items), what, "files"):

@@ -49,17 +49,18 @@ def custom_parts(
     corpus_dir: Path, corpus: Corpus, dropped: list[Dropped], store: ShardStore | None = None
 ) -> dict[str, list[Pair]]:
     """Return the utterances of every part, without screening; see `read_given` and `split_missing`."""
-    return split_missing(read_given(corpus_dir, corpus, dropped, store), corpus, corpus_dir)
+    clean = NORMALISE[check_options(corpus)[0]]
+    return split_missing(read_given(corpus_dir, corpus, dropped, store, clean), corpus, corpus_dir)
 
 
 def read_given(
-    corpus_dir: Path, corpus: Corpus, dropped: list[Dropped], store: ShardStore | None = None
+    corpus_dir: Path, corpus: Corpus, dropped: list[Dropped], store: ShardStore | None, clean: Callable[[str], str]
 ) -> dict[str, list[Pair]]:
     """Return the utterances of the parts of `corpus` that are in `corpus_dir`; malformed lines go to `dropped`.
 
-    Raises `UserError` if train is missing or an option is wrong.
+    clean: makes the transcripts' normal form. Raises `UserError` if train is missing or an option is wrong.
     """
-    normalise, _ = check_options(corpus)
+    check_options(corpus)
     sources = {part: find_source(corpus_dir, part) for part in corpus.parts()}
     first = corpus.train[0]
     if sources[first] is None:  # corpus_dir itself may be the only data directory
@@ -67,7 +68,8 @@ def read_given(
     pairs: dict[str, list[Pair]] = {}
     for part, source in sources.items():
         if source is not None:
-            pairs[part] = read_source(source, part, dropped, normalise, store)
+            found = read_source(source, part, dropped, "none", store)
+            pairs[part] = [(recording, fastcopy(segment, text=clean(segment.text or ""))) for recording, segment in found]
         elif part in corpus.train:
             raise UserError(f"part '{part}' is not in {corpus_dir}; expected {FORMS.format(part=part)}")
     return pairs

@@ -83,6 +83,13 @@ def test_each_stage_adds_what_it_knows(corpus: Path) -> None:
     assert not any("tokens" in label for label in rows((prepare(corpus, 2) / "README.md").read_text()))  # those were other data
 
 
+def test_characters_other_than_letters_are_shown(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (corpus / "test.tsv").write_text("t.wav\tfour, [noise] 5\n")
+    data = prepare(corpus, 1)
+    assert "- test: 1 of 1 transcripts" in capsys.readouterr().out
+    assert [line for line in (data / "README.md").read_text().splitlines() if line.startswith("- ")][0].endswith(", 5 [ ]")
+
+
 def test_channels_that_became_utterances_are_counted(corpus: Path) -> None:
     found = rows((prepare(corpus, 2, "data.channel=both") / "README.md").read_text())
     assert sum(int(n) for n in found["more, as data.channel=both"]) == 1
