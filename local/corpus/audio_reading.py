@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local.common.text_files import is_file
+from local.corpus.mpeg import states_length, with_length
 
 import numpy as np
 import soundfile
@@ -82,15 +83,17 @@ def _opened(source: Source, head: bytes) -> soundfile.SoundFile:
 
 
 def _readable(source: Source, head: bytes) -> Source:
-    """Return what libsndfile can open: converted audio, or a WAV whose header states no samples although they follow."""
+    """Return what libsndfile reads wholly: converted audio, MP3 with its length, WAV whose header does not deny its samples."""
     if FOREIGN.match(head):
         return convert(source, ("ffmpeg",))
+    if not states_length(head):
+        data = _all_bytes(source)
+        found = with_length(data)
+        return source if found is data else io.BytesIO(found)
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE" and (place := data_chunk(head)) and place[1] == 0:
-        data = bytearray(_all_bytes(source))
-        start = place[0]
-        if len(data) - start >= 8 and bytes(data[start : start + 4]) not in CHUNKS:
-            data[start - 4 : start] = struct.pack("<I", min(len(data) - start, 0xFFFFFFFE))
-            return io.BytesIO(data)
+        data, start = _all_bytes(source), place[0]
+        if len(data) - start >= 8 and data[start : start + 4] not in CHUNKS:
+            return io.BytesIO(data[: start - 4] + struct.pack("<I", min(len(data) - start, 0xFFFFFFFE)) + data[start:])
     return source
 
 
