@@ -62,7 +62,7 @@ main() {
     run local.get_audio --corpus-yaml "$corpus_yaml" --out "$audio" --nj "$nj" "${found[@]}"
   stage manifests --config "$parts lang.normalise lang.rules" "${described[@]}" --input "$audio" --made-by audio --output "$data_dir/manifests" -- \
     run local.prepare_manifests --corpus-yaml "$corpus_yaml" --corpus-dir "$audio" --data-dir "$data_dir" --nj "$nj"
-  stage cuts --config "features.sampling_rate data.min_utterance_seconds data.max_utterance_seconds" \
+  stage cuts --config "features.sampling_rate data.channel data.min_utterance_seconds data.max_utterance_seconds" \
     --input "$data_dir/manifests" --made-by manifests --output "$data_dir/cuts" -- \
     run local.prepare_cuts --data-dir "$data_dir"
   if [[ -n $(value_of augment.musan) ]]; then

@@ -22,6 +22,7 @@ from local.corpus.corpus_yaml import load_corpus, needs_train
 from local.corpus.dropped import MAX_SHOWN, Dropped, report_dropped, write_dropped
 from local.corpus.manifest_lines import read_manifest
 from local.data.durations import SPEEDS, num_frames, tokens_fit
+from local.data.summary import Summary
 from local.data.token_counts import UNUSABLE, counts_file, write_token_counts
 from local.data.tokenizer import Tokenizer, lang_dir, train_tokenizer
 from local.data.transcripts import read_texts
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = read_texts(args.data_dir, corpus.train)
     tokenizer = train_tokenizer(texts, cfg.lang.vocab_size, cfg.lang.character_coverage)
     dropped: list[Dropped] = []
+    summary = Summary(args.data_dir)
     for part in corpus.parts():
         path = args.data_dir / "cuts" / f"{part}.jsonl.gz"
         cuts: list[Cut] = list(read_manifest(path, Cut, "stage 2 (cuts) of prepare.sh"))  # type: ignore[type-abstract]
@@ -89,9 +91,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             last = f"the last one dropped: {dropped[-1].line()}" if dropped else f"{path} is empty"
             raise UserError(f"part '{part}': no utterance is left; {last}")
         write_token_counts(counts, counts_file(folder, part))
+        usable = [(cut.duration, counts[cut.id]) for cut in cuts if counts[cut.id] != UNUSABLE]
+        summary.add_tokens(cfg.lang.vocab_size, part, usable, dropped)
         if train and cfg.augment.speed_perturb:
-            lengths = [(cut.duration, counts[cut.id]) for cut in cuts if counts[cut.id] != UNUSABLE]
-            if too_fast := sum(not tokens_fit(seconds / speed, n) for seconds, n in lengths for speed in SPEEDS):
+            if too_fast := sum(not tokens_fit(seconds / speed, n) for seconds, n in usable for speed in SPEEDS):
                 print(f"{part}: {too_fast} speed-perturbed copies have more tokens than frames; training leaves them out")
     write_dropped(folder / "dropped.tsv", dropped)
     report_dropped(dropped, folder / "dropped.tsv")
@@ -99,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked, made = cfg.lang.vocab_size, tokenizer.vocab_size
     fewer = f" (the text has no more: lang.vocab_size={asked})" if made < asked else ""
     print(f"{made} tokens from {len(texts)} transcripts{fewer}")
+    print(summary.write(cfg.lang.vocab_size))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from local.config.methods import METHODS, DecodeConfig, TuneConfig
 AUTO = "auto"  # of train.max_duration: the trainer chooses
 
 GradientControl = Literal["filter", "clip", "none"]
+Channel = Literal["first", "mix", "both", "loudest"]
 
 
 @dataclass
@@ -154,6 +155,7 @@ class DataConfig(Section):
     num_buckets: Annotated[int, Limits(1, 10_000)]
     shuffle_shards: Size
     shard_cache: Positive
+    channel: Channel
     min_utterance_seconds: NotNegative
     max_utterance_seconds: Seconds
 

@@ -48,11 +48,19 @@ SHARDS = "cuts.*.jsonl*"  # in a folder of shards
 def custom_parts(
     corpus_dir: Path, corpus: Corpus, dropped: list[Dropped], store: ShardStore | None = None
 ) -> dict[str, list[Pair]]:
-    """Return the utterances of every part of `corpus` in `corpus_dir`; malformed lines go to `dropped`.
+    """Return the utterances of every part, without screening; see `read_given` and `split_missing`."""
+    clean = NORMALISE[check_options(corpus)[0]]
+    return split_missing(read_given(corpus_dir, corpus, dropped, store, clean), corpus, corpus_dir)
 
-    Missing dev and test parts are split off train. Raises `UserError` if train is missing or an option is wrong.
+
+def read_given(
+    corpus_dir: Path, corpus: Corpus, dropped: list[Dropped], store: ShardStore | None, clean: Callable[[str], str]
+) -> dict[str, list[Pair]]:
+    """Return the utterances of the parts of `corpus` that are in `corpus_dir`; malformed lines go to `dropped`.
+
+    clean: makes the transcripts' normal form. Raises `UserError` if train is missing or an option is wrong.
     """
-    normalise, share = check_options(corpus)
+    check_options(corpus)
     sources = {part: find_source(corpus_dir, part) for part in corpus.parts()}
     first = corpus.parts()[0]
     if sources[first] is None:  # corpus_dir itself may be the only data directory
@@ -60,9 +68,17 @@ def custom_parts(
     pairs: dict[str, list[Pair]] = {}
     for part, source in sources.items():
         if source is not None:
-            pairs[part] = read_source(source, part, dropped, normalise, store)
-        elif part in corpus.train or part == first:
+            found = read_source(source, part, dropped, "none", store)
+            pairs[part] = [(recording, fastcopy(segment, text=clean(segment.text or ""))) for recording, segment in found]
+        elif part in corpus.train:
             raise UserError(f"part '{part}' is not in {corpus_dir}; expected {FORMS.format(part=part)}")
+    return pairs
+
+
+def split_missing(kept: dict[str, list[Pair]], corpus: Corpus, corpus_dir: Path) -> dict[str, list[Pair]]:
+    """Return the utterances of every part; missing dev and test parts are split off the first training part."""
+    _, share = check_options(corpus)
+    pairs, first = dict(kept), corpus.train[0]
     for part in corpus.parts():
         if part not in pairs:
             pairs[part], pairs[first] = split_off(pairs[first], part, share, corpus_dir, first)

@@ -32,17 +32,22 @@ assert Float16ArchiveReader.name  # importing the class registers it with lhotse
 
 
 class Batches:
-    """An iterable over the batches of one pass through `num_cuts` utterances; `skipped` of them could not be loaded so far."""
+    """An iterable over the batches of one pass through `num_cuts` utterances.
+
+    `skipped` of them could not be loaded so far; `last_problem` names the last of these and the reason ("" if there is none).
+    """
 
     def __init__(self, loader: DataLoader, num_cuts: int, with_empty: bool = False) -> None:
         """Iterate over `loader`; with_empty: also yield batches without utterances, as all processes must make each pass."""
         self.loader, self.num_cuts, self.with_empty, self.skipped = loader, num_cuts, with_empty, 0
+        self.last_problem = ""
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches. Raises `UserError` for a damaged line of a manifest."""
         try:
             for batch in self._start_workers():
                 self.skipped += len(batch.skipped)
+                self.last_problem = batch.problem or self.last_problem
                 if batch.ids or self.with_empty:
                     yield batch
         except UserError as e:  # a worker's has a traceback before its own line

@@ -12,7 +12,7 @@ from local.corpus.custom import custom_parts, find_source, read_source, split_of
 from local.corpus.dropped import Dropped
 from local.corpus.shard_store import ShardStore
 from local.corpus.tables import Row, utterance_ids
-from local.prepare_cuts import make_cuts
+from local.prepare_cuts import make_cuts, read_pairs
 from local.prepare_manifests import check_pairs, drop_duplicates_and_empty
 from local.prepare_manifests import main as prepare_manifests
 from tests.conftest import ROOT
@@ -166,10 +166,9 @@ def test_kaldi_directory_of_whole_files_and_pipes(tmp_path: Path, audio: list[st
     )
     found = import_custom(folder, "train")
     assert [row[:3] for row in summary(found)] == [row[:3] for row in EXPECTED]
-    piped = found[0]["b"]
-    assert (piped.num_samples, piped.sampling_rate, piped.load_audio().shape) == (8000, 16000, (1, 8000))
     kept = check_pairs([(found[0][s.recording_id], s) for s in found[1]], "train", 1, dropped := [], STORE)
     assert [s.duration for _, s in kept] == pytest.approx([0.5] * 4, abs=1e-3) and not dropped
+    assert (kept[1][0].sources[0].type, kept[1][0].load_audio().shape) == ("command", (1, 8000))
 
 
 def test_kaldi_directory_with_segments_and_every_mistake(tmp_path: Path, audio: list[str]) -> None:
@@ -193,7 +192,7 @@ def test_kaldi_directory_with_segments_and_every_mistake(tmp_path: Path, audio: 
         ("u1", 0.1, pytest.approx(0.2)),
         ("u2", 0.2, pytest.approx(0.3)),
     ]
-    assert dropped[-1].id == "u7" and "pipe" in dropped[-1].detail
+    assert dropped[-1].id == "u7" and "false" in dropped[-1].detail and "exit 1" in dropped[-1].detail
 
 
 def test_kaldi_directory_without_text(tmp_path: Path, audio: list[str]) -> None:
@@ -347,7 +346,7 @@ def test_stage_1_reads_it_whole(tmp_path: Path, audio: list[str], capsys: pytest
     prepare_manifests(
         ["--corpus-yaml", str(ROOT / "egs/custom/corpus.yaml"), "--corpus-dir", str(tmp_path), "--data-dir", str(data)]
     )
-    cuts = list(make_cuts(data, "train", 16000))
+    cuts = list(make_cuts(read_pairs(data, "train"), 16000, "first", ""))
     assert [cut.load_audio().shape for cut in cuts] == [(1, 8000)] * 5
     reasons = [line.split("\t") for line in (data / "manifests/dropped.tsv").read_text().splitlines()]
     assert sorted(r[2].split(":")[0].split(" (")[0] for r in reasons) == [
