@@ -7,6 +7,7 @@ them, and data/<corpus>/corpus.yaml. Utterances that cannot be used are named, c
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import combinations
@@ -15,18 +16,17 @@ from pathlib import Path
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
-from local.common.text_files import read_lines
 from local.config import load_config
 from local.corpus.audio_files import BadAudio, check_all, check_audio
 from local.corpus.corpus_yaml import Corpus, load_corpus, save_corpus
-from local.corpus.custom import custom_parts
+from local.corpus.ctm import with_alignments
+from local.corpus.custom import read_given, split_missing
 from local.corpus.dropped import Dropped, report_dropped, write_dropped
 from local.corpus.librispeech import find_tree, read_part
 from local.corpus.pairs import Pair
 from local.corpus.shard_store import ShardStore, shard_store
 
 from lhotse import Recording, RecordingSet, SupervisionSet
-from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
 
 PARTS_HINT = "; name the parts with data.train_parts=[...] data.dev_parts=[...] data.test_parts=[...]"
@@ -125,27 +125,14 @@ def warn_shared_speakers(corpus: Corpus, speakers: dict[str, set[str]]) -> None:
 def read_parts(corpus: Corpus, corpus_dir: Path, dropped: list[Dropped], store: ShardStore) -> dict[str, list[Pair]]:
     """Return the utterances of every part; lines that cannot be read go to `dropped`."""
     if corpus.source == "custom":
-        return custom_parts(corpus_dir, corpus, dropped, store)
+        return read_given(corpus_dir, corpus, dropped, store, clean)
     tree = find_tree(corpus_dir)
-    return {part: with_alignments(read_part(tree, part, PARTS_HINT), tree / part) for part in corpus.parts()}
+    return {part: with_alignments(read_part(tree, part, dropped, PARTS_HINT), tree / part) for part in corpus.parts()}
 
 
-def with_alignments(pairs: Sequence[Pair], folder: Path) -> list[Pair]:
-    """Return the pairs with the times of their words from .ctm files in `folder`. Raises `UserError` for a malformed line."""
-    words: dict[str, list[AlignmentItem]] = {}
-    for path in sorted(folder.glob("*/*/*.ctm")):
-        for number, line in enumerate(read_lines(path), 1):
-            if not line.strip() or line.startswith(";;"):  # a comment
-                continue
-            try:
-                utterance, _, start, duration, word = line.split()[:5]
-                words.setdefault(utterance, []).append(AlignmentItem(word, float(start), float(duration)))
-            except ValueError:
-                raise UserError(f"{path}:{number}: not 'utterance channel start duration word'") from None
-    return [
-        (recording, fastcopy(segment, alignment={"word": words[segment.id]}) if segment.id in words else segment)
-        for recording, segment in pairs
-    ]
+def clean(text: str) -> str:
+    """Return a transcript in the form that is trained and scored."""
+    return unicodedata.normalize("NFC", " ".join(text.split())).upper()
 
 
 @program
@@ -164,17 +151,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = read_parts(corpus, args.corpus_dir, dropped, store)  # before any long work, as a part may be missing
     folder = args.data_dir / "manifests"
     speakers: dict[str, set[str]] = {}
+    usable: dict[str, list[Pair]] = {}
     for part, pairs in found.items():
-        kept = check_pairs(drop_duplicates_and_empty(pairs, part, dropped), part, args.nj, dropped, store)
-        if not kept:
+        usable[part] = check_pairs(drop_duplicates_and_empty(pairs, part, dropped), part, args.nj, dropped, store)
+        if not usable[part]:
             raise UserError(f"part '{part}' of {args.corpus_dir}: none of its {len(pairs)} utterances can be used")
+    for part, kept in split_missing(usable, corpus, args.corpus_dir).items():
         write_manifests(kept, part, folder)
         speakers[part] = {segment.speaker for _, segment in kept if segment.speaker}
         hours = sum(segment.duration for _, segment in kept) / 3600
         print(f"{part}: {len(kept)} utterances, {hours:.2f} h, {len(speakers[part])} speakers")
     write_dropped(folder / "dropped.tsv", dropped)
     report_dropped(dropped, folder / "dropped.tsv")
-    warn_shared_speakers(corpus, speakers)
+    warn_shared_speakers(corpus, {part: names if part in found else set() for part, names in speakers.items()})
     save_corpus(corpus, args.data_dir / "corpus.yaml")
 
 

@@ -15,7 +15,7 @@ from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.config import load_config
 from local.corpus.audio_files import BadAudio, check_all, check_audio
-from local.corpus.librispeech import AUDIO_ENDINGS
+from local.corpus.audio_paths import AUDIO_ENDINGS
 
 from lhotse import CutSet, Recording
 from lhotse.audio import AudioSource
