@@ -45,7 +45,7 @@ class Source(NamedTuple):
 def find_sources(corpus_dir: Path, corpus: Corpus, errors: list[str]) -> dict[str, Source]:
     """Return the source of each part that is there; parts that are there twice, or needed and missing, go to `errors`.
 
-    Needed is every training part; without one, every part. `corpus_dir` itself may be the first training part, or the only part.
+    Needed is every training part; without one, every part. `corpus_dir` itself may be the first training part or the only part.
     Raises `UserError` if it is no folder.
     """
     if not corpus_dir.is_dir():
@@ -54,7 +54,7 @@ def find_sources(corpus_dir: Path, corpus: Corpus, errors: list[str]) -> dict[st
     needed = corpus.train or parts
     found: dict[str, Source] = {}
     missing = []
-    for part in (*parts[1:], parts[0]):  # a training part, if there is one, comes last: it may be all that is left
+    for part in (*parts[1:], *parts[:1]):  # a training part, if there is one, comes last: it may be all that is left
         whole = part == parts[0] and (part in corpus.train or len(parts) == 1)
         try:
             source = find_part(corpus_dir, part) or (find_whole(corpus_dir, parts, part, found) if whole else None)
