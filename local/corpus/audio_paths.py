@@ -52,7 +52,7 @@ class AudioFinder:
             for ending in endings:
                 if is_file(path := folder / (written + ending)):
                     return path
-        found = locate(written, self.folder)
+        found = locate(written, self.folder) if endings == ("",) else self.folder  # else any word might be a file somewhere
         return found if is_file(found) else None
 
     def path(self, written: str) -> Path:

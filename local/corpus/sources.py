@@ -26,11 +26,13 @@ from local.corpus.transcript_files import has_transcripts
 
 SHARDS = "cuts.*.jsonl*"  # in a folder of shards
 TABLES = (*DELIMITERS, *JSON_LINES)
+SURE = (".tsv", ".csv")  # other endings have other uses, too
 EXPECTED = (
     "{part}.tsv, {part}.csv, {part}/ with wav.scp or with <speaker>/<chapter>/*.trans.txt, recordings_{part}.jsonl.gz with "
     "supervisions_{part}.jsonl.gz, cuts_{part}.jsonl.gz, {part}/ with shards or {part}.shar, {part}.json (NeMo), {part}/ with "
     "audio beside .txt"
 )
+OTHER_NAMES = {"dev": ("valid", "validation", "val"), "test": ("eval", "evaluation")}
 KINDS_SHOWN, NAMES_SHOWN = 6, 3
 
 
@@ -57,12 +59,15 @@ def find_sources(corpus_dir: Path, corpus: Corpus, errors: list[str]) -> dict[st
     for part in (*parts[1:], *parts[:1]):  # a training part, if there is one, comes last: it may be all that is left
         whole = part == parts[0] and (part in corpus.train or len(parts) == 1)
         try:
-            source = find_part(corpus_dir, part) or (find_whole(corpus_dir, parts, part, found) if whole else None)
+            named = find_part(corpus_dir, part)
+            source = named or find_otherwise(corpus_dir, parts, part) or (whole and find_whole(corpus_dir, parts, part, found))
         except UserError as e:
             errors.append(str(e))
             continue
         if source:
             found[part] = source
+            if not named:
+                print(f"part '{part}' is {source.path}")
         elif part in needed:
             missing.append(part)
     if missing:
@@ -73,15 +78,18 @@ def find_sources(corpus_dir: Path, corpus: Corpus, errors: list[str]) -> dict[st
     return {part: found[part] for part in parts if part in found}
 
 
+def find_otherwise(corpus_dir: Path, parts: Sequence[str], part: str) -> Source | None:
+    """Return where `part` is by another usual name that is no part's."""
+    others = (find_part(corpus_dir, name) for name in OTHER_NAMES.get(part, ()) if name not in parts)
+    return next(filter(None, others), None)
+
+
 def find_whole(corpus_dir: Path, parts: Sequence[str], part: str, found: dict[str, Source]) -> Source | None:
     """Return `corpus_dir` itself or its only table as the source of `part`, without what is `found` for others; else None."""
     folder = corpus_dir.absolute()
     taken = [source.path.absolute() for source in found.values()]
     others = tuple(folder / other for other in parts if (folder / other).is_dir())
-    source = form_of_folder(folder, part) or weak_form(folder, part, taken, others)
-    if source:
-        print(f"part '{part}' is {source.path}")
-    return source
+    return form_of_folder(folder, part) or weak_form(folder, part, taken, others)
 
 
 def find_part(corpus_dir: Path, part: str) -> Source | None:
@@ -97,7 +105,7 @@ def find_part(corpus_dir: Path, part: str) -> Source | None:
             found.append(Source(path, match[2]))
         elif path.name == part + LIST:
             found.append(Source(path, "shards"))
-        elif path.name in tables and (path.suffix in (".tsv", ".csv") or is_promising(path, part)):
+        elif path.name in tables and (path.suffix in SURE or is_promising(path, part)):
             found.append(Source(path, "table"))
     folder = corpus_dir / part
     if folder.is_dir() and (strong := form_of_folder(folder, part)):
@@ -154,6 +162,9 @@ def describe(folder: Path) -> str:
     shown = [f"{n} {kind} ({first(kinds[kind])})" for kind, n in counts.most_common(KINDS_SHOWN)]
     if len(counts) > KINDS_SHOWN:
         shown.append(f"{len(counts) - KINDS_SHOWN} other kinds of files")
+    useless = [p.name for p in sorted(folder.iterdir()) if p.suffix.lower() in SURE and not is_promising(p, "")]
+    if useless:
+        shown.append(f"where {first(useless)} names no audio file that is there")
     return ", ".join(shown) or "nothing in it"
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from local.common.errors import UserError
-from local.corpus.audio_paths import AudioFinder, has_audio_ending
+from local.corpus.audio_paths import AudioFinder
 
 COLUMNS = {  # names in headers of common tools and published corpora, lower case
     "path": (
@@ -21,6 +22,7 @@ COLUMNS = {  # names in headers of common tools and published corpora, lower cas
     "end": ("end", "end_time"),
     "duration": ("duration",),
 }
+ENDING = re.compile(r"\.\w{1,5}$")  # of a path
 BY_POSITION = {"path": 0, "text": 1, "speaker": 2}
 
 
@@ -87,7 +89,7 @@ def column_of_files(rows: Sequence[Sequence[str]], finder: AudioFinder) -> int:
 def is_header(first: Sequence[str], rest: Sequence[Sequence[str]], path: int, finder: AudioFinder, named: bool) -> bool:
     """Return whether `first` has no file in the column of the paths, where most of the `rest` have one, or a known name."""
     cell = first[path].strip() if len(first) > path else ""
-    if not cell or "/" in cell or has_audio_ending(cell) or any(c.isdigit() for c in cell) or finder.find(cell):
+    if not cell or "/" in cell or ENDING.search(cell) or any(c.isdigit() for c in cell) or finder.find(cell):
         return False
     if named:
         return True

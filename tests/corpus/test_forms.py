@@ -231,3 +231,20 @@ def test_audio_in_a_shard_without_a_cut_is_listed(tmp_path: Path) -> None:
     found = read_given(tmp_path, corpus, dropped, ShardStore(tmp_path / "s", 1.0), str)["train"]
     assert [(r.id, s.text) for r, s in found] == [("a", "text a"), ("c", "text c")]
     assert [d.id for d in dropped] == ["b"]
+
+
+def test_other_names_of_dev_and_test_are_known_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tones(tmp_path, "a", "b", "c")
+    for name, row in (("train", "a.wav\tone"), ("valid", "b.wav\ttwo"), ("eval", "c.wav\tthree")):
+        (tmp_path / f"{name}.tsv").write_text(row)
+    found = given(tmp_path, ["train"], ["dev"], ["test"])
+    assert {part: [s.id for _, s in pairs] for part, pairs in found.items()} == {"train": ["a"], "dev": ["b"], "test": ["c"]}
+    assert [line.split("'")[1] for line in capsys.readouterr().out.splitlines()] == ["dev", "test"]
+    assert list(given(tmp_path, ["train"], ["dev"], ["eval"])) == ["train", "dev", "eval"]
+
+
+def test_a_table_that_names_no_file_is_said(tmp_path: Path) -> None:
+    tones(tmp_path, "a")
+    (tmp_path / "lines.csv").write_text("x.wav,one\n")
+    with pytest.raises(UserError, match=r"1 \.wav \(a.wav\).*lines.csv names no audio"):
+        given(tmp_path, ["train"], [], [])
