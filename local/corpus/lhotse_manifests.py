@@ -130,7 +130,10 @@ def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> I
                     continue
                 where = f"{manifest}:{number}"
                 try:
-                    item = deserialize_item(json.loads(line))
+                    values = json.loads(line)
+                    if r"\ud" in line.lower():  # half of a character cannot be written again
+                        json.dumps(values, ensure_ascii=False).encode("utf-8")
+                    item = deserialize_item(values)
                     for segment in getattr(item, "supervisions", [item]):
                         if isinstance(segment, SupervisionSegment):
                             segment.text = " ".join((segment.text or "").split())

@@ -88,7 +88,7 @@ def find_whole(corpus_dir: Path, parts: Sequence[str], part: str, found: dict[st
     """Return `corpus_dir` itself or its only table as the source of `part`, without what is `found` for others; else None."""
     folder = corpus_dir.absolute()
     taken = [source.path.absolute() for source in found.values()]
-    others = tuple(folder / other for other in parts if (folder / other).is_dir())
+    others = tuple({*(folder / other for other in parts), *taken})
     return form_of_folder(folder, part) or weak_form(folder, part, taken, others)
 
 
@@ -145,7 +145,7 @@ def weak_form(folder: Path, part: str, taken: Collection[Path] = (), excluded: t
     if beside:
         return Source(folder, "transcripts", excluded)
     if tables:
-        names = ", ".join(p.name for p in tables)
+        names = first([p.name for p in tables])
         raise UserError(f"{folder} has {len(tables)} tables: {names}; name the one of part '{part}' {part}{tables[0].suffix}")
     return None
 
@@ -162,7 +162,8 @@ def describe(folder: Path) -> str:
     shown = [f"{n} {kind} ({first(kinds[kind])})" for kind, n in counts.most_common(KINDS_SHOWN)]
     if len(counts) > KINDS_SHOWN:
         shown.append(f"{len(counts) - KINDS_SHOWN} other kinds of files")
-    useless = [p.name for p in sorted(folder.iterdir()) if p.suffix.lower() in SURE and not is_promising(p, "")]
+    tables = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SURE]
+    useless = [p.name for p in tables[:KINDS_SHOWN] if not is_promising(p, "")]
     if useless:
         shown.append(f"where {first(useless)} names no audio file that is there")
     return ", ".join(shown) or "nothing in it"

@@ -103,7 +103,7 @@ def text_columns(rows: Sequence[Sequence[str]], named_speaker: bool) -> dict[str
     Of two columns, the one with blanks is the text and the other the speaker; if both have blanks, they are the raw and the
     normalised text (LJSpeech), or text and speaker if there is a header.
     """
-    if max(map(len, rows)) < 3:
+    if max(map(len, rows), default=0) < 3:
         return {"text": 1}
     words = [sum(len(row) > i and len(row[i].split()) > 1 for row in rows) for i in (1, 2)]
     if words[0] == 0 and words[1] > 0:

@@ -148,7 +148,7 @@ def json_rows(table: Path, part: str, dropped: list[Dropped], finder: AudioFinde
             continue
         try:
             yield json_row(number, line)
-        except (ValueError, TypeError, RecursionError) as e:
+        except (ValueError, TypeError, ArithmeticError, RecursionError) as e:
             dropped.append(Dropped(f"{table}:{number}", part, "malformed line", " ".join(str(e).split())[:200]))
 
 
@@ -167,6 +167,8 @@ def json_row(number: int, line: str) -> Row:
     if not found["path"].strip():
         raise ValueError("the path is empty")
     speaker, name = (str(found[k]) if found.get(k) is not None else "" for k in ("speaker", "id"))
+    if b"\0" in "".join((found["path"], found["text"], speaker, name)).encode("utf-8"):  # raises ValueError for half characters
+        raise ValueError("a zero byte")
     start, duration = times_of(found)
     return Row(number, found["path"].strip(), " ".join(found["text"].split()), speaker, name, start, duration)
 
@@ -237,5 +239,5 @@ def is_promising(table: Path, part: str) -> bool:
         column = layout.columns["path"]
         cells = [row[column].strip() for row in rows if len(row) > max(column, 1)]
         return (layout.header and not layout.guessed) or any(finder.find(cell) for cell in cells)
-    except (UserError, ValueError, TypeError, RecursionError):
+    except (UserError, ValueError, TypeError, ArithmeticError, RecursionError):
         return False

@@ -27,7 +27,7 @@ def walk(folder: Path, excluded: Sequence[Path]) -> Iterator[tuple[Path, str, li
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and Path(place, f) not in excluded)
         audio, texts = defaultdict(list), defaultdict(list)
-        for name in sorted(names):
+        for name in sorted(name for name in names if not name.startswith(".")):
             stem, ending = os.path.splitext(name)
             if ending.lower() in AUDIO_ENDINGS:
                 audio[stem].append(name)
