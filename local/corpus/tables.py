@@ -178,7 +178,7 @@ def pairs_of_rows(rows: Sequence[Row], finder: AudioFinder) -> list[Pair]:
     files = file_names(rows)
     recordings: dict[str, Any] = {}
     pairs = []
-    for row, name in zip(rows, utterance_ids(rows), strict=True):
+    for row, name in zip(rows, utterance_ids(rows, files), strict=True):
         audio = finder.path(row.path)
         if not (row.start or row.duration):
             pairs.append(whole_file(name, audio, row.text, row.speaker or None))
@@ -191,12 +191,11 @@ def pairs_of_rows(rows: Sequence[Row], finder: AudioFinder) -> list[Pair]:
     return pairs
 
 
-def utterance_ids(rows: Sequence[Row]) -> list[str]:
-    """Return an id per row: the table's, else the file's (see `file_names`), with the times of a segment in milliseconds.
+def utterance_ids(rows: Sequence[Row], files: dict[str, str]) -> list[str]:
+    """Return an id per row: the table's, else that of `files` (see `file_names`), with the times of a segment in milliseconds.
 
     Equal paths and times get equal ids.
     """
-    files = file_names(rows)
     ids = []
     for row in rows:
         times = f"-{row.start * 1000:07.0f}-{(row.start + row.duration) * 1000:07.0f}" if row.start or row.duration else ""

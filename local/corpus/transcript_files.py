@@ -12,7 +12,7 @@ from local.common.text_files import read_lines
 from local.corpus.audio_paths import AUDIO_ENDINGS
 from local.corpus.dropped import Dropped
 from local.corpus.pairs import Pair, whole_file
-from local.corpus.tables import Row, utterance_ids
+from local.corpus.tables import Row, file_names
 
 ENDINGS = (".txt", ".lab")
 
@@ -60,5 +60,5 @@ def read_transcript_files(folder: Path, part: str, dropped: list[Dropped], exclu
         rows.append(Row(0, str((place / audio[0]).relative_to(folder)), text, "", ""))
     if not rows:
         raise UserError(f"{folder}: no audio file has a transcript (.txt) beside it that can be read")
-    names = zip(rows, utterance_ids(rows), strict=True)
-    return [whole_file(name, folder / row.path, row.text, None) for row, name in names]
+    names = file_names(rows)
+    return [whole_file(names[row.path], folder / row.path, row.text, None) for row in rows]

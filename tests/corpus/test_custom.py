@@ -15,7 +15,7 @@ from local.corpus.pairs import Pair, whole_file
 from local.corpus.shard_store import ShardStore
 from local.corpus.sources import find_part
 from local.corpus.splits import split_off
-from local.corpus.tables import Row, utterance_ids
+from local.corpus.tables import Row, file_names, utterance_ids
 from local.prepare_cuts import make_cuts
 from local.prepare_manifests import check_pairs, drop_duplicates_and_empty
 from local.prepare_manifests import main as prepare_manifests
@@ -162,7 +162,7 @@ def test_any_table_comes_back(tmp_path_factory: pytest.TempPathFactory, rows: li
 
 def test_files_of_one_name_get_ids_of_their_own() -> None:
     rows = [Row(i, p, "", "", "") for i, p in enumerate(["x/1.wav", "y/1.wav", "/z/2.wav", "x-1.wav", "x/1.wav"])]
-    assert utterance_ids(rows) == ["x-1", "y-1", "2", "x-1-2", "x-1"]
+    assert utterance_ids(rows, file_names(rows)) == ["x-1", "y-1", "2", "x-1-2", "x-1"]
 
 
 def kaldi(folder: Path, **files: str) -> Path:

@@ -248,3 +248,19 @@ def test_a_table_that_names_no_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "lines.csv").write_text("x.wav,one\n")
     with pytest.raises(UserError, match=r"1 \.wav \(a.wav\).*lines.csv names no audio"):
         given(tmp_path, ["train"], [], [])
+
+
+def test_values_that_cannot_be_written_are_malformed(tmp_path: Path) -> None:
+    """Half of a surrogate pair, a zero byte, numbers beyond all limits; in JSON lines and in lhotse's manifests."""
+    tones(tmp_path, "a")
+    good = {"audio_filepath": "a.wav", "text": "one"}
+    bad = [{"text": "x\ud800"}, {"id": "x\0"}, {"audio_filepath": "a\0.wav"}, {"offset": 10**400}, {"offset": float("nan")}]
+    (tmp_path / "train.json").write_text("\n".join(json.dumps({**good, **values}) for values in ({}, *bad)))
+    found, dropped = stage_1(tmp_path, tmp_path / "work")
+    assert [u.text for u in found["train"]] == ["ONE"]
+    assert [d.id.rpartition(":")[2] for d in dropped] == ["2", "3", "4", "5", "6"]
+    (tmp_path / "train.json").unlink()
+    lines = [json.dumps(cut.to_dict()) for cut in cuts_of(tmp_path, "a")]
+    (tmp_path / "cuts_train.jsonl").write_text("\n".join([lines[0], lines[0].replace("text a", "text \\ud800")]))
+    found, dropped = stage_1(tmp_path, tmp_path / "cuts")
+    assert [u.text for u in found["train"]] == ["TEXT A"] and [d.id for d in dropped] == [f"{tmp_path}/cuts_train.jsonl:2"]

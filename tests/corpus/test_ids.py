@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from local.common.errors import UserError
+from local.corpus.copies import without_speed_copies
 from local.corpus.ctm import with_alignments
-from local.corpus.pairs import whole_file
+from local.corpus.dropped import Dropped
+from local.corpus.pairs import audio_of, place_of, whole_file, with_unique_ids
 from tests.corpus.stage_one import stage_1, tone, tones
 
 import pytest
-from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from hypothesis import given
+from hypothesis import strategies as st
+from lhotse import AudioSource, CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 
 
 def recording(path: Path, name: str) -> Recording:
@@ -112,3 +116,28 @@ def test_times_of_words_belong_to_the_audio_beside_them(tmp_path: Path) -> None:
     (tmp_path / "1/a/b.ctm").write_text("u 1 0.1 0.2 THREE\n")
     with pytest.raises(UserError, match=r"b.ctm:1: u .*a.ctm"):
         with_alignments(pairs, tmp_path)
+
+
+names = st.sampled_from(["a", "b", "a-2", "a_sp0.9", "a_sp1.1", "sp0.9-a", "a_sp0.9-2"])
+utterances = st.lists(st.tuples(names, names, st.sampled_from("xyz"), st.sampled_from([0.0, 0.5]), st.sampled_from([1.0, 0.9])))
+
+
+@given(utterances)
+def test_any_utterances_keep_their_audio_or_are_listed(rows: list[tuple[str, str, str, float, float]]) -> None:
+    """Whatever ids utterances and recordings have; the text tells which file and which place in it an utterance has."""
+    pairs = []
+    for segment_id, recording_id, file, start, speed in rows:
+        found = Recording(recording_id, [AudioSource("file", [0], f"{file}.wav")], 8000, 16000, 2.0)
+        found = found if speed == 1 else found.perturb_speed(speed, affix_id=False)
+        text = f"{file} {start}" if segment_id != "b" else file
+        pairs.append((found, SupervisionSegment(segment_id, recording_id, start / speed, 0.5 / speed, text=text)))
+    dropped: list[Dropped] = []
+    kept = with_unique_ids(without_speed_copies(pairs, "train", dropped), "train")
+    assert len(kept) + len(dropped) == len(rows)
+    by_id: dict[str, object] = {}
+    recordings: dict[str, object] = {}
+    for found, segment in kept:
+        assert segment.recording_id == found.id and (segment.text or "")[0] == found.sources[0].source[0]
+        assert recordings.setdefault(found.id, audio_of(found)) == audio_of(found)
+        assert by_id.setdefault(segment.id, (audio_of(found), place_of(segment))) == (audio_of(found), place_of(segment))
+    assert not {f"{name}_sp{speed}" for name in by_id for speed in (0.9, 1.1)} & set(by_id)
