@@ -74,7 +74,10 @@ def find_sources(corpus_dir: Path, corpus: Corpus, errors: list[str]) -> dict[st
         which = ", ".join(f"'{part}'" for part in sorted(missing, key=needed.index))
         what = EXPECTED.format(part=needed[0] if needed[0] in missing else missing[0])
         are = f"part {which} is" if len(missing) == 1 else f"parts {which} are"
-        errors.append(f"{are} not in {corpus_dir}, which has {describe(corpus_dir)}; expected {what}")
+        there = describe(corpus_dir)
+        errors.append(
+            f"{are} not in {corpus_dir}, which has {there}; expected {what}; data.train_parts=[...] names other parts"
+        )
     return {part: found[part] for part in parts if part in found}
 
 
@@ -159,7 +162,10 @@ def describe(folder: Path) -> str:
         kind = kind or "files without an ending"
         counts[kind] += 1
         kinds.setdefault(kind, []).append(path.name)
-    shown = [f"{n} {kind} ({first(kinds[kind])})" for kind, n in counts.most_common(KINDS_SHOWN)]
+    shown = [
+        f"{n} {kind.removesuffix('s') if n == 1 else kind} ({first(kinds[kind])})"
+        for kind, n in counts.most_common(KINDS_SHOWN)
+    ]
     if len(counts) > KINDS_SHOWN:
         shown.append(f"{len(counts) - KINDS_SHOWN} other kinds of files")
     tables = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SURE]
