@@ -16,9 +16,9 @@ from pathlib import Path
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
-from local.common.text_files import read_lines
 from local.config import load_config
 from local.corpus.corpus_yaml import Corpus, load_corpus, save_corpus
+from local.corpus.ctm import with_alignments
 from local.corpus.custom import read_given, split_missing
 from local.corpus.dropped import Dropped, report_dropped, write_dropped
 from local.corpus.librispeech import find_tree, read_part
@@ -29,7 +29,6 @@ from local.data.summary import Summary
 from local.data.text import TextNormaliser, unusual_characters
 
 from lhotse import RecordingSet, SupervisionSet
-from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
 
 PARTS_HINT = "; name the parts with data.train_parts=[...] data.dev_parts=[...] data.test_parts=[...]"
@@ -81,7 +80,7 @@ def read_parts(
     if corpus.source == "custom":
         return read_given(corpus_dir, corpus, dropped, store, clean)
     tree = find_tree(corpus_dir)
-    found = {part: with_alignments(read_part(tree, part, PARTS_HINT), tree / part) for part in corpus.parts()}
+    found = {part: with_alignments(read_part(tree, part, dropped, PARTS_HINT), tree / part) for part in corpus.parts()}
     return {part: [(r, fastcopy(s, text=clean(s.text or ""))) for r, s in pairs] for part, pairs in found.items()}
 
 
@@ -101,24 +100,6 @@ def screened(
             why = ", ".join(f"{kind} ({count})" for kind, count in kinds)
             raise UserError(f"part '{part}' of {corpus_dir}: none of its {len(pairs)} utterances can be used: {why}")
     return (split_missing(kept, corpus, corpus_dir) if corpus.source == "custom" else kept), set(found)
-
-
-def with_alignments(pairs: Sequence[Pair], folder: Path) -> list[Pair]:
-    """Return the pairs with the times of their words from .ctm files in `folder`. Raises `UserError` for a malformed line."""
-    words: dict[str, list[AlignmentItem]] = {}
-    for path in sorted(folder.glob("*/*/*.ctm")):
-        for number, line in enumerate(read_lines(path), 1):
-            if not line.strip() or line.startswith(";;"):  # a comment
-                continue
-            try:
-                utterance, _, start, duration, word = line.split()[:5]
-                words.setdefault(utterance, []).append(AlignmentItem(word, float(start), float(duration)))
-            except ValueError:
-                raise UserError(f"{path}:{number}: not 'utterance channel start duration word'") from None
-    return [
-        (recording, fastcopy(segment, alignment={"word": words[segment.id]}) if segment.id in words else segment)
-        for recording, segment in pairs
-    ]
 
 
 @program

@@ -15,8 +15,8 @@ from local.common.cli import make_parser, program
 from local.common.errors import UserError, reason
 from local.config import load_config
 from local.corpus.audio_files import check_all, check_audio
+from local.corpus.audio_paths import AUDIO_ENDINGS
 from local.corpus.audio_reading import BadAudio, load_audio
-from local.corpus.librispeech import AUDIO_ENDINGS
 
 from lhotse import CutSet, Recording
 from lhotse.audio import AudioSource

@@ -29,7 +29,7 @@ import yaml
 from lhotse import CutSet, RecordingSet, SupervisionSet
 
 CORPUS = "name: toy\nsource: librispeech\ntrain: [tr]\ndev: [dv]\ntest: [te]\n"
-OWN = "name: own\nsource: custom\ntrain: [tab, kal]\ndev: [man]\ntest: [cut]\noptions: {normalise: upper, split: 0.1}\n"
+OWN = "name: own\nsource: custom\ntrain: [tab, kal]\ndev: [man]\ntest: [cut]\noptions: {split: 0.1}\n"
 METHODS = "greedy_search,modified_beam_search_LODR,modified_beam_search_ngram,fast_beam_search_LG"
 SETTINGS = [
     *SMALL,

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from local.common.errors import UserError
-from local.common.text_files import is_file, read_lines
+from local.common.text_files import read_lines
+from local.corpus.audio_paths import locate
 from local.corpus.dropped import Dropped
 from local.corpus.pairs import Pair, undecoded
 
@@ -90,7 +91,9 @@ def read_kaldi(folder: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
     texts = {key: (where, text) for where, key, text in files.lines("text")}
     speakers = {key: speaker for _, key, speaker in files.lines("utt2spk", needed=False)}
     pairs = []
+    silent = set(recordings)
     for segment in files.segments(recordings):
+        silent.discard(segment.recording_id)
         if segment.id not in texts:
             dropped.append(Dropped(segment.id, part, "no line in text", str(folder / "text")))
             continue
@@ -98,18 +101,11 @@ def read_kaldi(folder: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
         segment = fastcopy(segment, text=text, speaker=speakers.get(segment.id) or None)
         pairs.append((recordings[segment.recording_id], segment))
     dropped += [Dropped(key, part, "text without audio", f"{folder}/{w}") for key, (w, _) in texts.items()]
+    dropped += [
+        Dropped(key, part, "recording without a segment", str(folder / "wav.scp")) for key in recordings if key in silent
+    ]
     if not pairs:
         raise UserError(f"{folder}: wav.scp, segments and text have no utterance in common")
     return pairs
 
 
-def locate(written: str, folder: Path) -> Path:
-    """Return the file of a path in a manifest in `folder`.
-
-    A relative path starts at the working directory, `folder` or a folder above it: Kaldi's paths start at its run.sh.
-    """
-    path = Path(written)
-    if path.is_absolute():
-        return path
-    roots = (Path.cwd(), folder.absolute(), *folder.absolute().parents)
-    return next((root / path for root in roots if is_file(root / path)), folder.absolute() / path)
