@@ -142,7 +142,7 @@ def _manifests(
             supervision = supervision_of(sound, u, key, name, u.start)
             written = json.dumps(supervision)
             where = supervisions.add(written[: len(written) // 2] if u.plan.harm == "malformed" else written)
-            claims.append(claim_of(part, sound, u, [key, where], line_verdict(sound, u)))
+            claims.append(claim_of(part, sound, u, [key, where, name], line_verdict(sound, u)))  # name: if it has no other
             if u.plan.harm == "repeated":
                 claims.append(again(claims[-1], [key, supervisions.add(written)]))
             elif u.plan.harm == "other text":

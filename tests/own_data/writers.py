@@ -226,11 +226,11 @@ def ljspeech(root: Path, part: str, plan: PartPlan, numbers: Iterator[int]) -> l
     for sound in lay_out(plan, folder / "wavs", numbers, part + "-{:04d}"):
         (u,) = sound.utterances
         text = u.text.replace("|", "")
-        row = f"{u.id}|Dr. {u.number}|{text}" if plan.style[0] else f"{u.id}|{text}|{text}"
+        row = f"{u.id}|{text and 'Dr. 7'}|{text}" if plan.style[0] else f"{u.id}|{text}|{text}"
         if u.plan.harm == "malformed":
             claims.append(claim_of(part, sound, u, [lines.add(u.id), u.id], LOST))
             continue
-        worst = LOST if u.plan.harm == "empty text" and not plan.style[0] else EITHER if u.plan.harm == "empty text" else 0
+        worst = LOST if u.plan.harm == "empty text" else 0
         claims.append(claim_of(part, sound, u, [lines.add(row), u.id], worst, text=text))
         if u.plan.harm == "repeated":
             claims.append(again(claims[-1], [lines.add(row), u.id]))
