@@ -1,0 +1,122 @@
+"""Any mixture of forms, rates, channels and codecs, with damage: every utterance is in one part as it is, or is listed.
+
+OWN_DATA_CASES=5000 pytest tests/own_data/test_any_mixture.py -m slow     tries more cases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from local.config import load_config
+from local.corpus.shard_store import shard_store
+from local.prepare_cuts import main as prepare_cuts
+from local.prepare_manifests import main as prepare_manifests
+from tests.own_data.claims import EITHER, KEPT, Claim, Found, Row, violations, violations_of_a_stop
+from tests.own_data.forms import FORMS, corpora
+from tests.own_data.plans import PartPlan, numbers
+from tests.own_data.spoil import lists_of, spoil
+from tests.own_data.tones import heard
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from lhotse import CutSet
+
+PARTS = ("train", "dev", "test")
+CORPUS = "name: own\nsource: custom\ntrain: [train]\ndev: [dev]\ntest: [test]\n"
+SPLITTABLE = 4  # usable utterances of train that suffice to split off dev and test
+CASES, QUICK = int(os.environ.get("OWN_DATA_CASES", 500)), 20
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+
+
+def write_corpus(root: Path, plan: dict[str, PartPlan]) -> list[Claim]:
+    """Write a corpus into `root` and return what the utterances of the parts that are there may claim."""
+    counter = numbers()
+    claims = []
+    for part, p in plan.items():
+        mine = FORMS[p.form].write(root, part, p, counter)
+        how, number = p.spoil
+        if how:
+            lists = lists_of(root, part)
+            path = lists[number % len(lists)]
+            spoil(path, how)
+            for claim in mine:
+                claim.verdict, claim.why = max(claim.verdict, EITHER), f"{claim.why}, {path.name} {how}"
+                claim.files.add(str(path))
+            if not lists_of(root, part):
+                continue  # nothing says that there is such a part
+        claims += mine
+    return claims
+
+
+def run(root: Path, corpus_dir: Path) -> tuple[int, str]:
+    """Run stages 1 and 2; return their exit status and what they wrote to stderr. An exception is a violation."""
+    (root / "corpus.yaml").write_text(CORPUS)
+    data = ["--data-dir", str(root / "data")]
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        try:
+            prepare_manifests(["--corpus-yaml", str(root / "corpus.yaml"), "--corpus-dir", str(corpus_dir), *data])
+            prepare_cuts(data)
+        except SystemExit as e:
+            return int(e.code or 0), errors.getvalue()
+    return 0, errors.getvalue()
+
+
+def kept_utterances(data: Path) -> Iterator[Found]:
+    """Yield the utterances of all parts, loaded as training loads them. An exception is a violation."""
+    store = shard_store(data, load_config(None, []).data)
+    for part in PARTS:
+        for cut in CutSet.from_file(data / "cuts" / f"{part}.jsonl.gz"):
+            sound = store.with_audio_loaded(cut).load_audio()
+            assert len(cut.supervisions) == 1 and sound.shape == (1, cut.num_samples), cut.id
+            yield Found(part, cut.id, cut.supervisions[0].text or "", *heard(sound[0], cut.sampling_rate), cut.duration)
+
+
+def dropped_rows(data: Path) -> list[Row]:
+    """Return dropped.tsv: that of stage 2, or of stage 1 if stage 2 did not end."""
+    listing = next((p for p in (data / "dropped.tsv", data / "manifests" / "dropped.tsv") if p.is_file()), None)
+    assert listing is not None, "no dropped.tsv"
+    return [Row(*line.split("\t")) for line in listing.read_text(encoding="utf-8").splitlines()]
+
+
+def may_stop(plan: dict[str, PartPlan], claims: list[Claim]) -> bool:
+    """Return whether an error is right: a part without a surely usable utterance, or too few to split off the others."""
+    sure = {part: sum(c.part == part and c.verdict == KEPT and not c.merged for c in claims) for part in plan}
+    given = {c.part for c in claims}
+    return not all(sure.values()) or (given != set(PARTS) and sure["train"] < SPLITTABLE)
+
+
+def check(plan: dict[str, PartPlan]) -> None:
+    """Prepare the corpus of a plan and check every utterance of it."""
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        claims = write_corpus(root / "corpus", plan)
+        status, errors = run(root, root / "corpus")
+        if status == 0:
+            splits = {part: "train" for part in PARTS if not any(c.part == part for c in claims)}
+            wrong = violations(claims, list(kept_utterances(root / "data")), dropped_rows(root / "data"), splits)
+        else:
+            lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+            wrong = [] if status == 1 and len(lines) == 1 else [f"exit status {status}: {lines}"]
+            if not may_stop(plan, claims):
+                wrong.append(f"stopped, though it has what it needs: {lines}")
+            wrong += violations_of_a_stop(claims, dropped_rows(root / "data"))
+        assert not wrong, "\n".join(wrong)
+
+
+@settings(max_examples=QUICK, suppress_health_check=SLOW)
+@given(corpora())
+def test_a_few_mixtures(plan: dict[str, PartPlan]) -> None:
+    check(plan)
+
+
+@pytest.mark.slow
+@settings(max_examples=CASES, suppress_health_check=SLOW)
+@given(corpora())
+def test_any_mixture(plan: dict[str, PartPlan]) -> None:
+    check(plan)
