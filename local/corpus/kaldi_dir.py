@@ -107,5 +107,3 @@ def read_kaldi(folder: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
     if not pairs:
         raise UserError(f"{folder}: wav.scp, segments and text have no utterance in common")
     return pairs
-
-

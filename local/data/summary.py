@@ -53,7 +53,7 @@ class Summary:
         for part, pairs in kept.items():
             recordings = {recording.id: recording for recording, _ in pairs}.values()
             levels = [levels for _, s in pairs if (levels := (s.custom or {}).get(LEVELS))]
-            gone = moved if part == corpus.train[0] else 0 if part in given else -len(pairs)
+            gone = moved if part in corpus.train[:1] else 0 if part in given else -len(pairs)
             parts[part] = {
                 "read": len(pairs) + gone + sum(lost.get(part, {}).values()),
                 "dropped": lost.get(part, {}),

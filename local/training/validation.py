@@ -106,6 +106,6 @@ def left_out(loader: Batches, processes: Processes) -> tuple[int, str]:
 
     All processes must call this.
     """
-    found = processes.gather((loader.skipped, getattr(loader, "last_problem", "")))
+    found = processes.gather((loader.skipped, loader.last_problem))
     problem = next((problem for _, problem in reversed(found) if problem), "")
     return sum(skipped for skipped, _ in found), f"; the last: {problem}" if problem else ""
