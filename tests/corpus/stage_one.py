@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from local.corpus.dropped import Dropped, read_dropped
 from local.corpus.shard_store import ShardStore
-from local.prepare_cuts import make_cuts
+from local.prepare_cuts import make_cuts, read_pairs
 from local.prepare_manifests import main as prepare_manifests
 
 import numpy as np
@@ -49,7 +49,7 @@ def stage_1(corpus_dir: Path, work: Path, dev: str = "[]", test: str = "[]") -> 
         ["--corpus-yaml", str(work / "corpus.yaml"), "--corpus-dir", str(corpus_dir), "--data-dir", str(data), "--nj", "1"]
     )
     parts = [p.name.removeprefix("supervisions_").removesuffix(".jsonl.gz") for p in (data / "manifests").glob("supervis*")]
-    found = {part: [heard(cut) for cut in make_cuts(data, part, 8000)] for part in sorted(parts)}
+    found = {part: [heard(cut) for cut in make_cuts(read_pairs(data, part), 8000, "first", part)] for part in sorted(parts)}
     return found, read_dropped(data / "manifests" / "dropped.tsv", "")
 
 
