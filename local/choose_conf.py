@@ -2,8 +2,9 @@
 
     .venv/bin/python -m local.choose_conf --data-dir data/my_audio [key.sub=value ...]
 
-Reads the training cuts: hours of speech and different characters. Writes data/<corpus>/conf.yaml, which includes a file of
-conf/preset/ and sets a few keys, with the reasons as comments. It prints the choice. A file that was edited stays as it is.
+Reads the training cuts: hours of speech, different characters and words. Writes data/<corpus>/conf.yaml, which includes a
+file of conf/preset/ and sets a few keys, with the reasons as comments. It prints the choice. A file that was edited stays as
+it is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from local.common.cli import choose_device, make_parser, program
 from local.common.processes import cores
 from local.common.text_files import read_lines
 from local.config import load_config
-from local.config.presets import Choice, Machine, as_yaml, choose, expected_seconds
+from local.config.presets import Choice, Machine, Speech, as_yaml, choose, expected_seconds
 from local.corpus.corpus_yaml import load_corpus, needs_train
 from local.corpus.manifest_lines import read_manifest
 
@@ -26,15 +27,17 @@ from lhotse.cut import Cut
 MARK = "# Edit this file as you like: it is not written again once it differs from the check sum"
 
 
-def measure(data_dir: Path, parts: Sequence[str]) -> tuple[float, int]:
-    """Return the hours of the training cuts and the number of different characters of their texts, without blanks."""
-    seconds, characters = 0.0, set[str]()
+def measure(data_dir: Path, parts: Sequence[str]) -> Speech:
+    """Return what the training cuts hold."""
+    seconds, characters, words = 0.0, set[str](), set[str]()
     for part in parts:
         path = data_dir / "cuts" / f"{part}.jsonl.gz"
         for cut in read_manifest(path, Cut, "stage 2 (cuts) of prepare.sh"):  # type: ignore[type-abstract]
             seconds += cut.duration
-            characters.update(*(segment.text or "" for segment in cut.supervisions))
-    return seconds / 3600, sum(not c.isspace() for c in characters)
+            text = " ".join(segment.text or "" for segment in cut.supervisions)
+            characters.update(text)
+            words.update(text.split())
+    return Speech(seconds / 3600, sum(not c.isspace() for c in characters), len(words))
 
 
 def this_machine() -> Machine:
@@ -73,16 +76,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser(__doc__, data_dir=True).parse_args(argv)
     corpus_yaml = args.data_dir / "corpus.yaml"
     corpus = needs_train(load_corpus(corpus_yaml, load_config(args.conf, args.overrides).data), corpus_yaml)
-    hours, characters = measure(args.data_dir, corpus.train)
+    speech = measure(args.data_dir, corpus.train)
     machine, path = this_machine(), args.data_dir / "conf.yaml"
-    choice = choose(hours, characters, machine)
-    about = f"Chosen for {hours:.2f} h of training speech, {characters} different characters, {machine}."
+    choice = choose(speech, machine)
+    about = (
+        f"Chosen for {speech.hours:.2f} h of training speech, {speech.characters} different characters, "
+        f"{speech.words} different words, {machine}."
+    )
     if path.exists() and is_edited(path):
         print(f"{path} was edited and stays as it is; without it the choice would be:\n{as_yaml(choice, about)}", end="")
         return
     text = as_yaml(choice, about)
     write_text(path, signed(text))
-    report(path, text, choice, hours, machine, args.overrides)
+    report(path, text, choice, speech.hours, machine, args.overrides)
 
 
 def report(path: Path, text: str, choice: Choice, hours: float, machine: Machine, overrides: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from local import check_data, choose_conf
 from local.config import load_config
+from local.config.presets import Speech
 from local.corpus.corpus_yaml import Corpus, save_corpus
 from tests.speech_tree import write_noise
 
@@ -34,14 +35,14 @@ def run(data: Path, *overrides: str) -> None:
 
 def test_hours_and_characters_of_the_training_cuts_decide(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     data = prepared(tmp_path, ["AB BA", "C A", "A"])
-    assert choose_conf.measure(data, ["train"]) == (pytest.approx(0.03), 3)
+    assert choose_conf.measure(data, ["train"]) == Speech(pytest.approx(0.03), characters=3, words=4)
     run(data)
     shown = capsys.readouterr().out
-    assert "0.03 h" in shown and "3 different characters" in shown and "minutes" in shown
+    assert "0.03 h" in shown and "3 different characters, 4 different words" in shown and "minutes" in shown
     for key in ("lang.vocab_size", "train.num_epochs"):
         assert key in shown
     cfg = load_config(data / "conf.yaml")
-    assert cfg.model.encoder.d_model == 144 and cfg.train.warm_share > 0
+    assert cfg.model.encoder.d_model == 96 and cfg.train.warm_share > 0
     run(data, "train.num_epochs=3")
     assert "3 epochs" in capsys.readouterr().out, "the time is that of the training with the overrides"
     assert load_config(data / "conf.yaml") == cfg

@@ -1,4 +1,4 @@
-"""Choose a configuration by the hours of speech, the characters of the text and the machine: a preset and a few keys."""
+"""Choose a configuration by the hours of speech, its text and the machine: a preset and a few keys."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ SPEEDS_WITH_COPIES = 3  # augment.speed_perturb trains on each utterance at thre
 BASIC_TOKENS = 4  # <blk>, <sos/eos>, <unk> and the mark of a word's beginning, besides one token per character
 MANY_CHARACTERS = 500  # above this the text has a character for a syllable or a word
 MOST_TOKENS = 500  # of an alphabet, as in the published model
+FEW_WORDS = 200  # with fewer different words, tokens are single characters; see `choose_tokens`
 MOST_EPOCHS = 300
 EPOCHS_ON_CPU = 10  # for more speech than a CPU should have
 
@@ -34,14 +35,23 @@ class Preset:
     cpu_seconds: float = math.inf
 
 
-# The seconds come from RESULTS.md: `tiny` on two cores of an EPYC (338 s for 7 epochs of 1.69 h) and on an H100 (11 s per
-# epoch), the published model on an H100 (0.34 s per step of 480 s).
+# The seconds come from RESULTS.md and egs/yesno/README.md: `tiny` on two cores of an EPYC (338 s for 7 epochs of 1.69 h) and
+# on an H100 (11 s per epoch), the published model on an H100 (0.34 s per step of 480 s).
 PRESETS = (
-    Preset("minutes", 0.5, 2000, 0, 7.0, 57.0),
+    Preset("minutes", 0.5, 1000, 0, 7.0, 20.0),
     Preset("hours", 20, 4000, 0, 7.0, 57.0),
     Preset("hundred_hours", 200, 0, 4, 4.0),
     Preset("thousand_hours", math.inf, 0, 8, 4.0),
 )
+
+
+@dataclass(frozen=True)
+class Speech:
+    """The training speech: its hours, and the numbers of different characters (without blanks) and words of its text."""
+
+    hours: float
+    characters: int
+    words: int
 
 
 @dataclass(frozen=True)
@@ -66,8 +76,9 @@ class Choice:
     keys: dict[str, tuple[Any, str]]
 
 
-def choose(hours: float, characters: int, machine: Machine) -> Choice:
-    """Return the choice for `hours` of training speech whose text has `characters` different characters, without blanks."""
+def choose(speech: Speech, machine: Machine) -> Choice:
+    """Return the choice for a corpus and a machine."""
+    hours = speech.hours
     fitting = [p for p in PRESETS if p.least_gib <= (machine.gpu_gib or 0)]
     by_hours = next(p for p in PRESETS if hours < p.most_hours)
     preset = by_hours if by_hours in fitting else fitting[-1]
@@ -77,7 +88,7 @@ def choose(hours: float, characters: int, machine: Machine) -> Choice:
         gpu = f"{by_hours.least_gib:g} GiB" if machine.gpu_gib else ""
         reason = f"a larger model, {by_hours.name}, needs a GPU{' of ' + gpu if gpu else ''}"
     cfg = load_config(CONF_DIR / "preset" / f"{preset.name}.yaml")
-    keys: dict[str, tuple[Any, str]] = {"lang.vocab_size": choose_tokens(hours, characters)}
+    keys: dict[str, tuple[Any, str]] = {"lang.vocab_size": choose_tokens(speech)}
     per_epoch = batches_per_epoch(hours, cfg)
     epochs, why = cfg.train.num_epochs, "as in the preset"
     if preset is not by_hours and machine.gpu_gib is None:
@@ -98,14 +109,20 @@ def choose(hours: float, characters: int, machine: Machine) -> Choice:
     return Choice(preset, reason, keys)
 
 
-def choose_tokens(hours: float, characters: int) -> tuple[int, str]:
-    """Return lang.vocab_size and the reason."""
-    least = characters + BASIC_TOKENS
-    if characters > MANY_CHARACTERS:
-        return least, f"one token for each of the {characters} different characters: so many need many hours of speech"
-    more = round(35 * math.sqrt(hours))  # 35 at 1 h, 350 at 100 h
+def choose_tokens(speech: Speech) -> tuple[int, str]:
+    """Return lang.vocab_size and the reason.
+
+    If a word is one token, saying it twice leaves the decoder's context as it was, so that the encoder alone must tell one
+    emission from two; repeated words are then lost. A few words that fill the corpus would all become tokens.
+    """
+    least = speech.characters + BASIC_TOKENS
+    if speech.characters > MANY_CHARACTERS:
+        return least, f"one token for each of the {speech.characters} different characters: so many need many hours of speech"
+    if speech.words <= FEW_WORDS:
+        return least, f"single characters: with only {speech.words} different words, words that are said twice need them"
+    more = round(35 * math.sqrt(speech.hours))  # 35 at 1 h, 350 at 100 h
     tokens = max(least, min(least + more, MOST_TOKENS))
-    return tokens, f"{characters} different characters; more speech allows more tokens"
+    return tokens, f"{speech.characters} different characters; more speech allows more tokens"
 
 
 def batches_per_epoch(hours: float, cfg: Config) -> int:

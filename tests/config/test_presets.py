@@ -7,18 +7,18 @@ from pathlib import Path
 
 from local.config import load_config
 from local.config.load import CONF_DIR
-from local.config.presets import PRESETS, Machine, as_yaml, batches_per_epoch, choose, expected_seconds
+from local.config.presets import PRESETS, Machine, Speech, as_yaml, batches_per_epoch, choose, expected_seconds
 from local.config.schema import Config
 
 import pytest
 
 CPU, GPU = Machine(2), Machine(16, 80.0)
-LATIN = 28
+LATIN, MANY = 28, 5000  # characters, words
 
 
-def chosen(tmp_path: Path, hours: float, machine: Machine, characters: int = LATIN) -> tuple[str, Config]:
+def chosen(tmp_path: Path, hours: float, machine: Machine, characters: int = LATIN, words: int = MANY) -> tuple[str, Config]:
     """Return the name of the preset, and what is loaded from the file that is written."""
-    choice, path = choose(hours, characters, machine), tmp_path / "conf.yaml"
+    choice, path = choose(Speech(hours, characters, words), machine), tmp_path / "conf.yaml"
     path.write_text(as_yaml(choice, "test"))
     return choice.preset.name, load_config(path)
 
@@ -26,8 +26,8 @@ def chosen(tmp_path: Path, hours: float, machine: Machine, characters: int = LAT
 @pytest.mark.parametrize(
     ("hours", "machine", "preset", "d_model", "tokens"),
     [
-        (0.1, CPU, "minutes", 144, (32, 50)),
-        (0.1, GPU, "minutes", 144, (32, 50)),
+        (0.1, CPU, "minutes", 96, (32, 50)),
+        (0.1, GPU, "minutes", 96, (32, 50)),
         (1, CPU, "hours", 144, (50, 100)),
         (1, GPU, "hours", 144, (50, 100)),
         (10, CPU, "hours", 144, (100, 200)),
@@ -78,8 +78,14 @@ def test_every_character_has_a_token(tmp_path: Path, hours: float) -> None:
     """2,998 characters need 3,002 tokens: sentencepiece says so. The reason is in the file."""
     name, cfg = chosen(tmp_path, hours, GPU, characters=2998)
     assert cfg.lang.vocab_size >= 3002
-    assert "2998" in as_yaml(choose(hours, 2998, GPU), "")
+    assert "2998" in as_yaml(choose(Speech(hours, 2998, MANY), GPU), "")
     assert chosen(tmp_path, hours, GPU, characters=450)[1].lang.vocab_size >= 454
+
+
+def test_a_few_words_are_spelled(tmp_path: Path) -> None:
+    """yesno: YES and NO, five letters, must not be two tokens. The digits: ten words of 15 letters."""
+    assert chosen(tmp_path, 0.05, CPU, characters=5, words=2)[1].lang.vocab_size == 9
+    assert chosen(tmp_path, 1.0, CPU, characters=15, words=10)[1].lang.vocab_size == 19
 
 
 def test_stored_features_do_not_fill_the_disk(tmp_path: Path) -> None:
