@@ -170,7 +170,8 @@ def read_audio(source: Source, offset: float = 0.0, duration: float | None = Non
         first = compute_num_samples(offset, f.samplerate) if offset > 0 else 0
         count = -1 if duration is None else compute_num_samples(duration, f.samplerate)
         if f.seekable():
-            f.seek(first)
+            if first:  # seeking to the beginning changes the last bits of MP3
+                f.seek(first)
             return f.read(count, dtype="float32", always_2d=True).T, f.samplerate
         blocks = [np.empty((0, f.channels), dtype=np.float32)]
         while (count < 0 or sum(map(len, blocks)) < first + count) and len(block := read_block(f)):

@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 from local.config import load_config
+from local.corpus.audio_reading import read_audio
 from local.corpus.mpeg import frame_at
 from local.corpus.shard_store import ShardStore
 from local.data.datamodule import AsrDataModule
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import soundfile
 from lhotse import AudioSource, CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.audio.backend import LibsndfileBackend
 from lhotse.cut import Cut
 
 RATE = 16000
@@ -448,3 +450,14 @@ def test_noise_that_cannot_be_loaded_is_left_out(corpus: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         prepare_noise(arguments)
     assert "noise.jsonl.gz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["flac", "wav", "mp3", "ogg"])
+def test_the_reader_gives_the_bits_of_lhotses_own(corpus: Path, ending: str) -> None:
+    """The numbers of trainings that were done with lhotse's reader stay."""
+    write(corpus / f"a.{ending}", 1, 3.0)
+    own = LibsndfileBackend()
+    for offset, duration in ((0.0, None), (0.0, 3.0), (1.25, 0.5), (2.0, None)):
+        expected, rate = own.read_audio(str(corpus / f"a.{ending}"), offset, duration)
+        found, found_rate = read_audio(str(corpus / f"a.{ending}"), offset, duration)
+        assert rate == found_rate and np.array_equal(found, expected)
