@@ -12,7 +12,7 @@ from local.artifacts.decoding_graph import load_graph
 from local.artifacts.language_model import load_lm
 from local.common.errors import UserError, reason
 from local.common.text_files import is_file, read_lines
-from local.config.methods import Method, ScorerTerm
+from local.config.methods import GRAPH_SEARCH, Method, ScorerTerm
 from local.config.schema import DecodeConfig
 from local.data.tokenizer import SPACE, UNK_ID, Tokenizer
 from model.search.scorers import HotwordScorer, InternalLmScorer, LstmLmScorer, NGramScorer, Scorer, read_arpa
@@ -60,7 +60,7 @@ class Resources:
     def missing(self, method: Method, options: DecodeConfig) -> Path | None:
         """Return the first file that a method needs and that is not there; options: section `decode` for this method."""
         files = [self.path(term.scorer, options) for term in method.fused + method.second_pass]
-        if method.search == "fast_beam_search_graph" and self.lang is not None:
+        if method.search == GRAPH_SEARCH and self.lang is not None:
             files.append(self.lang / "graph" / "LG.npz")
         return next((path for path in files if path is not None and not is_file(path)), None)
 
