@@ -202,7 +202,8 @@ def output_of(command: str) -> io.BytesIO:
     except (OSError, ValueError) as e:  # not a possible command
         raise BadAudio("command failed", str(e)) from None
     if done.returncode != 0:
-        raise BadAudio("command failed", f"exit {done.returncode}: {last_line(done.stderr)}")
+        message = f": {last_line(done.stderr)}" if done.stderr.strip() else ""
+        raise BadAudio("command failed", f"exit {done.returncode}{message}")
     if not done.stdout:
         raise BadAudio("command wrote no audio", last_line(done.stderr))
     return io.BytesIO(done.stdout)
