@@ -68,7 +68,7 @@ def import_custom(
     """Read one part of any form; `path` is its file or folder."""
     source = find_part(path.parent, part)
     assert source is not None and source.path == path
-    pairs = read_source(source, part, [] if dropped is None else dropped, clean)
+    pairs = read_source(source, part, [] if dropped is None else dropped, clean, STORE)
     recordings = {recording.id: recording for recording, _ in pairs}
     return RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(s for _, s in pairs)
 
