@@ -145,7 +145,7 @@ def _kaldi(root: Path, part: str, plan: PartPlan, numbers: Iterator[int], segmen
             elif harm == "other text":
                 claims.append(other_text(sound, u, claims[-1], [name], numbers))
                 claims[-1].names.add(text.add(f"{name} {claims[-1].text}"))
-            last = name
+            last = "" if harm in ("no audio", "no text") else name  # else the id has one text and one audio of two utterances
     scp.save()
     text.save()
     if segments:
