@@ -12,14 +12,15 @@ Stages
   0  audio          download (librispeech, mini_librispeech, MUSAN) or synthesise (tiny); not with --corpus-dir
   1  manifests      list the utterances, decode every file once, leave out what cannot be used
   2  cuts           utterances of a usable length, at the model's sampling rate; MUSAN's too if augment.musan is set
-  3  lang           BPE model, tokens, tokens per utterance; one folder for each lang.vocab_size
+  3  lang           BPE model, tokens, tokens per utterance; one folder for each lang.vocab_size. Without a configuration
+                    it first writes data/<corpus>/conf.yaml, chosen to fit the hours of speech and this machine
   4  features       log-mel features on the disk (only if features.type=precomputed)
 
 Options
   --corpus NAME      a folder of egs/ (default: tiny)
   --corpus-dir DIR   audio that you have: the folder that holds the parts or LibriSpeech/
-  --data-dir DIR     where to write (default: data/NAME)
-  --conf FILE        configuration (default: egs/NAME/conf/NAME.yaml, else conf/base.yaml)
+  --data-dir DIR     where to write (default: data/NAME; with --corpus custom: data/<name of --corpus-dir>)
+  --conf FILE        configuration (default: egs/NAME/conf/NAME.yaml, else data/<corpus>/conf.yaml, which stage lang writes)
   --stage N          first stage, a number or a name
   --stop-stage N     last stage, a number or a name
   --nj N             processes that prepare data (default: the number of cores)
@@ -47,6 +48,7 @@ main() {
   resolve_options
   ensure_python
   read_config
+  check_data
 
   export TQDM_MININTERVAL=10  # lhotse's download bars, as lines of the log
   done_dir=$data_dir/.done log_dir=$data_dir/log
@@ -55,19 +57,25 @@ main() {
   [[ $corpus != tiny ]] || audio=$data_dir/audio
   [[ -z $corpus_dir ]] || { audio=$corpus_dir; found=(--corpus-dir "$corpus_dir"); }
   described+=(--watch "egs/$corpus/speech.yaml")
-  lang=lang_bpe_$(value_of lang.vocab_size)
 
   stage audio --config "$parts augment.musan" "${described[@]}" --output "$audio" -- \
     run local.get_audio --corpus-yaml "$corpus_yaml" --out "$audio" --nj "$nj" "${found[@]}"
-  stage manifests --config "$parts" "${described[@]}" --input "$audio" --made-by audio --output "$data_dir/manifests" -- \
+  stage manifests --config "$parts lang.normalise lang.rules" "${described[@]}" --input "$audio" --made-by audio --output "$data_dir/manifests" -- \
     run local.prepare_manifests --corpus-yaml "$corpus_yaml" --corpus-dir "$audio" --data-dir "$data_dir" --nj "$nj"
-  stage cuts --config "features.sampling_rate data.min_utterance_seconds data.max_utterance_seconds" \
+  stage cuts --config "features.sampling_rate data.channel data.min_utterance_seconds data.max_utterance_seconds" \
     --input "$data_dir/manifests" --made-by manifests --output "$data_dir/cuts" -- \
     run local.prepare_cuts --data-dir "$data_dir"
   if [[ -n $(value_of augment.musan) ]]; then
     stage cuts --marker noise --config "features.sampling_rate augment.musan" --output "$data_dir/cuts/musan.jsonl.gz" -- \
       run local.prepare_noise --data-dir "$data_dir" --nj "$nj"
   fi
+  if [[ -n $chosen ]]; then
+    stage lang --marker conf --input "$data_dir/cuts" --made-by cuts --output "$chosen" -- \
+      run local.choose_conf --data-dir "$data_dir"
+    [[ ! -f $chosen ]] || conf=$chosen
+    read_config
+  fi
+  lang=lang_bpe_$(value_of lang.vocab_size)
   stage lang --marker "$lang" --config lang --input "$data_dir/manifests" --made-by manifests \
     --input "$data_dir/cuts" --made-by cuts --output "$data_dir/$lang/bpe.model" -- \
     run local.prepare_lang --data-dir "$data_dir"

@@ -19,6 +19,8 @@ Stages
   6  score          -> EXP/wer.json, EXP/wer.md, EXP/wer.png, EXP/errors/; prints the WER table
 
 Other commands, never part of a run:  ./run.sh COMMAND [options] [key.sub=value ...]
+  evaluate          -> EXP/wer.md: decodes a test set with a trained model, from --checkpoint FILE and --corpus-dir DIR;
+                    EXP is <folder of the checkpoint>/evaluate/<name of DIR>, the configuration is that of the checkpoint
   diagnose          -> EXP/diagnose/: activations and gradients of every module over a few batches; the first line of
                     report.txt names the layer where the gradient explodes and the utterances behind it
   ablation          -> EXP/ablation/: trainings with gradient.control filter, clip, none over several seeds; WER table, plots
@@ -27,9 +29,11 @@ Other commands, never part of a run:  ./run.sh COMMAND [options] [key.sub=value 
 Options
   --corpus NAME      a folder of egs/ (default: tiny)
   --corpus-dir DIR   audio that you have: the folder that holds the parts or LibriSpeech/
-  --data-dir DIR     prepared data (default: data/NAME)
-  --exp-dir DIR      where to write (default: exp/NAME)
-  --conf FILE        configuration (default: egs/NAME/conf/<name of EXP>.yaml, else egs/NAME/conf/NAME.yaml, else conf/base.yaml)
+  --data-dir DIR     prepared data (default: data/NAME; with --corpus custom: data/<name of --corpus-dir>)
+  --exp-dir DIR      where to write (default: exp/NAME; with --corpus custom: exp/<name of --corpus-dir>)
+  --conf FILE        configuration (default: egs/NAME/conf/<name of EXP>.yaml, else egs/NAME/conf/NAME.yaml, else
+                     data/<corpus>/conf.yaml, which stage prepare chooses to fit the hours of speech and this machine)
+  --checkpoint FILE  command evaluate: the trained model, such as exp/mine/averaged.pt
   --stage N          first stage, a number or a name
   --stop-stage N     last stage, a number or a name
   --nj N             processes that prepare data (default: the number of cores)
@@ -70,6 +74,45 @@ decode() {
 
 score() { program local.wer --exp-dir "$exp_dir" --data-dir "$data_dir" > /dev/null; }  # main prints the table
 
+# evaluate: prepare the test parts with the configuration of the checkpoint; decode; score.
+evaluate() {
+  local trained_in audio=() tuned=() needed
+  [[ -f $checkpoint ]] || fail "evaluate needs --checkpoint FILE, a trained model such as exp/mine/averaged.pt; not '$checkpoint'"
+  [[ -z $conf ]] || fail "evaluate takes the configuration of the checkpoint, without --conf; keys can follow as key=value"
+  [[ -z $data_dir ]] || fail "evaluate prepares the test set in EXP/data, without --data-dir; --exp-dir names EXP"
+  [[ -n $corpus_dir || $corpus != custom ]] || fail "evaluate needs --corpus-dir DIR, the folder of the test set"
+  trained_in=$(dirname "$checkpoint")
+  [[ $(basename "$trained_in") != checkpoints ]] || trained_in=$(dirname "$trained_in")
+  name_corpus
+  exp_dir=${exp_dir:-$trained_in/evaluate/$name}
+  data_dir=$exp_dir/data conf=$exp_dir/checkpoint.yaml
+  done_dir=$exp_dir/.done log_dir=$exp_dir/log
+  ensure_python
+  check_data --exp-dir
+  "$python" -m local.checkpoint_conf --checkpoint "$checkpoint" --out "$conf" || exit 1
+  resolve_options
+  read_config
+  echo "corpus $corpus, experiment $exp_dir, checkpoint $checkpoint${overrides[*]:+ ${overrides[*]}}"
+
+  [[ -z $corpus_dir ]] || audio=(--corpus-dir "$corpus_dir")
+  [[ $force == false ]] || audio+=(--force)
+  audio+=(--corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nj "$nj" --python "$python" "${overrides[@]}")
+  ./prepare.sh --stop-stage cuts "${audio[@]}"
+  [[ $(value_of features.type) != precomputed ]] || ./prepare.sh --stage features "${audio[@]}"
+
+  needed=(--watch "$(value_of decode.lm)" --watch "$(value_of decode.bigram)" --watch "$(value_of decode.ngram)"
+    --watch "$(value_of decode.hotwords)" --watch "$trained_in/lm" --watch "$trained_in/tuned.yaml")
+  if [[ -f $trained_in/tuned.yaml && $checkpoint != */checkpoints/* ]]; then
+    echo "$trained_in/tuned.yaml: its settings are used"
+    tuned=(--tuned "$trained_in/tuned.yaml")
+  fi
+  stage decode --config "decode data.test_parts" "${needed[@]}" --input "$checkpoint" --made-by average \
+    --input "$data_dir/cuts" --made-by prepare --output "$exp_dir/decode" -- run local.decode --checkpoint "$checkpoint" \
+    --data-dir "$data_dir" --exp-dir "$exp_dir" --trained-in "$trained_in" "${tuned[@]}"
+  stage score --input "$exp_dir/decode" --made-by decode --output "$exp_dir/wer.json" -- score
+  cat "$exp_dir/wer.md"
+}
+
 other_command() {
   local module=studies.$1
   [[ $1 != diagnose ]] || module=local.diagnose
@@ -80,13 +123,18 @@ other_command() {
 
 # All of it is read before any of it runs, so that the file may be edited meanwhile.
 main() {
-  options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nj dask nproc nnodes rdzv python"
+  options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nj dask nproc nnodes rdzv python checkpoint"
   stages="prepare train average lm tune decode score"
   corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=6 nj='' dask='' nproc=0 nnodes=1 rdzv='' python=''
-  local other='' lang needed given tuning=false
-  case ${1:-} in diagnose|ablation|study) other=$1; shift ;; esac
+  local other='' lang needed given tuning=false checkpoint=''
+  case ${1:-} in evaluate|diagnose|ablation|study) other=$1; shift ;; esac
+  [[ $other != evaluate ]] || corpus=custom
   parse_options "$@"
-  exp_dir=${exp_dir:-exp/$corpus}
+  if [[ $other == evaluate ]]; then
+    evaluate
+    return
+  fi
+  [[ -z $checkpoint ]] || fail "--checkpoint is an option of command evaluate"
   [[ $nproc =~ ^[0-9]+$ ]] || fail "option --nproc must be a whole number, not '$nproc'"
   [[ $nnodes =~ ^[1-9][0-9]*$ ]] || fail "option --nnodes must be a whole number above 0, not '$nnodes'"
   if [[ $nnodes -gt 1 ]]; then
@@ -97,20 +145,27 @@ main() {
   resolve_options
   ensure_python
   read_config
+  check_data
   done_dir=$exp_dir/.done log_dir=$exp_dir/log
   lang=$data_dir/lang_bpe_$(value_of lang.vocab_size)
-  echo "corpus $corpus, experiment $exp_dir, configuration $conf${overrides[*]:+ ${overrides[*]}}"
+  echo "corpus $corpus, experiment $exp_dir, configuration ${chosen:-$conf}${chosen:+, chosen to fit the data}${overrides[*]:+ ${overrides[*]}}"
 
   if [[ -n $other ]]; then
     other_command "$other"
     return
   fi
   if [[ $first -le 0 && $last -ge 0 ]]; then
-    local forced=() audio=()
-    [[ -z $corpus_dir ]] || audio=(--corpus-dir "$corpus_dir")
-    [[ $force == false ]] || forced=(--force)
-    ./prepare.sh --corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nj "$nj" --dask "$dask" --python "$python" \
-      "${audio[@]}" "${forced[@]}" "${overrides[@]}"
+    local optional=()
+    [[ -z $corpus_dir ]] || optional+=(--corpus-dir "$corpus_dir")
+    [[ -n $chosen ]] || optional+=(--conf "$conf")
+    [[ $force == false ]] || optional+=(--force)
+    ./prepare.sh --corpus "$corpus" --data-dir "$data_dir" --nj "$nj" --dask "$dask" --python "$python" "${optional[@]}" \
+      "${overrides[@]}"
+    if [[ -f $chosen ]]; then  # prepare.sh chose it
+      conf=$chosen
+      read_config
+      lang=$data_dir/lang_bpe_$(value_of lang.vocab_size)
+    fi
   fi
 
   stage train --config "model gradient loss optim train features augment lang data.train_parts data.dev_parts data.num_buckets" \
@@ -119,7 +174,7 @@ main() {
   stage average --config average --input "$exp_dir/checkpoints" --made-by train --output "$exp_dir/averaged.pt" -- \
     run local.average --exp-dir "$exp_dir"
   if [[ $(value_of lm.train) == true ]]; then
-    stage lm --config "lm train.seed data.dev_parts" --input "$lang/bpe.model" --made-by prepare \
+    stage lm --config "lm train.seed data.dev_parts lang.normalise lang.rules" --input "$lang/bpe.model" --made-by prepare \
       --input "$lang/transcript.txt" --made-by prepare \
       --input "$data_dir/manifests" --made-by prepare --watch "$(value_of lm.text)" \
       --output "$exp_dir/lm/lm.pt" --output "$exp_dir/lm/bigram.arpa" -- train_lm

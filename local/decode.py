@@ -1,7 +1,7 @@
 """Stage "decode": run every method on every test part, with one pass of the encoder.
 
 .venv/bin/python -m local.decode --checkpoint exp/tiny/averaged.pt --data-dir data/tiny --exp-dir exp/tiny [--conf FILE]
-    [--tuned exp/tiny/tuned.yaml] [--sets test ...] [decode.beam=8 ...]
+    [--tuned exp/tiny/tuned.yaml] [--trained-in exp/tiny] [--sets test ...] [decode.beam=8 ...]
 
 It needs the checkpoint and prepared data; methods with a language model also need EXP/lm. All of it is loaded and checked
 before any result is replaced. For each method and set it writes EXP/decode/<method>/<set>.jsonl, one utterance per line in
@@ -27,10 +27,14 @@ from local.artifacts.decoded_sets import write_set
 from local.artifacts.tuned_settings import with_tuned
 from local.common.cli import choose_device, make_parser, program
 from local.common.errors import UserError
+from local.config.methods import METHODS
+from local.config.schema import DecodeConfig
 from local.data.datamodule import AsrDataModule, Batches
 from local.data.durations import FRAME_SECONDS
+from local.data.text import TextNormaliser
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.decoding.batch_decoder import BatchDecoder, with_progress
+from local.decoding.known_text import check_known, compare_tokens
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
 from local.decoding.word_times import rounded, timed_words
@@ -112,12 +116,37 @@ def origin_of(path: Path, content: dict[str, Any], tuned: bool, max_utterances: 
     }
 
 
+def make_recognisers(resources: Resources, options: DecodeConfig, leave_out: bool) -> dict[str, Recogniser]:
+    """Return decode.methods ready to run. leave_out: without those that lack a file, each named by a line.
+
+    Raises `UserError` naming the file that is missing, or if no method is left.
+    """
+    found = {}
+    for name in options.methods:
+        own = options.of_method(name)
+        if leave_out and (path := resources.missing(METHODS[name], own)) is not None:
+            keys = [f"decode.{t.scorer}" for t in METHODS[name].fused + METHODS[name].second_pass]
+            way_out = f"key {' or '.join(keys)} can name another file" if keys else "local/prepare_graph.py makes it"
+            print(f"{name} is left out: {path} is missing; {way_out}")
+            continue
+        found[name] = Recogniser(name, resources, options)
+    if not found:
+        raise UserError("key 'decode.methods': every method lacks a file; decode.methods=[greedy_search] needs none")
+    return found
+
+
 @program
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = make_parser(__doc__, data_dir=True, exp_dir=True)
     parser.add_argument("--checkpoint", type=Path, required=True, help="averaged.pt, or a checkpoint of training")
     parser.add_argument("--tuned", type=Path, help="settings chosen by local/tune.py; they replace those of --conf")
+    parser.add_argument(
+        "--trained-in",
+        type=Path,
+        metavar="EXP",
+        help="the experiment of the checkpoint: its lm/ is used, and methods that lack a file are left out",
+    )
     parser.add_argument("--sets", nargs="+", metavar="SET", default=[], help="short for data.test_parts=[SET,...]")
     args = parser.parse_intermixed_args(argv)
     # argparse takes overrides that follow --sets for its values.
@@ -134,9 +163,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = AsrDataModule(cfg, args.data_dir, tokenizer)
     if not data.corpus.test:
         raise UserError(f"{args.data_dir / 'corpus.yaml'}: key 'test' is empty; name parts to decode by --sets")
+    check_known(data.references(data.corpus.test), tokenizer, args.checkpoint, args.data_dir)
+    compare_tokens(tokenizer, args.checkpoint, args.data_dir)
     parts = {name: data.test_dataloader(name) for name in data.corpus.test}
-    resources = Resources(model.to(device), tokenizer, device, args.exp_dir, lang_dir(args.data_dir, cfg.lang))
-    recognisers = {method: Recogniser(method, resources, cfg.decode) for method in cfg.decode.methods}
+    folder, lang = args.trained_in or args.exp_dir, lang_dir(args.data_dir, cfg.lang)
+    resources = Resources(model.to(device), tokenizer, device, folder, lang, clean=TextNormaliser(cfg.lang))
+    recognisers = make_recognisers(resources, cfg.decode, leave_out=args.trained_in is not None)
     decoder = BatchDecoder(model, recognisers, cfg.decode.tail_frames, device)
     for name, batches in parts.items():
         decode_set(decoder, batches, name, tokenizer, args.exp_dir, origin)

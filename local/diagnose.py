@@ -68,9 +68,9 @@ def take_batches(data: AsrDataModule, progress: dict[str, int] | None, count: in
     """Return the `count` batches that training would use next, or fewer. Raises `UserError` if there is no utterance."""
     epoch, batch = (progress["epoch"], progress["batch"]) if progress else (1, 0)
     loaders = (data.train_dataloader(epoch + i, skip_batches=0 if i else batch) for i in range(2))
-    taken = list(itertools.islice(itertools.chain.from_iterable(loaders), count))
+    taken = list(itertools.islice((batch for batch in itertools.chain.from_iterable(loaders) if len(batch)), count))
     if not taken:
-        raise UserError(f"{data.data_dir}: the training parts have no utterance")
+        raise UserError(f"{data.data_dir}: the training parts have no utterance that could be loaded")
     return taken
 
 
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
     if data.max_duration is None and progress:
         data.max_duration = progress.get("max_duration")  # the training's value of "auto"
     batches = take_batches(data, progress, args.batches)
-    warmup = progress["step"] / cfg.train.warm_step if progress else TRAINED
+    warmup = progress["step"] / progress.get("warm_batches", cfg.train.warm_step) if progress else TRAINED
     notes = [
         f"weights: {weights}",
         f"{len(batches)} batches, {sum(len(b) for b in batches)} utterances, {warmup:.3g} of the warm-up done",

@@ -1,4 +1,4 @@
-"""Stage 2 of prepare.sh: one cut per utterance, at the model's sampling rate.
+"""Stage 2 of prepare.sh: one cut per utterance, at the model's sampling rate, of one channel (data.channel).
 
 Reads data/<corpus>/manifests. Writes data/<corpus>/cuts/<part>.jsonl.gz, and data/<corpus>/dropped.tsv, which lists what
 stages 1 and 2 left out. Training parts lose utterances outside data.min_utterance_seconds and data.max_utterance_seconds;
@@ -15,39 +15,66 @@ from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.config import load_config
-from local.config.schema import Config
+from local.config.schema import Channel, Config
+from local.corpus.audio_files import SILENT
 from local.corpus.corpus_yaml import load_corpus
-from local.corpus.dropped import Dropped, read_dropped, report_dropped, write_dropped
+from local.corpus.dropped import MAX_SHOWN, Dropped, read_dropped, report_dropped, write_dropped
 from local.corpus.manifest_lines import find_problem, read_manifest
+from local.corpus.pairs import Pair
+from local.data.channels import TAKEN, channels_of, choose, is_silent
 from local.data.durations import num_frames
+from local.data.summary import Summary
 from model.encoder.subsampling import subsampled
 
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
-from lhotse.utils import fastcopy
 
 STAGE = "stage 1 (manifests) of prepare.sh"
 
 
-def make_cuts(data_dir: Path, part: str, sampling_rate: int) -> Iterator[MonoCut]:
-    """Yield a cut per supervision, with its id, at `sampling_rate` Hz. Raises `UserError` if the manifests are damaged."""
+def read_pairs(data_dir: Path, part: str) -> list[Pair]:
+    """Return the utterances of a part. Raises `UserError` if the manifests are damaged."""
     folder = data_dir / "manifests"
     path = folder / f"recordings_{part}.jsonl.gz"
     recordings = {r.id: r for r in read_manifest(path, Recording, STAGE)}
+    pairs = []
     for segment in read_manifest(folder / f"supervisions_{part}.jsonl.gz", SupervisionSegment, STAGE):
         if segment.recording_id not in recordings:
             raise UserError(f"{path}: recording {segment.recording_id[:80]} of {segment.id[:80]} is missing")
-        channel = segment.channel[0] if isinstance(segment.channel, list) else segment.channel
-        cut = MonoCut(
-            id=segment.id,
-            start=segment.start,
-            duration=segment.duration,
-            channel=channel,
-            supervisions=[fastcopy(segment.with_offset(-segment.start), channel=channel)],
-            recording=recordings[segment.recording_id],
-        )
-        if wrong := find_problem(cut):
-            raise UserError(f"{folder}: supervisions and recordings of {part} do not match: {wrong}")
-        yield cut if cut.sampling_rate == sampling_rate else cut.resample(sampling_rate)
+        pairs.append((recordings[segment.recording_id], segment))
+    return pairs
+
+
+def make_cuts(pairs: Sequence[Pair], sampling_rate: int, channel: Channel, where: str) -> Iterator[MonoCut]:
+    """Yield the cuts of utterances, with their ids, at `sampling_rate` Hz and with one channel, as `data.channel` says.
+
+    Raises `UserError` naming `where` if a supervision does not fit its recording.
+    """
+    ids = {segment.id for _, segment in pairs}
+    for whole, given in pairs:
+        for recording, segment in choose(whole, given, channel, ids):
+            cut = MonoCut(
+                id=segment.id,
+                start=segment.start,
+                duration=segment.duration,
+                channel=segment.channel,
+                supervisions=[segment.with_offset(-segment.start)],
+                recording=recording,
+            )
+            if wrong := find_problem(cut):
+                raise UserError(f"{where}: supervisions and recordings do not match: {wrong}")
+            yield cut if cut.sampling_rate == sampling_rate else cut.resample(sampling_rate)
+
+
+def report_channels(part: str, pairs: Sequence[Pair], cuts: Sequence[MonoCut], channel: Channel) -> int:
+    """Say which channels are taken, and which cuts are nearly silent; return the number of these."""
+    if several := sum(len(channels_of(segment)) > 1 for _, segment in pairs):
+        print(f"{part}: {several} of {len(pairs)} utterances have several channels: data.channel={channel} {TAKEN[channel]}")
+    silent = [cut.id for cut in cuts if is_silent(cut.supervisions[0])]
+    if silent:
+        names = ", ".join(silent[:MAX_SHOWN]) + (", ..." if len(silent) > MAX_SHOWN else "")
+        hint = "; see data.channel" if several else ""
+        print(f"{part}: {len(silent)} of {len(cuts)} utterances are nearly silent (below {SILENT:g} dB): {names}{hint}")
+    return len(silent)
 
 
 def reason_to_drop(cut: MonoCut, train: bool, cfg: Config) -> str:
@@ -67,22 +94,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     corpus = load_corpus(args.data_dir / "corpus.yaml")
     earlier = read_dropped(args.data_dir / "manifests" / "dropped.tsv", STAGE)
     dropped: list[Dropped] = []
+    listing = args.data_dir / "dropped.tsv"
+    summary = Summary(args.data_dir)
     for part in corpus.parts():
+        pairs = read_pairs(args.data_dir, part)
         kept = []
-        for cut in make_cuts(args.data_dir, part, cfg.features.sampling_rate):
+        for cut in make_cuts(pairs, cfg.features.sampling_rate, cfg.data.channel, f"{args.data_dir}/manifests, {part}"):
             if why := reason_to_drop(cut, part in corpus.train, cfg):
                 dropped.append(Dropped(cut.id, part, why, f"{cut.duration:.2f} s"))
             else:
                 kept.append(cut)
         if not kept:
+            write_dropped(listing, earlier + dropped)
+            report_dropped(dropped, listing)
             last = f"the last one dropped: {dropped[-1].line()}" if dropped else "its manifest is empty"
             raise UserError(f"part '{part}': no utterance is left; {last}")
         with atomic_write(args.data_dir / "cuts" / f"{part}.jsonl.gz") as tmp:
             CutSet.from_cuts(kept).to_file(tmp)
         print(f"{part}: {len(kept)} cuts, {sum(c.duration for c in kept) / 3600:.2f} h")
-    listing = args.data_dir / "dropped.tsv"
+        silent = report_channels(part, pairs, kept, cfg.data.channel)
+        summary.add_cuts(part, [cut.duration for cut in kept], silent, dropped)
     write_dropped(listing, earlier + dropped)
     report_dropped(dropped, listing)
+    summary.write()
 
 
 if __name__ == "__main__":

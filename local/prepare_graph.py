@@ -5,8 +5,9 @@
 
 Reads LANG, which is data/<corpus>/lang_bpe_<lang.vocab_size>. Writes LANG/graph/lexicon.txt and LG.npz. Without --arpa the
 n-gram model is estimated from the training transcripts and written to G.arpa. Without --lexicon every word of the n-gram
-model has one spelling, the BPE model's best. A lexicon has one line `WORD token token ...` per spelling; a line with WORD
-alone means the BPE model's spelling.
+model has one spelling, the BPE model's best for the word's normal form (section lang). A lexicon has one line
+`WORD token token ...` per spelling; a line with WORD alone means the BPE model's spelling. It is the spelling of the n-gram
+model's word WORD, or else of all its words that have the same normal form.
 
 LG accepts sequences of tokens, from which the words follow. The weight of its best path is the log-probability of the
 sentence by the n-gram model, with an exception that such graphs usually have: back-off arcs are taken if they make a path
@@ -15,24 +16,24 @@ better, not only if an n-gram is missing. With interpolated bigrams the two are 
 
 from __future__ import annotations
 
-import gzip
-import shutil
 import subprocess
 import sys
 import tempfile
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from local.artifacts.arpa import BOS, EOS, estimate, read_sentences, write_arpa
+from local.artifacts.arpa import BOS, EOS, estimate, read_model, read_sentences, write_arpa
 from local.artifacts.decoding_graph import save_graph
 from local.common.atomic import write_text
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
+from local.common.text_files import iterate_lines
 from local.config import load_config
+from local.data.text import TextNormaliser
 from local.data.tokenizer import SPECIAL, UNK_ID, Tokenizer, lang_dir
 from model.search.graph import EPSILON, Graph
+from model.search.scorers import NGrams, read_ngrams
 
 import kaldifst
 import numpy as np
@@ -42,74 +43,72 @@ BACKOFF = "#0"  # symbol of back-off arcs until the graph is determinised
 DELTA = 1e-5  # weights that differ by less count as equal
 
 Spelling = tuple[str, tuple[int, ...]]  # a word and its token ids
+Clean = Callable[[str], str]  # gives a word its normal form
 
 
-def spell(words: Iterable[str], tokenizer: Tokenizer) -> list[Spelling]:
-    """Return each word's tokens; words with characters that the BPE model lacks are left out."""
-    words = list(words)
-    spelt = zip(words, tokenizer.encode(words), strict=True)
-    return [(word, tuple(ids)) for word, ids in spelt if ids and UNK_ID not in ids]
+def spell(words: Sequence[str], tokenizer: Tokenizer, clean: Clean) -> list[Spelling]:
+    """Return each word with the tokens of its normal form; words with characters that the BPE model lacks are left out."""
+    spelt = zip(words, tokenizer.encode([clean(word) for word in words]), strict=True)
+    return [(word, tuple(ids)) for word, ids in spelt if ids and min(ids) > UNK_ID]
 
 
-def read_lexicon(path: Path, tokenizer: Tokenizer) -> list[Spelling]:
+def read_lexicon(path: Path, tokenizer: Tokenizer, clean: Clean) -> list[Spelling]:
     """Return the spellings of a lexicon file, each once. Raises `UserError` naming the line of an unknown token or word."""
     ids = {token: i for i, token in enumerate(tokenizer.tokens) if token not in SPECIAL}
     lexicon: dict[Spelling, None] = {}
-    for line in read_sentences(path):
+    for number, line in enumerate(iterate_lines(path), 1):
+        if not line.strip():
+            continue
         word, *names = line.split()
-        strange = [name for name in names if name not in ids]
-        if strange or word in (BOS, EOS, BACKOFF):
-            what = f"{strange[0]!r} is not in tokens.txt" if strange else f"{word!r} cannot be a word"
-            raise UserError(f"{path}: line {line!r}: {what}")
-        spellings = [(word, tuple(ids[name] for name in names))] if names else spell([word], tokenizer)
+        where, strange = f"{path}:{number}: {line[:80]!r}", [name for name in names if name not in ids]
+        if strange or word in (BOS, EOS):
+            raise UserError(
+                f"{where}: " + (f"{strange[0]!r} is not in tokens.txt" if strange else f"{word!r} cannot be a word")
+            )
+        spellings = [(word, tuple(ids[name] for name in names))] if names else spell([word], tokenizer, clean)
         if not spellings:
-            raise UserError(f"{path}: line {line!r}: the BPE model lacks {tokenizer.unknown_characters(word)}")
+            raise UserError(f"{where}: the BPE model lacks {tokenizer.lost_characters(clean(word)) or 'this word'}")
         lexicon[spellings[0]] = None
+    if not lexicon:
+        raise UserError(f"{path}: no word in it")
     return list(lexicon)
 
 
-def unpack(path: Path, folder: Path) -> Path:
-    """Return `path`, or if it is gzipped a file in `folder` with its content. Raises `UserError` if it cannot be read."""
-    try:
-        if path.suffix != ".gz":
-            path.open("rb").close()
-            return path
-        with gzip.open(path) as packed, (folder / "G.arpa").open("wb") as plain:
-            shutil.copyfileobj(packed, plain)
-    except (FileNotFoundError, IsADirectoryError, PermissionError, gzip.BadGzipFile, EOFError, zlib.error) as e:
-        raise UserError(f"{path}: cannot be read ({e})") from None
-    return folder / "G.arpa"
+def of_words(lexicon: Sequence[Spelling], words: Sequence[str], clean: Clean) -> list[Spelling]:
+    """Return the spellings for `words`, those of the n-gram model: the word as the lexicon has it, else in its normal form."""
+    known, forms = set(words), dict[str, list[str]]()
+    for word in words:
+        forms.setdefault(clean(word), []).append(word)
+    found = {(w, ids): None for word, ids in lexicon for w in ([word] if word in known else forms.get(clean(word), [word]))}
+    return list(found)
 
 
-def arpa_words(path: Path, name: str) -> list[str]:
-    """Return the words of an ARPA file except <s>, </s> and <unk>. Raises `UserError` with `name` if it has no unigrams."""
-    words, inside = [], False
-    with path.open(encoding="utf-8", errors="replace") as f:
-        for line in f:
-            line = line.strip()
-            if line.startswith("\\"):
-                if inside:
-                    break
-                inside = line == "\\1-grams:"
-            elif inside and line:
-                words += line.split()[1:2]
-    if not words:
-        raise UserError(f"{name}: not an n-gram model in ARPA format")
-    return [word for word in words if word not in (BOS, EOS, *UNKNOWN)]
-
-
-def grammar(arpa: Path, name: str, words: Sequence[str], folder: Path) -> kaldifst.StdVectorFst:
-    """Return G, the n-gram model over the ids of `words`, which count from 1; the next id is that of `BACKOFF`.
+def grammar(numbers: dict[str, int], ngrams: NGrams, ids: dict[str, int], name: Path, folder: Path) -> kaldifst.StdVectorFst:
+    """Return G, the n-gram model of `read_ngrams` over the word ids `ids`, which count from 1; the next id is `BACKOFF`'s.
 
     G has no output labels and no n-grams with other words. Raises `UserError` with kaldilm's reason; it calls the file `name`.
     """
-    symbols = folder / "words.txt"
-    names = ["<eps>", *words, BACKOFF, BOS, EOS]
-    symbols.write_text("".join(f"{name} {i}\n" for i, name in enumerate(names)), encoding="utf-8")
+    # Names of our own, as a word of the model may be kaldilm's "<eps>" or "#0". Other words are not in its table of symbols.
+    names = {number: f"w{ids[word]}" if word in ids else "other" for word, number in numbers.items()}
+    names |= {numbers[mark]: mark for mark in (BOS, EOS)}
+    symbols, arpa = folder / "words.txt", folder / "G.arpa"
+    table = ["<eps>", *(f"w{i}" for i in ids.values()), BACKOFF, BOS, EOS]
+    write_text(symbols, "".join(f"{symbol} {i}\n" for i, symbol in enumerate(table)))
+    with arpa.open("w", encoding="utf-8") as f:
+        counts = Counter(map(len, ngrams))
+        f.write("\\data\\\n" + "".join(f"ngram {n}={counts[n]}\n" for n in sorted(counts)))
+        order = 0
+        for ngram, (log_prob, weight) in ngrams.items():
+            if len(ngram) > order:
+                order = len(ngram)
+                f.write(f"\n\\{order}-grams:\n")
+            factor = f"\t{weight!r}" if order < len(counts) else ""
+            f.write(f"{log_prob!r}\t{' '.join(names[number] for number in ngram)}{factor}\n")
+        f.write("\n\\end\\\n")
     # In another process, since kaldilm ends its process on an error.
     options = [f"--disambig-symbol={BACKOFF}", f"--read-symbol-table={symbols}"]
     command = [sys.executable, "-m", "kaldilm", *options, "--max-arpa-warnings=0", str(arpa), str(folder / "G.fst")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="backslashreplace")
     if done.returncode:
         reasons = [line for line in done.stderr.splitlines() if line.startswith("[E]")] or done.stderr.splitlines()[-1:]
         raise UserError(f"{name}: kaldilm cannot read it: {' '.join(reasons)}")
@@ -182,22 +181,26 @@ def compose(lexicon: kaldifst.StdVectorFst, lm: kaldifst.StdVectorFst, vocab_siz
     )
 
 
-def prepare(lang: Path, arpa: Path | None, order: int, lexicon_file: Path | None) -> str:
-    """Write the graph of the tokens in `lang` and return a line about it; the other arguments are the program's."""
+def prepare(lang: Path, arpa: Path | None, order: int, lexicon_file: Path | None, clean: Clean) -> str:
+    """Write the graph of the tokens in `lang` and return a line about it; the other arguments are the program's.
+
+    clean: gives words the normal form of the transcripts, which have it already.
+    """
     out, tokenizer = lang / "graph", Tokenizer.from_file(lang / "bpe.model")
-    lexicon = read_lexicon(lexicon_file, tokenizer) if lexicon_file else []
+    lexicon = read_lexicon(lexicon_file, tokenizer, clean) if lexicon_file else []
     source = arpa or lang / "transcript.txt"
     if arpa is None:
-        texts = read_sentences(source)
+        sentences = [text.split() for text in read_sentences(source, words=True)]
+        forms = (clean(word) for word, _ in lexicon)
         arpa = out / "G.arpa"
-        write_arpa(estimate((text.split() for text in texts), order, (word for word, _ in lexicon)), arpa)
+        write_arpa(estimate(sentences, order, (form for form in forms if len(form.split()) == 1)), arpa)
+    numbers, ngrams = read_model(arpa, read_ngrams)
+    words = [word for word in numbers if word not in (BOS, EOS, *UNKNOWN)]
+    lexicon = of_words(lexicon, words, clean) if lexicon else spell(words, tokenizer, clean)
+    ids = {word: i for i, word in enumerate(dict.fromkeys(word for word, _ in lexicon), 1)}
+    check_words(source, words, list(ids))
     with tempfile.TemporaryDirectory() as folder:
-        plain = unpack(arpa, Path(folder))
-        words = arpa_words(plain, str(arpa))
-        lexicon = lexicon or spell(words, tokenizer)
-        ids = {word: i for i, word in enumerate(dict.fromkeys(word for word, _ in lexicon), 1)}
-        check_words(source, words, list(ids))
-        lm = grammar(plain, str(arpa), list(ids), Path(folder))
+        lm = grammar(numbers, ngrams, ids, arpa, Path(folder))
     lines = (f"{word} {' '.join(tokenizer.tokens[i] for i in tokens)}\n" for word, tokens in lexicon)
     write_text(out / "lexicon.txt", "".join(lines))
     graph = compose(lexicon_fst(lexicon, ids, tokenizer.vocab_size), lm, tokenizer.vocab_size)
@@ -208,6 +211,8 @@ def prepare(lang: Path, arpa: Path | None, order: int, lexicon_file: Path | None
 def check_words(source: Path, words: Sequence[str], spelt: Sequence[str]) -> None:
     """Warn of words that can never be recognised. Raises `UserError` if these are all words of the n-gram model."""
     known, both = set(words), set(words) & set(spelt)
+    if not words:
+        raise UserError(f"{source}: the n-gram model has no word")
     if not both:
         raise UserError(f"{source}: none of its {len(words)} words has a spelling, such as {words[0]!r}")
     for missing, where in ((known - both, "spelling"), (set(spelt) - both, f"probability in {source}")):
@@ -224,8 +229,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     lm.add_argument("--order", type=int, default=3, help="of the estimated n-gram model (%(default)s)")
     parser.add_argument("--lexicon", type=Path, help="spellings of words in tokens")
     args = parser.parse_args(argv)
-    lang = lang_dir(args.data_dir, load_config(args.conf, args.overrides).lang)
-    print(prepare(lang, args.arpa, args.order, args.lexicon))
+    lang = load_config(args.conf, args.overrides).lang
+    print(prepare(lang_dir(args.data_dir, lang), args.arpa, args.order, args.lexicon, TextNormaliser(lang)))
 
 
 if __name__ == "__main__":

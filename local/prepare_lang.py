@@ -4,8 +4,8 @@ Reads data/<corpus>/manifests and cuts. Writes data/<corpus>/lang_bpe_<lang.voca
   transcript.txt        the training transcripts, one per line
   bpe.model, tokens.txt
   num_tokens/<part>.tsv the token count of each cut, -1 if these tokens cannot be used for it
-  dropped.tsv           those cuts with the reasons: training utterances with characters outside the model, or with more
-                        tokens than frames after subsampling; dev and test utterances are all kept
+  dropped.tsv           those cuts with the reasons: training utterances whose tokens do not give their text back, or
+                        with more tokens than frames after subsampling; dev and test utterances are all kept
 Each number of tokens has its own folder, so that experiments with different ones can share cuts and features.
 """
 
@@ -18,12 +18,13 @@ from local.common.atomic import atomic_write, write_text
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.config import load_config
-from local.corpus.corpus_yaml import load_corpus
+from local.corpus.corpus_yaml import load_corpus, needs_train
 from local.corpus.dropped import MAX_SHOWN, Dropped, report_dropped, write_dropped
 from local.corpus.manifest_lines import read_manifest
 from local.data.durations import SPEEDS, num_frames, tokens_fit
+from local.data.summary import Summary
 from local.data.token_counts import UNUSABLE, counts_file, write_token_counts
-from local.data.tokenizer import UNK_ID, Tokenizer, lang_dir, train_tokenizer
+from local.data.tokenizer import Tokenizer, lang_dir, train_tokenizer
 from local.data.transcripts import read_texts
 from model.encoder.subsampling import subsampled
 
@@ -41,24 +42,26 @@ def write_lang(tokenizer: Tokenizer, texts: Sequence[str], folder: Path) -> None
 def count_tokens(cuts: Sequence[Cut], part: str, train: bool, tokenizer: Tokenizer, dropped: list[Dropped]) -> dict[str, int]:
     """Return the number of tokens of each cut by its id; cuts that cannot be used (`UNUSABLE`) go to `dropped`.
 
-    Dev and test utterances with unknown characters are named: they are kept and count as errors in scoring.
+    Dev and test utterances whose tokens do not give their text back are named: they are kept, and count as errors in scoring.
     """
     counts: dict[str, int] = {}
     unknown: list[str] = []
     texts = [cut.supervisions[0].text for cut in cuts]
     for cut, text, tokens in zip(cuts, texts, tokenizer.encode(texts), strict=True):
         counts[cut.id] = len(tokens)
-        characters = " ".join(tokenizer.unknown_characters(text)) if UNK_ID in tokens else ""
-        if train and UNK_ID in tokens:
-            dropped.append(Dropped(cut.id, part, "characters outside the model", characters))
+        whole = tokenizer.decode(tokens) == text
+        lost = "" if whole else " ".join(tokenizer.lost_characters(text))
+        if train and not whole:
+            kind = "characters outside the model" if lost else "text that its tokens do not give back"
+            dropped.append(Dropped(cut.id, part, kind, lost or text))
             counts[cut.id] = UNUSABLE
         elif train and not tokens_fit(cut.duration, len(tokens)):
             frames = subsampled(num_frames(cut.duration))
             detail = f"{len(tokens)} tokens, {frames} frames"
             dropped.append(Dropped(cut.id, part, "more tokens than frames after subsampling", detail))
             counts[cut.id] = UNUSABLE
-        elif UNK_ID in tokens:
-            unknown.append(f"{cut.id} ({characters})")
+        elif not whole:
+            unknown.append(f"{cut.id} ({lost or text})")
     if unknown:
         names = ", ".join(unknown[:MAX_SHOWN]) + (", ..." if len(unknown) > MAX_SHOWN else "")
         print(f"{part}: {len(unknown)} utterances have characters outside the model, kept for scoring: {names}")
@@ -70,10 +73,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make the tokens and count those of every part."""
     args = make_parser(__doc__, data_dir=True).parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
-    corpus, folder = load_corpus(args.data_dir / "corpus.yaml"), lang_dir(args.data_dir, cfg.lang)
+    corpus_yaml, folder = args.data_dir / "corpus.yaml", lang_dir(args.data_dir, cfg.lang)
+    corpus = needs_train(load_corpus(corpus_yaml), corpus_yaml)
     texts = read_texts(args.data_dir, corpus.train)
     tokenizer = train_tokenizer(texts, cfg.lang.vocab_size, cfg.lang.character_coverage)
     dropped: list[Dropped] = []
+    summary = Summary(args.data_dir)
     for part in corpus.parts():
         path = args.data_dir / "cuts" / f"{part}.jsonl.gz"
         cuts: list[Cut] = list(read_manifest(path, Cut, "stage 2 (cuts) of prepare.sh"))  # type: ignore[type-abstract]
@@ -86,9 +91,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             last = f"the last one dropped: {dropped[-1].line()}" if dropped else f"{path} is empty"
             raise UserError(f"part '{part}': no utterance is left; {last}")
         write_token_counts(counts, counts_file(folder, part))
+        usable = [(cut.duration, counts[cut.id]) for cut in cuts if counts[cut.id] != UNUSABLE]
+        summary.add_tokens(cfg.lang.vocab_size, part, usable, dropped)
         if train and cfg.augment.speed_perturb:
-            lengths = [(cut.duration, counts[cut.id]) for cut in cuts if counts[cut.id] != UNUSABLE]
-            if too_fast := sum(not tokens_fit(seconds / speed, n) for seconds, n in lengths for speed in SPEEDS):
+            if too_fast := sum(not tokens_fit(seconds / speed, n) for seconds, n in usable for speed in SPEEDS):
                 print(f"{part}: {too_fast} speed-perturbed copies have more tokens than frames; training leaves them out")
     write_dropped(folder / "dropped.tsv", dropped)
     report_dropped(dropped, folder / "dropped.tsv")
@@ -96,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked, made = cfg.lang.vocab_size, tokenizer.vocab_size
     fewer = f" (the text has no more: lang.vocab_size={asked})" if made < asked else ""
     print(f"{made} tokens from {len(texts)} transcripts{fewer}")
+    print(summary.write(cfg.lang.vocab_size))
 
 
 if __name__ == "__main__":

@@ -1,67 +1,38 @@
-"""Stage 1 of prepare.sh: lhotse manifests of every part, each audio file decoded once.
+"""Stage 1 of prepare.sh: lhotse manifests of every part, each audio file decoded.
 
 Reads audio and transcripts. Writes data/<corpus>/manifests/{recordings,supervisions}_<part>.jsonl.gz, dropped.tsv beside
-them, and data/<corpus>/corpus.yaml. Utterances that cannot be used are named, counted and left out.
+them, and data/<corpus>/corpus.yaml, summary.json and README.md, which say what the data are. Utterances that cannot be used
+are named, counted and left out.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
-from local.common.text_files import read_lines
 from local.config import load_config
-from local.corpus.audio_files import BadAudio, check_all, check_audio
 from local.corpus.corpus_yaml import Corpus, load_corpus, save_corpus
-from local.corpus.custom import custom_parts
+from local.corpus.ctm import with_alignments
+from local.corpus.custom import read_given, split_missing
 from local.corpus.dropped import Dropped, report_dropped, write_dropped
 from local.corpus.librispeech import find_tree, read_part
 from local.corpus.pairs import Pair
+from local.corpus.screening import check_pairs
 from local.corpus.shard_store import ShardStore, shard_store
+from local.data.summary import Summary
+from local.data.text import TextNormaliser, unusual_characters
 
-from lhotse import Recording, RecordingSet, SupervisionSet
-from lhotse.supervision import AlignmentItem
+from lhotse import RecordingSet, SupervisionSet
 from lhotse.utils import fastcopy
 
 PARTS_HINT = "; name the parts with data.train_parts=[...] data.dev_parts=[...] data.test_parts=[...]"
-TOLERANCE = 0.025  # seconds by which a segment may reach beyond its recording
 NAMES_SHOWN = 5  # speakers named on the screen
-
-
-def check_recording(recording: Recording, store: ShardStore) -> Recording:
-    """Decode the recording; return it with rate, length, channels. Raises `BadAudio` if it is missing, damaged or truncated."""
-    for source in recording.sources:
-        if source.type != "file":
-            try:
-                store.with_audio(recording).load_audio()
-            except Exception as e:
-                raise BadAudio(f"unreadable recording {recording.id}: {str(e).strip().splitlines()[0]}") from None
-            return recording
-        try:
-            info = check_audio(source.source)
-        except BadAudio as e:
-            raise BadAudio(f"{e}: {source.source}") from None
-        if recording.transforms:
-            continue  # it states rate and length after the transforms
-        if recording.num_samples and info.num_samples < recording.num_samples - 1:
-            stated = f"{info.num_samples} of {recording.num_samples} samples"
-            raise BadAudio(f"truncated audio file ({stated}): {source.source}")
-        if not recording.num_samples:  # no stated length, so the channels are not known yet either
-            source.channels = list(range(info.num_channels))
-            recording.channel_ids = list(source.channels)
-        recording = fastcopy(
-            recording,
-            sampling_rate=info.sampling_rate,
-            num_samples=info.num_samples,
-            duration=info.num_samples / info.sampling_rate,
-        )
-    return recording
 
 
 def drop_duplicates_and_empty(pairs: Iterable[Pair], part: str, dropped: list[Dropped]) -> list[Pair]:
@@ -78,29 +49,6 @@ def drop_duplicates_and_empty(pairs: Iterable[Pair], part: str, dropped: list[Dr
     return list(kept.values())
 
 
-def check_pairs(pairs: Sequence[Pair], part: str, num_jobs: int, dropped: list[Dropped], store: ShardStore) -> list[Pair]:
-    """Decode every recording once; return the usable pairs with durations and clean texts. The others go to `dropped`."""
-    recordings = {recording.id: recording for recording, _ in pairs}
-    results = check_all(partial(check_recording, store=store), recordings.values(), num_jobs, f"audio of {part}")
-    checked = {recording.id: result for recording, result in results}
-    kept: list[Pair] = []
-    for recording, segment in pairs:
-        result = checked[recording.id]
-        if isinstance(result, BadAudio):
-            kind, _, detail = str(result).partition(": ")
-            kind = kind.partition(" (")[0]
-            dropped.append(Dropped(segment.id, part, kind, detail if kind == "missing audio file" else str(result)))
-            continue
-        duration = segment.duration or result.duration - segment.start
-        if not (0 < duration and 0 <= segment.start and segment.start + duration <= result.duration + TOLERANCE):  # or NaN
-            span = f"{segment.start:.2f} to {segment.start + duration:.2f} s of {result.duration:.2f} s"
-            dropped.append(Dropped(segment.id, part, "segment outside its recording", span))
-            continue
-        duration = min(duration, result.duration - segment.start)
-        kept.append((result, fastcopy(segment, duration=duration, text=" ".join((segment.text or "").split()))))
-    return kept
-
-
 def write_manifests(pairs: Sequence[Pair], part: str, folder: Path) -> None:
     """Write the recordings (each once) and the supervisions of a part."""
     recordings = {recording.id: recording for recording, _ in pairs}
@@ -111,8 +59,11 @@ def write_manifests(pairs: Sequence[Pair], part: str, folder: Path) -> None:
 
 
 def warn_shared_speakers(corpus: Corpus, speakers: dict[str, set[str]]) -> None:
-    """Warn of speakers that two of the sets (train, dev, test) share, unless both have the same parts."""
-    sets = {"train": corpus.train, "dev": corpus.dev, "test": corpus.test}
+    """Warn of speakers that two of the user's sets (train, dev, test) share, unless both have the same parts.
+
+    speakers: those of each part that the user gave; parts that are split off train may have to share speakers with it.
+    """
+    sets = {name: [p for p in getattr(corpus, name) if p in speakers] for name in ("train", "dev", "test")}
     for a, b in combinations(sets, 2):
         mine = set().union(*(speakers[p] for p in sets[a]))
         theirs = set().union(*(speakers[p] for p in sets[b]))
@@ -122,30 +73,33 @@ def warn_shared_speakers(corpus: Corpus, speakers: dict[str, set[str]]) -> None:
             print(f"warning: {len(shared)} speakers are both in {a} and in {b}: {names}", file=sys.stderr)
 
 
-def read_parts(corpus: Corpus, corpus_dir: Path, dropped: list[Dropped], store: ShardStore) -> dict[str, list[Pair]]:
-    """Return the utterances of every part; lines that cannot be read go to `dropped`."""
+def read_parts(
+    corpus: Corpus, corpus_dir: Path, dropped: list[Dropped], store: ShardStore, clean: Callable[[str], str]
+) -> dict[str, list[Pair]]:
+    """Return the utterances of every part that is there, texts made `clean`; lines that cannot be read go to `dropped`."""
     if corpus.source == "custom":
-        return custom_parts(corpus_dir, corpus, dropped, store)
+        return read_given(corpus_dir, corpus, dropped, store, clean)
     tree = find_tree(corpus_dir)
-    return {part: with_alignments(read_part(tree, part, PARTS_HINT), tree / part) for part in corpus.parts()}
+    found = {part: with_alignments(read_part(tree, part, dropped, PARTS_HINT), tree / part) for part in corpus.parts()}
+    return {part: [(r, fastcopy(s, text=clean(s.text or ""))) for r, s in pairs] for part, pairs in found.items()}
 
 
-def with_alignments(pairs: Sequence[Pair], folder: Path) -> list[Pair]:
-    """Return the pairs with the times of their words from .ctm files in `folder`. Raises `UserError` for a malformed line."""
-    words: dict[str, list[AlignmentItem]] = {}
-    for path in sorted(folder.glob("*/*/*.ctm")):
-        for number, line in enumerate(read_lines(path), 1):
-            if not line.strip() or line.startswith(";;"):  # a comment
-                continue
-            try:
-                utterance, _, start, duration, word = line.split()[:5]
-                words.setdefault(utterance, []).append(AlignmentItem(word, float(start), float(duration)))
-            except ValueError:
-                raise UserError(f"{path}:{number}: not 'utterance channel start duration word'") from None
-    return [
-        (recording, fastcopy(segment, alignment={"word": words[segment.id]}) if segment.id in words else segment)
-        for recording, segment in pairs
-    ]
+def screened(
+    corpus: Corpus, corpus_dir: Path, dropped: list[Dropped], store: ShardStore, clean: Callable[[str], str], num_jobs: int
+) -> tuple[dict[str, list[Pair]], set[str]]:
+    """Return the usable utterances of every part, missing parts split off, and the names of the parts that are there.
+
+    The other utterances go to `dropped`. Raises `UserError` for a part without usable utterances.
+    """
+    found = read_parts(corpus, corpus_dir, dropped, store, clean)  # before any long work, as a part may be missing
+    kept: dict[str, list[Pair]] = {}
+    for part, pairs in found.items():
+        kept[part] = check_pairs(drop_duplicates_and_empty(pairs, part, dropped), part, num_jobs, dropped, store)
+        if not kept[part]:
+            kinds = Counter(d.kind for d in dropped if d.part == part).most_common(3)
+            why = ", ".join(f"{kind} ({count})" for kind, count in kinds)
+            raise UserError(f"part '{part}' of {corpus_dir}: none of its {len(pairs)} utterances can be used: {why}")
+    return (split_missing(kept, corpus, corpus_dir) if corpus.source == "custom" else kept), set(found)
 
 
 @program
@@ -154,28 +108,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, data_dir=True)
     parser.add_argument("--corpus-yaml", type=Path, required=True, help="egs/<corpus>/corpus.yaml")
     parser.add_argument("--corpus-dir", type=Path, required=True, help="folder of the audio")
-    parser.add_argument("--nj", type=int, default=1, help="threads that decode audio (%(default)s)")
+    parser.add_argument("--nj", type=int, default=1, help="processes that decode audio (%(default)s)")
     args = parser.parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
     corpus = load_corpus(args.corpus_yaml, cfg.data)
     corpus.corpus_dir = str(args.corpus_dir)
     dropped: list[Dropped] = []
-    store = shard_store(args.data_dir, cfg.data)
-    found = read_parts(corpus, args.corpus_dir, dropped, store)  # before any long work, as a part may be missing
     folder = args.data_dir / "manifests"
-    speakers: dict[str, set[str]] = {}
-    for part, pairs in found.items():
-        kept = check_pairs(drop_duplicates_and_empty(pairs, part, dropped), part, args.nj, dropped, store)
-        if not kept:
-            raise UserError(f"part '{part}' of {args.corpus_dir}: none of its {len(pairs)} utterances can be used")
-        write_manifests(kept, part, folder)
-        speakers[part] = {segment.speaker for _, segment in kept if segment.speaker}
-        hours = sum(segment.duration for _, segment in kept) / 3600
-        print(f"{part}: {len(kept)} utterances, {hours:.2f} h, {len(speakers[part])} speakers")
+    try:
+        store = shard_store(args.data_dir, cfg.data)
+        kept, given = screened(corpus, args.corpus_dir, dropped, store, TextNormaliser(cfg.lang), args.nj)
+    finally:  # an error alone would not say what is wrong with each utterance
+        if dropped:
+            write_dropped(folder / "dropped.tsv", dropped)
+            report_dropped(dropped, folder / "dropped.tsv")
     write_dropped(folder / "dropped.tsv", dropped)
-    report_dropped(dropped, folder / "dropped.tsv")
-    warn_shared_speakers(corpus, speakers)
+    for part, pairs in kept.items():
+        write_manifests(pairs, part, folder)
+        speakers = {segment.speaker for _, segment in pairs if segment.speaker}
+        hours = sum(segment.duration for _, segment in pairs) / 3600
+        print(f"{part}: {len(pairs)} utterances, {hours:.2f} h, {len(speakers)} speakers")
+    warn_shared_speakers(corpus, {part: {s.speaker for _, s in kept[part] if s.speaker} for part in given})
     save_corpus(corpus, args.data_dir / "corpus.yaml")
+    unusual = {part: unusual_characters([segment.text or "" for _, segment in pairs]) for part, pairs in kept.items()}
+    print(Summary.start(args.data_dir, corpus, kept, given, dropped, unusual).write())
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
-from local.common.errors import UserError
+from local.common.errors import UserError, reason
 from local.config import load_config
-from local.corpus.audio_files import BadAudio, check_all, check_audio
-from local.corpus.librispeech import AUDIO_ENDINGS
+from local.corpus.audio_files import check_all, check_audio
+from local.corpus.audio_paths import AUDIO_ENDINGS
+from local.corpus.audio_reading import BadAudio, load_audio
 
 from lhotse import CutSet, Recording
 from lhotse.audio import AudioSource
@@ -25,7 +26,7 @@ WINDOW, SHORTEST = 10.0, 5.0  # seconds
 
 
 def read_folder(folder: Path, num_jobs: int) -> list[Cut]:
-    """Return a cut per audio file below `folder`; damaged files are named and left out. Uses `num_jobs` threads."""
+    """Return a cut per audio file below `folder`; damaged files are named and left out. Uses `num_jobs` processes."""
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_ENDINGS)
     cuts: list[Cut] = []
     for path, info in check_all(check_audio, paths, num_jobs, "noise"):
@@ -43,11 +44,36 @@ def read_folder(folder: Path, num_jobs: int) -> list[Cut]:
     return cuts
 
 
+def read_cuts(manifest: Path, num_jobs: int) -> list[Cut]:
+    """Return the cuts of a lhotse manifest that can be loaded; others are named. Raises `UserError` if it cannot be read."""
+    try:
+        found = list(CutSet.from_file(manifest))
+    except Exception as e:  # lhotse raises exceptions of all types
+        raise UserError(
+            f"augment.musan={manifest}: not a lhotse manifest of cuts: {type(e).__name__}: {reason(e)[:200]}"
+        ) from None
+    cuts: list[Cut] = []
+    for cut, problem in check_all(try_to_load, found, num_jobs, "noise"):
+        if isinstance(problem, BadAudio):
+            print(f"warning: noise left out: {problem}: {cut.id}", file=sys.stderr)
+        else:
+            cuts.append(cut)
+    return cuts
+
+
+def try_to_load(cut: Cut) -> None:
+    """Load a cut as training does. Raises `BadAudio` if that fails."""
+    try:
+        load_audio(cut)
+    except Exception as e:
+        raise BadAudio("cannot be loaded", f"{type(e).__name__}: {reason(e)[:200]}") from None
+
+
 @program
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the cuts of noise."""
     parser = make_parser(__doc__, data_dir=True)
-    parser.add_argument("--nj", type=int, default=1, help="threads that decode audio (%(default)s)")
+    parser.add_argument("--nj", type=int, default=1, help="processes that decode audio (%(default)s)")
     args = parser.parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
     if cfg.augment.musan is None:
@@ -55,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = Path(cfg.augment.musan)
     if not source.exists():
         raise UserError(f"augment.musan={source}: no such folder; stage 0 (audio) of prepare.sh downloads it")
-    cuts = CutSet(read_folder(source, args.nj) if source.is_dir() else list(CutSet.from_file(source)))
+    cuts = CutSet(read_folder(source, args.nj) if source.is_dir() else read_cuts(source, args.nj))
     rate = cfg.features.sampling_rate
     windows = [
         cut if cut.sampling_rate == rate else cut.resample(rate)

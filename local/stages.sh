@@ -1,7 +1,7 @@
 # What prepare.sh and run.sh share: options, the Python environment, and stages that are skipped when done. Sourced, not run.
 #
 # The caller sets `options` (names with underscores) and their defaults, `stages` (names, in order) and `usage`, then calls
-#   parse_options "$@"; resolve_options; ensure_python; read_config; stage NAME ... -- COMMAND; stage ...
+#   parse_options "$@"; resolve_options; ensure_python; read_config; check_data; stage NAME ... -- COMMAND; stage ...
 
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
@@ -40,19 +40,42 @@ stage_number() {
   echo "$2"
 }
 
-# resolve_options: the conf, the folders and the number of jobs, if they are not given.
+# name_corpus: $name, of the folders in data/ and exp/: the corpus's, or that of --corpus-dir for one's own audio.
+name_corpus() {
+  name=$corpus
+  [[ -z $corpus_dir || -e $corpus_dir ]] || fail "--corpus-dir $corpus_dir: no such folder"
+  [[ $corpus == custom && -n $corpus_dir ]] || return 0
+  name=$(basename "$(realpath -ms "$corpus_dir")")
+  [[ $name != / ]] || name=$corpus
+}
+
+# resolve_options: the conf, the folders and the number of jobs, if they are not given. $chosen: the file that
+# local/choose_conf.py writes, if there is no other conf.
 resolve_options() {
+  chosen=''
   [[ -f egs/$corpus/corpus.yaml ]] || fail "no corpus '$corpus': egs/ has $(cd egs && echo */ | tr -d /)"
+  name_corpus
+  data_dir=${data_dir:-data/$name}
+  [[ " $options " != *" exp_dir "* ]] || exp_dir=${exp_dir:-exp/$name}
   if [[ -z $conf ]]; then  # egs/<corpus>/conf/<experiment>.yaml, then egs/<corpus>/conf/<corpus>.yaml
-    for conf in "egs/$corpus/conf/$(basename "${exp_dir:-$corpus}").yaml" "egs/$corpus/conf/$corpus.yaml" conf/base.yaml; do
+    for conf in "egs/$corpus/conf/$(basename "${exp_dir:-$name}").yaml" "egs/$corpus/conf/$corpus.yaml" ''; do
       [[ ! -f $conf ]] || break
     done
+    [[ -n $conf ]] || chosen=$data_dir/conf.yaml conf=conf/base.yaml
+    [[ ! -f $chosen ]] || conf=$chosen
   fi
   [[ -f $conf ]] || fail "--conf $conf: no such file"
-  [[ -z $corpus_dir || -e $corpus_dir ]] || fail "--corpus-dir $corpus_dir: no such folder"
-  data_dir=${data_dir:-data/$corpus}
   nj=${nj:-$(getconf _NPROCESSORS_ONLN)}
   [[ $nj =~ ^[1-9][0-9]*$ ]] || fail "option --nj must be a whole number above 0, not '$nj'"
+}
+
+# check_data [OPTIONS]: stop if $data_dir holds another corpus. OPTIONS: those that name other folders, for the message.
+check_data() {
+  local audio=()
+  [[ -f $data_dir/corpus.yaml ]] || return 0
+  [[ -z $corpus_dir ]] || audio=(--corpus-dir "$corpus_dir")
+  "$python" -m local.check_data --data-dir "$data_dir" --corpus-yaml "egs/$corpus/corpus.yaml" "${audio[@]}" \
+    "--other=${1:---data-dir and --exp-dir}" || exit 1
 }
 
 # ensure_python [requirements file ...]: set $python: --python if given, used as it is; else .venv, which is made once and

@@ -19,8 +19,13 @@ from local.artifacts.checkpoint import load_averaged
 from local.common.cli import add_config_arguments, choose_device, make_parser, program
 from local.common.errors import UserError, reason
 from local.config.methods import METHODS
-from local.config.schema import DecodeConfig
-from local.corpus.audio_files import BadAudio, check_audio
+from local.config.schema import Channel, DecodeConfig
+from local.corpus.audio_files import check_audio
+from local.corpus.audio_reading import BadAudio, load_audio
+from local.corpus.pairs import whole_file
+from local.corpus.screening import LEVELS, as_decoded
+from local.data.channels import TAKEN, choose
+from local.data.text import TextNormaliser
 from local.data.tokenizer import lang_dir
 from local.decoding.endpoint import EndpointRules
 from local.decoding.recogniser import make_stream
@@ -30,7 +35,7 @@ from model.search import Stream
 from model.search.scorers import Scorer
 
 import torch
-from lhotse import Recording
+from lhotse import MonoCut, SupervisionSegment
 
 PIECE_SECONDS = 0.02  # audio arrives in pieces of this length, as from a sound card
 ERASE = "\r\x1b[K"  # go back to the line's beginning and erase the line
@@ -47,22 +52,29 @@ def make_search(name: str, resources: Resources, options: DecodeConfig) -> tuple
     return make_stream(name, resources, own), [resources.scorer(term, own) for term in method.second_pass]
 
 
-def read_audio(path: Path, sampling_rate: int) -> torch.Tensor:
-    """Return the samples (S,) of a file with one channel at `sampling_rate` (Hz), resampled if necessary.
+def read_audio(path: Path, sampling_rate: int, channel: Channel = "first") -> torch.Tensor:
+    """Return the samples (S,) of a file at `sampling_rate` (Hz), resampled if necessary; of several channels, `channel`.
 
-    Raises `UserError` naming the file if it cannot be read or has several channels.
+    Raises `UserError` naming the file if it cannot be read, or has several channels and each would be an utterance.
     """
     try:
         info = check_audio(path)
     except BadAudio as e:
         raise UserError(f"{path}: {e}") from None
-    if info.num_channels != 1:
-        raise UserError(f"{path}: has {info.num_channels} channels; it must have one")
+    recording, _ = whole_file(path.stem, path, "", None)
+    segment = SupervisionSegment(path.stem, path.stem, 0.0, info.num_samples / info.sampling_rate)
     try:
-        recording = Recording.from_file(path)
-        if recording.sampling_rate != sampling_rate:
-            recording = recording.resample(sampling_rate)
-        return torch.from_numpy(recording.load_audio()[0])
+        recording = as_decoded(recording, [info])
+        if info.num_channels > 1:
+            if channel == "both":
+                raise UserError(f"{path}: has {info.num_channels} channels; say data.channel=first, mix or loudest")
+            segment.channel, segment.custom = list(range(info.num_channels)), {LEVELS: info.levels}
+            ((recording, segment),) = choose(recording, segment, channel)
+            print(f"{path}: has {info.num_channels} channels: data.channel={channel} {TAKEN[channel]}", file=sys.stderr)
+        cut = MonoCut(segment.id, 0.0, segment.duration, segment.channel, recording=recording)
+        return torch.from_numpy(load_audio(cut if cut.sampling_rate == sampling_rate else cut.resample(sampling_rate))[0])
+    except UserError:
+        raise
     except Exception as e:  # lhotse's readers raise exceptions of many types
         raise UserError(f"{path}: unreadable: {reason(e)[:200]}") from None
 
@@ -129,7 +141,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
     rules = EndpointRules()
     parser = make_parser(__doc__, conf=False)
-    parser.add_argument("file", type=Path, metavar="FILE", help="one channel, any sampling rate")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="audio of any sampling rate; data.channel chooses of several channels"
+    )
     add_config_arguments(parser)
     parser.add_argument("--checkpoint", type=Path, default=Path("exp/tiny/averaged.pt"), help="%(default)s")
     parser.add_argument("--method", choices=list(METHODS), default="modified_beam_search", help="%(default)s")
@@ -144,10 +158,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.endpoint_rules:
         rules = EndpointRules(*args.endpoint_rules)
     model, cfg, tokenizer = load_averaged(args.checkpoint, args.overrides, args.conf)
-    audio = read_audio(args.file, cfg.features.sampling_rate)
+    audio = read_audio(args.file, cfg.features.sampling_rate, cfg.data.channel)
     device = choose_device(cfg.decode.num_threads)
     lang = lang_dir(args.data_dir, cfg.lang) if args.data_dir else None
-    resources = Resources(model.to(device), tokenizer, device, args.checkpoint.parent, lang)
+    resources = Resources(model.to(device), tokenizer, device, args.checkpoint.parent, lang, clean=TextNormaliser(cfg.lang))
     search, second_pass = make_search(args.method, resources, cfg.decode)
     recogniser = StreamingRecogniser(
         model.encoder,

@@ -2,10 +2,10 @@
 
     .venv/bin/python -m local.train_lm --conf egs/tiny/conf/tiny.yaml --data-dir data/tiny --exp-dir exp/tiny lm.text=book.txt
 
-It trains on lm.text (default: the training transcripts), stops when the perplexity of the dev parts no longer falls, and
-resumes an interrupted training. It writes EXP/lm/lm.pt (the model of the best epoch), EXP/lm/last.pt (for resuming),
-EXP/lm/log.csv and EXP/lm/perplexity.json. Perplexities count the end of each sentence as a token and as a word. It also
-writes EXP/lm/bigram.arpa, the token bigram of the training transcripts, which LODR subtracts.
+It trains on lm.text in its normal form (default: the training transcripts), stops when the perplexity of the dev parts no
+longer falls, and resumes an interrupted training. It writes EXP/lm/lm.pt (the model of the best epoch), EXP/lm/last.pt (for
+resuming), EXP/lm/log.csv and EXP/lm/perplexity.json. Perplexities count the end of each sentence as a token and as a word. It
+also writes EXP/lm/bigram.arpa, the token bigram of the training transcripts, which LODR subtracts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from local.common.errors import UserError
 from local.common.text_files import is_file, iterate_lines
 from local.config import load_config
 from local.corpus.corpus_yaml import load_corpus
+from local.data.text import TextNormaliser
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.data.transcripts import read_texts
 from local.training.lm_text import tokenize
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = Path(cfg.lm.text) if cfg.lm.text else transcripts
     if cfg.lm.text and not is_file(source):
         raise UserError(f"key 'lm.text': there is no file {source}")
-    train = tokenize(iterate_lines(source, "stage lang of prepare.sh"), tokenizer, str(source))
+    lines = iterate_lines(source, "stage lang of prepare.sh")
+    train = tokenize(map(TextNormaliser(cfg.lang), lines) if cfg.lm.text else lines, tokenizer, str(source))
     parts = load_corpus(args.data_dir / "corpus.yaml", cfg.data).dev
     dev = tokenize(read_texts(args.data_dir, parts), tokenizer, f"dev parts {', '.join(parts)}")
     write_bigram(transcripts, tokenizer, args.exp_dir / "lm" / "bigram.arpa")

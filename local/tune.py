@@ -27,8 +27,10 @@ from local.common.errors import UserError
 from local.config.methods import METHODS, TUNED
 from local.config.schema import AverageConfig, DecodeConfig, TuneConfig
 from local.data.datamodule import AsrDataModule
+from local.data.text import TextNormaliser
 from local.data.tokenizer import lang_dir
 from local.decoding.batch_decoder import BatchDecoder, Encoded, search, with_progress
+from local.decoding.known_text import check_known
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
 from local.scoring.align import word_errors
@@ -95,8 +97,9 @@ class Tuner:
 
     def resources(self, model: Transducer) -> Resources:
         """Return what methods need besides `model`."""
-        lang = lang_dir(self.data.data_dir, self.data.cfg.lang)
-        return Resources(model, self.data.tokenizer, self.device, self.exp_dir, lang)
+        lang = self.data.cfg.lang
+        folder, clean = lang_dir(self.data.data_dir, lang), TextNormaliser(lang)
+        return Resources(model, self.data.tokenizer, self.device, self.exp_dir, folder, clean=clean)
 
     def encode(self, model: Transducer) -> EncodedParts:
         """Encode all dev parts. Raises `UserError` if their references have no word."""
@@ -192,7 +195,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, cfg, tokenizer = load_averaged(args.checkpoint, args.overrides, args.conf)
     given, folder, device = keys_of(args.overrides), args.exp_dir / "checkpoints", choose_device(cfg.decode.num_threads)
     values = lists(cfg.tune, given)
-    tuner = Tuner(AsrDataModule(cfg, args.data_dir, tokenizer), cfg.decode, given, device, args.exp_dir)
+    data = AsrDataModule(cfg, args.data_dir, tokenizer)
+    check_known(data.references(data.corpus.dev), tokenizer, args.checkpoint, args.data_dir)
+    tuner = Tuner(data, cfg.decode, given, device, args.exp_dir)
     nums = [int(n) for n in values.get("average_num", [])]
     # Check all values before decoding: an error at the last one would lose the results of the others.
     for num in nums:

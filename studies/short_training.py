@@ -42,7 +42,7 @@ ENCODER = {"rnn": "lstm", "num_layers": 3, "d_model": 64, "rnn_hidden_size": 128
 SMALL = (
     *(f"model.encoder.{key}={value}" for key, value in ENCODER.items()),
     *("model.decoder.dim=64", "model.joiner.dim=64", "lm.dim=128", "lm.hidden=128", "lm.num_layers=1"),
-    *("lm.batch_tokens=500", "train.warm_step=10"),
+    *("lm.batch_tokens=500", "train.warm_step=10", "train.warm_share=0"),
 )
 LARGEST = 32  # utterances of similar length in a group; a batch consists of the first ones of a group
 WINDOW = 16  # groups that are sorted by length together

@@ -29,11 +29,11 @@ import yaml
 from lhotse import CutSet, RecordingSet, SupervisionSet
 
 CORPUS = "name: toy\nsource: librispeech\ntrain: [tr]\ndev: [dv]\ntest: [te]\n"
-OWN = "name: own\nsource: custom\ntrain: [tab, kal]\ndev: [man]\ntest: [cut]\noptions: {normalise: upper, split: 0.1}\n"
+OWN = "name: own\nsource: custom\ntrain: [tab, kal]\ndev: [man]\ntest: [cut]\noptions: {split: 0.1}\n"
 METHODS = "greedy_search,modified_beam_search_LODR,modified_beam_search_ngram,fast_beam_search_LG"
 SETTINGS = [
     *SMALL,
-    *("train.num_epochs=2", "train.max_duration=6", "train.log_every=2", "train.warm_step=2", "train.save_every=3"),
+    *("train.num_epochs=2", "train.max_duration=6", "train.log_every=2", "train.warm_share=0.3", "train.save_every=3"),
     *("train.average_period=1", "average.num=1", "augment.speed_perturb=false", "data.num_buckets=2", "lm.max_epochs=1"),
     *("lang.vocab_size=30", "train.num_threads=1", "decode.num_threads=1", "tune.blank_penalty=[0.0,1.0]"),
 ]

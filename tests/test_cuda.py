@@ -228,7 +228,7 @@ def test_work_that_does_not_fit_is_halved(little_memory: float, capsys: pytest.C
 
 def test_a_pass_that_does_not_fit_is_processed_in_halves(data: Path, tmp_path: Path) -> None:
     """The sums of its losses and of the later steps equal those of a pass that fits."""
-    options = [*EXACT, "gradient.control=none", "train.max_duration=200", "train.num_epochs=2"]
+    options = [*EXACT, "gradient.control=none", "train.max_duration=200", "train.num_epochs=2", "train.warm_share=0.3"]
     whole = trained(data, tmp_path / "whole", *options, device=GPU)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

@@ -204,7 +204,7 @@ def test_stats_say_what_made_them(folder: Path, tmp_path: Path) -> None:
 def make_decoder(monkeypatch: pytest.MonkeyPatch, folder: Path, at_most: int, message: str) -> BatchDecoder:
     """Make a decoder whose encoder raises if it gets more than `at_most` utterances."""
     model, cfg, tokenizer = load_averaged(folder / "averaged.pt")
-    resources = Resources(model, tokenizer, torch.device("cpu"), folder)
+    resources = Resources(model, tokenizer, torch.device("cpu"), folder, clean=str)
     recognisers = {method: Recogniser(method, resources, cfg.decode) for method in cfg.decode.methods}
     decoder = BatchDecoder(model, recognisers, cfg.decode.tail_frames, torch.device("cpu"))
     encode = model.encoder.forward

@@ -10,7 +10,8 @@ from local.common.atomic import atomic_write, write_text
 from local.common.errors import UserError
 from local.compute_features import main as compute_features
 from local.config import load_config
-from local.corpus.audio_files import BadAudio, check_all, check_audio
+from local.corpus.audio_files import check_all, check_audio
+from local.corpus.audio_reading import BadAudio
 from local.corpus.corpus_yaml import load_corpus
 from local.data.datamodule import AsrDataModule
 from local.data.durations import num_frames, tokens_fit
@@ -99,7 +100,7 @@ def test_good_corpus_loses_nothing(tree: Path) -> None:
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.999])
 def test_truncated_files_are_found(tmp_path: Path, ending: str, share: float) -> None:
     path = write_noise(tmp_path / f"a.{ending}", 2.0)
-    assert check_audio(path) == (32000, 16000, 1)
+    assert check_audio(path)[:3] == (32000, 16000, 1)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(BadAudio):
         check_audio(path)
@@ -116,7 +117,7 @@ def test_bad_audio_says_why(tmp_path: Path) -> None:
 
 
 def test_parallel_keeps_the_order() -> None:
-    assert list(check_all(lambda x: x * x, range(100), 4, "numbers")) == [(x, x * x) for x in range(100)]
+    assert list(check_all(abs, range(100), 4, "numbers")) == [(x, x) for x in range(100)]
     assert list(check_all(str, [], 2, "nothing")) == []
 
 
@@ -224,13 +225,15 @@ def one_step(data: Path, exp: Path, vocab_size: int) -> int:
 def test_two_numbers_of_tokens_share_cuts_and_features(tree: Path, tmp_path: Path) -> None:
     data = prepare(tree, "lang.vocab_size=20")
     compute_features(["--data-dir", str(data)])
-    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    known = (data / "README.md", data / "summary.json")  # they describe all numbers of tokens
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file() and path not in known}
     prepare_lang(["--data-dir", str(data), "lang.vocab_size=30"])
     assert all(path.read_bytes() == content for path, content in before.items())
     first, second = data / "lang_bpe_20", data / "lang_bpe_30"
     new = {path.relative_to(second) for path in second.rglob("*") if path.is_file()}
     assert new == {path.relative_to(first) for path in first.rglob("*") if path.is_file()} and len(new) == 7
-    assert {path for path in data.rglob("*") if path.is_file()} - set(before) == {second / path for path in new}
+    made = {path for path in data.rglob("*") if path.is_file() and path not in known}
+    assert made - set(before) == {second / path for path in new}
     assert [one_step(data, tmp_path / str(n), n) for n in (20, 30)] == [20, 30]
 
 

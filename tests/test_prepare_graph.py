@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import random
 import re
 from pathlib import Path
@@ -195,21 +196,59 @@ def test_an_arpa_file(data: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFi
     assert (data / "lang_bpe_20" / "graph" / "lexicon.txt").read_text().splitlines()[-1].split()[0] == "TEN"
 
 
+def test_any_line_ends_and_names_of_words(data: Path, tokenizer: Tokenizer) -> None:
+    """CRLF; words that kaldilm takes for its own symbols; words in another form, some with the same normal form."""
+    spoken = [["ten", "#0", "ＮＥＴ"], ["<eps>", "Ten", "ten"], ["0", "ONE", "ＮＥＴ", "one"], ["<blk>", "one"]]
+    arpa = data / "lm.arpa"
+    write_arpa(estimate(spoken, 3), arpa)
+    ngrams = read_plain(arpa)
+    arpa.write_bytes(arpa.read_bytes().replace(b"\n", b"\r\n"))
+    ids = {token: i for i, token in enumerate(tokenizer.tokens)}
+    a, b = [token for token in tokenizer.tokens[3:] if token.isalpha()][:2]
+    lexicon = data / "my_lexicon.txt"
+    lexicon.write_text(f"TEN\n#0 {b} {a}\n<eps> {a}\r\nnet\none\n")
+    graph = made(data, tokenizer, "--arpa", str(arpa), "--lexicon", str(lexicon))
+    heard = {text: tokenizer.encode([text])[0] for text in ("TEN", "NET", "ONE")} | {"#0": [ids[b], ids[a]], "<eps>": [ids[a]]}
+    # All words with the form TEN, as the model has no TEN itself; of those with the form ONE the one that the lexicon names.
+    words = {"TEN": ["ten", "Ten"], "NET": ["ＮＥＴ"], "ONE": ["one"], "#0": ["#0"], "<eps>": ["<eps>"]}
+    for sentence in sentences(80, list(heard)):
+        weight = best_path(graph, [i for word in sentence for i in heard[word]])
+        expected = max(backing_off_at_will(ngrams, list(said)) for said in itertools.product(*(words[w] for w in sentence)))
+        assert weight == pytest.approx(expected, abs=3e-4)
+
+
+def test_words_of_the_lexicon_have_the_form_of_the_transcripts(
+    data: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without an n-gram model of one's own: words in small letters, one of which the rules make two."""
+    (data / "my_lexicon.txt").write_text("ten\nＮｅｔ\nten-net\nseen\n")
+    (data / "rules.tsv").write_text("-\t \n")
+    graph = made(data, tokenizer, f"lang.rules={data / 'rules.tsv'}", "--lexicon", str(data / "my_lexicon.txt"))
+    assert " 1 words have no probability" in capsys.readouterr().err.replace("warning:", "")  # ten-net
+    assert best_path(graph, tokenizer.encode(["NET TEN"])[0]) > -np.inf == best_path(graph, tokenizer.encode(["ONE"])[0])
+
+
 def test_unusable_input(data: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     good = "\\data\\\nngram 1=3\n\n\\1-grams:\n-99\t<s>\n-0.3\t</s>\n-0.3\tTEN\n\n\\end\\\n"
     cases = {
         "a.arpa": ("nonsense\n", ["--arpa"], r"a\.arpa: "),
         "b.arpa": (good.replace("-0.3\tTEN", "x\tTEN"), ["--arpa"], "line 7"),
         "c.arpa": (good.replace("<s>", "<S>"), ["--arpa"], "<s>"),
-        "d.arpa": (good.replace("TEN", "ten"), ["--arpa"], " 1 .*'ten'"),
+        "d.arpa": (good.replace("TEN", "ÖL"), ["--arpa"], " 1 .*'ÖL'"),
         "e.arpa.gz": (good, ["--arpa"], r"e\.arpa\.gz: "),
         "f.txt": ("TEN T E N Q\n", ["--lexicon"], "'T'|'Q'"),
-        "g.txt": ("TEN\nÖL\n", ["--lexicon"], "Ö"),
-        "h.txt": ("<s>\n", ["--lexicon"], "'<s>'"),
+        "g.txt": ("TEN\nÖL\n", ["--lexicon"], "g.txt:2.*Ö"),
+        "h.txt": ("<s>\n", ["--lexicon"], "h.txt:1.*'<s>'"),
+        "j.txt": ("TEN\n\n\u2581\n", ["--lexicon"], "j.txt:3"),
+        "k.txt": ("TEN\n\u200b\n", ["--lexicon"], "k.txt:2"),
+        "l.arpa": (good.replace("ngram 1=3", "ngram 1=4").replace("TEN", "TEN\n-0.3\tTEN"), ["--arpa"], "line 8.*twice"),
+        "m.arpa": (good.replace("-0.3\tTEN", "\udcff\tTEN"), ["--arpa"], "m.arpa:7"),
+        "n.arpa": (good.replace("ngram 1=3", "ngram 1=2").replace("-0.3\tTEN\n", ""), ["--arpa"], "no word"),
+        "o.arpa": (good.replace("ngram 1=3", "ngram 1=4"), ["--arpa"], "line 9.* 4 "),
         "i.txt": ("", ["--lexicon"], r"i\.txt"),
     }
     for name, (content, option, message) in cases.items():
-        (data / name).write_text(content)
+        (data / name).write_text(content, encoding="utf-8", errors="surrogateescape")
         with pytest.raises(SystemExit):
             main(["--data-dir", str(data), "lang.vocab_size=20", *option, str(data / name)])
         error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -253,7 +253,7 @@ model:
 lang: {vocab_size: 80}
 data: {num_workers: 0, num_buckets: 1}
 augment: {speed_perturb: false}
-train: {num_epochs: 1, max_duration: 20.0, average_period: 1, log_every: 1, num_threads: 1}
+train: {num_epochs: 1, warm_share: 0.3, max_duration: 20.0, average_period: 1, log_every: 1, num_threads: 1}
 average: {num: 1}
 lm: {train: true, dim: 8, hidden: 8, num_layers: 1, max_epochs: 2}
 decode: {methods: [greedy_search], num_threads: 1}

@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     audio = 0.2 * generator.standard_normal(int(1.3 * RATE)) * np.sin(np.linspace(0, 9, int(1.3 * RATE))) ** 2
     soundfile.write(root / "one.wav", audio, RATE)
     soundfile.write(root / "low.wav", audio[: RATE // 2], RATE // 2)
-    soundfile.write(root / "two.wav", np.stack([audio, audio], 1), RATE)
+    soundfile.write(root / "two.wav", np.stack([1e-5 * audio, audio], 1), RATE)  # the second channel is one.wav
     return root
 
 
@@ -72,7 +72,7 @@ def whole(folder: Path, file: str, method: str, *overrides: str) -> tuple[str, f
     model, cfg, tokenizer = load_averaged(folder / "averaged.pt", list(overrides))
     recording = Recording.from_file(folder / file).resample(RATE)
     x = make_extractor(cfg.features).extract(torch.from_numpy(recording.load_audio()), RATE).unsqueeze(0)
-    resources = Resources(model, tokenizer, torch.device("cpu"), folder, folder / "lang_bpe_500")
+    resources = Resources(model, tokenizer, torch.device("cpu"), folder, folder / "lang_bpe_500", clean=str)
     recogniser = Recogniser(method, resources, cfg.decode)
     decoder = BatchDecoder(model, {method: recogniser}, cfg.decode.tail_frames, torch.device("cpu"))
     return tokenizer.decode(decoder.run(x, torch.tensor([x.shape[1]]), [file])[method][0].tokens), recording.duration
@@ -90,6 +90,22 @@ def test_final_result(capsys: pytest.CaptureFixture[str], folder: Path, method: 
     assert len(partials) > 2 and all(re.fullmatch(r"\d\.\d\d: .*", line) for line in partials)
     assert partials == sorted(set(partials), key=lambda line: float(line.split(":")[0]))
     assert re.fullmatch(rf"{seconds:.2f} s of audio recognised in \d+\.\d\d s: RTF \d\.\d{{4}}", cost)
+
+
+def test_several_channels(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    texts = []
+    for file, channel in (("one.wav", "first"), ("two.wav", "loudest"), ("two.wav", "first")):
+        run(folder, file, "--method", "greedy_search", f"data.channel={channel}")
+        said = capsys.readouterr()
+        texts.append(said.out.splitlines()[-2])
+        assert ("2 channels" in said.err and f"data.channel={channel}" in said.err) == (file == "two.wav")
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_mean_of_the_channels(folder: Path) -> None:
+    both = soundfile.read(folder / "two.wav")[0]
+    assert np.abs(stream.read_audio(folder / "two.wav", RATE, "mix").numpy() - both.mean(1)).max() < 1e-4
+    assert stream.read_audio(folder / "two.wav", RATE // 2, "mix").shape == (len(both) // 2,)
 
 
 def test_real_time(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
@@ -124,7 +140,7 @@ def test_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     ("arguments", "named"),
     [
         (["none.wav"], "none.wav"),
-        (["two.wav"], "two.wav"),
+        (["two.wav", "data.channel=both"], "data.channel"),
         (["averaged.pt"], "averaged.pt"),
         (["one.wav", "--chunk", "0.01"], "0.04"),
         (["one.wav", "--endpoint-rules", "1", "0", "9"], "silence"),

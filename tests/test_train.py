@@ -31,9 +31,9 @@ TOKENIZER = train_tokenizer(["ONE TWO THREE", "TWO FOUR", "FIVE ONE"] * 5, 20)
 
 
 class Batches(list):  # type: ignore[type-arg]
-    """Replaces `local.data.datamodule.Batches`: a list of batches and two counts."""
+    """Replaces `local.data.datamodule.Batches`: a list of batches, two counts and a reason."""
 
-    num_cuts, skipped = 8, 0
+    num_cuts, skipped, last_problem = 8, 0, ""
 
 
 class RandomData:
@@ -47,10 +47,18 @@ class RandomData:
     def batch(self, seed: int) -> Batch:
         generator = torch.Generator().manual_seed(seed)
         inputs, tokens = torch.randn(2, 60, 80, generator=generator), torch.randint(3, 10, (2, 4), generator=generator)
-        batch = Batch(inputs, torch.tensor([60, 47]), tokens, torch.tensor([4, 3]), [f"{seed}-a", f"{seed}-b"])
+        batch = Batch(
+            inputs, torch.tensor([60, 47]), tokens, torch.tensor([4, 3]), [f"{seed}-a", f"{seed}-b"], ["ONE TWO", "FIVE"]
+        )
         if self.poison in batch.ids:
             batch.inputs[batch.ids.index(self.poison)] = float("inf")
         return batch
+
+    def batches_per_epoch(self) -> int:
+        return 4
+
+    def valid_ids(self) -> list[str]:
+        return ["7-b", "7-a"]
 
     def train_dataloader(self, epoch: int, skip_batches: int = 0) -> Batches:
         return Batches(self.batch(100 * epoch + i) for i in range(skip_batches, 4))

@@ -1,23 +1,25 @@
-"""N-gram language models: estimated with interpolated Kneser-Ney smoothing, written in ARPA format."""
+"""N-gram language models: read in ARPA format, or estimated with interpolated Kneser-Ney smoothing and written."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 from local.common.atomic import atomic_write
-from local.common.errors import UserError
-from local.common.text_files import read_lines
-from local.data.tokenizer import SPECIAL, Tokenizer
+from local.common.errors import UserError, reason
+from local.common.text_files import iterate_lines
+from local.data.tokenizer import SPECIAL, UNK_ID, Tokenizer
 
 BOS, EOS = "<s>", "</s>"
 DEFAULT_DISCOUNT = 0.5  # used if no n-gram was seen once, or none twice
 LOG_ZERO = -99.0  # ARPA's log10 probability of <s>, which never follows a history
 Gram = tuple[str, ...]
+Model = TypeVar("Model")
 
 
 @dataclass
@@ -73,7 +75,7 @@ def _count(sentences: Iterable[Sequence[str]], order: int) -> list[Counter[Gram]
     counts: list[Counter[Gram]] = [Counter() for _ in range(order)]
     for sentence in filter(None, sentences):
         if BOS in sentence or EOS in sentence:
-            raise UserError(f"a sentence has the word {BOS} or {EOS}: {' '.join(sentence)}")
+            raise UserError(f"a sentence has the word {BOS} or {EOS}: {' '.join(sentence)[:80]}")
         words = (BOS, *sentence, EOS)
         for n, grams in enumerate(counts, 1):
             grams.update(words[i : i + n] for i in range(len(words) - n + 1))
@@ -114,18 +116,40 @@ def write_arpa(model: Ngram, path: Path) -> None:
         f.write("\n\\end\\\n")
 
 
-def read_sentences(path: Path) -> list[str]:
-    """Return the lines of a text file that are not blank. Raises `UserError` if all are blank or it is not UTF-8."""
-    lines = [text for line in read_lines(path) if (text := line.strip())]
-    if not lines:
+def read_model(path: Path, read: Callable[[Iterable[str]], Model]) -> Model:
+    """Return what `read` (`read_arpa` or `read_ngrams`) makes of an ARPA file, plain or gzipped, of any line ends.
+
+    Raises `UserError` naming the file and the line if it is not text in UTF-8 or not a model.
+    """
+    try:
+        return read(iterate_lines(path))
+    except ValueError as e:
+        raise UserError(f"{path}: not an n-gram model in ARPA format: {reason(e)}") from None
+
+
+def read_sentences(path: Path, clean: Callable[[str], str] = str.strip, words: bool = False) -> list[str]:
+    """Return the lines of a text file, changed by `clean`, that are not empty. words: for a model of words.
+
+    Raises `UserError` if all are empty, and naming the line if it is not UTF-8, or has the mark <s> or </s> as one of `words`.
+    """
+    texts = []
+    for number, line in enumerate(iterate_lines(path), 1):
+        text = clean(line)
+        if words and (marks := {BOS, EOS} & set(text.split())):
+            raise UserError(f"{path}:{number}: {min(marks)} cannot be a word; it marks where sentences begin or end")
+        if text:
+            texts.append(text)
+    if not texts:
         raise UserError(f"{path}: no text in it")
-    return lines
+    return texts
 
 
 def estimate_tokens(texts: Sequence[str], tokenizer: Tokenizer, order: int) -> Ngram:
     """Estimate a model of tokens. All that can be recognised get a probability, even if no text has them."""
-    sentences = [[tokenizer.tokens[i] for i in ids] for ids in tokenizer.encode(texts)]
-    return estimate(sentences, order, [token for token in tokenizer.tokens if token not in SPECIAL])
+    # Older BPE models may have a token called <s>; scorers take it for <unk> too.
+    names = [tokenizer.tokens[UNK_ID] if token in (BOS, EOS) else token for token in tokenizer.tokens]
+    sentences = [[names[i] for i in ids] for ids in tokenizer.encode(texts)]
+    return estimate(sentences, order, [token for token in names if token not in SPECIAL])
 
 
 def write_bigram(transcripts: Path, tokenizer: Tokenizer, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from local.artifacts.checkpoint import check_finite, checkpoints, load_file, tokenizer_of
+from local.artifacts.checkpoint import check_finite, check_trained, checkpoints, load_file, tokenizer_of
 from local.common.errors import UserError
 from local.config import config_from_dict
 from local.config.schema import AverageConfig
@@ -14,6 +14,7 @@ from model.average import State, average_between, average_plain
 import torch
 
 CHECKPOINT_KEYS = ("config", "tokens", "tokens_hash", "vocab_size", "bpe_model", "git_commit", "versions")
+KEYS_OF_RANGE = "keys 'average.last', 'average.num' and 'train.keep_last'"
 Average = tuple[State, dict[str, Any], str, str]  # weights, the last checkpoint's content, the range in words, its label
 
 
@@ -22,7 +23,8 @@ def make_average(folder: Path, options: AverageConfig) -> dict[str, Any]:
 
     Its key "averaged" describes the range in words, "label" in short, as icefall does: "epoch-7-avg-3" is the running
     average over epochs 5 to 7; "-plain" marks the mean of that many checkpoints. Raises `UserError` if a checkpoint is
-    missing, damaged, or of another model, or if the range has no running average.
+    missing, damaged, or of another model, or if the range has no running average. A range is never shortened silently: only
+    epochs before the first one may be missing.
     """
     state, end, described, label = (_plain if options.mode == "plain" else _running)(folder, options)
     weights = {k: v.to(end["model"][k].dtype) for k, v in state.items()}  # averages are float64, models are not
@@ -39,6 +41,7 @@ def load_for_averaging(path: Path, running: bool) -> dict[str, Any]:
     missing = [key for key in CHECKPOINT_KEYS if key not in content]
     if missing:
         raise UserError(f"{path}: damaged, or not a checkpoint of training: it has no '{missing[0]}'")
+    check_trained(content, path)
     if running:
         average: Any = content.get("average")
         try:
@@ -78,6 +81,18 @@ def select_range(folder: Path, options: AverageConfig) -> list[tuple[int, Path]]
     return [(n, found[n]) for n in sorted(found, reverse=True) if n <= last]
 
 
+def missing_epoch(folder: Path, number: int) -> UserError:
+    """Return the error for an epoch that the range needs."""
+    return UserError(f"{folder}/epoch-{number}.pt, which the range needs, does not exist ({KEYS_OF_RANGE})")
+
+
+def check_enough(candidates: list[tuple[int, Path]], wanted: int, folder: Path) -> None:
+    """Raise `UserError` if there are fewer step checkpoints than the range needs, its start included."""
+    if len(candidates) < wanted:
+        names = ", ".join(path.name for _, path in reversed(candidates))
+        raise UserError(f"{folder}: the range needs {wanted} step checkpoints and there are {names} ({KEYS_OF_RANGE})")
+
+
 def _running(folder: Path, options: AverageConfig) -> Average:
     """Average over all batches of a range, from the running averages in the checkpoints at its two ends."""
     candidates = select_range(folder, options)
@@ -91,13 +106,12 @@ def _running(folder: Path, options: AverageConfig) -> Average:
         first = last - options.num
         start_path = dict(candidates).get(first)
         if first > 0 and start_path is None:
-            keys = "keys 'average.last', 'average.num' and 'train.keep_last'"
-            raise UserError(f"{folder}/epoch-{first}.pt, the start of the range, does not exist ({keys})")
-    else:
-        first, start_path = candidates[options.num] if len(candidates) > options.num else (0, None)
+            raise missing_epoch(folder, first)
+    else:  # step checkpoints before the oldest one may have been removed: only one that is there can be the start
+        check_enough(candidates, options.num + 1, folder)
+        first, start_path = candidates[options.num]
     if start_path is None:
-        label = f"epoch-{last}-avg-{last}" if options.unit == "epoch" else f"step-{last}-avg-all"
-        return average["state"], end, f"{options.unit}s 1 to {last}", label
+        return average["state"], end, f"epochs 1 to {last}", f"epoch-{last}-avg-{last}"
     start = load_for_averaging(start_path, running=True)["average"]
     check_same_model(start["state"], average["state"], start_path)
     try:
@@ -110,7 +124,15 @@ def _running(folder: Path, options: AverageConfig) -> Average:
 def _plain(folder: Path, options: AverageConfig) -> Average:
     """Average the weights of `average.checkpoints`, or of the newest `num` checkpoints of the range."""
     paths = [Path(p) for p in options.checkpoints]
-    paths = paths or [p for _, p in select_range(folder, options)[: options.num]][::-1]
+    if not paths:
+        candidates = select_range(folder, options)
+        last, wanted = candidates[0][0], options.num
+        if options.unit == "epoch":  # epoch 1 is the beginning
+            wanted = min(wanted, last)
+            if missing := set(range(last - wanted + 1, last)) - {n for n, _ in candidates}:
+                raise missing_epoch(folder, max(missing))
+        check_enough(candidates, wanted, folder)
+        paths = [p for _, p in candidates[:wanted]][::-1]
     contents = [load_for_averaging(p, running=False) for p in paths]
     for path, content in zip(paths, contents, strict=True):
         check_same_model(content["model"], contents[-1]["model"], path)

@@ -200,6 +200,7 @@ def model_from(content: dict[str, Any], path: Path, overrides: Sequence[str] = (
     for key, kind in (("config", dict), ("bpe_model", torch.Tensor)):
         if not isinstance(content.get(key), kind):
             raise UserError(f"{path}: has no '{key}'; decoding needs a file of local/average.py")
+    check_trained(content, path)
     cfg = config_for_recognition(content["config"], overrides, conf, path)
     tokenizer = tokenizer_of(content, path)
     model = build_model(cfg, tokenizer.vocab_size)
@@ -214,6 +215,13 @@ def tokenizer_of(content: dict[str, Any], where: Path) -> Tokenizer:
     if not isinstance(model, torch.Tensor) or model.dtype != torch.uint8:
         raise UserError(f"{where}: 'bpe_model' is not a BPE model")
     return Tokenizer(model.numpy().tobytes(), f"{where}: 'bpe_model'")
+
+
+def check_trained(content: dict[str, Any], where: Path) -> None:
+    """Raise `UserError` for a checkpoint of a training that has made no step; earlier versions wrote such files."""
+    progress = content.get("progress")
+    if isinstance(progress, dict) and progress.get("step") == 0:
+        raise UserError(f"{where}: its weights are untrained (0 batches done); remove it and run stage 1 (train) again")
 
 
 def check_finite(state: dict[str, Any], where: Path) -> None:

@@ -7,20 +7,24 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
 PLAIN_INTERVAL = 10.0  # seconds between two plain lines
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining}, {rate_fmt}{postfix}]"  # tqdm's, with words at {remaining}
 
 
 class Progress(contextlib.AbstractContextManager):
     """A counter with rate and time left. `update(n)` advances it; a `note`, such as a loss, is shown beside it."""
 
-    def __init__(self, total: int | None = None, desc: str = "", unit: str = "it") -> None:
-        self.total, self.desc, self.unit = total, desc, unit
+    def __init__(
+        self, total: int | None = None, desc: str = "", unit: str = "it", left: Callable[[], float | None] | None = None
+    ) -> None:
+        """Count to `total`. left: returns the seconds left of longer work that this is a part of, to show instead."""
+        self.total, self.desc, self.unit, self.left = total, desc, unit, left
         self.count = 0
         self.started = self.last_line = time.monotonic()
         self.note = ""
@@ -34,19 +38,28 @@ class Progress(contextlib.AbstractContextManager):
         self.note = self.note if note is None else note
         if self.bar is not None:
             self.bar.set_postfix_str(self.note, refresh=False)
+            if self.left is not None:
+                self.bar.bar_format = BAR.replace("{remaining}", self._time_left() or "?")
             self.bar.update(n)
         elif time.monotonic() - self.last_line >= PLAIN_INTERVAL:
             self.last_line = time.monotonic()
             print(self.line(), file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """Return `features: 300/1500 utt (20 %), 41.2 utt/s, 0:29 left, <note>`."""
+        """Return `features: 300/1500 utt (20 %), 41.2 utt/s, 0:29 left, <note>`; `0:29 left in all` of longer work."""
         rate = self.count / max(time.monotonic() - self.started, 1e-9)
         of = f"/{self.total} {self.unit} ({100 * self.count // self.total} %)" if self.total else f" {self.unit}"
         parts = [f"{self.desc}: {self.count}{of}", f"{rate:.4g} {self.unit}/s"]
-        if self.total and rate > 0:
+        if self.left is not None:
+            parts += [self._time_left()]
+        elif self.total and rate > 0:
             parts.append(f"{clock((self.total - self.count) / rate)} left")
-        return ", ".join(parts + ([self.note] if self.note else []))
+        return ", ".join(part for part in [*parts, self.note] if part)
+
+    def _time_left(self) -> str:
+        """Return the time left of the longer work; nothing if it is not known yet."""
+        seconds = None if self.left is None else self.left()
+        return "" if seconds is None else f"{clock(seconds)} left in all"
 
     def close(self) -> None:
         """Remove the bar; after plain lines, print a last one with the total."""

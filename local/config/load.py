@@ -15,12 +15,14 @@ from local.common.errors import UserError, reason
 from local.config import keys
 from local.config.limits import find_problems
 from local.config.schema import Config
+from local.config.text_rules import inline_rules
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 REMOVED_KEYS = (("data", "shuffle_buffer"),)  # of old checkpoints; a trained model does not depend on them
+OLDER_VALUES = (("lang", "normalise", "none"),)  # of keys that old checkpoints lack, where today's default would be wrong
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -34,12 +36,15 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 def config_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "checkpoint") -> Config:
     """Return the config of a checkpoint's plain values, changed by `overrides`. Messages name `where` instead of a file.
 
-    Older checkpoints are read too: removed keys are ignored, and missing keys take the values of conf/base.yaml.
+    Older checkpoints are read too: removed keys are ignored, and missing keys take `OLDER_VALUES` or those of conf/base.yaml.
     """
     known = copy.deepcopy(dict(values))
     for section, name in REMOVED_KEYS:
         if isinstance(known.get(section), dict):
             known[section].pop(name, None)
+    for section, name, value in OLDER_VALUES:
+        if isinstance(known.get(section), dict):
+            known[section].setdefault(name, value)
     layers = _Layers()
     layers.add(known, keys.Source(where), announce=False)
     return layers.resolve(overrides)
@@ -125,6 +130,7 @@ class _Layers:
         cfg: Config = OmegaConf.to_object(self.cfg)  # type: ignore[assignment]
         for key, why in find_problems(cfg):
             self._fail(key, f" is {OmegaConf.select(self.cfg, key)}: {why}")
+        cfg.lang.rules = inline_rules(cfg.lang.rules, self.written_in.get("lang.rules", "conf/base.yaml"))
         return cfg
 
     def _override(self, overrides: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from local.config.methods import METHODS, DecodeConfig, TuneConfig
 AUTO = "auto"  # of train.max_duration: the trainer chooses
 
 GradientControl = Literal["filter", "clip", "none"]
+Channel = Literal["first", "mix", "both", "loudest"]
 
 
 @dataclass
@@ -96,10 +97,12 @@ class TrainConfig(Section):
     batch_seconds: NotNegative
     max_duration: Annotated[Any, Limits(0, is_open=True, may_be_infinite=True)]  # a float, or AUTO: OmegaConf has no such union
     warm_step: Size
+    warm_share: Annotated[float, Limits(0, 0.33)]  # the pruned loss has its full weight after twice the warm-up
     average_period: Size
     keep_last: Count
     save_every: Count
     valid_every: Count
+    valid_utterances: Count
     log_every: Size
     seed: Count
     precision: Literal["float32", "bf16", "fp16"]
@@ -152,6 +155,7 @@ class DataConfig(Section):
     num_buckets: Annotated[int, Limits(1, 10_000)]
     shuffle_shards: Size
     shard_cache: Positive
+    channel: Channel
     min_utterance_seconds: NotNegative
     max_utterance_seconds: Seconds
 
@@ -160,6 +164,8 @@ class DataConfig(Section):
 class LangConfig(Section):
     vocab_size: Annotated[int, Limits(4, 1_000_000)]
     character_coverage: Share
+    normalise: Literal["upper", "lower", "none"]
+    rules: str | None
 
 
 @dataclass

@@ -55,9 +55,17 @@ def load_corpus(path: str | Path, data: DataConfig | None = None) -> Corpus:
             raise UserError(f"{path}: key '{key}' must be a list of names of parts, which are names of folders or files")
         replaced = getattr(data, f"{key}_parts", None)
         values[key] = values[key] if replaced is None else list(replaced)
-    if not values["train"]:
-        raise UserError(f"{path}: key 'train' must name at least one part")
+    if not values["train"] and not values["test"]:  # a test set alone is decoded with a model that is already trained
+        raise UserError(f"{path}: key 'train' or key 'test' must name at least one part")
     return Corpus(**values)
+
+
+def needs_train(corpus: Corpus, path: str | Path) -> Corpus:
+    """Return the corpus. Raises `UserError` naming its corpus.yaml, `path`, if it has no training part."""
+    if not corpus.train:
+        hint = "./run.sh evaluate decodes a test set with a trained model"
+        raise UserError(f"{path}: key 'train' must name at least one part to train with; {hint}")
+    return corpus
 
 
 def is_part(name: object) -> bool:

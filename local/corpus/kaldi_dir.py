@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from local.common.errors import UserError
-from local.common.text_files import is_file, read_lines
+from local.common.text_files import read_lines
+from local.corpus.audio_paths import locate
 from local.corpus.dropped import Dropped
 from local.corpus.pairs import Pair, undecoded
 
-import soundfile
 from lhotse import Recording, SupervisionSegment
 from lhotse.utils import fastcopy
 
@@ -48,7 +46,7 @@ class KaldiFiles:
             yield f"{name}:{number}", key, rest[0].strip() if rest else ""
 
     def recordings(self) -> dict[str, Recording]:
-        """Return the recordings of wav.scp by id; files are not read, but a pipe is run once to learn its length."""
+        """Return the recordings of wav.scp by id; files are not read, and pipes are not run."""
         found = {}
         for where, key, value in self.lines("wav.scp"):
             if not value:
@@ -56,7 +54,7 @@ class KaldiFiles:
             elif re.search(r"\.ark:\d+$", value):
                 self.drop(where, f"{key} is in an archive; write it to a file with Kaldi's wav-copy")
             elif value.endswith("|"):
-                found[key] = recording_of_pipe(key, value[:-1].strip())
+                found[key] = undecoded(key, value[:-1].strip(), "command")
             else:
                 found[key] = undecoded(key, str(locate(value, self.folder)))
         return found
@@ -84,7 +82,7 @@ class KaldiFiles:
 
 
 def read_kaldi(folder: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
-    """Return the utterances of a Kaldi data directory; audio is not read (`num_samples` is 0), except for pipes.
+    """Return the utterances of a Kaldi data directory; audio is not read (`num_samples` is 0).
 
     Malformed lines go to `dropped`. Raises `UserError` if wav.scp or text is missing, or no utterance is left.
     """
@@ -93,7 +91,9 @@ def read_kaldi(folder: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
     texts = {key: (where, text) for where, key, text in files.lines("text")}
     speakers = {key: speaker for _, key, speaker in files.lines("utt2spk", needed=False)}
     pairs = []
+    silent = set(recordings)
     for segment in files.segments(recordings):
+        silent.discard(segment.recording_id)
         if segment.id not in texts:
             dropped.append(Dropped(segment.id, part, "no line in text", str(folder / "text")))
             continue
@@ -101,34 +101,9 @@ def read_kaldi(folder: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
         segment = fastcopy(segment, text=text, speaker=speakers.get(segment.id) or None)
         pairs.append((recordings[segment.recording_id], segment))
     dropped += [Dropped(key, part, "text without audio", f"{folder}/{w}") for key, (w, _) in texts.items()]
+    dropped += [
+        Dropped(key, part, "recording without a segment", str(folder / "wav.scp")) for key in recordings if key in silent
+    ]
     if not pairs:
         raise UserError(f"{folder}: wav.scp, segments and text have no utterance in common")
     return pairs
-
-
-def locate(written: str, folder: Path) -> Path:
-    """Return the file of a path in a manifest in `folder`.
-
-    A relative path starts at the working directory, `folder` or a folder above it: Kaldi's paths start at its run.sh.
-    """
-    path = Path(written)
-    if path.is_absolute():
-        return path
-    roots = (Path.cwd(), folder.absolute(), *folder.absolute().parents)
-    return next((root / path for root in roots if is_file(root / path)), folder.absolute() / path)
-
-
-def recording_of_pipe(key: str, command: str) -> Recording:
-    """Return the recording that `command` writes; its lengths are 0 if the command fails or writes no audio."""
-    unread = undecoded(key, command, "command")
-    none = subprocess.DEVNULL
-    try:
-        done = subprocess.run(command, shell=True, stdin=none, stdout=subprocess.PIPE, stderr=none, check=False)
-        sound, rate = soundfile.read(io.BytesIO(done.stdout), dtype="int16", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, ValueError):  # the latter two: not a possible command
-        return unread
-    samples, channels = sound.shape
-    if not samples:
-        return unread
-    source = fastcopy(unread.sources[0], channels=list(range(channels)))
-    return fastcopy(unread, sources=[source], sampling_rate=rate, num_samples=samples, duration=samples / rate)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from local.common.errors import UserError
+from local.corpus.audio_paths import locate
 from local.corpus.dropped import Dropped
-from local.corpus.kaldi_dir import locate
 from local.corpus.manifest_lines import find_problem
-from local.corpus.pairs import Pair
+from local.corpus.pairs import Pair, audio_of
 
 from lhotse import MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.serialization import deserialize_item
@@ -34,35 +34,70 @@ def read_manifests(recordings_file: Path, part: str, dropped: list[Dropped]) -> 
     supervisions_file = next((p for n in names if (p := recordings_file.with_name(n)).is_file()), None)
     if supervisions_file is None:
         raise UserError(f"{recordings_file.with_name(names[0])} is missing beside {name}")
-    recordings = {
-        recording.id: relocate(recording, recordings_file.parent)
-        for _, recording in items(recordings_file, Recording, part, dropped)
-    }
+    recordings, twice = read_recordings(recordings_file, part, dropped)
+    spans: dict[str, list[tuple[float, float]]] = {}
     pairs = []
+    used = set()
     for where, segment in items(supervisions_file, SupervisionSegment, part, dropped):
-        if segment.recording_id in recordings:
-            pairs.append((recordings[segment.recording_id], segment))
-        else:
+        recording = recordings.get(segment.recording_id)
+        if recording is None:
             detail = f"recording {segment.recording_id} is not in {name} ({where})"
             dropped.append(Dropped(segment.id, part, "supervision without a recording", detail))
+            continue
+        used.add(recording.id)
+        if recording.id in twice:  # text that lies on other text belongs to the recording that was left out
+            found = spans.setdefault(recording.id, [])
+            if any(segment.start < end - TOLERANCE and start < segment.end - TOLERANCE for start, end in found):
+                dropped.append(Dropped(segment.id, part, "its recording's id stands for two files", f"{recording.id}, {where}"))
+                continue
+            found.append((segment.start, segment.end))
+        pairs.append((recording, segment))
+    for recording in recordings.values():
+        if recording.id not in used:
+            dropped.append(Dropped(recording.id, part, "audio without transcript", f"no supervision in {supervisions_file}"))
     return nonempty(pairs, supervisions_file)
 
 
-def read_cuts(cuts_file: Path, part: str, dropped: list[Dropped], in_shard: dict[str, Recording] | None = None) -> list[Pair]:
+def read_recordings(manifest: Path, part: str, dropped: list[Dropped]) -> tuple[dict[str, Recording], set[str]]:
+    """Return the recordings by id, and the ids that stand for other audio a second time; of these the first is kept."""
+    recordings: dict[str, Recording] = {}
+    twice = set()
+    for where, found in items(manifest, Recording, part, dropped):
+        recording = relocate(found, manifest.parent)
+        first = recordings.setdefault(recording.id, recording)
+        if audio_of(first) != audio_of(recording):
+            twice.add(recording.id)
+            source = str(recording.sources[0].source)[:200]
+            dropped.append(Dropped(recording.id, part, "duplicate recording id, the first is kept", f"{source}, {where}"))
+    return recordings, twice
+
+
+def read_cuts(cuts_file: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
     """Return the utterances of a manifest of cuts: every supervision of every cut that has one recording.
 
-    in_shard: for the cuts of a shard, the recordings of its tar by the cuts' ids, which start and end with the cuts.
+    Raises `UserError` if it is damaged or no utterance is left.
     """
-    pairs: list[Pair] = []
+    return nonempty(list(pairs_of_cuts(cuts_file, part, dropped)), cuts_file)
+
+
+def pairs_of_cuts(
+    cuts_file: Path, part: str, dropped: list[Dropped], audio: Callable[[int, str], Recording | None] | None = None
+) -> Iterator[Pair]:
+    """Yield the utterances of a manifest of cuts; what cannot be used goes to `dropped`.
+
+    audio: for a shard, gives the recording of the cut with a number (from 0) and an id, which starts and ends with the cut, or
+    None. Raises `UserError` where the manifest is damaged, after the cuts before.
+    """
     for where, cut in items(cuts_file, object, part, dropped):
+        name = str(getattr(cut, "id", where))
+        in_shard = audio(int(where.rpartition(":")[2]) - 1, name) if audio else None
         if not isinstance(cut, (MonoCut, MultiCut)) or cut.recording is None:
-            kind = "cut without a recording of its own"
-            dropped.append(Dropped(str(getattr(cut, "id", where)), part, kind, f"{type(cut).__name__}, {where}"))
+            dropped.append(Dropped(name, part, "cut without a recording of its own", f"{type(cut).__name__}, {where}"))
             continue
-        if in_shard is None:
+        if audio is None:
             recording, begin = relocate(cut.recording, cuts_file.parent), cut.start
-        elif cut.id in in_shard:
-            recording, begin = in_shard[cut.id], 0.0
+        elif in_shard:
+            recording, begin = in_shard, 0.0
         else:
             dropped.append(Dropped(cut.id, part, "audio is not in the shard", where))
             continue
@@ -72,11 +107,9 @@ def read_cuts(cuts_file: Path, part: str, dropped: list[Dropped], in_shard: dict
                 dropped.append(Dropped(s.id, part, "supervision exceeds its cut", span))
                 continue
             start, end = max(s.start, 0.0), min(s.end, cut.duration)
-            moved = fastcopy(s, recording_id=recording.id, start=begin + start, duration=end - start)
-            pairs.append((recording, moved))
+            yield recording, fastcopy(s, recording_id=recording.id, start=begin + start, duration=end - start)
         if not cut.supervisions:
             dropped.append(Dropped(cut.id, part, "cut without a supervision", where))
-    return nonempty(pairs, cuts_file) if in_shard is None else pairs
 
 
 def nonempty(pairs: list[Pair], manifest: Path) -> list[Pair]:
@@ -97,7 +130,10 @@ def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> I
                     continue
                 where = f"{manifest}:{number}"
                 try:
-                    item = deserialize_item(json.loads(line))
+                    values = json.loads(line)
+                    if r"\ud" in line.lower():  # half of a character cannot be written again
+                        json.dumps(values, ensure_ascii=False).encode("utf-8")
+                    item = deserialize_item(values)
                     for segment in getattr(item, "supervisions", [item]):
                         if isinstance(segment, SupervisionSegment):
                             segment.text = " ".join((segment.text or "").split())

@@ -135,15 +135,17 @@ def shard_store(data_dir: Path, data: DataConfig) -> ShardStore:
     return ShardStore(data_dir / "shards", data.shard_cache)
 
 
-def recordings_in(tar: Path, location: str) -> Iterator[Recording]:
-    """Yield the recordings of a shard's tar, each with the id of its cut and its place in `location` as source.
+def recordings_in(tar: Path, location: str) -> Iterator[tuple[str, Recording | None]]:
+    """Yield (id of the cut, recording) of a shard's tar, with its place in `location` as source; None for a cut without audio.
 
     Raises `ValueError` or `tarfile.TarError` after the last complete one if the file is damaged.
     """
     with tarfile.open(tar, "r:") as archive:
         members = iter(archive)
         for data, meta in zip(members, members, strict=False):  # the audio, then lhotse's description of it
+            name = str(Path(data.name).with_suffix(""))
             if meta.name.endswith(".nometa"):
+                yield name, None
                 continue
             file = archive.extractfile(meta)
             recording = deserialize_item(decode_json_line((file.read() if file else b"").decode("utf-8")))
@@ -151,4 +153,4 @@ def recordings_in(tar: Path, location: str) -> Iterator[Recording]:
                 raise ValueError(f"{meta.name} does not describe a recording")
             place = f"{location}#{data.offset_data}+{data.size}"
             source = AudioSource("shar", recording.sources[0].channels, place)
-            yield fastcopy(recording, id=str(Path(data.name).with_suffix("")), sources=[source])
+            yield name, fastcopy(recording, id=name, sources=[source])

@@ -1,79 +1,130 @@
-"""Tables of a user's own corpus: TSV or CSV of `path, text[, speaker]`, with or without a header line."""
+"""Tables of a user's own corpus: lines of path, text and perhaps speaker, with or without a header, in TSV, CSV or with `|`.
+
+Published forms among them: Common Voice (`clips/`), LJSpeech (`metadata.csv`), NeMo's manifests, which are lines of JSON.
+"""
 
 from __future__ import annotations
 
 import csv
+import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path, PurePath
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from local.common.errors import UserError
-from local.common.text_files import read_lines
+from local.common.text_files import iterate_lines, read_lines
+from local.corpus.audio_paths import AudioFinder
 from local.corpus.dropped import Dropped
-from local.corpus.pairs import Pair, whole_file
+from local.corpus.pairs import Pair, undecoded, whole_file
+from local.corpus.table_columns import BY_POSITION, Layout, find_layout, known_columns
 
-DELIMITERS = {".tsv": "\t", ".csv": ",;\t"}  # of a .csv: the most frequent one in its first line
-COLUMNS = {  # names in headers of common tools and published corpora, lower case
-    "path": ("path", "file", "wav", "audio", "filename", "file_name", "audio_path", "audio_filepath", "wav_filename"),
-    "text": ("text", "transcript", "transcription", "sentence"),
-    "speaker": ("speaker", "speaker_id", "spk", "client_id"),
-    "id": ("id", "utt_id", "utterance", "utterance_id"),
-}
+from lhotse import SupervisionSegment
+
+DELIMITERS = {".tsv": "\t", ".csv": ",;\t|", ".txt": "\t|"}  # the most frequent one in the first line
+JSON_LINES = (".json", ".jsonl")
+SAMPLE = 50  # rows that show which columns the table has
 
 
 class Row(NamedTuple):
-    """One utterance as written; `id` is empty if the table has no such column."""
+    """One utterance as written; `id` is empty if the table has none. start, duration: seconds; duration 0: to the end."""
 
     line: int
     path: str
     text: str
     speaker: str
     id: str
+    start: float = 0.0
+    duration: float = 0.0
 
 
 def read_table(table: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
     """Return a table's utterances, without reading audio; bad lines go to `dropped`. Raises `UserError` if no line is good."""
     bad = len(dropped)
-    rows = list(table_rows(table, part, dropped))
+    finder = AudioFinder(table.parent, part)
+    read = json_rows if table.suffix.lower() in JSON_LINES else table_rows
+    rows = list(read(table, part, dropped, finder))
     if not rows:
         why = f": {dropped[bad].id}: {dropped[bad].detail}" if len(dropped) > bad else ""
         raise UserError(f"{table}: it has no utterance{why}")
-    names = zip(rows, utterance_ids(rows), strict=True)
-    return [whole_file(name, table.parent / row.path, row.text, row.speaker or None) for row, name in names]
+    return pairs_of_rows(rows, finder)
 
 
-def table_rows(table: Path, part: str, dropped: list[Dropped]) -> Iterator[Row]:
+def table_rows(table: Path, part: str, dropped: list[Dropped], finder: AudioFinder) -> Iterator[Row]:
     """Yield the rows of the table without blank lines; malformed lines go to `dropped`."""
-    columns: dict[str, int] | None = None
-    for number, cells in cells_of(table):
-        if columns is None:
-            header = header_columns(cells)
-            columns = header or {"path": 0, "text": 1, "speaker": 2}
-            if header:
-                width = len(cells)
-                continue
-            width = 3
-        needed = max(columns["path"], columns["text"]) + 1
-        if not needed <= len(cells) <= width:
-            expected = "path, text and perhaps speaker" if width == 3 else f"the header's {width}"
-            detail = f"{len(cells)} columns instead of {expected}"
-        elif not cells[columns["path"]].strip():
-            detail = "the path is empty"
-        else:
-            found = {k: cells[i].strip() if i < len(cells) else "" for k, i in columns.items()}
-            yield Row(number, found["path"], found["text"], found.get("speaker", ""), found.get("id", ""))
-            continue
-        dropped.append(Dropped(f"{table}:{number}", part, "malformed line", detail))
-
-
-def cells_of(table: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, cells) of each line that is not blank. Quotes are special in a .csv only."""
     lines = read_lines(table)
-    first = next((line for line in lines if line.strip()), "")
-    delimiter = max(DELIMITERS[table.suffix.lower()], key=first.count)
-    quotes: Literal[0, 3] = csv.QUOTE_MINIMAL if table.suffix.lower() == ".csv" else csv.QUOTE_NONE
+    delimiter = delimiter_of(table, lines)
+    cells_of_lines = cells_of(table, lines, delimiter)
+    head = list(islice(cells_of_lines, SAMPLE))
+    layout = find_layout(table, [cells for _, cells in head], finder, delimiter)
+    if layout.guessed and head:
+        taken = f"the first line ({', '.join(head[0][1])}) is no header that is known" if layout.header else "it has no header"
+        print(f"{table}: {taken}; columns: {layout.describe()}")
+    for n, (number, cells) in enumerate(chain(head, cells_of_lines)):
+        where = f"{table}:{number}"
+        if n == 0 and layout.header:
+            if layout.guessed:
+                dropped.append(Dropped(where, part, "line taken for a header", ", ".join(cells)))
+            continue
+        row, wrong = row_of(number, cells, layout)
+        if row:
+            yield row
+        else:
+            dropped.append(Dropped(where, part, "malformed line", wrong))
+
+
+def row_of(number: int, cells: Sequence[str], layout: Layout) -> tuple[Row | None, str]:
+    """Return the row of a line, or None and what is wrong with it."""
+    columns = layout.columns
+    if not max(columns["path"], columns["text"]) < len(cells) <= layout.width:
+        by_position = layout.columns == BY_POSITION and not layout.header
+        expected = "path, text and perhaps speaker" if by_position else f"the {layout.width} of the first line"
+        return None, f"{len(cells)} columns instead of {expected}"
+    found = {k: cells[i].strip() if i < len(cells) else "" for k, i in columns.items()}
+    if not found["path"]:
+        return None, "the path is empty"
+    text = found["text"] or found.get("raw", "")
+    try:
+        start, duration = times_of(found)
+    except ValueError as e:
+        return None, str(e)
+    return Row(number, found["path"], text, found.get("speaker", ""), found.get("id", ""), start, duration), ""
+
+
+def times_of(found: dict[str, Any]) -> tuple[float, float]:
+    """Return start and duration in seconds, from `start` and `end` or `duration`; a duration without a start is not used.
+
+    Raises `ValueError` if they are no times.
+    """
+    if found.get("start") in (None, ""):
+        return 0.0, 0.0
+    start, end, duration = (float(found.get(k) or 0) for k in ("start", "end", "duration"))
+    if found.get("end") not in (None, ""):
+        duration = end - start
+        if not duration > 0:
+            raise ValueError(f"it ends at {end} s but starts at {start} s")
+    if not (math.isfinite(start + duration) and start >= 0 and duration >= 0):
+        raise ValueError(f"it starts at {start} s and lasts {duration} s")
+    return start, duration
+
+
+def delimiter_of(table: Path, lines: Sequence[str]) -> str:
+    """Return the character between the cells; `|` only if all lines have as many of them: texts have commas, rarely bars."""
+    known = DELIMITERS[table.suffix.lower()]
+    sample = list(islice((line for line in lines if line.strip()), SAMPLE))
+    bars = {line.count("|") for line in sample}
+    if "|" in known and len(bars) == 1 and bars != {0}:
+        return "|"
+    return max(known.replace("|", ""), key=sample[0].count if sample else "".count)
+
+
+def cells_of(table: Path, lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, cells) of each line that is not blank. Quotes are special in a .csv with commas or the like only."""
+    quoted = table.suffix.lower() == ".csv" and delimiter != "|"
+    quotes: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter, quoting=quotes, strict=True)
     while True:
         start = reader.line_num + 1
@@ -87,20 +138,74 @@ def cells_of(table: Path) -> Iterator[tuple[int, list[str]]]:
             yield start, cells
 
 
-def header_columns(cells: Sequence[str]) -> dict[str, int] | None:
-    """Return the places of the columns if `cells` is a header, that is, names a path and a text column; else None."""
-    names = [cell.strip().lower() for cell in cells]
-    found = {
-        column: next(i for i, name in enumerate(names) if name in known)
-        for column, known in COLUMNS.items()
-        if any(name in known for name in names)
-    }
-    return found if "path" in found and "text" in found else None
+def json_rows(table: Path, part: str, dropped: list[Dropped], finder: AudioFinder) -> Iterator[Row]:
+    """Yield the rows of a table of JSON objects, one per line, with the names of columns as keys (NeMo: `audio_filepath`).
+
+    NeMo's `offset` and `duration` are a segment; a `duration` alone is that of the file, which the file itself says better.
+    """
+    for number, line in enumerate(read_lines(table), 1):
+        if not line.strip():
+            continue
+        try:
+            yield json_row(number, line)
+        except (ValueError, TypeError, ArithmeticError, RecursionError) as e:
+            dropped.append(Dropped(f"{table}:{number}", part, "malformed line", " ".join(str(e).split())[:200]))
 
 
-def utterance_ids(rows: Sequence[Row]) -> list[str]:
-    """Return an id per row: the table's, else the file's name, or its path if names repeat. Equal paths get equal ids."""
-    paths = {row.path: PurePath(row.path) for row in rows if not row.id}
+def json_row(number: int, line: str) -> Row:
+    """Return the row of a line. Raises `ValueError` or `TypeError` saying what is wrong with it."""
+    values = json.loads(line)
+    if not isinstance(values, dict):
+        raise TypeError(f"a {type(values).__name__} instead of an object with audio_filepath and text")
+    keys = list(values)
+    found = {column: values[keys[i]] for column, i in known_columns(keys).items()}
+    if isinstance(found.get("path"), dict):  # {"audio": {"path": ...}}
+        found["path"] = found["path"].get("path")
+    for column in ("path", "text"):
+        if not isinstance(found.get(column), str):
+            raise ValueError(f"no {'audio_filepath' if column == 'path' else 'text'}")
+    if not found["path"].strip():
+        raise ValueError("the path is empty")
+    speaker, name = (str(found[k]) if found.get(k) is not None else "" for k in ("speaker", "id"))
+    if b"\0" in "".join((found["path"], found["text"], speaker, name)).encode("utf-8"):  # raises ValueError for half characters
+        raise ValueError("a zero byte")
+    start, duration = times_of(found)
+    return Row(number, found["path"].strip(), " ".join(found["text"].split()), speaker, name, start, duration)
+
+
+def pairs_of_rows(rows: Sequence[Row], finder: AudioFinder) -> list[Pair]:
+    """Return the utterances of the rows: whole files, or segments of recordings that several rows may share."""
+    files = file_names(rows)
+    recordings: dict[str, Any] = {}
+    pairs = []
+    for row, name in zip(rows, utterance_ids(rows, files), strict=True):
+        audio = finder.path(row.path)
+        if not (row.start or row.duration):
+            pairs.append(whole_file(name, audio, row.text, row.speaker or None))
+            continue
+        recording = recordings.get(row.path)
+        if recording is None:
+            recording = recordings[row.path] = undecoded(files[row.path], str(audio.absolute()))
+        times = {"start": row.start, "duration": row.duration}
+        pairs.append((recording, SupervisionSegment(name, recording.id, text=row.text, speaker=row.speaker or None, **times)))
+    return pairs
+
+
+def utterance_ids(rows: Sequence[Row], files: dict[str, str]) -> list[str]:
+    """Return an id per row: the table's, else that of `files` (see `file_names`), with the times of a segment in milliseconds.
+
+    Equal paths and times get equal ids.
+    """
+    ids = []
+    for row in rows:
+        times = f"-{row.start * 1000:07.0f}-{(row.start + row.duration) * 1000:07.0f}" if row.start or row.duration else ""
+        ids.append(clean_id(row.id) if row.id else files[row.path] + times)
+    return ids
+
+
+def file_names(rows: Sequence[Row]) -> dict[str, str]:
+    """Return an id for each path: the file's name, or the whole path if names repeat; none is an id that the table gives."""
+    paths = {row.path: PurePath(row.path) for row in rows if not row.id or row.start or row.duration}
     stems = Counter(path.stem for path in paths.values())
     taken = {clean_id(row.id) for row in rows if row.id}
     names: dict[str, str] = {}
@@ -112,9 +217,26 @@ def utterance_ids(rows: Sequence[Row]) -> list[str]:
             name, number = f"{base}-{number}", number + 1
         taken.add(name)
         names[written] = name
-    return [clean_id(row.id) if row.id else names[row.path] for row in rows]
+    return names
 
 
 def clean_id(name: str) -> str:
     """Return an id without blanks, since these end an id in Kaldi's files."""
     return re.sub(r"\s+", "_", name.strip()) or "_"
+
+
+def is_promising(table: Path, part: str) -> bool:
+    """Return whether a file of any name is a table of speech: it has a header that is known, or names files that exist."""
+    finder = AudioFinder(table.parent, part)
+    try:
+        lines = list(islice(iterate_lines(table), 20 * SAMPLE))
+        if table.suffix.lower() in JSON_LINES:
+            return json_row(1, next((line for line in lines if line.strip()), "")).path != ""
+        delimiter = delimiter_of(table, lines)
+        rows = [cells for _, cells in islice(cells_of(table, lines, delimiter), SAMPLE)]
+        layout = find_layout(table, rows, finder, delimiter)
+        column = layout.columns["path"]
+        cells = [row[column].strip() for row in rows if len(row) > max(column, 1)]
+        return (layout.header and not layout.guessed) or any(finder.find(cell) for cell in cells)
+    except (UserError, ValueError, TypeError, ArithmeticError, RecursionError):
+        return False

@@ -21,6 +21,7 @@ class Batch:
     texts: list[str] = field(default_factory=list)  # transcripts
     skipped: list[str] = field(default_factory=list)  # ids of utterances that could not be loaded
     ends_step: bool = True  # whether this is the last micro-batch of a step
+    problem: str = ""  # why the last of `skipped` could not be loaded: "utterance ID (FILE): reason"
 
     def __len__(self) -> int:
         """Return N."""

@@ -32,17 +32,22 @@ assert Float16ArchiveReader.name  # importing the class registers it with lhotse
 
 
 class Batches:
-    """An iterable over the batches of one pass through `num_cuts` utterances; `skipped` of them could not be loaded so far."""
+    """An iterable over the batches of one pass through `num_cuts` utterances.
+
+    `skipped` of them could not be loaded so far; `last_problem` names the last of these and the reason ("" if there is none).
+    """
 
     def __init__(self, loader: DataLoader, num_cuts: int, with_empty: bool = False) -> None:
         """Iterate over `loader`; with_empty: also yield batches without utterances, as all processes must make each pass."""
         self.loader, self.num_cuts, self.with_empty, self.skipped = loader, num_cuts, with_empty, 0
+        self.last_problem = ""
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches. Raises `UserError` for a damaged line of a manifest."""
         try:
             for batch in self._start_workers():
                 self.skipped += len(batch.skipped)
+                self.last_problem = batch.problem or self.last_problem
                 if batch.ids or self.with_empty:
                     yield batch
         except UserError as e:  # a worker's has a traceback before its own line
@@ -86,12 +91,20 @@ class AsrDataModule:
 
         A step takes train.batch_seconds seconds of audio in all. If that is 0, it takes train.max_duration per process.
         """
-        cfg, cuts, limit, size = self.cfg, self._train_cuts(), self._limit(), self.processes.size
-        total = cfg.train.batch_seconds
-        steps = train_batches(cuts, cfg.data.num_buckets, total or limit, epoch, width=1 if total else size)[skip_batches:]
-        shares = Shares(steps, cuts, limit, self.processes.rank, size)
+        cfg, cuts, steps = self.cfg, self._train_cuts(), self._steps(epoch)[skip_batches:]
+        shares = Shares(steps, cuts, self._limit(), self.processes.rank, self.processes.size)
         dataset = AsrDataset(cfg, self.tokenizer, self._noise, augment=True, epoch=epoch, store=self._store, cuts=cuts)
         return Batches(self._loader(dataset, shares), len(cuts), with_empty=True)
+
+    def batches_per_epoch(self) -> int:
+        """Return the number of steps of the first epoch, for all processes together."""
+        return len(self._steps(1))
+
+    def _steps(self, epoch: int) -> list[list[int]]:
+        """Return the steps of an epoch as `train_batches` does."""
+        total, size = self.cfg.train.batch_seconds, self.processes.size
+        seconds, width = (total, 1) if total else (self._limit(), size)
+        return train_batches(self._train_cuts(), self.cfg.data.num_buckets, seconds, epoch, width)
 
     def train_lengths(self, most: int) -> list[tuple[float, int]]:
         """Return seconds and tokens of the training cuts, or of `most` random ones if there are more."""
@@ -100,13 +113,23 @@ class AsrDataModule:
 
     def valid_dataloader(self) -> Batches:
         """Return this process's share of the dev parts, not augmented, in batches of train.max_duration."""
-        cuts = [c for part in self.corpus.dev for c in self._cuts(part)]
-        return self._plain(cuts, self._limit(), self.processes)
+        return self._plain(self._dev_cuts(), self._limit(), self.processes)
+
+    def valid_ids(self) -> list[str]:
+        """Return the ids of the dev parts' utterances."""
+        return [cut.id for cut in self._dev_cuts()]
+
+    def _dev_cuts(self) -> list[Cut]:
+        return [cut for part in self.corpus.dev for cut in self._cuts(part)]
 
     def test_dataloader(self, part: str) -> Batches:
         """Return a part, or its first decode.max_utterances: not augmented, longest first, batches of decode.max_duration."""
         cuts = sorted(self._cuts(part), key=lambda cut: cut.id)
         return self._plain(cuts[: self.cfg.decode.max_utterances or None], self.cfg.decode.max_duration, Processes())
+
+    def references(self, parts: Iterable[str]) -> list[str]:
+        """Return the transcripts of these parts."""
+        return [cut.supervisions[0].text or "" for part in parts for cut in self._cuts(part)]
 
     def _train_cuts(self) -> ShuffledCuts:
         """Return the training cuts; the first call reads them, and the noise."""

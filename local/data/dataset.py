@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from local.common.errors import UserError, reason
 from local.config.schema import AugmentConfig, Config
+from local.corpus.audio_reading import load_audio
 from local.corpus.shard_store import ShardStore
 from local.data.batch import Batch
 from local.data.batching import Share, seeded, utterance_seed
@@ -77,7 +78,7 @@ class AsrDataset(Dataset):
         return next(iter(CutSet([cut]).mix(noise, snr=snr, mix_prob=prob, preserve_id="left", seed=rng)))
 
     def _collate(self, cuts: Iterable[Cut]) -> Batch:
-        matrices, loaded, skipped = [], [], []
+        matrices, loaded, skipped, problem = [], [], [], ""
         for cut in cuts:
             try:
                 if len(cut.supervisions) != 1:
@@ -87,20 +88,21 @@ class AsrDataset(Dataset):
                 loaded.append(cut)
             except Exception as e:
                 skipped.append(cut.id)
-                self._warn(cut, e)
+                problem = f"utterance {cut.id} ({file_of(cut)}): {reason(e)}"
+                self._warn(problem)
         lens = torch.tensor([len(m) for m in matrices], dtype=torch.int64)
         inputs = pad_sequence(matrices, True, PADDING) if matrices else torch.zeros(0, 0, self.num_bins)
         texts = [cut.supervisions[0].text or "" for cut in loaded]
         ids = [torch.tensor(tokens, dtype=torch.int64) for tokens in self.tokenizer.encode(texts)]
         tokens = pad_sequence(ids, True, BLANK_ID) if ids else torch.zeros(0, 0, dtype=torch.int64)
         token_lens = torch.tensor([len(s) for s in ids], dtype=torch.int64)
-        return Batch(inputs, lens, tokens, token_lens, [cut.id for cut in loaded], texts, skipped)
+        return Batch(inputs, lens, tokens, token_lens, [cut.id for cut in loaded], texts, skipped, problem=problem)
 
-    def _warn(self, cut: Cut, e: Exception) -> None:
+    def _warn(self, problem: str) -> None:
         self.warned += 1
         more = " (more are counted, but not named)" if self.warned == MAX_WARNINGS else ""
         if self.warned <= MAX_WARNINGS:
-            print(f"warning: utterance {cut.id} ({file_of(cut)}) left out: {reason(e)}{more}", file=sys.stderr)
+            print(f"warning: left out: {problem}{more}", file=sys.stderr)
 
     def _load(self, cut: Cut) -> torch.Tensor:
         """Return the features (T, F) of a cut, float32, read or computed."""
@@ -109,7 +111,7 @@ class AsrDataset(Dataset):
         else:
             if self.extractor is None:
                 self.extractor = make_extractor(self.cfg.features)
-            features = self.extractor.extract(torch.from_numpy(cut.load_audio()), cut.sampling_rate)
+            features = self.extractor.extract(torch.from_numpy(load_audio(cut)), cut.sampling_rate)
         if features.shape[1] != self.num_bins:
             raise ValueError(f"{features.shape[1]} feature channels, not features.num_mel_bins={self.num_bins}")
         if not torch.isfinite(features.sum()):

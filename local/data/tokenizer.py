@@ -15,6 +15,12 @@ import sentencepiece as spm
 
 SPECIAL = ("<blk>", "<sos/eos>")  # ids 0 and 1; <unk> follows
 BLANK_ID, SOS_EOS_ID, UNK_ID = 0, 1, 2
+SPACE = "\u2581"  # sentencepiece's sign for a blank; in a text it would become one
+BYTES = 4192  # of a training text, the default
+# Names that no token may have: the special tokens, and the marks of language models and graphs.
+RESERVED = re.compile("|".join(map(re.escape, (*SPECIAL, "<unk>", "<s>", "</s>", "<pad>", "<eps>", "#0"))))
+# Sentencepiece leaves out whole training texts that have its own signs.
+SIGNS = str.maketrans(dict.fromkeys((SPACE, "\u2585", "\t", "\0"), " "))
 
 
 def lang_dir(data_dir: Path, lang: LangConfig) -> Path:
@@ -47,7 +53,7 @@ class Tokenizer:
         return cls(read_bytes(path, f"stage 3 (lang) of prepare.sh{hint}"), str(path))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text; a character that the model does not know becomes <unk> (id 2)."""
+        """Return the token ids of each text, which must be in its normal form; an unknown character becomes <unk> (id 2)."""
         return self._sp.EncodeAsIds(list(texts), num_threads=1)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -55,19 +61,24 @@ class Tokenizer:
         pieces = [self.tokens[i] for i in ids if i not in (BLANK_ID, SOS_EOS_ID)]
         return " ".join("".join(pieces).replace("\u2581", " ").split())
 
-    def unknown_characters(self, text: str) -> list[str]:
-        """Return the characters of `text` without a token, each once, in the text's order."""
-        if UNK_ID not in self.encode([text])[0]:
-            return []
-        return [c for c in dict.fromkeys(text) if not c.isspace() and UNK_ID in self.encode([c])[0]]
+    def lost_characters(self, text: str) -> list[str]:
+        """Return the characters of `text` that its tokens do not give back, each once, in the text's order."""
+        characters = [c for c in dict.fromkeys(text) if not c.isspace()]
+        return [c for c, ids in zip(characters, self.encode(characters), strict=True) if UNK_ID in ids or c == SPACE]
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
         return (Tokenizer, (self.model,))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, character_coverage: float = 1.0) -> Tokenizer:
-    """Train a unigram model of at most `vocab_size` tokens. Raises `UserError` for no text, or too small a `vocab_size`."""
-    lines = [t for t in texts if t.strip()]
+    """Train a unigram model of at most `vocab_size` tokens on texts in their normal form, which it does not change.
+
+    A text can never have the id of a special token: "<blk>" in it is five characters. Raises `UserError` for no text, or too
+    small a `vocab_size`.
+    """
+    # A blank inside a reserved name, as no token has one.
+    lines = [RESERVED.sub(lambda name: f"{name[0][0]} {name[0][1:]}", text.translate(SIGNS)) for text in texts]
+    lines = [line for line in lines if line.strip()]
     if not lines:
         raise UserError("cannot make tokens: the training transcripts are empty")
     model = io.BytesIO()
@@ -78,12 +89,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, character_coverage: f
             vocab_size=vocab_size,
             model_type="unigram",
             character_coverage=character_coverage,
-            user_defined_symbols=list(SPECIAL),
+            control_symbols=list(SPECIAL),
+            normalization_rule_name="identity",  # texts have their normal form already; another one would differ from it
             unk_id=UNK_ID,
             bos_id=-1,
             eos_id=-1,
             hard_vocab_limit=False,
-            input_sentence_size=100_000_000,
+            max_sentence_length=max(BYTES, *(len(line.encode()) for line in lines)),  # longer ones would be left out
             num_threads=4,
             minloglevel=2,
         )

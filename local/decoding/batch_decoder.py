@@ -86,7 +86,8 @@ def with_progress(batches: Batches, action: str, part: str) -> Iterator[Batch]:
             found += len(batch)
             bar.update(len(batch))
     if not found:
-        raise UserError(f"{part}: none of its {batches.num_cuts} utterances could be read")
+        last = f"; the last: {problem}" if (problem := batches.last_problem) else ""
+        raise UserError(f"{part}: none of its {batches.num_cuts} utterances could be read{last}")
     if batches.skipped:
         print(f"warning: {part}: {batches.skipped} of {batches.num_cuts} utterances left out", file=sys.stderr)
 

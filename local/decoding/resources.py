@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from local.artifacts.arpa import read_model
 from local.artifacts.decoding_graph import load_graph
 from local.artifacts.language_model import load_lm
 from local.common.errors import UserError, reason
 from local.common.text_files import is_file, read_lines
-from local.config.methods import ScorerTerm
+from local.config.methods import Method, ScorerTerm
 from local.config.schema import DecodeConfig
-from local.data.tokenizer import UNK_ID, Tokenizer
+from local.data.tokenizer import SPACE, UNK_ID, Tokenizer
 from model.search.scorers import HotwordScorer, InternalLmScorer, LstmLmScorer, NGramScorer, Scorer, read_arpa
 from model.transducer import Transducer
 
@@ -27,9 +27,20 @@ class Resources:
     """The transducer and what methods need besides it. A file is read when a method first needs it."""
 
     def __init__(
-        self, model: Transducer, tokenizer: Tokenizer, device: torch.device, exp_dir: Path, lang: Path | None = None
+        self,
+        model: Transducer,
+        tokenizer: Tokenizer,
+        device: torch.device,
+        exp_dir: Path,
+        lang: Path | None = None,
+        *,
+        clean: Callable[[str], str],
     ) -> None:
-        """Keep a model in evaluation mode on `device`, and the folders. Only the graph LG needs `lang`, the tokens' folder."""
+        """Keep a model in evaluation mode on `device`, and the folders. Only the graph LG needs `lang`, the tokens' folder.
+
+        clean: gives hotwords the normal form of the texts that the model was trained on.
+        """
+        self.clean = clean
         self.model, self.tokenizer, self.device, self.exp_dir, self.lang = model, tokenizer, device, exp_dir, lang
         self._loaded: dict[tuple[str, Path | None], Any] = {}
 
@@ -46,6 +57,13 @@ class Resources:
         default = SCORERS[scorer][0]
         return None if default is None else Path(getattr(options, scorer) or self.exp_dir / "lm" / default)
 
+    def missing(self, method: Method, options: DecodeConfig) -> Path | None:
+        """Return the first file that a method needs and that is not there; options: section `decode` for this method."""
+        files = [self.path(term.scorer, options) for term in method.fused + method.second_pass]
+        if method.search == "fast_beam_search_graph" and self.lang is not None:
+            files.append(self.lang / "graph" / "LG.npz")
+        return next((path for path in files if path is not None and not is_file(path)), None)
+
     def graph(self) -> Any:
         """Return LG. Raises `UserError` if it is missing, naming the program that makes it."""
         if self.lang is None:
@@ -57,7 +75,7 @@ class Resources:
         """Return the scorer of decode.hotwords; nothing if the key is null or the file has no phrase."""
         if options.hotwords is None:
             return []
-        phrases = read_hotwords(Path(options.hotwords), options.hotwords_boost, self.tokenizer)
+        phrases = read_hotwords(Path(options.hotwords), options.hotwords_boost, self.tokenizer, self.clean)
         return [(HotwordScorer(phrases, self.tokenizer.vocab_size, self.device), 1.0)] if phrases else []
 
     def _load(self, kind: str, path: Path | None, load: Callable[[Resources, Any], Any]) -> Any:
@@ -73,10 +91,10 @@ def load_lstm(resources: Resources, path: Path) -> Scorer:
 
 def load_ngram(resources: Resources, path: Path) -> Scorer:
     """Read an n-gram model over the tokens, ARPA or gzipped ARPA."""
+    lm = read_model(path, read_arpa)
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            return NGramScorer(read_arpa(lines), resources.tokenizer.tokens, resources.device)
-    except (ValueError, OSError, EOFError) as e:
+        return NGramScorer(lm, resources.tokenizer.tokens, resources.device)
+    except ValueError as e:
         raise UserError(f"{path}: not an n-gram model of these tokens: {reason(e)}") from None
 
 
@@ -89,20 +107,23 @@ SCORERS: dict[str, tuple[str | None, Callable[[Resources, Any], Scorer]]] = {
 }
 
 
-def read_hotwords(path: Path, boost: float, tokenizer: Tokenizer) -> list[tuple[list[int], float]]:
+def read_hotwords(path: Path, boost: float, tokenizer: Tokenizer, clean: Callable[[str], str]) -> list[tuple[list[int], float]]:
     """Read phrases, one per line: `PHRASE` or `PHRASE<TAB>boost`. Return the token ids and the boost (nats) of each.
 
-    boost: of phrases without their own. Raises `UserError` naming the line of a bad boost or of characters without a token.
+    boost: of phrases without their own. clean: gives a phrase its normal form. Raises `UserError` naming the line of a bad
+    boost, of characters without a token, or of a phrase of which nothing is left.
     """
     found = []
     for number, line in enumerate(read_lines(path), 1):
-        phrase, _, own = line.partition("\t")
-        phrase = " ".join(phrase.split())
-        if not phrase:
+        written, _, own = line.partition("\t")
+        if not written.strip():
             continue
+        phrase = clean(written)
         tokens = tokenizer.encode([phrase])[0]
-        if UNK_ID in tokens:
-            characters = " ".join(tokenizer.unknown_characters(phrase))
+        if not tokens:
+            raise UserError(f"{path}:{number}: nothing is left of the phrase {ascii(written)[:80]} in its normal form")
+        if min(tokens) <= UNK_ID or SPACE in phrase:
+            characters = " ".join(tokenizer.lost_characters(phrase))
             raise UserError(f"{path}:{number}: '{phrase}' has characters without a token: {characters}")
         try:
             value = float(own) if own.strip() else boost

@@ -77,7 +77,7 @@ def tokenize(lines: Iterable[str], tokenizer: Tokenizer, where: str) -> TokenTex
     if not len(text.lens):
         raise UserError(f"{where}: has no text")
     if 2 * lacking > len(text.lens):
-        characters = "".join(tokenizer.unknown_characters(example)[:10])
+        characters = "".join(tokenizer.lost_characters(example)[:10])
         raise UserError(
             f"{where}: most lines have characters without a token in bpe.model: '{characters}' in '{example[:40]}'; "
             "spell the text as the training transcripts are spelled"

@@ -9,6 +9,7 @@ from pathlib import Path
 from local.common.atomic import atomic_write
 from local.common.errors import UserError
 from local.training.step import StepSums
+from local.training.validation import DevScores
 from model.transducer import Transducer
 
 import torch
@@ -78,13 +79,18 @@ class Telemetry:
         self.note = f"loss {row['loss']:.4f}"
         self._reset()
 
-    def add_valid(self, epoch: int, step: int, simple: float, pruned: float) -> None:
-        """Write and print the losses on the dev parts, per encoder frame."""
-        self.valid_csv.write(epoch, step, {"simple_loss": simple, "pruned_loss": pruned})
-        self.writer.add_scalar("valid/simple_loss", simple, step)
-        self.writer.add_scalar("valid/pruned_loss", pruned, step)
+    def add_valid(self, epoch: int, step: int, scores: DevScores) -> None:
+        """Write and print the scores on the dev parts."""
+        row = {"simple_loss": scores.simple, "pruned_loss": scores.pruned}
+        text = f"dev simple {scores.simple:.4f}, pruned {scores.pruned:.4f} nats per frame"
+        if scores.wer is not None:
+            row["wer"] = scores.wer
+            text += f", WER {scores.wer:.1f} % ({scores.utterances} utterances)"
+        self.valid_csv.write(epoch, step, row)
+        for name, value in row.items():
+            self.writer.add_scalar(f"valid/{name}", value, step)
         self.writer.flush()
-        print(f"epoch {epoch}, {step} batches: dev simple {simple:.4f}, pruned {pruned:.4f} nats per frame", flush=True)
+        print(f"epoch {epoch}, {step} batches: {text}", flush=True)
 
     def close(self) -> None:
         """Write what TensorBoard's file still lacks."""

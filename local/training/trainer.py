@@ -9,7 +9,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from local.artifacts.checkpoint import check_finite, load_weights, newest_readable, provenance, remove_old, save_file
+from local.artifacts.checkpoint import (
+    check_finite,
+    check_trained,
+    load_weights,
+    newest_readable,
+    provenance,
+    remove_old,
+    save_file,
+)
 from local.common.allocator import release_free_memory
 from local.common.atomic import remove_abandoned
 from local.common.errors import TrainingDiverged, UserError
@@ -19,16 +27,16 @@ from local.config.keys import leaves
 from local.config.schema import Config
 from local.data.batch import Batch
 from local.data.datamodule import AsrDataModule
-from local.training.losses import forward_losses
 from local.training.mask_log import MaskLog
 from local.training.memory_plan import choose_max_duration
 from local.training.random_state import random_state, seed_apart, set_random_state
 from local.training.resume_checks import changes, check_same_run, seconds_at_once, write_config
+from local.training.run_length import RunLength
 from local.training.step import StepGradient, StepSums, make_scaler
 from local.training.telemetry import Telemetry
+from local.training.validation import Validator, left_out
 from model.average import RunningAverage
 from model.build import build_model
-from model.encoder.subsampling import subsampled
 from model.optim import Eden, make_optimizer
 
 import torch
@@ -72,19 +80,28 @@ class Trainer:
         if len(set(self.processes.gather(self.step))) > 1:
             raise UserError(f"the processes found different checkpoints in {self.folder}; all machines must share this folder")
         data.max_duration = self.max_duration = choose_max_duration(cfg, saved, data, self.processes, device)
+        self.length = RunLength(cfg, data, saved)
+        self.warm_batches = self.length.warm_batches
+        self.validator = Validator(self.model, cfg, data, self.processes, device)
         self.telemetry = Telemetry(exp_dir, self.model, self.step) if self.first else None
 
     @property
     def warmup(self) -> float:
-        """Return steps done / train.warm_step."""
-        return self.step / self.cfg.train.warm_step
+        """Return batches done / batches of the warm-up."""
+        return self.step / self.warm_batches
 
     def run(self) -> None:
-        """Train to train.num_epochs or train.max_steps; a checkpoint follows every epoch."""
+        """Train to train.num_epochs or train.max_steps; a checkpoint follows every epoch.
+
+        Raises `UserError` if the warm-up would swallow the training, or an epoch has no step.
+        """
         if self._finished():
             print("nothing is left to train: train.num_epochs or train.max_steps is reached")
-        elif self.step == 0 and self.first:  # later, `save` writes it: it describes the newest checkpoint
-            write_config(self.origin, self.max_duration, self.exp_dir / "config.yaml")
+        else:
+            self.length.check_warm_up(self.first)
+            if self.step == 0 and self.first:  # later, `save` writes it: it describes the newest checkpoint
+                write_config(self.origin, self.max_duration, self.exp_dir / "config.yaml")
+        self.length.begin(self.step)
         while not self._finished():
             self._run_epoch()
             if self._at_limit():
@@ -104,12 +121,13 @@ class Trainer:
         return 0 < self.cfg.train.max_steps <= self.step
 
     def _run_epoch(self) -> None:
-        """Train on the rest of this epoch."""
-        train = self.cfg.train
+        """Train on the rest of this epoch. Raises `UserError` if none of the epoch could be loaded."""
+        train, fresh, before = self.cfg.train, self.batch == 0, self.step
         self.model.train()
         self.schedule.step_epoch(self.epoch - 1)
         loader = self.data.train_dataloader(self.epoch, skip_batches=self.batch)
-        progress = Progress(loader.num_cuts, f"epoch {self.epoch}/{train.num_epochs}", "utt") if self.first else None
+        named, left = f"epoch {self.epoch}/{train.num_epochs}", lambda: self.length.seconds_left(self.step)
+        progress = Progress(loader.num_cuts, named, "utt", left) if self.first else None
         with progress or nullcontext():
             asked = time.perf_counter()
             for batch in loader:
@@ -131,7 +149,12 @@ class Trainer:
                     self._tidy()
                 if self._at_limit():
                     break
-        skipped = sum(self.processes.gather(loader.skipped))
+        skipped, problem = left_out(loader, self.processes)
+        if fresh and self.step == before:  # without a checkpoint, which would pass for a trained model
+            raise UserError(
+                f"{self.data.data_dir}: epoch {self.epoch} has no step: none of its {loader.num_cuts} utterances could be "
+                f"loaded{problem}; mend the audio or features, or let prepare.sh make them again (--force)"
+            )
         if skipped:
             print(f"epoch {self.epoch}: {skipped} utterances could not be loaded and were left out")
         self._flush()
@@ -194,21 +217,11 @@ class Trainer:
                 f"{self.cfg.train.max_bad_steps}); the last: {names}"
             )
 
-    @torch.no_grad()
     def validate(self) -> None:
-        """Write the losses on the dev parts to the log and return to training mode."""
-        self.model.eval()
-        totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # simple and pruned loss, frames
-        for batch in self.data.valid_dataloader():
-            losses = forward_losses(self.model, batch, warmup=2.0, precision=self.cfg.train.precision)
-            totals[:2] += torch.stack([losses.simple.sum(), losses.pruned.sum()])
-            totals[2] += int(subsampled(batch.input_lens).sum())
-        self.model.train()
-        simple, pruned, frames = self.processes.sum(totals).tolist()
-        if frames == 0:
-            raise UserError(f"{self.data.data_dir}: the dev parts hold no utterance")
+        """Write the losses and the WER on the dev parts to the log and return to training mode."""
+        scores = self.validator(self.warmup)
         if self.telemetry is not None:
-            self.telemetry.add_valid(self.epoch, self.step, simple / frames, pruned / frames)
+            self.telemetry.add_valid(self.epoch, self.step, scores)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint that resumes bit for bit, and config.yaml. All processes must call this; the first writes."""
@@ -223,7 +236,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "telemetry": self.masks.state_dict(),
-            "progress": {name: getattr(self, name) for name in (*COUNTS, "max_duration")},
+            "progress": {name: getattr(self, name) for name in (*COUNTS, "max_duration", "warm_batches")},
             "rng": {**rngs[0], "others": rngs[1:]},
             **self.origin,
         }
@@ -249,6 +262,7 @@ class Trainer:
     def _restore(self, path: Path, saved: dict[str, Any]) -> None:
         """Restore what `save` wrote. Raises `UserError` for the checkpoint of another run, other errors for damaged values."""
         check_same_run(saved, self.origin, path)
+        check_trained(saved, path)
         load_weights(self.model, saved["model"], path)
         self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -259,7 +273,9 @@ class Trainer:
         if saved["average"]["state"].keys() != saved["model"].keys():
             raise ValueError("'average' is of another model")
         progress = [saved["progress"][name] for name in COUNTS]
-        if not all(type(value) is int and value >= 0 for value in progress) or not 0 < seconds_at_once(saved):
+        warm = saved["progress"].get("warm_batches", 1)  # older checkpoints have none
+        whole = all(type(value) is int and value >= 0 for value in progress) and type(warm) is int and warm > 0
+        if not whole or not 0 < seconds_at_once(saved):
             raise ValueError(f"progress is {saved['progress']}")
         self.epoch, self.batch, self.step, self.bad_steps = progress
         self._restore_rng(saved["rng"], path)

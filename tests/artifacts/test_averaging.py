@@ -34,7 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["num=9"], "epoch-7-avg-7", "running: epochs 1 to 7"),
         (["num=2", "last=5"], "epoch-5-avg-2", "running: epochs 4 to 5"),
         (["num=1", "unit=step"], "step-60-avg-1", "running: steps 41 to 60"),
-        (["num=9", "unit=step"], "step-60-avg-all", "running: steps 1 to 60"),
+        (["num=2", "unit=step"], "step-60-avg-2", "running: steps 21 to 60"),
+        (["num=9", "mode=plain", "last=1"], "epoch-1-avg-1-plain", "plain: epoch-1.pt"),
         (["num=2", "unit=step", "mode=plain", "last=40"], "step-40-avg-2-plain", "plain: step-20.pt, step-40.pt"),
         (["num=3", "mode=plain"], "epoch-7-avg-3-plain", "plain: epoch-5.pt, epoch-6.pt, epoch-7.pt"),
         (["mode=plain", "checkpoints=[{0}/epoch-1.pt,{0}/step-20.pt]"], "step-20-avg-2-plain", "plain: epoch-1.pt, step-20.pt"),
@@ -48,7 +49,17 @@ def test_labels(folder: Path, overrides: list[str], label: str, averaged: str) -
 
 @pytest.mark.parametrize(
     ("overrides", "named"),
-    [(["num=5"], "epoch-2.pt.*average.num"), (["last=2"], "epoch-2.pt.*average.last"), (["num=1", "last=1"], "")],
+    [
+        (["num=5"], "epoch-2.pt.*average.num"),
+        (["last=2"], "epoch-2.pt.*average.last"),
+        (["num=1", "last=1"], ""),
+        (["num=5", "unit=step"], "6 step .*step-20.pt, step-40.pt, step-60.pt.*average.num.*train.keep_last"),
+        (["num=5", "unit=step", "last=40"], "6 step .*step-20.pt, step-40.pt .*average.num"),
+        (["num=2", "unit=step", "last=40"], "3 step .*average.num"),
+        (["num=5", "unit=step", "mode=plain"], "5 step .*average.num"),
+        (["num=6", "mode=plain"], "epoch-2.pt.*average.num"),
+        (["num=9", "mode=plain"], "epoch-2.pt.*average.num"),
+    ],
 )
 def test_a_missing_end_is_named(folder: Path, overrides: list[str], named: str) -> None:
     options = load_config(None, [f"average.{o}" for o in overrides]).average

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 from local.common.progress import Progress, clock, progress
 
 import pytest
@@ -26,3 +28,21 @@ def test_long_work_prints_count_rate_and_time_left(capsys: pytest.CaptureFixture
 
 def test_clock() -> None:
     assert [clock(s) for s in (0, 59.6, 61, 3661)] == ["0:00", "1:00", "1:01", "1:01:01"]
+
+
+def test_a_part_of_longer_work_shows_the_time_left_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a plain line and on a bar; nothing before it is known."""
+    now, left = [0.0], [None, 3661.0]
+    monkeypatch.setattr("local.common.progress.time.monotonic", lambda: now[0])
+    work = Progress(100, "work", "files", lambda: left[-1])
+    now[0], work.count = 10.0, 20
+    assert work.line() == "work: 20/100 files (20 %), 2 files/s, 1:01:01 left in all"
+    terminal = io.StringIO()
+    monkeypatch.setattr("local.common.progress._terminal", lambda: terminal)
+    with Progress(100, "work", "files", lambda: left.pop(0)) as bar:
+        assert bar.bar is not None
+        bar.bar.mininterval = 0.0
+        bar.update(20, "loss 1.5")
+        assert "left" not in terminal.getvalue()
+        bar.update(20)
+    assert "40/100" in terminal.getvalue() and "1:01:01 left in all, " in terminal.getvalue()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from local.common.errors import UserError
 from local.corpus.corpus_yaml import Corpus, load_corpus
-from local.corpus.custom import custom_parts, find_source, read_source, split_off
+from local.corpus.custom import read_given, read_source, split_missing
 from local.corpus.dropped import Dropped
+from local.corpus.pairs import Pair, whole_file
 from local.corpus.shard_store import ShardStore
-from local.corpus.tables import Row, utterance_ids
+from local.corpus.sources import find_part
+from local.corpus.splits import split_off
+from local.corpus.tables import Row, file_names, utterance_ids
 from local.prepare_cuts import make_cuts
 from local.prepare_manifests import check_pairs, drop_duplicates_and_empty
 from local.prepare_manifests import main as prepare_manifests
@@ -32,6 +36,11 @@ def corpus(**options: object) -> Corpus:
     return Corpus("custom", "custom", ["train"], ["dev"], ["test"], options=dict(options))
 
 
+def custom_parts(corpus_dir: Path, corpus: Corpus, dropped: list[Dropped]) -> dict[str, list[Pair]]:
+    """Read all parts, and split the missing ones off, as if every utterance could be used."""
+    return split_missing(read_given(corpus_dir, corpus, dropped, STORE, str), corpus, corpus_dir)
+
+
 def write_audio(path: Path, seconds: float = 0.5, rate: int = 8000, channels: int = 1) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, (int(seconds * rate), channels))
@@ -48,11 +57,18 @@ def audio(tmp_path: Path) -> list[str]:
     return names
 
 
+def upper(text: str) -> str:
+    """Return the text in upper case with single blanks."""
+    return " ".join(text.split()).upper()
+
+
 def import_custom(
-    source: Path, part: str, dropped: list[Dropped] | None = None, normalise: str = "upper"
+    path: Path, part: str, dropped: list[Dropped] | None = None, clean: Callable[[str], str] = upper
 ) -> tuple[RecordingSet, SupervisionSet]:
-    """Read one source of any form."""
-    pairs = read_source(source, part, [] if dropped is None else dropped, normalise)
+    """Read one part of any form; `path` is its file or folder."""
+    source = find_part(path.parent, part)
+    assert source is not None and source.path == path
+    pairs = read_source(source, part, [] if dropped is None else dropped, clean)
     recordings = {recording.id: recording for recording, _ in pairs}
     return RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(s for _, s in pairs)
 
@@ -93,9 +109,9 @@ def test_tables(tmp_path: Path, audio: list[str], name: str, lines: list[str]) -
 
 def test_a_table_without_speakers_and_with_ids(tmp_path: Path, audio: list[str]) -> None:
     (tmp_path / "t.tsv").write_text(f"id\tfile\tsentence\nfirst one\t{audio[0]}\tEins zwei\n")
-    assert summary(import_custom(tmp_path / "t.tsv", "t", normalise="none")) == [("first_one", None, "Eins zwei", "a.wav")]
+    assert summary(import_custom(tmp_path / "t.tsv", "t", clean=str)) == [("first_one", None, "Eins zwei", "a.wav")]
     (tmp_path / "u.tsv").write_text(f'{audio[0]}\tsay "hi\n')  # a TSV knows no quotes
-    assert summary(import_custom(tmp_path / "u.tsv", "u", normalise="lower")) == [("a", None, 'say "hi', "a.wav")]
+    assert summary(import_custom(tmp_path / "u.tsv", "u", clean=str.lower)) == [("a", None, 'say "hi', "a.wav")]
 
 
 def test_malformed_lines_are_named_and_the_rest_is_used(tmp_path: Path, audio: list[str]) -> None:
@@ -134,7 +150,7 @@ cells = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filt
 def test_any_table_comes_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]]) -> None:
     table = tmp_path_factory.mktemp("any") / "t.tsv"
     table.write_text("path\ttext\tspeaker\n" + "".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
-    found = custom_parts(table.parent, Corpus("c", "custom", ["t"], [], [], {"normalise": "none"}), [])["t"]
+    found = custom_parts(table.parent, Corpus("c", "custom", ["t"], [], []), [])["t"]
     assert len(found) == len(rows)
     by_path: dict[str, str] = {}
     for (path, _, speaker), (_, segment) in zip(rows, found, strict=True):
@@ -146,7 +162,7 @@ def test_any_table_comes_back(tmp_path_factory: pytest.TempPathFactory, rows: li
 
 def test_files_of_one_name_get_ids_of_their_own() -> None:
     rows = [Row(i, p, "", "", "") for i, p in enumerate(["x/1.wav", "y/1.wav", "/z/2.wav", "x-1.wav", "x/1.wav"])]
-    assert utterance_ids(rows) == ["x-1", "y-1", "2", "x-1-2", "x-1"]
+    assert utterance_ids(rows, file_names(rows)) == ["x-1", "y-1", "2", "x-1-2", "x-1"]
 
 
 def kaldi(folder: Path, **files: str) -> Path:
@@ -217,8 +233,7 @@ def test_lhotse_recordings_and_supervisions(tmp_path: Path, audio: list[str]) ->
         recording.sources[0].source = name  # relative to the manifest's folder
     recordings.to_file(tmp_path / "mine_recordings_train.jsonl.gz")
     supervisions.to_file(tmp_path / "mine_supervisions_train.jsonl")
-    source = find_source(tmp_path, "train")
-    assert source is not None and summary(import_custom(source, "train")) == EXPECTED
+    assert summary(import_custom(tmp_path / "mine_recordings_train.jsonl.gz", "train")) == EXPECTED
 
 
 def test_lhotse_cuts(tmp_path: Path, audio: list[str]) -> None:
@@ -243,7 +258,10 @@ def test_lhotse_manifests_that_are_broken(tmp_path: Path, audio: list[str]) -> N
     (tmp_path / "supervisions_train.jsonl").write_text("\n".join(lines))
     dropped: list[Dropped] = []
     assert [row[0] for row in summary(import_custom(recordings_file, "train", dropped))] == ["a", "d"]
-    assert [d.id.rpartition("/")[2] for d in dropped] == ["b", *(f"supervisions_train.jsonl:{n}" for n in (3, 4, 5))]
+    assert [d.id.rpartition("/")[2] for d in dropped] == [
+        *("b", "supervisions_train.jsonl:3", "supervisions_train.jsonl:4", "supervisions_train.jsonl:5"),
+        *("rec-b", "rec-c"),  # their supervisions are broken
+    ]
     recordings_file.write_bytes(recordings_file.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"recordings_train.jsonl.gz:\d:"):
         import_custom(recordings_file, "train")
@@ -288,16 +306,14 @@ def test_few_speakers_are_split_by_utterance(tmp_path: Path, capsys: pytest.Capt
     table_of(tmp_path / "train.tsv", 2, 50)
     table_of(tmp_path / "test.tsv", 1, 3)
     parts = custom_parts(tmp_path, corpus(), [])
-    assert {part: len(pairs) for part, pairs in parts.items()} == {"train": 95, "dev": 5, "test": 3}
-    assert "5 of train's 100 utterances" in capsys.readouterr().out
+    assert {part: len(pairs) for part, pairs in parts.items()} == {"train": 80, "dev": 20, "test": 3}
+    assert "20 of train's 100 utterances" in capsys.readouterr().out
 
 
 @given(st.lists(st.integers(1, 30), min_size=2, max_size=30), st.sampled_from([0.01, 0.05, 0.25]))
 def test_split_loses_nothing(sizes: list[int], share: float) -> None:
-    pairs = [
-        (None, SupervisionSegment(f"{s}-{i}", "r", 0.0, 1.0, speaker=str(s))) for s, n in enumerate(sizes) for i in range(n)
-    ]
-    inside, outside = split_off(pairs, "dev", share, Path("."))  # type: ignore[arg-type]
+    pairs = [whole_file(f"{s}-{i}", Path(f"{s}-{i}.wav"), "x", speaker=str(s)) for s, n in enumerate(sizes) for i in range(n)]
+    inside, outside = split_off(pairs, "dev", share, Path("."))
     assert inside and outside
     assert sorted(s.id for _, s in inside + outside) == sorted(s.id for _, s in pairs)
     if len(sizes) >= 5:
@@ -307,10 +323,10 @@ def test_split_loses_nothing(sizes: list[int], share: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"normalise": "title"}, "options.normalise .*upper, lower, none.*title"),
+        ({"normalise": "lower"}, "options.normalise .*lang.normalise"),
         ({"split": 0.9}, "options.split .*0.9"),
         ({"split": "much"}, "options.split .*much"),
-        ({"normalize": "upper"}, "normalize.* normalise, split"),
+        ({"normalize": "upper"}, "normalize.* split"),
     ],
 )
 def test_wrong_options_name_the_key(tmp_path: Path, options: dict, message: str) -> None:

@@ -180,7 +180,8 @@ def test_places_in_a_tar_are_those_of_its_members(shards: Path) -> None:
     tar = shards / "train" / "recording.000000.tar"
     found = list(recordings_in(tar, "x#y.tar"))
     with tarfile.open(tar) as archive:
-        for recording, member in zip(found, archive.getmembers()[::2], strict=True):
+        for (name, recording), member in zip(found, archive.getmembers()[::2], strict=True):
+            assert recording is not None and recording.id == name
             source = recording.sources[0].source
             assert source == f"x#y.tar#{member.offset_data}+{member.size}"
             data = ShardStore(tar.parent, 1.0).read(source.replace("x#y.tar", str(tar)))

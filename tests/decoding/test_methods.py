@@ -12,6 +12,7 @@ from local.common.errors import UserError
 from local.config import load_config
 from local.config.methods import METHODS
 from local.config.schema import DecodeConfig
+from local.data.text import TextNormaliser
 from local.data.tokenizer import train_tokenizer
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources, read_hotwords
@@ -28,6 +29,7 @@ import torch
 TOKENIZER = toy_tokenizer()
 CFG = load_config(None, SMALL)
 MODIFIED = "modified_beam_search"
+CLEAN = TextNormaliser(CFG.lang)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def resources(tmp_path_factory: pytest.TempPathFactory) -> Resources:
     with torch.no_grad():
         model.joiner.output_linear.bias[0] = 1.0  # some blanks, so that searches differ
         model.joiner.output_linear.weight *= 3
-    return Resources(model.eval(), TOKENIZER, torch.device("cpu"), root, root)
+    return Resources(model.eval(), TOKENIZER, torch.device("cpu"), root, root, clean=CLEAN)
 
 
 @pytest.fixture
@@ -140,10 +142,10 @@ def test_graph_of_everything_is_no_graph(resources: Resources, encoded: tuple[to
 
 def test_hotwords(resources: Resources, encoded: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
     path = tmp_path / "hot.txt"
-    path.write_text("ONE\t5\n\nTHREE TWO\n", encoding="utf-8")
+    path.write_text("one\t5\n\u00a0\nTHREE\u200bTＷO\n", encoding="utf-8")  # in another form than the transcripts
     made = options(hotwords=str(path), hotwords_boost=7.5)
     phrases = [(TOKENIZER.encode([text])[0], boost) for text, boost in (("ONE", 5.0), ("THREE TWO", 7.5))]
-    assert read_hotwords(path, 7.5, TOKENIZER) == phrases
+    assert read_hotwords(path, 7.5, TOKENIZER, CLEAN) == phrases
     hot = (HotwordScorer(phrases, TOKENIZER.vocab_size), 1.0)
     lm = (scorers(resources)["lm"], CFG.decode.lm_scale)
     plain = tokens(Recogniser(MODIFIED, resources, options())(*encoded))
@@ -163,6 +165,11 @@ def test_hotwords(resources: Resources, encoded: tuple[torch.Tensor, torch.Tenso
         ("ONE\tmuch\n", "hot.txt:1: .*much"),
         ("ONE\nQUÉ\n", "hot.txt:2: .*QUÉ.* Q U É"),
         ("ONE\tinf\n", "hot.txt:1: .*inf"),
+        ("ONE\n\n\u200b\u200c\u2060\t3\n", r"hot.txt:3: .*u200b"),
+        ("ONE\n\u2581\n", "hot.txt:2: "),
+        ("ONE\u2581TWO\n", "hot.txt:1: .*\u2581"),
+        ("ONE\n<blk>\n", "hot.txt:2: .*<"),
+        ("<sos/eos> <unk>\n", "hot.txt:1: .*<"),
     ],
 )
 def test_bad_hotwords_are_named(resources: Resources, tmp_path: Path, text: str, named: str) -> None:
@@ -173,7 +180,7 @@ def test_bad_hotwords_are_named(resources: Resources, tmp_path: Path, text: str,
 
 
 def test_files_that_do_not_fit_are_named(resources: Resources, tmp_path: Path) -> None:
-    elsewhere = Resources(resources.model, TOKENIZER, torch.device("cpu"), tmp_path, tmp_path)
+    elsewhere = Resources(resources.model, TOKENIZER, torch.device("cpu"), tmp_path, tmp_path, clean=CLEAN)
     for method, named in (
         ("modified_beam_search_lm_shallow_fusion", r"lm/lm.pt .*stage 3.*decode\.lm"),
         ("modified_beam_search_ngram", r"lm/bigram.arpa .*stage 3.*decode\.ngram"),
@@ -184,7 +191,19 @@ def test_files_that_do_not_fit_are_named(resources: Resources, tmp_path: Path) -
     (tmp_path / "words.arpa").write_text("\\data\\\nngram 1=3\n\n\\1-grams:\n-1 <s>\n-1 </s>\n-1 HELLO\n\n\\end\\\n")
     with pytest.raises(UserError, match="words.arpa: .*HELLO"):
         Recogniser("modified_beam_search_ngram", resources, options(ngram=str(tmp_path / "words.arpa")))
-    other = Resources(resources.model, train_tokenizer(["UP DOWN"], 20), torch.device("cpu"), resources.exp_dir)
+    model, arpa = "\\data\\\nngram 1=4\n\n\\1-grams:\n-1 <s>\n-1 </s>\n-1 ▁ONE\n-1 ▁ONE\n\n\\end\\\n", tmp_path / "token.arpa"
+    for content, place in (
+        (model.encode(), "token.arpa: .*line 8.*twice"),
+        (model.encode().replace(b"\n", b"\r\n"), "token.arpa: .*line 8.*twice"),
+        (model.encode("utf-16"), "token.arpa:1"),
+        (model.replace("▁", "É").encode("latin-1"), "token.arpa:7"),
+    ):
+        arpa.write_bytes(content)
+        for key in ("ngram", "bigram"):
+            method = {"ngram": "modified_beam_search_ngram", "bigram": "modified_beam_search_LODR"}[key]
+            with pytest.raises(UserError, match=place):
+                Recogniser(method, resources, options(**{key: str(arpa)}))
+    other = Resources(resources.model, train_tokenizer(["UP DOWN"], 20), torch.device("cpu"), resources.exp_dir, clean=CLEAN)
     with pytest.raises(UserError, match=r"lm\.pt: .*bpe\.model"):
         Recogniser("modified_beam_search_lm_rescore", other, options())
 

@@ -153,7 +153,14 @@ def test_runs_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     data, exp = toy_corpus(tmp_path), tmp_path / "exp"
     arguments = [
         *("--data-dir", str(data), "--exp-dir", str(exp), *SMALL, "ablation.controls=[clip,none]", "ablation.seeds=[3]"),
-        *("ablation.num_epochs=2", "optim.name=sgd", "optim.lr=1e25", "optim.weight_decay=0", "gradient.clip_norm=1e-27"),
+        *(
+            "ablation.num_epochs=2",
+            "train.warm_share=0.3",
+            "optim.name=sgd",
+            "optim.lr=1e25",
+            "optim.weight_decay=0",
+            "gradient.clip_norm=1e-27",
+        ),
         *(
             "train.max_duration=2",
             "train.log_every=1",

@@ -10,6 +10,7 @@ from local.config import load_config
 from local.training.mask_log import MaskLog, mask_statistics
 from local.training.step import StepSums
 from local.training.telemetry import GradientParts, Telemetry
+from local.training.validation import DevScores
 from model.build import build_model
 from model.layers.gradient_filter import GradientFilter
 from model.transducer import Transducer
@@ -128,10 +129,10 @@ def test_a_model_without_filters_has_no_masks(tmp_path: Path) -> None:
 def test_a_step_appears_once(tmp_path: Path) -> None:
     """Validated before a kill and again after it, or twice in one run."""
     for step in (4, 6, 6):
-        Telemetry(tmp_path, toy_model(), 6).add_valid(1, step, 1.0, float(step))
+        Telemetry(tmp_path, toy_model(), 6).add_valid(1, step, DevScores(1.0, float(step)))
     twice = Telemetry(tmp_path, toy_model(), 6)
-    twice.add_valid(1, 8, 1.0, 8.0)
-    twice.add_valid(1, 8, 1.0, 9.0)
+    twice.add_valid(1, 8, DevScores(1.0, 8.0))
+    twice.add_valid(1, 8, DevScores(1.0, 9.0))
     assert [(r["step"], r["pruned_loss"]) for r in rows_of(tmp_path / "valid.csv")] == [("4", "4"), ("6", "6"), ("8", "9")]
 
 

@@ -10,7 +10,7 @@ scale * score. This gives:
 - contextual biasing: `HotwordScorer` with the scale 1, because its boosts have their own sizes.
 """
 
-from model.search.scorers.arpa import NGramLm, read_arpa
+from model.search.scorers.arpa import NGramLm, NGrams, read_arpa, read_ngrams
 from model.search.scorers.base import Fusion, Scorer, State, totals
 from model.search.scorers.hotwords import HotwordScorer
 from model.search.scorers.internal_lm import InternalLmScorer
@@ -24,8 +24,10 @@ __all__ = [
     "LstmLmScorer",
     "NGramLm",
     "NGramScorer",
+    "NGrams",
     "Scorer",
     "State",
     "read_arpa",
+    "read_ngrams",
     "totals",
 ]

@@ -45,34 +45,46 @@ class NGramLm:
 
 
 def read_arpa(lines: Iterable[str]) -> NGramLm:
-    """Read a model in ARPA format (man page ngram-format(5) of SRILM); a missing <unk> gets its rarest word's log-probability.
+    """Return the automaton of a text in ARPA format; a missing <unk> gets its rarest word's log-probability.
 
-    Raises ValueError with the line if the text is not a model, ends early, or an n-gram lacks its beginning.
+    Raises ValueError as `read_ngrams` does.
+    """
+    words, found = read_ngrams(lines)
+    ngrams = {ngram: (log_prob * math.log(10), weight * math.log(10)) for ngram, (log_prob, weight) in found.items()}
+    if UNKNOWN not in words:
+        rarest = min(value for ngram, (value, _) in ngrams.items() if len(ngram) == 1 and ngram[0] != words[START])
+        words[UNKNOWN] = len(words)
+        ngrams[(words[UNKNOWN],)] = (rarest, 0.0)
+    return _compile(words, ngrams, max(map(len, ngrams)))
+
+
+def read_ngrams(lines: Iterable[str]) -> tuple[dict[str, int], NGrams]:
+    """Read a model in ARPA format (man page ngram-format(5) of SRILM).
+
+    Return the number of each word, and for each n-gram of such numbers its log-probability and back-off weight, to base 10.
+    Raises ValueError with the line if the text is not a model, ends early, has an n-gram twice or one without its beginning.
     """
     words: dict[str, int] = {}
     ngrams: NGrams = {}
-    order = 0
     for order, fields, number in _entries(lines):
         try:
             log_prob, weight = float(fields[0]), float(fields[order + 1]) if len(fields) > order + 1 else 0.0
             if len(fields) not in (order + 1, order + 2) or math.isnan(log_prob + weight):
                 raise ValueError
             if order == 1:
-                words[fields[1]] = len(words)
+                words.setdefault(fields[1], len(words))
             ngram = tuple(words[word] for word in fields[1 : order + 1])
         except (ValueError, IndexError, KeyError):
             raise ValueError(f"line {number}: not an n-gram of order {order} of known words: {' '.join(fields)!r}") from None
         if order > 1 and ngram[:-1] not in ngrams:
             raise ValueError(f"line {number}: the n-gram {' '.join(fields[1:order])!r}, which this one extends, is missing")
-        ngrams[ngram] = (max(log_prob, LOG10_ZERO) * math.log(10), max(weight, LOG10_ZERO) * math.log(10))
+        if ngram in ngrams:
+            raise ValueError(f"line {number}: the n-gram {' '.join(fields[1 : order + 1])!r} is there twice")
+        ngrams[ngram] = (max(log_prob, LOG10_ZERO), max(weight, LOG10_ZERO))
     for word in (START, END):
         if word not in words:
             raise ValueError(f"the model has no word {word!r}")
-    if UNKNOWN not in words:
-        rarest = min(value for ngram, (value, _) in ngrams.items() if len(ngram) == 1 and ngram[0] != words[START])
-        words[UNKNOWN] = len(words)
-        ngrams[(words[UNKNOWN],)] = (rarest, 0.0)
-    return _compile(words, ngrams, order)
+    return words, ngrams
 
 
 def _entries(lines: Iterable[str]) -> Iterable[tuple[int, list[str], int]]:

@@ -1,0 +1,253 @@
+"""The one reader of audio, for preparation, training and streaming. Importing it makes it lhotse's audio backend.
+
+libsndfile reads most formats. ffmpeg converts the others, if it is installed (sph2pipe also converts compressed .sph).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from local.common.text_files import is_file
+from local.corpus.mpeg import states_length, with_length
+
+import numpy as np
+import soundfile
+from lhotse.audio.backend import LibsndfileBackend, set_current_audio_backend
+from lhotse.augmentation import AudioTransform
+from lhotse.cut import Cut
+from lhotse.utils import compute_num_samples
+
+Source = str | Path | io.BytesIO
+BLOCK = 1 << 18  # samples, of all channels, decoded at a time
+HEAD = 1024  # bytes: NIST SPHERE has the longest header that is read here
+UNKNOWN_FRAMES = 1 << 40  # libsndfile's number of frames is larger if the file does not state it
+QUIET_FORMATS = (b"RIFF", b"fLaC", b"OggS")  # their decoders write nothing to standard error
+CHUNKS = (b"LIST", b"fact", b"bext", b"smpl", b"cue ", b"id3 ", b"ID3 ", b"PEAK", b"_PMX", b"JUNK")  # may follow an empty one
+FOREIGN = re.compile(rb"....ftyp|\x1aE\xdf\xa3|0&\xb2u|#!AMR|\xff[\xf0\xf1\xf8\xf9]|FLV\x01|MAC |wvpk|TTA1", re.DOTALL)
+# MP4 and M4A, WebM and Matroska, WMA, AMR, AAC, FLV, Monkey's Audio, WavPack, True Audio
+
+
+class BadAudio(Exception):
+    """Audio cannot be used: the kind of problem, the same for all files that have it, and the particulars of this one."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(kind, detail)
+        self.kind, self.detail = kind, detail
+
+    def __str__(self) -> str:
+        """Return `kind (detail)`."""
+        return f"{self.kind} ({self.detail})" if self.detail else self.kind
+
+
+class Unseekable(soundfile.SoundFile):
+    """FLAC that was written to a pipe does not state its length; libsndfile cannot seek in it."""
+
+    def seekable(self) -> bool:
+        """Return False, so that soundfile only reads on."""
+        return False
+
+
+@contextlib.contextmanager
+def open_audio(source: Source) -> Iterator[soundfile.SoundFile]:
+    """Open a file, or one in memory. Raises `BadAudio`, and what soundfile raises for a damaged file."""
+    head = first_bytes(source)
+    with quiet() if head[:4] not in QUIET_FORMATS else contextlib.nullcontext():
+        with _opened(_readable(source, head), head) as f:
+            if f.frames < UNKNOWN_FRAMES:
+                yield f
+                return
+        with Unseekable(_rewound(source)) as f:
+            yield f
+
+
+def _opened(source: Source, head: bytes) -> soundfile.SoundFile:
+    try:
+        return soundfile.SoundFile(_rewound(source))
+    except TypeError:  # from the ending .raw
+        raise BadAudio("audio without a header", "convert it to WAV or FLAC; only you know its rate") from None
+    except soundfile.LibsndfileError:
+        if head.startswith(b"NIST_1A"):
+            return soundfile.SoundFile(convert(source, ("sph2pipe", "ffmpeg")))
+        raise
+
+
+def _readable(source: Source, head: bytes) -> Source:
+    """Return what libsndfile reads wholly: converted audio, MP3 with its length, WAV whose header does not deny its samples."""
+    if FOREIGN.match(head):
+        return convert(source, ("ffmpeg",))
+    if not states_length(head):
+        data = _all_bytes(source)
+        found = with_length(data)
+        return source if found is data else io.BytesIO(found)
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE" and (place := data_chunk(head)) and place[1] == 0:
+        data, start = _all_bytes(source), place[0]
+        if len(data) - start >= 8 and data[start : start + 4] not in CHUNKS:
+            return io.BytesIO(data[: start - 4] + struct.pack("<I", min(len(data) - start, 0xFFFFFFFE)) + data[start:])
+    return source
+
+
+def data_chunk(head: bytes) -> tuple[int, int] | None:
+    """Return where the data of a WAV begin, in bytes, and the stated size; None if `head` does not reach that far."""
+    place = 12
+    while place + 8 <= len(head):
+        name, size = struct.unpack_from("<4sI", head, place)
+        place += 8
+        if name == b"data":
+            return place, size
+        place += size + size % 2
+    return None
+
+
+def first_bytes(source: Source) -> bytes:
+    """Return the first bytes, up to `HEAD`. Raises `BadAudio` if there is no such file."""
+    if isinstance(source, io.BytesIO):
+        return source.getbuffer()[:HEAD].tobytes()
+    if not is_file(Path(source)):
+        raise BadAudio("missing audio file")
+    with open(source, "rb") as f:
+        return f.read(HEAD)
+
+
+def _rewound(source: Source) -> str | io.BytesIO:
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+        return source
+    return str(source)
+
+
+def _all_bytes(source: Source) -> bytes:
+    return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
+
+
+def convert(source: Source, programs: tuple[str, ...]) -> io.BytesIO:
+    """Return the audio as WAV, made by the first program that is installed. Raises `BadAudio` if none is, or it fails."""
+    program = next(filter(shutil.which, programs), None)
+    if program is None:
+        names = " or ".join(programs)
+        raise BadAudio(f"needs {names}", f"libsndfile cannot read this format; install {names}, or convert the file to FLAC")
+    with tempfile.NamedTemporaryFile() as copy:  # these programs seek in their input
+        if isinstance(source, io.BytesIO):
+            copy.write(source.getvalue())
+            copy.flush()
+            source = copy.name
+        command = [program, "-f", "wav", "-p", str(source)]
+        if program == "ffmpeg":
+            command = [
+                program,
+                *"-nostdin -v error -xerror -i".split(),
+                str(source),
+                *"-map 0:a:0 -c:a pcm_f32le -f wav -".split(),
+            ]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise BadAudio("unreadable audio file", f"{program}: {last_line(done.stderr)}")
+    return io.BytesIO(done.stdout)
+
+
+def last_line(output: bytes) -> str:
+    """Return the last line of a program's output, up to 200 characters."""
+    lines = output.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:200] if lines else "no message"
+
+
+def read_audio(source: Source, offset: float = 0.0, duration: float | None = None) -> tuple[np.ndarray, int]:
+    """Return `duration` seconds (None: all) of samples (C, S), float32, from `offset` seconds on, and the rate in Hz.
+
+    Returns fewer samples at the end of the audio. Raises `BadAudio`, and what soundfile raises for a damaged file.
+    """
+    with open_audio(source) as f:
+        first = compute_num_samples(offset, f.samplerate) if offset > 0 else 0
+        count = -1 if duration is None else compute_num_samples(duration, f.samplerate)
+        if f.seekable():
+            if first:  # seeking to the beginning changes the last bits of MP3
+                f.seek(first)
+            return f.read(count, dtype="float32", always_2d=True).T, f.samplerate
+        blocks = [np.empty((0, f.channels), dtype=np.float32)]
+        while (count < 0 or sum(map(len, blocks)) < first + count) and len(block := read_block(f)):
+            blocks.append(block)
+        return np.concatenate(blocks)[first : None if count < 0 else first + count].T, f.samplerate
+
+
+def read_block(f: soundfile.SoundFile) -> np.ndarray:
+    """Return the next samples (S, C), float32; none at the end."""
+    return f.read(max(1, BLOCK // f.channels), dtype="float32", always_2d=True)
+
+
+class Reader(LibsndfileBackend):
+    """lhotse's backend that calls `read_audio`; writing is libsndfile's."""
+
+    def read_audio(
+        self,
+        path_or_fd: Source,
+        offset: float = 0.0,
+        duration: float | None = None,
+        force_opus_sampling_rate: int | None = None,
+    ) -> tuple[np.ndarray, int]:
+        """Return samples (C, S) and the rate; see `read_audio`."""
+        return read_audio(path_or_fd, offset, duration)
+
+    def is_applicable(self, path_or_fd: Source) -> bool:
+        """Return True: this backend reads everything that can be read."""
+        return True
+
+
+set_current_audio_backend(Reader())
+
+
+def load_audio(cut: Cut) -> np.ndarray:
+    """Return the samples (1, S) of a cut, as training uses them. Raises `ValueError` if it has several channels, and others."""
+    samples = cut.load_audio()
+    if samples is None or samples.ndim != 2 or samples.shape[0] != 1:
+        raise ValueError("no audio" if samples is None else f"audio of {samples.shape[0]} channels")
+    return samples
+
+
+@dataclass
+class Downmix(AudioTransform):
+    """lhotse's transforms have no mean of the channels; see `mixed` of local.data.channels. lhotse finds it by its name."""
+
+    def __call__(self, samples: np.ndarray, sampling_rate: int) -> np.ndarray:
+        """Return the mean (1, S) of the channels (C, S)."""
+        return samples.mean(axis=0, keepdims=True)
+
+    def reverse_timestamps(self, offset: float, duration: float | None, sampling_rate: int) -> tuple[float, float | None]:
+        """Return the times unchanged."""
+        return offset, duration
+
+
+_lock, _users, _saved = threading.Lock(), 0, -1
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Send file descriptor 2 to nowhere: libmpg123 writes notes there, also about files that it decodes completely.
+
+    Its errors are still raised. Threads that decode at the same time share the redirection.
+    """
+    global _users, _saved
+    with _lock:
+        if _users == 0:
+            _saved = os.dup(2)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                os.dup2(_saved, 2)
+                os.close(_saved)

@@ -1,0 +1,208 @@
+"""Screen utterances: each recording is decoded, and what is kept can be loaded by training, which uses the same reader."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from local.common.errors import reason
+from local.corpus.audio_files import SILENT, AudioInfo, check_all, check_audio, level
+from local.corpus.audio_reading import BadAudio, Source, last_line, load_audio
+from local.corpus.dropped import Dropped
+from local.corpus.pairs import Pair
+from local.corpus.shard_store import ShardStore
+
+import numpy as np
+from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+from lhotse.audio.utils import get_audio_duration_mismatch_tolerance
+from lhotse.serialization import open_best
+from lhotse.utils import fastcopy
+
+LEVELS = "levels"  # key in a supervision's `custom`: dB of full scale of its channels, if several or nearly silent
+
+
+class Group(NamedTuple):
+    """A recording with its utterances."""
+
+    recording: Recording
+    segments: list[SupervisionSegment]
+
+
+class Screened(NamedTuple):
+    """A decoded recording and, for each utterance, what is kept of it or why it cannot be used."""
+
+    recording: Recording
+    results: list[SupervisionSegment | BadAudio]
+
+
+def check_pairs(pairs: Sequence[Pair], part: str, num_jobs: int, dropped: list[Dropped], store: ShardStore) -> list[Pair]:
+    """Decode every recording; return the usable utterances with durations and clean texts. The others go to `dropped`.
+
+    Recordings with the same id must be the same.
+    """
+    groups: dict[str, Group] = {}
+    for recording, segment in pairs:
+        groups.setdefault(recording.id, Group(recording, [])).segments.append(segment)
+    kept: dict[str, Pair] = {}
+    for group, result in check_all(Screening(store), groups.values(), num_jobs, f"audio of {part}"):
+        if isinstance(result, BadAudio):
+            dropped += [Dropped(segment.id, part, result.kind, result.detail) for segment in group.segments]
+            continue
+        for segment, good in zip(group.segments, result.results, strict=True):
+            if isinstance(good, BadAudio):
+                dropped.append(Dropped(segment.id, part, good.kind, good.detail))
+            else:
+                kept[segment.id] = (result.recording, good)
+    return [kept[segment.id] for _, segment in pairs if segment.id in kept]
+
+
+@dataclass(frozen=True)
+class Screening:
+    """Screens a recording with its utterances; `store` has the audio in shards. Can be sent to a process."""
+
+    store: ShardStore
+
+    def __call__(self, group: Group) -> Screened:
+        """Return the recording with rate, length and channels as decoded, and the result for each utterance.
+
+        Raises `BadAudio` naming the file if no utterance can be used.
+        """
+        recording = group.recording
+        opened = [(source, self._open(source)) for source in recording.sources]
+        infos = [self._check(source, audio) for source, audio in opened]
+        if not recording.transforms:  # with transforms it states what they make of the audio
+            recording = as_decoded(recording, infos)
+        named = bool(group.recording.num_samples)  # lhotse's supervisions name their channels, other forms cannot
+        here = fastcopy(recording, sources=[in_memory(s, a) for s, (_, a) in zip(recording.sources, opened, strict=True)])
+        return Screened(recording, [screen_segment(here, s, named, infos) for s in group.segments])
+
+    def _check(self, source: AudioSource, audio: Source) -> AudioInfo:
+        try:
+            return check_audio(audio)
+        except BadAudio as e:
+            raise BadAudio(e.kind, f"{e.detail}: {name_of(source)}" if e.detail else name_of(source)) from None
+
+    def _open(self, source: AudioSource) -> Source:
+        """Return the file, or its bytes if it is in a shard, in the manifest, at a URL or made by a command."""
+        try:
+            if source.type == "file":
+                return str(source.source)
+            if source.type == "command":
+                return output_of(str(source.source))
+            if source.type == "shar":
+                return io.BytesIO(self.store.read(str(source.source)))
+            if source.type == "url":
+                with open_best(source.source, "rb") as f:
+                    return io.BytesIO(f.read())
+            return io.BytesIO(source.source)  # type: ignore[arg-type]
+        except BadAudio as e:
+            raise BadAudio(e.kind, f"{e.detail}: {name_of(source)}") from None
+        except Exception as e:  # every object store has its own
+            raise BadAudio("audio cannot be fetched", f"{reason(e)[:300]}: {name_of(source)}") from None
+
+
+def name_of(source: AudioSource) -> str:
+    """Return the file, URL or command of a source, for messages."""
+    return str(source.source)[:500] if source.type in ("file", "command", "url", "shar") else "audio inside the manifest"
+
+
+def in_memory(source: AudioSource, audio: Source) -> AudioSource:
+    """Return a source that reads the bytes that were fetched, so that no command is run again for each utterance."""
+    return fastcopy(source, type="memory", source=audio.getvalue()) if isinstance(audio, io.BytesIO) else source
+
+
+def screen_segment(
+    recording: Recording, segment: SupervisionSegment, named: bool, infos: Sequence[AudioInfo]
+) -> SupervisionSegment | BadAudio:
+    """Return an utterance with its duration, channels and, if they matter, levels; or why it cannot be used.
+
+    named: whether its channels are those of its audio; else it has all channels of the recording.
+    """
+    tolerance = get_audio_duration_mismatch_tolerance()
+    duration = segment.duration or recording.duration - segment.start
+    if not (0 < duration and 0 <= segment.start and segment.start + duration <= recording.duration + tolerance):  # or NaN
+        span = f"{segment.start:.2f} to {segment.start + duration:.2f} s of {recording.duration:.2f} s"
+        return BadAudio("segment outside its recording", span)
+    duration = min(duration, recording.duration - segment.start)
+    asked = segment.channel if isinstance(segment.channel, list) else [segment.channel]
+    channels = asked if named else list(recording.channel_ids or [0])
+    if missing := sorted(set(channels) - set(recording.channel_ids or [])):
+        have = f"channel {', '.join(map(str, missing))}; the recording has {recording.channel_ids}"
+        return BadAudio("channel that the recording does not have", have)
+    whole = segment.start == 0 and duration == recording.duration and not recording.transforms
+    if whole and len(infos) == 1:  # decoded as a whole, as training will
+        levels = [infos[0].levels[recording.sources[0].channels.index(c)] for c in channels]
+    else:
+        try:
+            cuts = [MonoCut(segment.id, segment.start, duration, c, recording=recording) for c in channels]
+            samples = np.concatenate([load_audio(cut) for cut in cuts])
+        except Exception as e:  # lhotse and its transforms raise exceptions of all types
+            return BadAudio("cannot be loaded", f"{type(e).__name__}: {reason(e)[:200]}{how(recording)}")
+        levels = [level(float(np.square(row, dtype=np.float64).mean())) for row in samples]
+    loud = min(levels) > SILENT and len(channels) == 1
+    return fastcopy(
+        segment,
+        duration=duration,
+        text=" ".join((segment.text or "").split()),
+        channel=channels if len(channels) > 1 else channels[0],
+        custom=segment.custom if loud else {**(segment.custom or {}), LEVELS: levels},
+    )
+
+
+def how(recording: Recording) -> str:
+    """Return the file of a recording, and the names of its transforms."""
+    names = [t["name"] if isinstance(t, dict) else type(t).__name__ for t in recording.transforms or []]
+    file = name_of(recording.sources[0])
+    return f", transforms {', '.join(names)}: {file}" if names else f": {file}"
+
+
+def as_decoded(recording: Recording, infos: Sequence[AudioInfo]) -> Recording:
+    """Return the recording with the rate, length and channels that its sources have, instead of what it states.
+
+    Raises `BadAudio` if it states another rate, or is longer than its audio by more than lhotse's tolerance.
+    """
+    rate, samples = infos[0].sampling_rate, min(info.num_samples for info in infos)
+    tolerance = get_audio_duration_mismatch_tolerance()
+    if (max(info.num_samples for info in infos) - samples) / rate > tolerance or len({i.sampling_rate for i in infos}) > 1:
+        raise BadAudio("channels of different rates or lengths", f"recording {recording.id}{how(recording)}")
+    if recording.num_samples:
+        if recording.sampling_rate != rate:
+            stated = f"its manifest says {recording.sampling_rate} Hz, the file has {rate} Hz{how(recording)}"
+            raise BadAudio("sampling rate is not that of the file", stated)
+        if recording.num_samples / rate - samples / rate > tolerance:
+            stated = f"{samples} of {recording.num_samples} samples{how(recording)}"
+            raise BadAudio("audio shorter than its manifest says", stated)
+    return fastcopy(
+        recording,
+        sources=list(numbered(recording.sources, infos)),
+        channel_ids=None,
+        num_samples=samples,
+        duration=samples / rate,
+        sampling_rate=rate,
+    )
+
+
+def numbered(sources: Iterable[AudioSource], infos: Iterable[AudioInfo]) -> Iterable[AudioSource]:
+    """Yield the sources with as many channels as they have; a manifest may state fewer or more."""
+    for source, info in zip(sources, infos, strict=True):
+        stated = len(source.channels)
+        first = min(source.channels, default=0)
+        yield (
+            source if stated == info.num_channels else fastcopy(source, channels=list(range(first, first + info.num_channels)))
+        )
+
+
+def output_of(command: str) -> io.BytesIO:
+    """Return what a command writes. Raises `BadAudio` with its exit status if it fails, or writes nothing."""
+    try:
+        done = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except (OSError, ValueError) as e:  # not a possible command
+        raise BadAudio("command failed", str(e)) from None
+    if done.returncode != 0:
+        raise BadAudio("command failed", f"exit {done.returncode}: {last_line(done.stderr)}")
+    if not done.stdout:
+        raise BadAudio("command wrote no audio", last_line(done.stderr))
+    return io.BytesIO(done.stdout)

@@ -1,0 +1,48 @@
+"""Whether a model can spell what it is to recognise."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from local.common.errors import UserError
+from local.common.text_files import read_bytes
+from local.data.tokenizer import UNK_ID, Tokenizer
+
+MOST_UNKNOWN = 0.2  # share of the words that may have characters without a token
+CHARACTERS_SHOWN = 20
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+
+
+def check_known(texts: Sequence[str], tokenizer: Tokenizer, checkpoint: Path, data_dir: Path) -> None:
+    """Print a line if some words of the references `texts` have characters that the model cannot write.
+
+    Chinese and Japanese characters count as words. Raises `UserError` naming the characters without a token, the checkpoint
+    and the data if these words are more than `MOST_UNKNOWN` of all.
+    """
+    words = Counter(word for text in texts for word in WORD.findall(text))
+    characters = sorted(set().union(*words))
+    known = {c for c, ids in zip(characters, tokenizer.encode(characters), strict=True) if UNK_ID not in ids}
+    unknown = {word: [c for c in word if c not in known] for word in words}
+    bad = sum(words[word] for word, lost in unknown.items() if lost)
+    if not bad:
+        return
+    most = Counter[str]()
+    for word, lost in unknown.items():
+        most.update(dict.fromkeys(lost, words[word]))
+    shown = " ".join(c for c, _ in most.most_common(CHARACTERS_SHOWN)) + (" ..." if len(most) > CHARACTERS_SHOWN else "")
+    what = f"{bad} of {words.total()} words of the references have characters that the model has no token for: {shown}"
+    if bad > MOST_UNKNOWN * words.total():
+        hint = "use a model of this language, or transcripts spelled like its training (keys of section lang: case, characters)"
+        raise UserError(f"{checkpoint} does not fit the data in {data_dir}: {what}; {hint}")
+    print(f"{data_dir}: {what}; these words count as errors")
+
+
+def compare_tokens(tokenizer: Tokenizer, checkpoint: Path, data_dir: Path) -> None:
+    """Print a line if the data have tokens of their own and none are those of the checkpoint."""
+    models = sorted(data_dir.glob("lang_bpe_*/bpe.model"))
+    if models and all(read_bytes(path) != tokenizer.model for path in models):
+        names = ", ".join(path.parent.name for path in models)
+        print(f"{checkpoint} has other tokens than {data_dir} ({names}): its model was trained on other data")

@@ -1,0 +1,111 @@
+"""The dev parts during training: their losses, and the WER of a few of their utterances by greedy search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from local.common.errors import UserError
+from local.common.processes import Processes
+from local.config.schema import Config
+from local.data.batch import Batch
+from local.data.datamodule import AsrDataModule, Batches
+from local.decoding.batch_decoder import BatchDecoder
+from local.decoding.recogniser import Recogniser
+from local.decoding.resources import Resources
+from local.scoring.align import word_errors
+from local.training.losses import forward_losses
+from model.encoder.subsampling import subsampled
+from model.transducer import Transducer, pruned_scale
+
+import torch
+
+METHOD = "greedy_search"
+
+
+class DevScores(NamedTuple):
+    """Losses in nats per encoder frame, and the WER in percent of `utterances` utterances.
+
+    wer: None if nothing was decoded or the references have no words.
+    """
+
+    simple: float
+    pruned: float
+    wer: float | None = None
+    utterances: int = 0
+
+
+class Validator:
+    """Measures a model on the dev parts; each process takes its share of the batches. It draws no random numbers."""
+
+    def __init__(self, model: Transducer, cfg: Config, data: AsrDataModule, processes: Processes, device: torch.device) -> None:
+        """Keep the model that is trained, on `device`."""
+        self.model, self.cfg, self.data, self.processes, self.device = model, cfg, data, processes, device
+
+    @cached_property
+    def decoded(self) -> frozenset[str]:
+        """The ids of the utterances that are decoded: the same in every validation and every training."""
+        wanted = self.cfg.train.valid_utterances
+        return frozenset(spread(sorted(set(self.data.valid_ids())), wanted)) if wanted else frozenset()
+
+    @torch.no_grad()
+    def __call__(self, warmup: float) -> DevScores:
+        """Return the scores and leave the model in training mode. All processes must call this.
+
+        warmup: as in `forward_losses`. While the pruned loss has no weight, nothing trains the joiner, and nothing is decoded.
+        Raises `UserError` if no utterance could be loaded.
+        """
+        self.model.eval()
+        decoder = self._decoder() if pruned_scale(warmup) > 0 and self.decoded else None
+        totals = torch.zeros(6, dtype=torch.float64, device=self.device)  # losses, frames; word errors, words, utterances
+        loader = self.data.valid_dataloader()
+        for batch in loader:
+            losses = forward_losses(self.model, batch, warmup=2.0, precision=self.cfg.train.precision)
+            totals[:2] += torch.stack([losses.simple.sum(), losses.pruned.sum()])
+            totals[2] += int(subsampled(batch.input_lens).sum())
+            if decoder is not None:
+                totals[3:] += torch.tensor(self._decode(decoder, batch), dtype=torch.float64).to(self.device)
+        self.model.train()
+        skipped, problem = left_out(loader, self.processes)
+        simple, pruned, frames, errors, words, utterances = self.processes.sum(totals).tolist()
+        if frames == 0:
+            raise UserError(f"{self.data.data_dir}: no utterance of the dev parts could be used{problem}")
+        if skipped:
+            print(f"dev parts: {skipped} utterances could not be loaded and were left out")
+        return DevScores(simple / frames, pruned / frames, 100 * errors / words if words else None, int(utterances))
+
+    def _decoder(self) -> BatchDecoder:
+        """Return a decoder with the weights of now, as a search keeps what it computed from them."""
+        # Greedy search reads no file, and no text but its own.
+        resources = Resources(self.model, self.data.tokenizer, self.device, Path(), clean=str)
+        recognisers = {METHOD: Recogniser(METHOD, resources, self.cfg.decode)}
+        return BatchDecoder(self.model, recognisers, self.cfg.decode.tail_frames, self.device)
+
+    def _decode(self, decoder: BatchDecoder, batch: Batch) -> tuple[int, int, int]:
+        """Decode the chosen utterances of a batch; return word errors, words of the references, utterances."""
+        rows = [row for row, name in enumerate(batch.ids) if name in self.decoded]
+        if not rows:
+            return 0, 0, 0
+        lens, texts = batch.input_lens[rows], [batch.texts[row] for row in rows]
+        hypotheses = decoder.run(batch.inputs[rows, : int(lens.max())], lens, [batch.ids[row] for row in rows])[METHOD]
+        found = [self.data.tokenizer.decode(hypothesis.tokens) for hypothesis in hypotheses]
+        errors = sum(map(word_errors, texts, found))
+        return errors, sum(len(text.split()) for text in texts), len(rows)
+
+
+def spread(items: Sequence[str], count: int) -> list[str]:
+    """Return `count` of the items, evenly spread over them; all of them if there are no more."""
+    n = min(count, len(items))
+    return [items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n)]
+
+
+def left_out(loader: Batches, processes: Processes) -> tuple[int, str]:
+    """Return how many utterances could not be loaded so far, and "; the last: <reason>", or "" without a reason.
+
+    All processes must call this.
+    """
+    found = processes.gather((loader.skipped, loader.last_problem))
+    problem = next((problem for _, problem in reversed(found) if problem), "")
+    return sum(skipped for skipped, _ in found), f"; the last: {problem}" if problem else ""

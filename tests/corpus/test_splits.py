@@ -1,0 +1,75 @@
+"""Parts that are split off: after screening, large enough, and without a warning about the program's own choice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from local.corpus.corpus_yaml import Corpus
+from local.corpus.custom import split_missing
+from local.corpus.pairs import Pair, whole_file
+from tests.corpus.stage_one import stage_1, tones
+
+import pytest
+
+
+def split(sizes: list[int], test: bool = True, share: float = 0.05) -> dict[str, list[Pair]]:
+    """Split dev (and test) off a train part whose speakers have `sizes` utterances."""
+    train = [
+        whole_file(f"{i}-{n}", Path(f"{i}-{n}.wav"), "x", f"spk{i}" if len(sizes) > 1 else None)
+        for i, size in enumerate(sizes)
+        for n in range(size)
+    ]
+    corpus = Corpus("own", "custom", ["train"], ["dev"], ["test"] if test else [], {"split": share})
+    parts = split_missing({"train": train}, corpus, Path("DIR"))
+    assert sorted(s.id for pairs in parts.values() for _, s in pairs) == sorted(s.id for _, s in train)
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted"),
+    [
+        ([1000], (50, 48)),  # the share of what is left
+        ([400], (20, 20)),  # at least 20
+        ([160], (20, 20)),
+        ([60], (7, 7)),  # both together a quarter of train
+        ([6], (1, 1)),
+    ],
+)
+def test_the_size_of_a_part_that_is_split_off(sizes: list[int], wanted: tuple, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = split(sizes)
+    assert (len(parts["dev"]), len(parts["test"])) == wanted
+    reasons = [line for line in capsys.readouterr().out.splitlines() if "more than a quarter" in line]
+    assert [line.split(":")[0] for line in reasons] == (["dev", "test"] if wanted[0] < 20 else [])
+
+
+def test_speakers_of_many_utterances_leave_little_for_dev(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = split([1, 1, 1, 1, 500], test=False)
+    assert len(parts["dev"]) == 4 and "dev: only 4 " in capsys.readouterr().out
+    parts = split([50] * 10)
+    assert (len(parts["dev"]), len(parts["test"])) == (50, 50)
+    assert "only" not in capsys.readouterr().out
+
+
+def test_a_missing_file_of_a_speaker_with_one_utterance_stops_nothing(tmp_path: Path) -> None:
+    """Whichever speaker it is, for dev and test are made of utterances that can be used."""
+    names = [f"u{i}" for i in range(12)]
+    tones(tmp_path / "wav", *names[:-1])
+    rows = [f"wav/{name}.wav\tone\tspeaker {i}\n" for i, name in enumerate(names)]
+    for n, gone in enumerate(names):
+        order = [row.replace(names[-1], "x").replace(f"/{gone}.", f"/{names[-1]}.").replace("/x.", f"/{gone}.") for row in rows]
+        (tmp_path / "train.tsv").write_text("".join(order))
+        found, dropped = stage_1(tmp_path, tmp_path / f"work{n}", dev="[dev]", test="[test]")
+        assert {part: len(utterances) for part, utterances in found.items()} == {"train": 9, "dev": 1, "test": 1}
+        assert [d.id for d in dropped] == [names[-1]]
+
+
+def test_a_split_of_the_program_is_not_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tones(tmp_path, *(f"u{i}" for i in range(12)))
+    (tmp_path / "train.tsv").write_text("".join(f"u{i}.wav\tone\tanna\n" for i in range(12)))
+    found, _ = stage_1(tmp_path, tmp_path / "work", dev="[dev]", test="[test]")
+    assert {u.speaker for part in found.values() for u in part} == {"anna"} and len(found) == 3
+    assert "warning" not in capsys.readouterr().err
+    (tmp_path / "test.tsv").write_text("u1.wav\tone\tanna\n")
+    stage_1(tmp_path, tmp_path / "own", dev="[dev]", test="[test]")
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(warned) == 1 and "train" in warned[0] and "test" in warned[0]
