@@ -134,6 +134,8 @@ def _kaldi(root: Path, part: str, plan: PartPlan, numbers: Iterator[int], segmen
             if name != u.id:
                 names, worst = [name], EITHER
             lines = seg if segments else scp
+            if segments:
+                names.append(recording)  # if nothing else is in it
             if harm != "no audio":
                 names.append(lines.add(f"{name} {given}"))
             if harm != "no text":
@@ -188,14 +190,17 @@ def nemo(root: Path, part: str, plan: PartPlan, numbers: Iterator[int]) -> list[
                 entry["offset"] = u.start
             if u.plan.harm == "outside":
                 entry["offset"] = sound.seconds + 1
-            elif u.plan.harm == "nan":
+            start = float(str(entry.get("offset", 0)))
+            times = f"{round(1000 * start):07d}-{round(1000 * (start + u.plan.seconds)):07d}"  # a part of the id
+            if u.plan.harm == "nan":
                 entry["duration"] = float("nan")
             written = json.dumps(entry, ensure_ascii=plan.style[2])
             bad = u.plan.harm in ("empty text", "malformed", "outside", "nan")
             where = lines.add(written[: len(written) // 2] if u.plan.harm == "malformed" else written)
-            claims.append(claim_of(part, sound, u, [where, u.id], LOST if bad else 0))
+            names = [where, u.id, f"{sound.path.stem}-{times}"]
+            claims.append(claim_of(part, sound, u, names, LOST if bad else 0))
             if u.plan.harm == "repeated":
-                claims.append(again(claims[-1], [lines.add(written), u.id]))
+                claims.append(again(claims[-1], [lines.add(written), *names[1:]]))
     lines.save()
     return claims
 
