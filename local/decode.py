@@ -123,11 +123,8 @@ def make_recognisers(resources: Resources, options: DecodeConfig, leave_out: boo
     """
     found = {}
     for name in options.methods:
-        own = options.of_method(name)
-        if leave_out and (path := resources.missing(METHODS[name], own)) is not None:
-            keys = [f"decode.{t.scorer}" for t in METHODS[name].fused + METHODS[name].second_pass]
-            way_out = f"key {' or '.join(keys)} can name another file" if keys else "local/prepare_graph.py makes it"
-            print(f"{name} is left out: {path} is missing; {way_out}")
+        if leave_out and (lacking := resources.missing(METHODS[name], options.of_method(name))):
+            print(f"{name} is left out: {lacking}")
             continue
         found[name] = Recogniser(name, resources, options)
     if not found:

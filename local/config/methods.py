@@ -14,6 +14,8 @@ from local.config.limits import Count, Limits, NotNegative, Positive, Seconds, S
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+GRAPH_SEARCH = "fast_beam_search_graph"  # the search over a decoding graph (LG)
+
 
 @dataclass(frozen=True)
 class ScorerTerm:
@@ -31,7 +33,7 @@ class ScorerTerm:
 class Method:
     """A decoding method.
 
-    search: name in `model.search`, or "fast_beam_search_graph" for the search over a decoding graph (LG).
+    search: name in `model.search`, or `GRAPH_SEARCH`.
     fused: scorers that take part in the search. second_pass: scorers that reorder the n-best list after it.
     oracle: take the entry of the n-best list with the fewest word errors. It needs the reference and gives a lower bound.
     """
@@ -44,7 +46,7 @@ class Method:
     @property
     def scales(self) -> tuple[str, ...]:
         """The keys of section decode that scale a part of this method's score."""
-        graph = ("ngram_scale",) if self.search == "fast_beam_search_graph" else ()
+        graph = ("ngram_scale",) if self.search == GRAPH_SEARCH else ()
         return graph + tuple(part.scale for part in self.fused + self.second_pass)
 
 
@@ -61,7 +63,7 @@ METHODS: dict[str, Method] = {
     "modified_beam_search_lm_rescore": Method("modified_beam_search", second_pass=(LM,)),
     "fast_beam_search_nbest_lm_rescore": Method("fast_beam_search", second_pass=(LM,)),
     "fast_beam_search_nbest_oracle": Method("fast_beam_search", oracle=True),
-    "fast_beam_search_LG": Method("fast_beam_search_graph"),
+    "fast_beam_search_LG": Method(GRAPH_SEARCH),
 }
 
 # Keys of section decode that all methods of a run share: `by_method` cannot have them.

@@ -39,7 +39,7 @@ class Preset:
 # on an H100 (11 s per epoch), the published model on an H100 (0.34 s per step of 480 s).
 PRESETS = (
     Preset("minutes", 0.5, 1000, 0, 7.0, 20.0),
-    Preset("hours", 20, 4000, 0, 7.0, 57.0),
+    Preset("hours", 20, 3000, 0, 7.0, 57.0),
     Preset("hundred_hours", 200, 0, 4, 4.0),
     Preset("thousand_hours", math.inf, 0, 8, 4.0),
 )

@@ -59,7 +59,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without blank and <sos/eos>; <unk> shows as `<unk>`."""
         pieces = [self.tokens[i] for i in ids if i not in (BLANK_ID, SOS_EOS_ID)]
-        return " ".join("".join(pieces).replace("\u2581", " ").split())
+        return " ".join("".join(pieces).replace(SPACE, " ").split())
 
     def lost_characters(self, text: str) -> list[str]:
         """Return the characters of `text` that its tokens do not give back, each once, in the text's order."""

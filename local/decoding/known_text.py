@@ -9,7 +9,7 @@ from pathlib import Path
 
 from local.common.errors import UserError
 from local.common.text_files import read_bytes
-from local.data.tokenizer import UNK_ID, Tokenizer
+from local.data.tokenizer import Tokenizer
 
 MOST_UNKNOWN = 0.2  # share of the words that may have characters without a token
 CHARACTERS_SHOWN = 20
@@ -23,9 +23,8 @@ def check_known(texts: Sequence[str], tokenizer: Tokenizer, checkpoint: Path, da
     and the data if these words are more than `MOST_UNKNOWN` of all.
     """
     words = Counter(word for text in texts for word in WORD.findall(text))
-    characters = sorted(set().union(*words))
-    known = {c for c, ids in zip(characters, tokenizer.encode(characters), strict=True) if UNK_ID not in ids}
-    unknown = {word: [c for c in word if c not in known] for word in words}
+    lacking = set(tokenizer.lost_characters("".join(words)))
+    unknown = {word: [c for c in word if c in lacking] for word in words}
     bad = sum(words[word] for word, lost in unknown.items() if lost)
     if not bad:
         return

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from local.common.errors import UserError
-from local.config.methods import METHODS, Method
+from local.config.methods import GRAPH_SEARCH, METHODS, Method
 from local.config.schema import DecodeConfig
 from local.decoding.resources import Resources
 from model.search import Hypothesis, Stream, get_search, get_stream, rescore
 
 import torch
 
-GRAPH_SEARCH = "fast_beam_search_graph"
 SCORED_SEARCH = "modified_beam_search"  # the search that adds scores from outside the transducer, such as hotwords
 FAST_BEAM = {"beam": "fast_beam", "max_contexts": "max_contexts", "max_states": "max_states"}
 # Search -> its keyword arguments, each with the key of section `decode` that has its value.

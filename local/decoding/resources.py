@@ -12,7 +12,7 @@ from local.artifacts.decoding_graph import load_graph
 from local.artifacts.language_model import load_lm
 from local.common.errors import UserError, reason
 from local.common.text_files import is_file, read_lines
-from local.config.methods import Method, ScorerTerm
+from local.config.methods import GRAPH_SEARCH, Method, ScorerTerm
 from local.config.schema import DecodeConfig
 from local.data.tokenizer import SPACE, UNK_ID, Tokenizer
 from model.search.scorers import HotwordScorer, InternalLmScorer, LstmLmScorer, NGramScorer, Scorer, read_arpa
@@ -46,23 +46,29 @@ class Resources:
 
     def scorer(self, term: ScorerTerm, options: DecodeConfig) -> Weighted:
         """Return a method's scorer and its scale. Raises `UserError` naming a file that is missing or not such a model."""
-        path = self.path(term.scorer, options)
-        if path is not None and not is_file(path):
-            stage = f"stage 3 (lm) of run.sh makes EXP/lm/{SCORERS[term.scorer][0]} if lm.train=true"
-            raise UserError(f"{path} is missing; {stage}, key decode.{term.scorer} can name another file")
-        return self._load(term.scorer, path, SCORERS[term.scorer][1]), term.sign * getattr(options, term.scale)
+        if lacking := self._lacking(term.scorer, options):
+            raise UserError(lacking)
+        path, load = self.path(term.scorer, options), SCORERS[term.scorer][1]
+        return self._load(term.scorer, path, load), term.sign * getattr(options, term.scale)
 
     def path(self, scorer: str, options: DecodeConfig) -> Path | None:
         """Return a scorer's file; None for a scorer without file."""
         default = SCORERS[scorer][0]
         return None if default is None else Path(getattr(options, scorer) or self.exp_dir / "lm" / default)
 
-    def missing(self, method: Method, options: DecodeConfig) -> Path | None:
-        """Return the first file that a method needs and that is not there; options: section `decode` for this method."""
-        files = [self.path(term.scorer, options) for term in method.fused + method.second_pass]
-        if method.search == "fast_beam_search_graph" and self.lang is not None:
-            files.append(self.lang / "graph" / "LG.npz")
-        return next((path for path in files if path is not None and not is_file(path)), None)
+    def _lacking(self, scorer: str, options: DecodeConfig) -> str:
+        path = self.path(scorer, options)
+        if path is None or is_file(path):
+            return ""
+        stage = f"stage 3 (lm) of run.sh makes EXP/lm/{SCORERS[scorer][0]} if lm.train=true"
+        return f"{path} is missing; {stage}, key decode.{scorer} can name another file"
+
+    def missing(self, method: Method, options: DecodeConfig) -> str:
+        """Return which file a method lacks, and where it comes from; "" if none. options: section `decode` for this method."""
+        if method.search == GRAPH_SEARCH and self.lang is not None and not is_file(path := self.lang / "graph" / "LG.npz"):
+            return f"{path} is missing; local/prepare_graph.py makes it"
+        lacking = (self._lacking(term.scorer, options) for term in method.fused + method.second_pass)
+        return next(filter(None, lacking), "")
 
     def graph(self) -> Any:
         """Return LG. Raises `UserError` if it is missing, naming the program that makes it."""

@@ -6,11 +6,10 @@ import math
 from typing import Any
 
 from local.data.durations import FRAME_SECONDS
-from local.data.tokenizer import BLANK_ID, SOS_EOS_ID, Tokenizer
+from local.data.tokenizer import BLANK_ID, SOS_EOS_ID, SPACE, Tokenizer
 from model.search import Hypothesis
 
 TOKEN_SECONDS = 4 * FRAME_SECONDS  # per frame of the encoder's output
-SPACE = "\u2581"  # sentencepiece marks a word's beginning with it
 
 
 def timed_words(hypothesis: Hypothesis, tokenizer: Tokenizer) -> list[dict[str, Any]]:

@@ -50,7 +50,7 @@ def test_the_choice_fits_the_hours_and_the_machine(
     name, cfg = chosen(tmp_path, hours, machine)
     assert name == preset and cfg.model.encoder.d_model == d_model
     assert tokens[0] <= cfg.lang.vocab_size <= tokens[1]
-    assert cfg.train.num_epochs >= (10 if hours > 20 and machine.gpu_gib is None else 20)
+    assert cfg.train.num_epochs >= (10 if hours > 20 and machine.gpu_gib is None else 16)
     assert cfg.train.warm_share > 0, "the warm-up is a share of the batches"
     assert 1 <= cfg.average.num <= cfg.train.num_epochs
 

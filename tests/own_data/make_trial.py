@@ -38,7 +38,7 @@ class Digits(NamedTuple):
 
 def digits(speech: Path, part: str) -> list[Digits]:
     """Return the utterances of a part of LibriSpeech-digits, by id."""
-    pairs = read_part(speech / "LibriSpeech-digits", part)
+    pairs = read_part(speech / "LibriSpeech-digits", part, [])
     return [Digits(s.id, Path(str(r.sources[0].source)), s.text or "", s.speaker or "") for r, s in pairs]
 
 

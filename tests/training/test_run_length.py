@@ -82,7 +82,7 @@ def test_a_share_trains_as_its_number_of_batches(tmp_path: Path, capsys: pytest.
 
 
 def test_a_stopped_training_keeps_its_warm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit, also if more epochs follow; another share is taken anew."""
+    """Bit for bit, also if more epochs follow; another share is taken as a new one."""
     share = "train.warm_share=0.25"
     trainer(tmp_path / "whole", share).run()
     stopped = trainer(tmp_path / "parts", share)
