@@ -113,8 +113,7 @@ def check(plan: dict[str, PartPlan]) -> None:
             wrong = [] if status == 1 and len(lines) == 1 else [f"exit status {status}: {lines}"]
             if not may_stop(plan, claims):
                 wrong.append(f"stopped, though it has what it needs: {lines}")
-            spoiled = [name for c in claims for file in c.files if (name := Path(file).name) in c.why and name in lines[0]]
-            if not spoiled:  # else the error is about that file
+            if not any(p.spoil[0] and part in "".join(lines) for part, p in plan.items()):  # else it is about that part
                 wrong += [f"{w}, {lines}" for w in violations_of_a_stop(claims, dropped_rows(root / "data"))]
         assert not wrong, "\n".join(wrong)
 

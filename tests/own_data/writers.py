@@ -165,7 +165,8 @@ def librispeech(root: Path, part: str, plan: PartPlan, numbers: Iterator[int]) -
     for sound in lay_out(plan, folder, numbers, "7-1-{:04d}"):
         (u,) = sound.utterances
         if u.plan.harm == "no text":
-            claims.append(claim_of(part, sound, u, [u.id], LOST, word=""))
+            if sound.plan.harm != "missing":
+                claims.append(claim_of(part, sound, u, [u.id], LOST, word=""))
             continue
         names = [u.id, lines.add(f"{u.id} {u.text}")]
         claims.append(claim_of(part, sound, u, names, LOST if u.plan.harm == "empty text" else 0))
@@ -252,7 +253,8 @@ def beside_txt(root: Path, part: str, plan: PartPlan, numbers: Iterator[int]) ->
         text = sound.path.with_suffix(".txt")
         names = [u.id, str(text), f"{text}:1"]
         if u.plan.harm == "no text":
-            claims.append(claim_of(part, sound, u, names, LOST, word=""))
+            if sound.plan.harm != "missing":
+                claims.append(claim_of(part, sound, u, names, LOST, word=""))
             continue
         text.parent.mkdir(parents=True, exist_ok=True)
         text.write_text(u.text + "\n", encoding="utf-8")
