@@ -84,7 +84,8 @@ def wrong_content(found: Found, claims: Sequence[Claim]) -> tuple[Claim | None, 
 
 def match_kept(claims: Sequence[Claim], kept: Sequence[Found], splits: dict[str, str]) -> tuple[list[Claim], list[str]]:
     """Return the claims that kept utterances fulfil, and what is wrong. splits: a part split off, and the part it is from."""
-    wrong, fulfilled = [], []
+    wrong: list[str] = []
+    fulfilled: list[Claim] = []
     parts: dict[str, set[str]] = defaultdict(set)
     for found in kept:
         claim, problem = wrong_content(found, claims)
