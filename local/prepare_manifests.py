@@ -30,6 +30,7 @@ from local.data.text import TextNormaliser, unusual_characters
 
 from lhotse import RecordingSet, SupervisionSet
 
+RULES_HINT = "Shall the model write these characters? lang.rules=egs/custom/punctuation.tsv takes punctuation and marks out."
 PARTS_HINT = "; name the parts with data.train_parts=[...] data.dev_parts=[...] data.test_parts=[...]"
 
 
@@ -129,6 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_corpus(corpus, args.data_dir / "corpus.yaml")
     unusual = {part: unusual_characters([segment.text or "" for _, segment in pairs]) for part, pairs in kept.items()}
     print(Summary.start(args.data_dir, corpus, kept, given, dropped, unusual).write())
+    if any(unusual.values()) and not cfg.lang.rules:
+        print(RULES_HINT)
 
 
 if __name__ == "__main__":
