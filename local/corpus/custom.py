@@ -17,7 +17,7 @@ from local.corpus.dropped import Dropped
 from local.corpus.kaldi_dir import read_kaldi
 from local.corpus.lhotse_manifests import read_cuts, read_manifests
 from local.corpus.librispeech import read_part
-from local.corpus.pairs import Pair, with_unique_ids
+from local.corpus.pairs import Pair, with_unique_ids, with_utf8_names
 from local.corpus.shar import read_shar
 from local.corpus.shard_store import ShardStore
 from local.corpus.sources import Source, find_sources
@@ -100,4 +100,4 @@ def read_source(
     else:
         pairs = read_manifests(path, part, dropped)
     cleaned = [(recording, fastcopy(segment, text=clean(segment.text or ""))) for recording, segment in pairs]
-    return with_unique_ids(without_speed_copies(cleaned, part, dropped), part)
+    return with_unique_ids(without_speed_copies(with_utf8_names(cleaned, part, dropped), part, dropped), part)
