@@ -54,7 +54,7 @@ def test_hours_and_characters_of_the_training_cuts_decide(tmp_path: Path, capsys
 
 
 def test_cuts_of_a_mean_of_channels_are_read_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """lhotse knows `Downmix` only after an import, which other tests have done in this process."""
+    """An import makes `Downmix` known to lhotse, which other tests have done in this process."""
     data = prepared(tmp_path, ["AB BA"])
     path = data / "cuts" / "train.jsonl.gz"
     cuts = [fastcopy(cut, recording=mixed(cut.recording, [0])) for cut in CutSet.from_file(path)]

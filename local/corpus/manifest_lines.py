@@ -17,7 +17,7 @@ from lhotse.cut.data import DataCut
 from lhotse.serialization import decode_json_line, deserialize_item
 
 T = TypeVar("T")
-assert Downmix  # importing the class registers it with lhotse, which makes recordings of data.channel=mix with it
+assert Downmix.__name__  # importing the class registers it with lhotse, which makes recordings of data.channel=mix with it
 
 
 def read_manifest(path: Path, kind: type[T], made_by: str) -> Iterator[T]:
