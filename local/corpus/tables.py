@@ -96,11 +96,13 @@ def row_of(number: int, cells: Sequence[str], layout: Layout) -> tuple[Row | Non
 
 
 def times_of(found: dict[str, Any]) -> tuple[float, float]:
-    """Return start and duration in seconds, from `start` and `end` or `duration`; a duration without a start is not used.
+    """Return start and duration in seconds, from `start` and `end` or `duration`.
+
+    An end without a start counts from 0; a duration alone is that of the file and not used.
 
     Raises `ValueError` if they are no times.
     """
-    if found.get("start") in (None, ""):
+    if all(found.get(k) in (None, "") for k in ("start", "end")):
         return 0.0, 0.0
     start, end, duration = (float(found.get(k) or 0) for k in ("start", "end", "duration"))
     if found.get("end") not in (None, ""):

@@ -78,6 +78,15 @@ def test_nemo(tmp_path: Path, name: str) -> None:
     assert [d.id for d in dropped] == [f"{tmp_path / name}:{n}" for n in (4, 5, 6)]
 
 
+def test_a_segment_without_a_start_begins_the_file(tmp_path: Path) -> None:
+    """Such a row got the whole file, and the text of a part of it."""
+    tones(tmp_path, "a", "b")
+    rows = ("path\ttext\tstart\tend\tduration", "a.wav\tone\t\t0.3\t", "a.wav\ttwo\t0.3\t\t0.1", "b.wav\tthree\t\t\t0.4")
+    (tmp_path / "train.tsv").write_text("\n".join(rows))
+    pairs = given(tmp_path, ["train"], [], [])["train"]
+    assert [(s.text, s.start, s.duration) for _, s in pairs] == [("one", 0.0, 0.3), ("two", 0.3, 0.1), ("three", 0.0, 0.0)]
+
+
 @pytest.mark.parametrize("damage", [b"{broken", b"[1]"])
 def test_a_bad_first_line_does_not_hide_a_table_of_json(tmp_path: Path, damage: bytes) -> None:
     tones(tmp_path, "a")
