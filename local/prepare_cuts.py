@@ -13,12 +13,12 @@ from pathlib import Path
 
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
-from local.common.errors import UserError
+from local.common.errors import UserError, first_of
 from local.config import load_config
 from local.config.schema import Channel, Config
 from local.corpus.audio_files import SILENT
 from local.corpus.corpus_yaml import load_corpus
-from local.corpus.dropped import MAX_SHOWN, Dropped, read_dropped, report_dropped, write_dropped
+from local.corpus.dropped import Dropped, read_dropped, report_dropped, write_dropped
 from local.corpus.manifest_lines import find_problem, read_manifest
 from local.corpus.pairs import Pair
 from local.data.channels import TAKEN, channels_of, choose, is_silent
@@ -71,9 +71,9 @@ def report_channels(part: str, pairs: Sequence[Pair], cuts: Sequence[MonoCut], c
         print(f"{part}: {several} of {len(pairs)} utterances have several channels: data.channel={channel} {TAKEN[channel]}")
     silent = [cut.id for cut in cuts if is_silent(cut.supervisions[0])]
     if silent:
-        names = ", ".join(silent[:MAX_SHOWN]) + (", ..." if len(silent) > MAX_SHOWN else "")
         hint = "; see data.channel" if several else ""
-        print(f"{part}: {len(silent)} of {len(cuts)} utterances are nearly silent (below {SILENT:g} dB): {names}{hint}")
+        what = f"nearly silent (below {SILENT:g} dB)"
+        print(f"{part}: {len(silent)} of {len(cuts)} utterances are {what}: {first_of(silent)}{hint}")
     return len(silent)
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from local.common.atomic import atomic_write, write_text
 from local.common.cli import make_parser, program
-from local.common.errors import UserError
+from local.common.errors import UserError, first_of
 from local.config import load_config
 from local.corpus.corpus_yaml import load_corpus, needs_train
-from local.corpus.dropped import MAX_SHOWN, Dropped, report_dropped, write_dropped
+from local.corpus.dropped import Dropped, report_dropped, write_dropped
 from local.corpus.manifest_lines import read_manifest
 from local.data.durations import SPEEDS, num_frames, tokens_fit
 from local.data.summary import Summary
@@ -63,8 +63,7 @@ def count_tokens(cuts: Sequence[Cut], part: str, train: bool, tokenizer: Tokeniz
         elif not whole:
             unknown.append(f"{cut.id} ({lost or text})")
     if unknown:
-        names = ", ".join(unknown[:MAX_SHOWN]) + (", ..." if len(unknown) > MAX_SHOWN else "")
-        print(f"{part}: {len(unknown)} utterances have characters outside the model, kept for scoring: {names}")
+        print(f"{part}: {len(unknown)} utterances have characters outside the model, kept for scoring: {first_of(unknown)}")
     return counts
 
 

@@ -15,24 +15,22 @@ from pathlib import Path
 
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
-from local.common.errors import UserError
+from local.common.errors import UserError, first_of
 from local.config import load_config
 from local.corpus.corpus_yaml import Corpus, load_corpus, save_corpus
 from local.corpus.ctm import with_alignments
 from local.corpus.custom import read_given, split_missing
 from local.corpus.dropped import Dropped, report_dropped, write_dropped
 from local.corpus.librispeech import find_tree, read_part
-from local.corpus.pairs import Pair
+from local.corpus.pairs import Pair, with_texts
 from local.corpus.screening import check_pairs
 from local.corpus.shard_store import ShardStore, shard_store
 from local.data.summary import Summary
 from local.data.text import TextNormaliser, unusual_characters
 
 from lhotse import RecordingSet, SupervisionSet
-from lhotse.utils import fastcopy
 
 PARTS_HINT = "; name the parts with data.train_parts=[...] data.dev_parts=[...] data.test_parts=[...]"
-NAMES_SHOWN = 5  # speakers named on the screen
 
 
 def drop_duplicates_and_empty(pairs: Iterable[Pair], part: str, dropped: list[Dropped]) -> list[Pair]:
@@ -69,8 +67,7 @@ def warn_shared_speakers(corpus: Corpus, speakers: dict[str, set[str]]) -> None:
         theirs = set().union(*(speakers[p] for p in sets[b]))
         shared = sorted(mine & theirs)
         if shared and sorted(sets[a]) != sorted(sets[b]):
-            names = ", ".join(shared[:NAMES_SHOWN]) + (", ..." if len(shared) > NAMES_SHOWN else "")
-            print(f"warning: {len(shared)} speakers are both in {a} and in {b}: {names}", file=sys.stderr)
+            print(f"warning: {len(shared)} speakers are both in {a} and in {b}: {first_of(shared)}", file=sys.stderr)
 
 
 def read_parts(
@@ -81,7 +78,7 @@ def read_parts(
         return read_given(corpus_dir, corpus, dropped, store, clean)
     tree = find_tree(corpus_dir)
     found = {part: with_alignments(read_part(tree, part, dropped, PARTS_HINT), tree / part) for part in corpus.parts()}
-    return {part: [(r, fastcopy(s, text=clean(s.text or ""))) for r, s in pairs] for part, pairs in found.items()}
+    return {part: with_texts(pairs, clean) for part, pairs in found.items()}
 
 
 def screened(

@@ -12,14 +12,15 @@ from pathlib import Path
 
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
-from local.common.errors import UserError, reason
+from local.common.errors import UserError, described
 from local.config import load_config
 from local.corpus.audio_files import check_all, check_audio
 from local.corpus.audio_paths import AUDIO_ENDINGS
 from local.corpus.audio_reading import BadAudio, load_audio
+from local.corpus.pairs import undecoded
+from local.corpus.screening import as_decoded
 
-from lhotse import CutSet, Recording
-from lhotse.audio import AudioSource
+from lhotse import CutSet
 from lhotse.cut import Cut
 
 WINDOW, SHORTEST = 10.0, 5.0  # seconds
@@ -33,13 +34,7 @@ def read_folder(folder: Path, num_jobs: int) -> list[Cut]:
         if isinstance(info, BadAudio):
             print(f"warning: noise left out: {info}: {path}", file=sys.stderr)
             continue
-        recording = Recording(
-            id=str(path.relative_to(folder).with_suffix("")),
-            sources=[AudioSource(type="file", channels=list(range(info.num_channels)), source=str(path.resolve()))],
-            sampling_rate=info.sampling_rate,
-            num_samples=info.num_samples,
-            duration=info.num_samples / info.sampling_rate,
-        )
+        recording = as_decoded(undecoded(str(path.relative_to(folder).with_suffix("")), str(path.resolve())), [info])
         cuts.append(recording.to_cut() if info.num_channels == 1 else recording.to_cut().to_mono()[0])
     return cuts
 
@@ -49,9 +44,7 @@ def read_cuts(manifest: Path, num_jobs: int) -> list[Cut]:
     try:
         found = list(CutSet.from_file(manifest))
     except Exception as e:  # lhotse raises exceptions of all types
-        raise UserError(
-            f"augment.musan={manifest}: not a lhotse manifest of cuts: {type(e).__name__}: {reason(e)[:200]}"
-        ) from None
+        raise UserError(f"augment.musan={manifest}: not a lhotse manifest of cuts: {described(e)}") from None
     cuts: list[Cut] = []
     for cut, problem in check_all(try_to_load, found, num_jobs, "noise"):
         if isinstance(problem, BadAudio):
@@ -66,7 +59,7 @@ def try_to_load(cut: Cut) -> None:
     try:
         load_audio(cut)
     except Exception as e:
-        raise BadAudio("cannot be loaded", f"{type(e).__name__}: {reason(e)[:200]}") from None
+        raise BadAudio("cannot be loaded", described(e)) from None
 
 
 @program

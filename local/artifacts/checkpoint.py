@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from local.common.atomic import atomic_write
-from local.common.errors import UserError, reason
+from local.common.errors import UserError, described
 from local.config import config_from_dict, config_hash, load_config, to_dict
 from local.config.schema import Config
 from local.data.tokenizer import Tokenizer
@@ -83,7 +83,7 @@ def load_file(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
                 raise ValueError(f"wrong checksum of {damaged}")
         content = _with_floats(torch.load(path, map_location=device, weights_only=True))
     except Exception as e:
-        raise UserError(f"{path}: damaged, or not a checkpoint: {type(e).__name__}: {reason(e)[:200]}") from None
+        raise UserError(f"{path}: damaged, or not a checkpoint: {described(e)}") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{path}: not a checkpoint of this project: it has no 'model'")
     return content

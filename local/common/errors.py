@@ -1,8 +1,9 @@
-"""Errors that a user can fix, and exceptions as one line of text."""
+"""Errors that a user can fix; exceptions and names as one line of text."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -20,6 +21,16 @@ class TrainingDiverged(UserError):
 def reason(e: BaseException) -> str:
     """Return the first line of an exception's message, or its class if the message is empty."""
     return (str(e).strip() or type(e).__name__).splitlines()[0]
+
+
+def described(e: BaseException) -> str:
+    """Return the class and the first line of an exception's message, for exceptions of libraries."""
+    return f"{type(e).__name__}: {reason(e)[:200]}"
+
+
+def first_of(names: Sequence[str], most: int = 5) -> str:
+    """Return `a, b, c, ...`: the names, if they are more than `most` only the first ones."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def one_line(message: str, longest: int = 600) -> str:

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from local.common.errors import UserError, reason
+from local.common.errors import UserError, described
 from local.common.progress import progress
 from local.corpus.audio_reading import BadAudio, Source, data_chunk, first_bytes, open_audio, read_block
 
@@ -68,7 +68,7 @@ def check_audio(source: Source) -> AudioInfo:
     except soundfile.LibsndfileError as e:
         raise BadAudio("unreadable or truncated audio file", e.error_string.strip().rstrip(".")) from None
     except Exception as e:
-        raise BadAudio("unreadable audio file", f"{type(e).__name__}: {reason(e)[:200]}") from None
+        raise BadAudio("unreadable audio file", described(e)) from None
 
 
 def level(power: float) -> float:

@@ -6,7 +6,6 @@ becomes a missing part.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,15 +16,13 @@ from local.corpus.dropped import Dropped
 from local.corpus.kaldi_dir import read_kaldi
 from local.corpus.lhotse_manifests import read_cuts, read_manifests
 from local.corpus.librispeech import read_part
-from local.corpus.pairs import Pair, with_unique_ids, with_utf8_names
+from local.corpus.pairs import Pair, with_texts, with_unique_ids, with_utf8_names
 from local.corpus.shar import read_shar
 from local.corpus.shard_store import ShardStore
 from local.corpus.sources import Source, find_sources
 from local.corpus.splits import MOST, split_off
 from local.corpus.tables import read_table
 from local.corpus.transcript_files import read_transcript_files
-
-from lhotse.utils import fastcopy
 
 SPLIT = 0.05  # share of train that becomes a missing part, unless corpus.yaml says another
 
@@ -81,12 +78,12 @@ def split_share(corpus: Corpus) -> float:
 
 
 def read_source(
-    source: Source, part: str, dropped: list[Dropped], clean: Callable[[str], str], store: ShardStore | None = None
+    source: Source, part: str, dropped: list[Dropped], clean: Callable[[str], str], store: ShardStore
 ) -> list[Pair]:
     """Return the utterances of a source, texts cleaned, without speed-perturbed copies; one id stands for one audio."""
     path = source.path
     if source.form == "shards":
-        pairs = read_shar(path, part, dropped, store or ShardStore(path.parent / "shards", math.inf))
+        pairs = read_shar(path, part, dropped, store)
     elif source.form == "kaldi":
         pairs = read_kaldi(path, part, dropped)
     elif source.form == "librispeech":
@@ -99,5 +96,5 @@ def read_source(
         pairs = read_cuts(path, part, dropped)
     else:
         pairs = read_manifests(path, part, dropped)
-    cleaned = [(recording, fastcopy(segment, text=clean(segment.text or ""))) for recording, segment in pairs]
-    return with_unique_ids(without_speed_copies(with_utf8_names(cleaned, part, dropped), part, dropped), part)
+    cleaned = with_texts(with_utf8_names(pairs, part, dropped), clean)
+    return with_unique_ids(without_speed_copies(cleaned, part, dropped), part)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from local.common.errors import UserError
+from local.common.errors import UserError, described
 from local.corpus.audio_paths import locate
 from local.corpus.dropped import Dropped
 from local.corpus.manifest_lines import find_problem
@@ -144,8 +144,7 @@ def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> I
                     if not isinstance(item, kind):
                         raise TypeError(f"a {type(item).__name__}, not a {kind.__name__}")
                 except Exception as e:  # lhotse raises KeyError, TypeError, AssertionError and others
-                    reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
-                    dropped.append(Dropped(where, part, "malformed line", reason))
+                    dropped.append(Dropped(where, part, "malformed line", described(e)))
                 else:
                     yield where, item
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as e:

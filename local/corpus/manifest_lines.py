@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from local.common.errors import UserError
+from local.common.errors import UserError, described
 from local.common.text_files import read_bytes
 from local.corpus.audio_reading import Downmix
 
@@ -34,7 +34,7 @@ def parse_item(line: bytes, kind: type[T], where: str, made_by: str = "prepare.s
             raise TypeError(f"a {type(item).__name__}, not a {kind.__name__}")
         wrong = find_problem(item)
     except Exception as e:  # lhotse raises KeyError, TypeError, AssertionError and others
-        wrong = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
+        wrong = described(e)
     if wrong:
         raise UserError(f"{where}: damaged: {wrong}; let {made_by} make it again (--force)")
     return item

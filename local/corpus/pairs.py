@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os.path
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
+from local.common.errors import first_of
 from local.corpus.dropped import Dropped
 
 from lhotse import Recording, SupervisionSegment
@@ -15,7 +16,6 @@ from lhotse.utils import fastcopy
 
 Pair = tuple[Recording, SupervisionSegment]
 TRAINING_COPY = re.compile(r"(.+)_sp(0\.9|1\.1)")  # the id that `at_speed` of local/data/durations.py gives a copy
-NAMES_SHOWN = 3
 
 
 def undecoded(recording_id: str, source: str, kind: str = "file") -> Recording:
@@ -28,6 +28,11 @@ def whole_file(utterance_id: str, audio: Path, text: str, speaker: str | None) -
     """Return the undecoded recording of one file and the segment that spans it, of duration 0."""
     segment = SupervisionSegment(utterance_id, utterance_id, start=0.0, duration=0.0, text=text, speaker=speaker)
     return undecoded(utterance_id, str(audio.absolute())), segment
+
+
+def with_texts(pairs: Iterable[Pair], clean: Callable[[str], str]) -> list[Pair]:
+    """Return the pairs with the texts that `clean` makes of theirs."""
+    return [(recording, fastcopy(segment, text=clean(segment.text or ""))) for recording, segment in pairs]
 
 
 def sources_of(recording: Recording) -> Hashable:
@@ -109,6 +114,5 @@ def with_unique_ids(pairs: Sequence[Pair], part: str) -> list[Pair]:
         same = (new, name) == (segment.id, segment.recording_id)
         renamed.append((kept, segment if same else fastcopy(segment, id=new, recording_id=name)))
     if changed := segments.changed or recordings.changed:
-        shown = ", ".join(changed[:NAMES_SHOWN]) + (", ..." if len(changed) > NAMES_SHOWN else "")
-        print(f"{part}: {len(changed)} ids stand for other audio than before; they have a number now: {shown}")
+        print(f"{part}: {len(changed)} ids stand for other audio than before; they have a number now: {first_of(changed, 3)}")
     return renamed

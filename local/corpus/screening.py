@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from local.common.errors import reason
+from local.common.errors import described, reason
 from local.corpus.audio_files import SILENT, AudioInfo, check_all, check_audio, level
 from local.corpus.audio_reading import BadAudio, Source, last_line, load_audio
 from local.corpus.dropped import Dropped
@@ -140,7 +140,7 @@ def screen_segment(
             cuts = [MonoCut(segment.id, segment.start, duration, c, recording=recording) for c in channels]
             samples = np.concatenate([load_audio(cut) for cut in cuts])
         except Exception as e:  # lhotse and its transforms raise exceptions of all types
-            return BadAudio("cannot be loaded", f"{type(e).__name__}: {reason(e)[:200]}{how(recording)}")
+            return BadAudio("cannot be loaded", f"{described(e)}{how(recording)}")
         levels = [level(float(np.square(row, dtype=np.float64).mean())) for row in samples]
     loud = min(levels) > SILENT and len(channels) == 1
     return fastcopy(
@@ -206,7 +206,8 @@ def output_of(command: str) -> io.BytesIO:
     except (OSError, ValueError) as e:  # not a possible command
         raise BadAudio("command failed", str(e)) from None
     if done.returncode != 0:
-        raise BadAudio("command failed", f"exit {done.returncode}: {last_line(done.stderr)}")
+        message = f": {last_line(done.stderr)}" if done.stderr.strip() else ""
+        raise BadAudio("command failed", f"exit {done.returncode}{message}")
     if not done.stdout:
         raise BadAudio("command wrote no audio", last_line(done.stderr))
     return io.BytesIO(done.stdout)

@@ -6,7 +6,7 @@ import tarfile
 from functools import cached_property
 from pathlib import Path
 
-from local.common.errors import UserError
+from local.common.errors import UserError, described
 from local.corpus.dropped import Dropped
 from local.corpus.lhotse_manifests import nonempty, pairs_of_cuts
 from local.corpus.pairs import Pair
@@ -67,4 +67,4 @@ def read_shar(source: Path, part: str, dropped: list[Dropped], store: ShardStore
 
 def damaged(file: str, part: str, e: Exception) -> Dropped:
     """Return the entry of dropped.tsv for a file of a shard that cannot be read to its end."""
-    return Dropped(file, part, "shard damaged or missing", " ".join(f"{type(e).__name__}: {e}".split())[:200])
+    return Dropped(file, part, "shard damaged or missing", described(e))

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from local.common.errors import UserError
+from local.common.errors import UserError, first_of
 from local.corpus.corpus_yaml import Corpus
 from local.corpus.librispeech import TRANSCRIPTS
 from local.corpus.shard_store import LIST
@@ -37,7 +37,7 @@ KINDS_SHOWN, NAMES_SHOWN = 6, 3
 
 
 class Source(NamedTuple):
-    """A file or a folder that holds a part, and its form, see `local.corpus.custom`. excluded: folders of other parts in it."""
+    """A file or a folder that holds a part, and its form. excluded: folders of other parts in it."""
 
     path: Path
     form: str
@@ -148,7 +148,7 @@ def weak_form(folder: Path, part: str, taken: Collection[Path] = (), excluded: t
     if beside:
         return Source(folder, "transcripts", excluded)
     if tables:
-        names = first([p.name for p in tables])
+        names = first_of([p.name for p in tables], NAMES_SHOWN)
         raise UserError(f"{folder} has {len(tables)} tables: {names}; name the one of part '{part}' {part}{tables[0].suffix}")
     return None
 
@@ -163,7 +163,7 @@ def describe(folder: Path) -> str:
         counts[kind] += 1
         kinds.setdefault(kind, []).append(path.name)
     shown = [
-        f"{n} {kind.removesuffix('s') if n == 1 else kind} ({first(kinds[kind])})"
+        f"{n} {kind.removesuffix('s') if n == 1 else kind} ({first_of(kinds[kind], NAMES_SHOWN)})"
         for kind, n in counts.most_common(KINDS_SHOWN)
     ]
     if len(counts) > KINDS_SHOWN:
@@ -171,10 +171,5 @@ def describe(folder: Path) -> str:
     tables = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SURE]
     useless = [p.name for p in tables[:KINDS_SHOWN] if not is_promising(p, "")]
     if useless:
-        shown.append(f"where {first(useless)} names no audio file that is there")
+        shown.append(f"where {first_of(useless, NAMES_SHOWN)} names no audio file that is there")
     return ", ".join(shown) or "nothing in it"
-
-
-def first(names: Sequence[str]) -> str:
-    """Return the first few names."""
-    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")

@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from local.common.errors import UserError
+from local.common.errors import UserError, first_of
 from local.corpus.copies import original_name, originals
 from local.corpus.pairs import Pair
 
 MIN_SPEAKERS = 5  # with fewer, a missing part is split off by utterance: train cannot spare a speaker
 ENOUGH = 20  # utterances that a part split off should have at least
 MOST = 0.25  # of train that all parts split off may take together
-NAMES_SHOWN = 5  # speakers named on the screen
 
 
 def split_off(
@@ -52,9 +51,7 @@ def split_off(
     outside = [pair for pair, owner in zip(pairs, owners, strict=True) if owner not in taken]
     who = "utterances"
     if by_speaker:
-        names = sorted(taken)
-        shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-        who = f"utterances, all of the speakers {shown},"
+        who = f"utterances, all of the speakers {first_of(sorted(taken))},"
     print(f"{part} is not in {corpus_dir}: {len(inside)} of {first}'s {len(pairs)} {who} are taken for it")
     if len(inside) < ENOUGH:
         why = f"{ENOUGH} for each missing part would be more than a quarter of {first}"

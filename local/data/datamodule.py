@@ -20,6 +20,7 @@ from local.corpus.shard_store import shard_store
 from local.data.batch import Batch
 from local.data.batching import Shares, pack_by_length, train_batches
 from local.data.dataset import AsrDataset
+from local.data.durations import SPEED
 from local.data.feature_store import Float16ArchiveReader
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.data.training_cuts import ShuffledCuts, read_cut_lines
@@ -159,7 +160,7 @@ class AsrDataModule:
         manifest = self._manifest(part)
         lines = enumerate(read_cut_lines(manifest), 1)
         cuts: list[Cut] = [parse_item(line, Cut, f"{manifest}:{number}") for number, line in lines]  # type: ignore[type-abstract]
-        return [cut for cut in cuts if "speed" not in (cut.custom or {})]
+        return [cut for cut in cuts if SPEED not in (cut.custom or {})]
 
     def _plain(self, cuts: list[Cut], max_duration: float, by: Processes) -> Batches:
         """Return the share of `by` in the cuts, longest first, in batches of up to `max_duration` seconds."""

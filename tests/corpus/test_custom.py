@@ -16,7 +16,7 @@ from local.corpus.shard_store import ShardStore
 from local.corpus.sources import find_part
 from local.corpus.splits import split_off
 from local.corpus.tables import Row, file_names, utterance_ids
-from local.prepare_cuts import make_cuts
+from local.prepare_cuts import make_cuts, read_pairs
 from local.prepare_manifests import check_pairs, drop_duplicates_and_empty
 from local.prepare_manifests import main as prepare_manifests
 from tests.conftest import ROOT
@@ -68,7 +68,7 @@ def import_custom(
     """Read one part of any form; `path` is its file or folder."""
     source = find_part(path.parent, part)
     assert source is not None and source.path == path
-    pairs = read_source(source, part, [] if dropped is None else dropped, clean)
+    pairs = read_source(source, part, [] if dropped is None else dropped, clean, STORE)
     recordings = {recording.id: recording for recording, _ in pairs}
     return RecordingSet.from_recordings(recordings.values()), SupervisionSet.from_segments(s for _, s in pairs)
 
@@ -182,10 +182,10 @@ def test_kaldi_directory_of_whole_files_and_pipes(tmp_path: Path, audio: list[st
     )
     found = import_custom(folder, "train")
     assert [row[:3] for row in summary(found)] == [row[:3] for row in EXPECTED]
-    piped = found[0]["b"]
-    assert (piped.num_samples, piped.sampling_rate, piped.load_audio().shape) == (8000, 16000, (1, 8000))
     kept = check_pairs([(found[0][s.recording_id], s) for s in found[1]], "train", 1, dropped := [], STORE)
     assert [s.duration for _, s in kept] == pytest.approx([0.5] * 4, abs=1e-3) and not dropped
+    piped = {s.id: recording for recording, s in kept}["b"]
+    assert (piped.num_samples, piped.sampling_rate, piped.load_audio().shape) == (8000, 16000, (1, 8000))
 
 
 def test_kaldi_directory_with_segments_and_every_mistake(tmp_path: Path, audio: list[str]) -> None:
@@ -209,7 +209,7 @@ def test_kaldi_directory_with_segments_and_every_mistake(tmp_path: Path, audio: 
         ("u1", 0.1, pytest.approx(0.2)),
         ("u2", 0.2, pytest.approx(0.3)),
     ]
-    assert dropped[-1].id == "u7" and "pipe" in dropped[-1].detail
+    assert (dropped[-1].id, dropped[-1].kind, dropped[-1].detail) == ("u7", "command failed", "exit 1: false")
 
 
 def test_kaldi_directory_without_text(tmp_path: Path, audio: list[str]) -> None:
@@ -363,7 +363,7 @@ def test_stage_1_reads_it_whole(tmp_path: Path, audio: list[str], capsys: pytest
     prepare_manifests(
         ["--corpus-yaml", str(ROOT / "egs/custom/corpus.yaml"), "--corpus-dir", str(tmp_path), "--data-dir", str(data)]
     )
-    cuts = list(make_cuts(data, "train", 16000))
+    cuts = list(make_cuts(read_pairs(data, "train"), 16000, "first", "train"))
     assert [cut.load_audio().shape for cut in cuts] == [(1, 8000)] * 5
     reasons = [line.split("\t") for line in (data / "manifests/dropped.tsv").read_text().splitlines()]
     assert sorted(r[2].split(":")[0].split(" (")[0] for r in reasons) == [

@@ -79,14 +79,13 @@ def wrong_content(found: Found, claims: Sequence[Claim]) -> tuple[Claim | None, 
         return None, f"another audio, {best.frequency:.0f} Hz: {found} ({best.why or 'undamaged'})"
     if best.verdict == KEPT and abs(best.seconds - found.seconds) > SECONDS:
         return None, f"another length, {best.seconds:.2f} s: {found}"
-    if best.verdict == LOST:
-        return best, "" if best.merged else f"kept, though it cannot be used ({best.why}): {found}"
-    return best, ""
+    return best, f"kept, though it cannot be used ({best.why}): {found}" if best.verdict == LOST else ""
 
 
 def match_kept(claims: Sequence[Claim], kept: Sequence[Found], splits: dict[str, str]) -> tuple[list[Claim], list[str]]:
     """Return the claims that kept utterances fulfil, and what is wrong. splits: a part split off, and the part it is from."""
-    wrong, fulfilled = [], []
+    wrong: list[str] = []
+    fulfilled: list[Claim] = []
     parts: dict[str, set[str]] = defaultdict(set)
     for found in kept:
         claim, problem = wrong_content(found, claims)
@@ -103,43 +102,47 @@ def match_kept(claims: Sequence[Claim], kept: Sequence[Found], splits: dict[str,
     wrong += [f"an utterance and its copy in different parts: {word}" for word, names in parts.items() if len(names) > 1]
     ids = Counter((found.part, found.id) for found in kept)
     wrong += [f"an id twice: {name} in {part}" for (part, name), n in ids.items() if n > 1]
-    same: dict[tuple[str, str], int] = Counter((c.part, c.text) for c in fulfilled if not c.why.startswith("copy"))
-    expected: dict[tuple[str, str], int] = Counter((c.part, c.text) for c in claims if not c.merged and c.why != "copy")
-    wrong += [f"a repeated line kept twice: {key}" for key, n in same.items() if n > max(1, expected[key])]
     return fulfilled, wrong
 
 
-def match_rows(claims: Sequence[Claim], lost: Sequence[Claim], rows: Sequence[Row], unclear: Sequence[Claim] = ()) -> list[str]:
+def match_rows(lost: Sequence[Claim], rows: Sequence[Row], unclear: Sequence[Claim] = ()) -> list[str]:
     """Return what is wrong with dropped.tsv: a lost utterance without a line or a reason, or a line for nothing.
 
-    unclear: claims that may or may not be listed.
+    A line about a file, or about a line of one, may stand for several utterances; others stand for one. unclear: claims that
+    may or may not be listed.
     """
     wrong = [f"no reason: {row}" for row in rows if not row.reason.strip() or re.search("<_io| object at 0x", row.reason)]
-    by_name: dict[str, list[int]] = defaultdict(list)
+    about = [[n for n, row in enumerate(rows) if is_about(row, claim)] for claim in lost]
+    shared = {n for n, row in enumerate(rows) if re.search(r"/.*\.\w+$|:\d+$", row.id)}
+    taken: dict[int, int] = {}  # row -> lost claim
+
+    def find(claim: int, seen: set[int]) -> bool:
+        """Give the claim a row, of which another claim may have to take another (bipartite matching)."""
+        for n in about[claim]:
+            if n in shared:
+                return True
+            if n not in seen:
+                seen.add(n)
+                if n not in taken or find(taken[n], seen):
+                    taken[n] = claim
+                    return True
+        return False
+
+    for n in sorted(range(len(lost)), key=lambda n: lost[n].merged):  # one that must be listed takes a line first
+        if not find(n, set()) and not lost[n].merged:
+            wrong.append(f"neither kept nor listed: {lost[n]}")
+    explained = {n for found in about for n in found}
     for n, row in enumerate(rows):
-        for name in {row.id, re.sub(r"-\d+$", "", row.id)}:
-            by_name[name].append(n)
-    named = {name for c in claims for name in c.names}
-    used: set[int] = set()
-    for claim in sorted(lost, key=lambda c: c.merged):  # one that must be listed takes a line first
-        mine = [n for name in spellings(claim) for n in by_name[name]]
-        about_file = [
-            n for n, r in enumerate(rows) if r.id not in named and any(f in f"{r.id} {r.reason}" for f in claim.files)
-        ]
-        free = next((n for n in mine if n not in used), None)
-        used |= set(about_file) | (set() if free is None else {free})
-        if free is None and not about_file and not claim.merged:
-            wrong.append(f"neither kept nor listed: {claim}")
-    explained = {n for claim in (*lost, *unclear) for name in spellings(claim) for n in by_name[name]}
-    wrong += [f"a line for nothing: {row}" for n, row in enumerate(rows) if n not in used | explained]
+        if n not in explained and not any(is_about(row, claim) for claim in unclear):
+            wrong.append(f"a line for nothing: {row}")
     return wrong
 
 
-def spellings(claim: Claim) -> list[str]:
-    """Return the claim's names as an id may be written: with other blanks."""
-    return sorted(
-        {spelt for name in claim.names for spelt in (name, re.sub(r"\s", " ", name), re.sub(r"\s+", "_", name.strip()))}
-    )
+def is_about(row: Row, claim: Claim) -> bool:
+    """Return whether a line of dropped.tsv may be about an utterance: by an id, with other blanks or a number, or by a file."""
+    ids = {row.id, re.sub(r"-\d+$", "", row.id)}
+    spelt = {s for name in claim.names for s in (name, re.sub(r"\s", " ", name), re.sub(r"\s+", "_", name.strip()))}
+    return bool(ids & spelt) or any(re.search(rf"{re.escape(file)}(?!\w)", f"{row.id} {row.reason}") for file in claim.files)
 
 
 def violations(claims: Sequence[Claim], kept: Sequence[Found], rows: Sequence[Row], splits: dict[str, str]) -> list[str]:
@@ -147,10 +150,10 @@ def violations(claims: Sequence[Claim], kept: Sequence[Found], rows: Sequence[Ro
     fulfilled, wrong = match_kept(claims, kept, splits)
     lost = [c for c in claims if not any(c is f for f in fulfilled)]
     wrong += [f"lost, though it is good: {c}" for c in lost if c.verdict == KEPT and not c.merged]
-    return wrong + match_rows(claims, lost, rows)
+    return wrong + match_rows(lost, rows)
 
 
 def violations_of_a_stop(claims: Sequence[Claim], rows: Sequence[Row]) -> list[str]:
     """Return what is wrong with dropped.tsv if preparation stopped: what cannot be used must be listed, the rest may be."""
     lost = [c for c in claims if c.verdict == LOST and not c.late]
-    return match_rows(claims, lost, rows, claims)
+    return match_rows(lost, rows, claims)

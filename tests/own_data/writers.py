@@ -134,6 +134,8 @@ def _kaldi(root: Path, part: str, plan: PartPlan, numbers: Iterator[int], segmen
             if name != u.id:
                 names, worst = [name], EITHER
             lines = seg if segments else scp
+            if segments:
+                names.append(recording)  # if nothing else is in it
             if harm != "no audio":
                 names.append(lines.add(f"{name} {given}"))
             if harm != "no text":
@@ -145,7 +147,7 @@ def _kaldi(root: Path, part: str, plan: PartPlan, numbers: Iterator[int], segmen
             elif harm == "other text":
                 claims.append(other_text(sound, u, claims[-1], [name], numbers))
                 claims[-1].names.add(text.add(f"{name} {claims[-1].text}"))
-            last = name
+            last = "" if harm in ("no audio", "no text") else name  # else the id has one text and one audio of two utterances
     scp.save()
     text.save()
     if segments:
@@ -163,7 +165,8 @@ def librispeech(root: Path, part: str, plan: PartPlan, numbers: Iterator[int]) -
     for sound in lay_out(plan, folder, numbers, "7-1-{:04d}"):
         (u,) = sound.utterances
         if u.plan.harm == "no text":
-            claims.append(claim_of(part, sound, u, [u.id], LOST, word=""))
+            if sound.plan.harm != "missing":
+                claims.append(claim_of(part, sound, u, [u.id], LOST, word=""))
             continue
         names = [u.id, lines.add(f"{u.id} {u.text}")]
         claims.append(claim_of(part, sound, u, names, LOST if u.plan.harm == "empty text" else 0))
@@ -188,14 +191,17 @@ def nemo(root: Path, part: str, plan: PartPlan, numbers: Iterator[int]) -> list[
                 entry["offset"] = u.start
             if u.plan.harm == "outside":
                 entry["offset"] = sound.seconds + 1
-            elif u.plan.harm == "nan":
+            start = float(str(entry.get("offset", 0)))
+            times = f"{round(1000 * start):07d}-{round(1000 * (start + u.plan.seconds)):07d}"  # a part of the id
+            if u.plan.harm == "nan":
                 entry["duration"] = float("nan")
             written = json.dumps(entry, ensure_ascii=plan.style[2])
             bad = u.plan.harm in ("empty text", "malformed", "outside", "nan")
             where = lines.add(written[: len(written) // 2] if u.plan.harm == "malformed" else written)
-            claims.append(claim_of(part, sound, u, [where, u.id], LOST if bad else 0))
+            names = [where, u.id, f"{sound.path.stem}-{times}"]
+            claims.append(claim_of(part, sound, u, names, LOST if bad else 0))
             if u.plan.harm == "repeated":
-                claims.append(again(claims[-1], [lines.add(written), u.id]))
+                claims.append(again(claims[-1], [lines.add(written), *names[1:]]))
     lines.save()
     return claims
 
@@ -247,7 +253,8 @@ def beside_txt(root: Path, part: str, plan: PartPlan, numbers: Iterator[int]) ->
         text = sound.path.with_suffix(".txt")
         names = [u.id, str(text), f"{text}:1"]
         if u.plan.harm == "no text":
-            claims.append(claim_of(part, sound, u, names, LOST, word=""))
+            if sound.plan.harm != "missing":
+                claims.append(claim_of(part, sound, u, names, LOST, word=""))
             continue
         text.parent.mkdir(parents=True, exist_ok=True)
         text.write_text(u.text + "\n", encoding="utf-8")

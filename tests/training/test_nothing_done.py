@@ -119,7 +119,7 @@ def test_diagnose_needs_utterances(data: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("mode", ["plain", "running"])
 def test_untrained_weights_are_not_averaged_decoded_or_resumed(tmp_path: Path, mode: str) -> None:
     """Earlier versions wrote checkpoints after epochs without a step."""
-    run = trainer(tmp_path, "train.max_steps=1", f"average.mode={mode}")
+    run = trainer(tmp_path, "train.max_steps=1", f"average.mode={mode}", "average.num=1")
     run.run()
     path = tmp_path / "checkpoints" / "epoch-3.pt"
     content = load_file(tmp_path / "checkpoints" / "step-1.pt")
