@@ -137,12 +137,12 @@ main() {
   [[ -z $checkpoint ]] || fail "--checkpoint is an option of command evaluate"
   [[ $nproc =~ ^[0-9]+$ ]] || fail "option --nproc must be a whole number, not '$nproc'"
   [[ $nnodes =~ ^[1-9][0-9]*$ ]] || fail "option --nnodes must be a whole number above 0, not '$nnodes'"
+  resolve_options
   if [[ $nnodes -gt 1 ]]; then
     [[ -n $rdzv ]] || fail "--nnodes needs --rdzv HOST:PORT, the same on every machine"
     [[ $force == false ]] || fail "--force with --nnodes: remove $exp_dir instead, on one machine"
     first=1 last=1
   fi
-  resolve_options
   ensure_python
   read_config
   check_data

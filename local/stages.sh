@@ -9,7 +9,7 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 # parse_options "$@": --name VALUE or --name=VALUE for every name in $options; --force; --help; key.sub=value.
 parse_options() {
-  local name value
+  local name value paths="corpus-dir data-dir exp-dir conf checkpoint"
   force=${force:-false} overrides=() call=$0${*:+$(printf ' %q' "$@")}
   while [[ $# -gt 0 ]]; do
     case $1 in
@@ -22,6 +22,7 @@ parse_options() {
       *) fail "unknown argument '$1' (see $0 --help)" ;;
     esac
     [[ " $options " == *" ${name//-/_} "* && $name != *_* ]] || fail "unknown option '--$name' (see $0 --help)"
+    [[ " $paths " != *" $name "* || $value != -* ]] || value=./$value  # no program takes it for an option then
     printf -v "${name//-/_}" '%s' "$value"
     [[ $1 == --*=* ]] && shift || shift 2
   done
@@ -45,7 +46,7 @@ name_corpus() {
   name=$corpus
   [[ -z $corpus_dir || -e $corpus_dir ]] || fail "--corpus-dir $corpus_dir: no such folder"
   [[ $corpus == custom && -n $corpus_dir ]] || return 0
-  name=$(basename "$(realpath -ms "$corpus_dir")")
+  name=$(basename -- "$(realpath -ms "$corpus_dir")")
   [[ $name != / ]] || name=$corpus
 }
 
@@ -58,7 +59,7 @@ resolve_options() {
   data_dir=${data_dir:-data/$name}
   [[ " $options " != *" exp_dir "* ]] || exp_dir=${exp_dir:-exp/$name}
   if [[ -z $conf ]]; then  # egs/<corpus>/conf/<experiment>.yaml, then egs/<corpus>/conf/<corpus>.yaml
-    for conf in "egs/$corpus/conf/$(basename "${exp_dir:-$name}").yaml" "egs/$corpus/conf/$corpus.yaml" ''; do
+    for conf in "egs/$corpus/conf/$(basename -- "${exp_dir:-$name}").yaml" "egs/$corpus/conf/$corpus.yaml" ''; do
       [[ ! -f $conf ]] || break
     done
     [[ -n $conf ]] || chosen=$data_dir/conf.yaml conf=conf/base.yaml

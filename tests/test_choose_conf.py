@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 from local import check_data, choose_conf
 from local.config import load_config
 from local.config.presets import Speech
 from local.corpus.corpus_yaml import Corpus, save_corpus
+from local.data.channels import mixed
+from tests.conftest import ROOT
 from tests.speech_tree import write_noise
 
 import pytest
 from lhotse import CutSet, Recording, SupervisionSegment
+from lhotse.utils import fastcopy
 
 
 def prepared(data: Path, texts: list[str], seconds: float = 36.0) -> Path:
@@ -46,6 +51,17 @@ def test_hours_and_characters_of_the_training_cuts_decide(tmp_path: Path, capsys
     run(data, "train.num_epochs=3")
     assert "3 epochs" in capsys.readouterr().out, "the time is that of the training with the overrides"
     assert load_config(data / "conf.yaml") == cfg
+
+
+def test_cuts_of_a_mean_of_channels_are_read_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """An import makes `Downmix` known to lhotse, which other tests have done in this process."""
+    data = prepared(tmp_path, ["AB BA"])
+    path = data / "cuts" / "train.jsonl.gz"
+    cuts = [fastcopy(cut, recording=mixed(cut.recording, [0])) for cut in CutSet.from_file(path)]
+    CutSet.from_cuts(cuts).to_file(path)
+    command = [sys.executable, "-m", "local.choose_conf", "--data-dir", str(data)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and (data / "conf.yaml").is_file(), done.stderr
 
 
 def test_a_file_that_was_edited_stays(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -89,6 +89,9 @@ def test_several_machines_run_the_training_alone(experiment: Path) -> None:
     ):
         wrong = run_sh(experiment, 0, 6, *options)
         assert wrong.returncode == 1 and wrong.stderr.startswith("error: ") and words in wrong.stderr
+    command = ["bash", "run.sh", "--nnodes=2", "--rdzv=here:1", "--force"]  # the folder has its default name
+    wrong = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 1 and "exp/tiny" in wrong.stderr
 
 
 def test_tuning_and_decoding_run_if_something_changed(experiment: Path) -> None:

@@ -122,6 +122,19 @@ def test_a_file_of_any_name_is_watched(place: Path, name: str) -> None:
         assert ran(run(place, "--conf", "own.yaml")) == []
 
 
+@pytest.mark.parametrize("name", ["-my audio", "my audio"])
+def test_a_folder_of_any_name_gives_its_name_to_the_data(place: Path, name: str) -> None:
+    """A name that begins with a dash was taken for an option by realpath, basename and cd."""
+    (place / name).mkdir()
+    script = 'corpus=custom; name_corpus; (cd "$corpus_dir"); echo "$name"; echo "$(fingerprint "$corpus_dir")"'
+    done = run(place, "--corpus-dir", name, script=script)
+    assert not done.stderr
+    before = done.stdout.splitlines()
+    assert before[0] == name
+    (place / name / "a.wav").write_text("x")
+    assert run(place, "--corpus-dir", name, script=script).stdout.splitlines()[1] != before[1]
+
+
 def test_links_are_followed(place: Path) -> None:
     (place / "target").mkdir()
     (place / "target" / "a.txt").write_text("1")

@@ -16,7 +16,7 @@ from local.corpus.dropped import Dropped
 from local.corpus.kaldi_dir import read_kaldi
 from local.corpus.lhotse_manifests import read_cuts, read_manifests
 from local.corpus.librispeech import read_part
-from local.corpus.pairs import Pair, with_texts, with_unique_ids
+from local.corpus.pairs import Pair, with_texts, with_unique_ids, with_utf8_names
 from local.corpus.shar import read_shar
 from local.corpus.shard_store import ShardStore
 from local.corpus.sources import Source, find_sources
@@ -96,4 +96,5 @@ def read_source(
         pairs = read_cuts(path, part, dropped)
     else:
         pairs = read_manifests(path, part, dropped)
-    return with_unique_ids(without_speed_copies(with_texts(pairs, clean), part, dropped), part)
+    cleaned = with_texts(with_utf8_names(pairs, part, dropped), clean)
+    return with_unique_ids(without_speed_copies(cleaned, part, dropped), part)

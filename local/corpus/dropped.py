@@ -23,9 +23,10 @@ class Dropped(NamedTuple):
     detail: str = ""
 
     def line(self) -> str:
-        """Return its line of dropped.tsv."""
+        """Return its line of dropped.tsv; bytes of a file name that are not UTF-8 are shown by their number."""
         reason = f"{self.kind}: {self.detail}" if self.detail else self.kind
-        return "\t".join(s.replace("\t", " ").replace("\n", " ") for s in (self.id, self.part, reason))
+        line = "\t".join(s.replace("\t", " ").replace("\n", " ") for s in (self.id, self.part, reason))
+        return line.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_dropped(path: str | Path, dropped: Sequence[Dropped]) -> None:

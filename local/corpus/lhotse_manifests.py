@@ -107,7 +107,9 @@ def pairs_of_cuts(
                 dropped.append(Dropped(s.id, part, "supervision exceeds its cut", span))
                 continue
             start, end = max(s.start, 0.0), min(s.end, cut.duration)
-            yield recording, fastcopy(s, recording_id=recording.id, start=begin + start, duration=end - start)
+            times = {"start": begin + start, "duration": end - start}
+            channel = cut.channel if isinstance(cut, MonoCut) and audio is None else s.channel  # of the audio that cuts load
+            yield recording, fastcopy(s, recording_id=recording.id, channel=channel, **times)
         if not cut.supervisions:
             dropped.append(Dropped(cut.id, part, "cut without a supervision", where))
 

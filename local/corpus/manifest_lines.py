@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from local.common.errors import UserError, described
 from local.common.text_files import read_bytes
+from local.corpus.audio_reading import Downmix
 
 from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut, MonoCut
@@ -16,6 +17,7 @@ from lhotse.cut.data import DataCut
 from lhotse.serialization import decode_json_line, deserialize_item
 
 T = TypeVar("T")
+assert Downmix.__name__  # importing the class registers it with lhotse, which makes recordings of data.channel=mix with it
 
 
 def read_manifest(path: Path, kind: type[T], made_by: str) -> Iterator[T]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
 from local.common.errors import first_of
+from local.corpus.dropped import Dropped
 
 from lhotse import Recording, SupervisionSegment
 from lhotse.audio import AudioSource
@@ -50,6 +51,20 @@ def place_of(segment: SupervisionSegment) -> Hashable:
     return round(segment.start, 3), round(segment.duration, 3), channel
 
 
+def with_utf8_names(pairs: Sequence[Pair], part: str, dropped: list[Dropped]) -> list[Pair]:
+    """Return the pairs whose ids and files have names in UTF-8, as all names in manifests; the others go to `dropped`."""
+    kept = []
+    for recording, segment in pairs:
+        files = [str(source.source) for source in recording.sources if source.type == "file"]
+        try:
+            "".join((segment.id, recording.id, *files)).encode("utf-8")
+        except UnicodeEncodeError:
+            dropped.append(Dropped(segment.id, part, "file name that is not UTF-8; rename the file", ", ".join(files)))
+        else:
+            kept.append((recording, segment))
+    return kept
+
+
 class _Names:
     """Gives an id of its own to each thing of another content: `a`, `a-2`, `a-3`."""
 
@@ -58,6 +73,7 @@ class _Names:
         self.first: dict[str, Hashable] = {}
         self.names: dict[tuple[str, Hashable], str] = {}
         self.changed: list[str] = []
+        self.numbers: dict[str, int] = {}  # the last number that each id got: all audio may have one id
 
     def name(self, old: str, content: Hashable, forbidden: bool = False) -> str:
         if not forbidden and self.first.setdefault(old, content) == content:
@@ -67,9 +83,10 @@ class _Names:
         return self.names[old, content]
 
     def free(self, old: str) -> str:
-        number = 2
+        number = self.numbers.get(old, 1) + 1
         while (new := f"{old}-{number}") in self.taken:
             number += 1
+        self.numbers[old] = number
         self.taken.add(new)
         self.changed.append(f"{old} -> {new}")
         return new

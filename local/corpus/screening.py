@@ -185,11 +185,15 @@ def as_decoded(recording: Recording, infos: Sequence[AudioInfo]) -> Recording:
     )
 
 
-def numbered(sources: Iterable[AudioSource], infos: Iterable[AudioInfo]) -> Iterable[AudioSource]:
-    """Yield the sources with as many channels as they have; a manifest may state fewer or more."""
+def numbered(sources: Sequence[AudioSource], infos: Iterable[AudioInfo]) -> Iterable[AudioSource]:
+    """Yield the sources with as many channels as they have; a manifest may state fewer or more.
+
+    If a manifest states only channel 1 of a file of two, that is the second one of the file.
+    """
     for source, info in zip(sources, infos, strict=True):
         stated = len(source.channels)
-        first = min(source.channels, default=0)
+        alone = len(sources) == 1 and max(source.channels, default=0) < info.num_channels
+        first = 0 if alone else min(source.channels, default=0)
         yield (
             source if stated == info.num_channels else fastcopy(source, channels=list(range(first, first + info.num_channels)))
         )

@@ -10,6 +10,7 @@ DIR                                           the same, as the training part
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -101,7 +102,8 @@ def find_part(corpus_dir: Path, part: str) -> Source | None:
     tables = {f"{part}{ending}" for ending in TABLES}
     tables |= {name for ending in JSON_LINES for name in (f"{part}_manifest{ending}", f"manifest_{part}{ending}")}
     found = []
-    for path in sorted(corpus_dir.iterdir()):
+    names = [name for name in os.listdir(corpus_dir) if name in tables or name == part + LIST or manifest.fullmatch(name)]
+    for path in (corpus_dir / name for name in sorted(names)):  # a folder may hold a million others
         if path.is_dir():
             continue
         if match := manifest.fullmatch(path.name):
@@ -114,8 +116,8 @@ def find_part(corpus_dir: Path, part: str) -> Source | None:
     if folder.is_dir() and (strong := form_of_folder(folder, part)):
         found.insert(0, strong)
     if len(found) > 1:
-        names = ", ".join(source.path.name for source in found)
-        raise UserError(f"part '{part}' is in {corpus_dir} {len(found)} times: {names}; keep one of them")
+        places = ", ".join(source.path.name for source in found)
+        raise UserError(f"part '{part}' is in {corpus_dir} {len(found)} times: {places}; keep one of them")
     return found[0] if found else weak_form(folder, part) if folder.is_dir() else None
 
 
@@ -128,7 +130,7 @@ def form_of_folder(folder: Path, part: str) -> Source | None:
     if next(folder.glob(TRANSCRIPTS), None):
         return Source(folder, "librispeech")
     manifest = re.compile(rf"(.+[_-])?(cuts|recordings)([_-]{re.escape(part)})?\.jsonl(\.gz)?")
-    found = [Source(p, m[2]) for p in sorted(folder.iterdir()) if (m := manifest.fullmatch(p.name)) and p.is_file()]
+    found = sorted(Source(p, m[2]) for p in folder.iterdir() if (m := manifest.fullmatch(p.name)) and p.is_file())
     if len(found) > 1:
         raise UserError(f"{folder} has {', '.join(source.path.name for source in found)}; keep one of them")
     return found[0] if found else None
@@ -141,8 +143,8 @@ def weak_form(folder: Path, part: str, taken: Collection[Path] = (), excluded: t
     """
     beside = has_transcripts(folder, excluded)
     endings = [ending for ending in TABLES if not (beside and ending == ".txt")]
-    candidates = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in endings and p.is_file() and p not in taken]
-    tables = [p for p in candidates if is_promising(p, part)]
+    candidates = [p for p in folder.iterdir() if p.suffix.lower() in endings and p.is_file() and p not in taken]
+    tables = sorted(p for p in candidates if is_promising(p, part))
     if len(tables) == 1:
         return Source(tables[0], "table")
     if beside:

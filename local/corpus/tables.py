@@ -27,6 +27,7 @@ from lhotse import SupervisionSegment
 DELIMITERS = {".tsv": "\t", ".csv": ",;\t|", ".txt": "\t|"}  # the most frequent one in the first line
 JSON_LINES = (".json", ".jsonl")
 SAMPLE = 50  # rows that show which columns the table has
+NO_ROW = (ValueError, TypeError, ArithmeticError, RecursionError)  # raised by `json_row`
 
 
 class Row(NamedTuple):
@@ -95,11 +96,13 @@ def row_of(number: int, cells: Sequence[str], layout: Layout) -> tuple[Row | Non
 
 
 def times_of(found: dict[str, Any]) -> tuple[float, float]:
-    """Return start and duration in seconds, from `start` and `end` or `duration`; a duration without a start is not used.
+    """Return start and duration in seconds, from `start` and `end` or `duration`.
+
+    An end without a start counts from 0; a duration alone is that of the file and not used.
 
     Raises `ValueError` if they are no times.
     """
-    if found.get("start") in (None, ""):
+    if all(found.get(k) in (None, "") for k in ("start", "end")):
         return 0.0, 0.0
     start, end, duration = (float(found.get(k) or 0) for k in ("start", "end", "duration"))
     if found.get("end") not in (None, ""):
@@ -148,7 +151,7 @@ def json_rows(table: Path, part: str, dropped: list[Dropped], finder: AudioFinde
             continue
         try:
             yield json_row(number, line)
-        except (ValueError, TypeError, ArithmeticError, RecursionError) as e:
+        except NO_ROW as e:
             dropped.append(Dropped(f"{table}:{number}", part, "malformed line", " ".join(str(e).split())[:200]))
 
 
@@ -229,14 +232,22 @@ def is_promising(table: Path, part: str) -> bool:
     """Return whether a file of any name is a table of speech: it has a header that is known, or names files that exist."""
     finder = AudioFinder(table.parent, part)
     try:
-        lines = list(islice(iterate_lines(table), 20 * SAMPLE))
         if table.suffix.lower() in JSON_LINES:
-            return json_row(1, next((line for line in lines if line.strip()), "")).path != ""
+            return any(map(is_json_row, islice(filter(str.strip, iterate_lines(table)), SAMPLE)))
+        lines = list(islice(iterate_lines(table), 20 * SAMPLE))
         delimiter = delimiter_of(table, lines)
         rows = [cells for _, cells in islice(cells_of(table, lines, delimiter), SAMPLE)]
         layout = find_layout(table, rows, finder, delimiter)
         column = layout.columns["path"]
         cells = [row[column].strip() for row in rows if len(row) > max(column, 1)]
         return (layout.header and not layout.guessed) or any(finder.find(cell) for cell in cells)
-    except (UserError, ValueError, TypeError, ArithmeticError, RecursionError):
+    except UserError:
+        return False
+
+
+def is_json_row(line: str) -> bool:
+    """Return whether a line of JSON is an utterance."""
+    try:
+        return bool(json_row(1, line))
+    except NO_ROW:
         return False

@@ -23,9 +23,11 @@ def has_transcripts(folder: Path, excluded: Sequence[Path] = ()) -> bool:
 
 
 def walk(folder: Path, excluded: Sequence[Path]) -> Iterator[tuple[Path, str, list[str], list[str]]]:
-    """Yield (folder, stem, names of audio, names of texts) for each stem in the folder and those below it."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and Path(place, f) not in excluded)
+    """Yield (folder, stem, names of audio, names of texts) for each stem in the folder and those below it, links followed."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(
+            f for f in folders if not f.startswith(".") and Path(place, f) not in excluded and not is_loop(place, f)
+        )
         audio, texts = defaultdict(list), defaultdict(list)
         for name in sorted(name for name in names if not name.startswith(".")):
             stem, ending = os.path.splitext(name)
@@ -35,6 +37,12 @@ def walk(folder: Path, excluded: Sequence[Path]) -> Iterator[tuple[Path, str, li
                 texts[stem].append(name)
         for stem in sorted({*audio, *texts}):
             yield Path(place), stem, audio.get(stem, []), texts.get(stem, [])
+
+
+def is_loop(place: str, name: str) -> bool:
+    """Return whether `name` in the folder `place` is a link to that folder or to one above it."""
+    path = os.path.join(place, name)
+    return os.path.islink(path) and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(path))
 
 
 def read_transcript_files(folder: Path, part: str, dropped: list[Dropped], excluded: Sequence[Path] = ()) -> list[Pair]:

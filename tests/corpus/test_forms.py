@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from local.common.errors import UserError
@@ -77,6 +78,31 @@ def test_nemo(tmp_path: Path, name: str) -> None:
     assert [d.id for d in dropped] == [f"{tmp_path / name}:{n}" for n in (4, 5, 6)]
 
 
+def test_a_segment_without_a_start_begins_the_file(tmp_path: Path) -> None:
+    """Such a row got the whole file, and the text of a part of it."""
+    tones(tmp_path, "a", "b")
+    rows = ("path\ttext\tstart\tend\tduration", "a.wav\tone\t\t0.3\t", "a.wav\ttwo\t0.3\t\t0.1", "b.wav\tthree\t\t\t0.4")
+    (tmp_path / "train.tsv").write_text("\n".join(rows))
+    pairs = given(tmp_path, ["train"], [], [])["train"]
+    assert [(s.text, s.start, s.duration) for _, s in pairs] == [("one", 0.0, 0.3), ("two", 0.3, 0.1), ("three", 0.0, 0.0)]
+
+
+@pytest.mark.parametrize("damage", [b"{broken", b"[1]"])
+def test_a_bad_first_line_does_not_hide_a_table_of_json(tmp_path: Path, damage: bytes) -> None:
+    tones(tmp_path, "a")
+    (tmp_path / "train.json").write_bytes(damage + b'\n{"audio_filepath": "a.wav", "text": "one"}\n')
+    found, dropped = stage_1(tmp_path, tmp_path / "work")
+    assert heard(found["train"]) == {"a": ("ONE", 200)}
+    assert [d.id for d in dropped] == [f"{tmp_path / 'train.json'}:1"]
+
+
+def test_a_line_of_json_that_is_not_text_is_named(tmp_path: Path) -> None:
+    tones(tmp_path, "a")
+    (tmp_path / "train.json").write_bytes(b'{"audio_filepath": "a.wav", "text": "one"}\n\xff\n')
+    with pytest.raises(UserError, match=r"train\.json:2"):
+        given(tmp_path, ["train"], [], [])
+
+
 @pytest.mark.parametrize("names", [("wav", "txt", "key"), ("audio", "sentence", "id")])
 def test_json_lines_of_other_tools(tmp_path: Path, names: tuple[str, str, str]) -> None:
     tones(tmp_path, "a")
@@ -146,6 +172,33 @@ def test_audio_beside_its_txt(tmp_path: Path, place: str) -> None:
         ("b", "second audio file of a transcript"),
         ("bad", "transcript cannot be read"),
     }
+
+
+def test_links_to_folders_of_audio_are_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    tones(folder, "a")
+    tones(tmp_path / "elsewhere" / "deep", "x", "b")
+    for file in (folder / "a.txt", tmp_path / "elsewhere" / "deep" / "b.txt"):
+        file.write_text(file.stem)
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to(folder)
+    found, dropped = stage_1(folder, tmp_path / "work")
+    assert heard(found["train"]) == {"a": ("A", 200), "b": ("B", 220)}
+    assert [(d.id, d.kind.split(":")[0]) for d in dropped] == [("x", "audio without transcript")]
+
+
+def test_file_names_that_are_not_utf8_are_listed(tmp_path: Path) -> None:
+    """Latin-1 names; manifests are UTF-8 and cannot hold them."""
+    tones(tmp_path, "a", "b", "c")
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("one")
+    folder = os.fsencode(tmp_path)
+    for ending in (b".wav", b".txt"):
+        os.rename(folder + b"/b" + ending, folder + b"/caf\xe9" + ending)
+    os.rename(folder + b"/c.wav", folder + b"/\xe9.wav")
+    found, dropped = stage_1(tmp_path, tmp_path / "work")
+    assert heard(found["train"]) == {"a": ("ONE", 200)}
+    assert {(d.id, "UTF-8" in d.kind) for d in dropped} == {(r"caf\udce9", True), (r"\udce9", False)}
 
 
 def test_files_that_need_ffmpeg_are_found(tmp_path: Path) -> None:
