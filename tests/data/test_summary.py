@@ -67,7 +67,7 @@ def test_the_table_counts_every_utterance(corpus: Path, capsys: pytest.CaptureFi
         assert found["hours"][column] == f"{sum(c.duration for c in kept) / 3600:.2f}"
         tokens = read_token_counts(data / "lang_bpe_500" / "num_tokens" / f"{part}.tsv")
         rate = sum(tokens.values()) / sum(c.duration for c in kept)
-        assert float(found["tokens per second (500 tokens)"][column]) == pytest.approx(rate, abs=1e-3)
+        assert float(found["tokens per second (lang.vocab_size=500)"][column]) == pytest.approx(rate, abs=1e-3)
     assert sum(int(n) for n in found["utterances read"]) == 17 and sum(moved) == 0 and moved[0] > 0
     assert "8000 Hz: 1" in " ".join(found["sampling rates"]) and "2: 1" in " ".join(found["channels"])
     assert sum(int(n or 0) for n in found["nearly silent (below -70 dB of full scale)"]) == 1
@@ -79,7 +79,7 @@ def test_each_stage_adds_what_it_knows(corpus: Path) -> None:
     assert "kept" in first and not any("tokens per second" in label for label in first)
     data = prepare(corpus, 3, "lang.vocab_size=12")
     prepare_lang(["--data-dir", str(data), "lang.vocab_size=14"])
-    assert {"tokens per second (12 tokens)", "tokens per second (14 tokens)"} < set(rows((data / "README.md").read_text()))
+    assert {"tokens per second (lang.vocab_size=12)", "tokens per second (lang.vocab_size=14)"} < set(rows((data / "README.md").read_text()))
     assert not any("tokens" in label for label in rows((prepare(corpus, 2) / "README.md").read_text()))  # those were other data
 
 
