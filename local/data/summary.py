@@ -130,7 +130,9 @@ class Summary:
         if any(last[p].get("silent") for p in names):
             rows.append((f"nearly silent (below {SILENT:g} dB of full scale)", [last[p].get("silent", "") for p in names]))
         for size, found in self.content.get("tokens", {}).items():
-            rows.append((f"tokens per second (lang.vocab_size={size})", [found.get(p, {}).get("per second", "") for p in names]))
+            rows.append(
+                (f"tokens per second (lang.vocab_size={size})", [found.get(p, {}).get("per second", "") for p in names])
+            )
         lines = ["| |" + "".join(f" {p} |" for p in names), "|---|" + "--:|" * len(names)]
         return "\n".join(lines + [f"| {label} |" + "".join(f" {v} |" for v in values) for label, values in rows]) + "\n"
 

@@ -79,7 +79,9 @@ def test_each_stage_adds_what_it_knows(corpus: Path) -> None:
     assert "kept" in first and not any("tokens per second" in label for label in first)
     data = prepare(corpus, 3, "lang.vocab_size=12")
     prepare_lang(["--data-dir", str(data), "lang.vocab_size=14"])
-    assert {"tokens per second (lang.vocab_size=12)", "tokens per second (lang.vocab_size=14)"} < set(rows((data / "README.md").read_text()))
+    assert {"tokens per second (lang.vocab_size=12)", "tokens per second (lang.vocab_size=14)"} < set(
+        rows((data / "README.md").read_text())
+    )
     assert not any("tokens" in label for label in rows((prepare(corpus, 2) / "README.md").read_text()))  # those were other data
 
 
