@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -76,7 +77,8 @@ def find_layout(table: Path, rows: Sequence[Sequence[str]], finder: AudioFinder,
     if not header and delimiter != "|":
         return Layout(BY_POSITION, 3, header=False)
     columns = {"path": 0, **text_columns(rest if header else rows, named_speaker=header)}
-    return Layout(columns, max(len(first), 2), header, guessed=True)
+    width = len(first) if header else Counter(map(len, rows)).most_common(1)[0][0]  # the first line may lack cells
+    return Layout(columns, max(width, 2), header, guessed=True)
 
 
 def column_of_files(rows: Sequence[Sequence[str]], finder: AudioFinder) -> int:
