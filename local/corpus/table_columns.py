@@ -76,9 +76,9 @@ def find_layout(table: Path, rows: Sequence[Sequence[str]], finder: AudioFinder,
         raise UserError(f"{table}:1: {what} are not known; name them in the first line: path, text, speaker")
     if not header and delimiter != "|":
         return Layout(BY_POSITION, 3, header=False)
-    columns = {"path": 0, **text_columns(rest if header else rows, named_speaker=header)}
     width = len(first) if header else Counter(map(len, rows)).most_common(1)[0][0]  # the first line may lack cells
-    return Layout(columns, max(width, 2), header, guessed=True)
+    usual = [row for row in rows[int(header) :] if len(row) <= width]
+    return Layout({"path": 0, **text_columns(usual, named_speaker=header)}, max(width, 2), header, guessed=True)
 
 
 def column_of_files(rows: Sequence[Sequence[str]], finder: AudioFinder) -> int:
