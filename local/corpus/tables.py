@@ -117,15 +117,16 @@ def times_of(found: dict[str, Any]) -> tuple[float, float]:
 def delimiter_of(table: Path, lines: Sequence[str]) -> str:
     """Return the character between the cells: the one of which most lines have the same number, outside quotes.
 
-    It is `|` if more than half of the lines agree on a number of these: texts have commas, rarely bars.
+    It is `|` if no other has more such lines: texts have commas, rarely bars.
     """
     known = DELIMITERS[table.suffix.lower()]
     sample = list(islice((line for line in lines if line.strip()), SAMPLE))
-    if "|" in known and agreeing(sample, "|") > len(sample) / 2:
-        return "|"
+    bars = agreeing(sample, "|") if "|" in known else 0
     if table.suffix.lower() == ".csv":
         sample = QUOTED.sub("", "\n".join(sample)).split("\n")
-    return max(known.replace("|", ""), key=lambda c: (agreeing(sample, c), "".join(sample[:1]).count(c)))
+    others = {c: (agreeing(sample, c), "".join(sample[:1]).count(c)) for c in known if c != "|"}
+    best = max(others, key=others.__getitem__)
+    return "|" if bars and bars >= others[best][0] else best
 
 
 def agreeing(lines: Sequence[str], character: str) -> int:
