@@ -76,7 +76,8 @@ def find_layout(table: Path, rows: Sequence[Sequence[str]], finder: AudioFinder,
         raise UserError(f"{table}:1: {what} are not known; name them in the first line: path, text, speaker")
     if not header and delimiter != "|":
         return Layout(BY_POSITION, 3, header=False)
-    width = len(first) if header else Counter(map(len, rows)).most_common(1)[0][0]  # the first line may lack cells
+    widths = Counter(len(row) for row in rows if len(row) > 1) or {2: 0}
+    width = len(first) if header else max(widths, key=widths.__getitem__)  # the first line may lack cells
     usual = [row for row in rows[int(header) :] if len(row) <= width]
     return Layout({"path": 0, **text_columns(usual, named_speaker=header)}, max(width, 2), header, guessed=True)
 
