@@ -22,9 +22,8 @@ from local.corpus.dropped import Dropped, read_dropped, report_dropped, write_dr
 from local.corpus.manifest_lines import find_problem, read_manifest
 from local.corpus.pairs import Pair
 from local.data.channels import TAKEN, channels_of, choose, is_silent
-from local.data.durations import num_frames
+from local.data.durations import has_frame
 from local.data.summary import Summary
-from model.encoder.subsampling import subsampled
 
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
@@ -83,7 +82,7 @@ def reason_to_drop(cut: MonoCut, train: bool, cfg: Config) -> str:
         return "shorter than data.min_utterance_seconds"
     if train and cut.duration > cfg.data.max_utterance_seconds:
         return "longer than data.max_utterance_seconds"
-    return "shorter than one frame after subsampling" if subsampled(num_frames(cut.duration)) < 1 else ""
+    return "" if has_frame(cut.duration) else "shorter than one frame after subsampling"
 
 
 @program
@@ -96,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     dropped: list[Dropped] = []
     listing = args.data_dir / "dropped.tsv"
     summary = Summary(args.data_dir)
+    empty = []
     for part in corpus.parts():
         pairs = read_pairs(args.data_dir, part)
         kept = []
@@ -105,10 +105,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 kept.append(cut)
         if not kept:
-            write_dropped(listing, earlier + dropped)
-            report_dropped(dropped, listing)
-            last = f"the last one dropped: {dropped[-1].line()}" if dropped else "its manifest is empty"
-            raise UserError(f"part '{part}': no utterance is left; {last}")
+            last = f"the last one dropped: {dropped[-1].line()}" if pairs else "its manifest is empty"
+            empty.append(f"part '{part}': no utterance is left; {last}")
+            continue
         with atomic_write(args.data_dir / "cuts" / f"{part}.jsonl.gz") as tmp:
             CutSet.from_cuts(kept).to_file(tmp)
         print(f"{part}: {len(kept)} cuts, {sum(c.duration for c in kept) / 3600:.2f} h")
@@ -116,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary.add_cuts(part, [cut.duration for cut in kept], silent, dropped)
     write_dropped(listing, earlier + dropped)
     report_dropped(dropped, listing)
+    if empty:
+        raise UserError("; ".join(empty))
     summary.write()
 
 

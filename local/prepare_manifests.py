@@ -25,6 +25,7 @@ from local.corpus.librispeech import find_tree, read_part
 from local.corpus.pairs import Pair, with_texts
 from local.corpus.screening import check_pairs
 from local.corpus.shard_store import ShardStore, shard_store
+from local.data.durations import has_frame
 from local.data.summary import Summary
 from local.data.text import TextNormaliser, unusual_characters
 
@@ -87,17 +88,20 @@ def screened(
 ) -> tuple[dict[str, list[Pair]], set[str]]:
     """Return the usable utterances of every part, missing parts split off, and the names of the parts that are there.
 
-    The other utterances go to `dropped`. Raises `UserError` for a part without usable utterances.
+    The other utterances go to `dropped`. Raises `UserError` naming all parts without usable utterances.
     """
     found = read_parts(corpus, corpus_dir, dropped, store, clean)  # before any long work, as a part may be missing
     kept: dict[str, list[Pair]] = {}
+    empty = []
     for part, pairs in found.items():
         kept[part] = check_pairs(drop_duplicates_and_empty(pairs, part, dropped), part, num_jobs, dropped, store)
         if not kept[part]:
             kinds = Counter(d.kind for d in dropped if d.part == part).most_common(3)
             why = ", ".join(f"{kind} ({count})" for kind, count in kinds)
-            raise UserError(f"part '{part}' of {corpus_dir}: none of its {len(pairs)} utterances can be used: {why}")
-    return (split_missing(kept, corpus, corpus_dir) if corpus.source == "custom" else kept), set(found)
+            empty.append(f"part '{part}' of {corpus_dir}: none of its {len(pairs)} utterances can be used: {why}")
+    if empty:  # only now: what is wrong with the other parts is listed, too
+        raise UserError("; ".join(empty))
+    return (split_missing(kept, corpus, corpus_dir, has_frame) if corpus.source == "custom" else kept), set(found)
 
 
 @program

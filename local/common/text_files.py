@@ -7,6 +7,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,19 @@ def iterate_lines(path: Path, made_by: str = "") -> Iterator[str]:
                 yield _decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, f"{path}:{number}")
     except (OSError, EOFError, zlib.error) as e:
         raise _unreadable(path, made_by, e) from None
+
+
+def first_lines(path: Path, count: int) -> list[str]:
+    """Return up to `count` lines of a file, with U+FFFD for what is not UTF-8 and for zero bytes: enough to see what it is.
+
+    Raises `UserError` naming the file if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            text = b"".join(islice(file, count)).decode("utf-8-sig", "replace")
+        return text.replace("\0", "\ufffd").replace("\r\n", "\n").split("\n")
+    except OSError as e:
+        raise _unreadable(path, "", e) from None
 
 
 def _decode(line: bytes, where: str) -> str:

@@ -48,18 +48,24 @@ def read_given(
     return given
 
 
-def split_missing(kept: dict[str, list[Pair]], corpus: Corpus, corpus_dir: Path) -> dict[str, list[Pair]]:
+def split_missing(
+    kept: dict[str, list[Pair]], corpus: Corpus, corpus_dir: Path, long_enough: Callable[[float], bool]
+) -> dict[str, list[Pair]]:
     """Return all parts of `corpus`: those of `kept`, and the missing ones split off the first training part.
 
-    kept: the utterances that can be used. Raises `UserError` if there are too few to split.
+    kept: the utterances that can be used. long_enough: whether a later stage keeps a test utterance of so many seconds; others
+    stay in the training part. Raises `UserError` if there are too few to split.
     """
     parts = dict(kept)
     missing = [part for part in corpus.parts() if part not in kept]
     if missing:
         train = corpus.train[0]
-        most = int(MOST * len(parts[train])) // len(missing)
+        rest = [pair for pair in parts[train] if long_enough(pair[1].duration)]
+        most = int(MOST * len(rest)) // len(missing)
         for part in missing:
-            parts[part], parts[train] = split_off(parts[train], part, split_share(corpus), corpus_dir, train, most)
+            parts[part], rest = split_off(rest, part, split_share(corpus), corpus_dir, train, most)
+        taken = {segment.id for part in missing for _, segment in parts[part]}
+        parts[train] = [pair for pair in parts[train] if pair[1].id not in taken]
     return {part: parts[part] for part in corpus.parts()}
 
 

@@ -27,6 +27,7 @@ from lhotse.utils import fastcopy, is_valid_url
 
 LIST = ".shar"  # ending of a file that lists the `cuts` files of shards
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # {000000..000119}
+TAR = re.compile(r"recording\.(\d+)\.tar")
 CUTS = re.compile(r"\bcuts\.(\d+)\.jsonl(\.gz)?(?=\W*$)")
 GIGABYTE = 10**9
 
@@ -39,10 +40,15 @@ def is_remote(location: str) -> bool:
 def shards_of(source: Path) -> list[tuple[str, str]]:
     """Return (cuts, tar) of every shard in a folder, or in a list of `cuts` files; {000..119} stands for numbers.
 
+    In a folder, a file that lacks its other half is a shard, too.
+
     Raises `UserError` if there is no shard, or a line is not a `cuts.<number>.jsonl[.gz]`; the message names it.
     """
     if source.is_dir():
-        cuts = sorted(str(p) for p in source.iterdir() if CUTS.fullmatch(p.name))
+        names = [p.name for p in source.iterdir()]
+        numbered = {match[1]: f"cuts.{match[1]}.jsonl.gz" for name in names if (match := TAR.fullmatch(name))}
+        numbered |= {match[1]: name for name in names if (match := CUTS.fullmatch(name))}
+        cuts = sorted(str(source / name) for name in numbered.values())
     else:
         cuts = [c for line in read_lines(source) if line.strip() for c in _expand(line.strip())]
         cuts = [c if is_remote(c) else str(source.parent / c) for c in cuts]

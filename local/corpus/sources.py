@@ -13,19 +13,21 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from local.common.errors import UserError, first_of
+from local.corpus.audio_paths import AUDIO_ENDINGS
 from local.corpus.corpus_yaml import Corpus
 from local.corpus.librispeech import TRANSCRIPTS
-from local.corpus.shard_store import LIST
-from local.corpus.tables import DELIMITERS, JSON_LINES, is_promising
+from local.corpus.shard_store import LIST, TAR
+from local.corpus.tables import DELIMITERS, JSON_LINES, has_cells, is_promising
 from local.corpus.transcript_files import has_transcripts
 
 SHARDS = "cuts.*.jsonl*"  # in a folder of shards
+SUPERVISIONS = r"(.+[_-])?(supervisions)"
 TABLES = (*DELIMITERS, *JSON_LINES)
 SURE = (".tsv", ".csv")  # other endings have other uses, too
 EXPECTED = (
@@ -62,6 +64,7 @@ def find_sources(corpus_dir: Path, corpus: Corpus, errors: list[str]) -> dict[st
         try:
             named = find_part(corpus_dir, part)
             source = named or find_otherwise(corpus_dir, parts, part) or (whole and find_whole(corpus_dir, parts, part, found))
+            source = source or find_flawed(corpus_dir, part)
         except UserError as e:
             errors.append(str(e))
             continue
@@ -97,7 +100,11 @@ def find_whole(corpus_dir: Path, parts: Sequence[str], part: str, found: dict[st
 
 
 def find_part(corpus_dir: Path, part: str) -> Source | None:
-    """Return where `part` is by its name, or None. Raises `UserError` if there are several."""
+    """Return where `part` is by its name, or None.
+
+    A table that has the part's own name is taken even if nothing in it looks like one, so that it is read or refused by name.
+    Raises `UserError` if there are several.
+    """
     manifest = re.compile(rf"(.+[_-])?(cuts|recordings)[_-]{re.escape(part)}\.jsonl(\.gz)?")
     tables = {f"{part}{ending}" for ending in TABLES}
     tables |= {name for ending in JSON_LINES for name in (f"{part}_manifest{ending}", f"manifest_{part}{ending}")}
@@ -115,17 +122,57 @@ def find_part(corpus_dir: Path, part: str) -> Source | None:
     folder = corpus_dir / part
     if folder.is_dir() and (strong := form_of_folder(folder, part)):
         found.insert(0, strong)
+    if not found and folder.is_dir() and (weak := weak_form(folder, part)):
+        found.append(weak)
+    found = found or flawed_tables(corpus_dir / name for name in names if name in tables)
+    return only_one(found, part, corpus_dir)
+
+
+def only_one(found: Sequence[Source], part: str, corpus_dir: Path) -> Source | None:
+    """Return the only source found, or None. Raises `UserError` if there are several."""
     if len(found) > 1:
-        places = ", ".join(source.path.name for source in found)
-        raise UserError(f"part '{part}' is in {corpus_dir} {len(found)} times: {places}; keep one of them")
-    return found[0] if found else weak_form(folder, part) if folder.is_dir() else None
+        names = ", ".join(str(source.path.relative_to(corpus_dir)) for source in found)
+        raise UserError(f"part '{part}' is in {corpus_dir} {len(found)} times: {names}; keep one of them")
+    return found[0] if found else None
+
+
+def flawed_tables(files: Iterable[Path]) -> list[Source]:
+    """Return those of the files that are tables by their names, whatever is in them; not the .txt of an audio file."""
+    files = [path for path in sorted(files) if path.suffix.lower() in TABLES and path.is_file()]
+    transcripts = {p for p in files if p.suffix == ".txt" and any(p.with_suffix(e).is_file() for e in AUDIO_ENDINGS)}
+    return [Source(path, "table") for path in files if path not in transcripts and has_cells(path)]
+
+
+def find_flawed(corpus_dir: Path, part: str) -> Source | None:
+    """Return the table in the part's folder that does not look like one, so that it is read or refused by name; else None.
+
+    Raises `UserError` if there are several, or naming a file that is missing beside others.
+    """
+    folder = corpus_dir / part
+    if source := only_one(flawed_tables(folder.iterdir()) if folder.is_dir() else [], part, corpus_dir):
+        return source
+    check_nothing_is_missing(corpus_dir, part)
+    return None
+
+
+def check_nothing_is_missing(corpus_dir: Path, part: str) -> None:
+    """Raise `UserError` naming the missing file if supervisions of `part` lack recordings, or Kaldi's files lack wav.scp."""
+    folder = corpus_dir / part
+    places = [(corpus_dir, rf"{SUPERVISIONS}[_-]{re.escape(part)}"), (folder, rf"{SUPERVISIONS}([_-]{re.escape(part)})?")]
+    for place, pattern in places:
+        for path in sorted(place.iterdir()) if place.is_dir() else ():
+            if match := re.fullmatch(pattern + r"\.jsonl(\.gz)?", path.name):
+                recordings = path.name[: match.start(2)] + "recordings" + path.name[match.end(2) :]
+                raise UserError(f"{path.with_name(recordings)} is missing beside {path.name}")
+    if kaldi := [name for name in ("text", "segments", "utt2spk") if (folder / name).is_file()]:
+        raise UserError(f"{folder / 'wav.scp'} is missing beside {', '.join(kaldi)}")
 
 
 def form_of_folder(folder: Path, part: str) -> Source | None:
     """Return the source if names that have no other use say which form the folder has."""
     if (folder / "wav.scp").is_file():
         return Source(folder, "kaldi")
-    if next(folder.glob(SHARDS), None):
+    if next(folder.glob(SHARDS), None) or any(TAR.fullmatch(path.name) for path in folder.iterdir()):
         return Source(folder, "shards")
     if next(folder.glob(TRANSCRIPTS), None):
         return Source(folder, "librispeech")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -75,8 +76,10 @@ def find_layout(table: Path, rows: Sequence[Sequence[str]], finder: AudioFinder,
         raise UserError(f"{table}:1: {what} are not known; name them in the first line: path, text, speaker")
     if not header and delimiter != "|":
         return Layout(BY_POSITION, 3, header=False)
-    columns = {"path": 0, **text_columns(rest if header else rows, named_speaker=header)}
-    return Layout(columns, max(len(first), 2), header, guessed=True)
+    widths = Counter(len(row) for row in rows if len(row) > 1) or {2: 0}
+    width = len(first) if header else max(widths, key=widths.__getitem__)  # the first line may lack cells
+    usual = [row for row in rows[int(header) :] if len(row) <= width]
+    return Layout({"path": 0, **text_columns(usual, named_speaker=header)}, max(width, 2), header, guessed=True)
 
 
 def column_of_files(rows: Sequence[Sequence[str]], finder: AudioFinder) -> int:

@@ -5,6 +5,7 @@ Published forms among them: Common Voice (`clips/`), LJSpeech (`metadata.csv`), 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -16,7 +17,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
 
 from local.common.errors import UserError
-from local.common.text_files import iterate_lines, read_lines
+from local.common.text_files import first_lines, read_lines
 from local.corpus.audio_paths import AudioFinder
 from local.corpus.dropped import Dropped
 from local.corpus.pairs import Pair, undecoded, whole_file
@@ -24,10 +25,11 @@ from local.corpus.table_columns import BY_POSITION, Layout, find_layout, known_c
 
 from lhotse import SupervisionSegment
 
-DELIMITERS = {".tsv": "\t", ".csv": ",;\t|", ".txt": "\t|"}  # the most frequent one in the first line
+DELIMITERS = {".tsv": "\t", ".csv": ",;\t|", ".txt": "\t|"}  # see `delimiter_of`
+QUOTED = re.compile(r'(?:^|(?<=[,;\t]))"(?:[^"]|"")*"(?=[,;\t]|$)', re.MULTILINE)  # a cell of a .csv
 JSON_LINES = (".json", ".jsonl")
 SAMPLE = 50  # rows that show which columns the table has
-NO_ROW = (ValueError, TypeError, ArithmeticError, RecursionError)  # raised by `json_row`
+BAD_ROW = (ValueError, TypeError, ArithmeticError, RecursionError)  # what a line of JSON may raise
 
 
 class Row(NamedTuple):
@@ -115,13 +117,24 @@ def times_of(found: dict[str, Any]) -> tuple[float, float]:
 
 
 def delimiter_of(table: Path, lines: Sequence[str]) -> str:
-    """Return the character between the cells; `|` only if all lines have as many of them: texts have commas, rarely bars."""
+    """Return the character between the cells: the one of which most lines have the same number, outside quotes.
+
+    It is `|` if no other has more such lines: texts have commas, rarely bars.
+    """
     known = DELIMITERS[table.suffix.lower()]
     sample = list(islice((line for line in lines if line.strip()), SAMPLE))
-    bars = {line.count("|") for line in sample}
-    if "|" in known and len(bars) == 1 and bars != {0}:
-        return "|"
-    return max(known.replace("|", ""), key=sample[0].count if sample else "".count)
+    bars = agreeing(sample, "|") if "|" in known else 0
+    if table.suffix.lower() == ".csv":
+        sample = QUOTED.sub("", "\n".join(sample)).split("\n")
+    others = {c: (agreeing(sample, c), "".join(sample[:1]).count(c)) for c in known if c != "|"}
+    best = max(others, key=others.__getitem__)
+    return "|" if bars and bars >= others[best][0] else best
+
+
+def agreeing(lines: Sequence[str], character: str) -> int:
+    """Return how many lines have the most usual number, above 0, of a character."""
+    counts = Counter(line.count(character) for line in lines)
+    return max((agree for number, agree in counts.items() if number), default=0)
 
 
 def cells_of(table: Path, lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -151,7 +164,7 @@ def json_rows(table: Path, part: str, dropped: list[Dropped], finder: AudioFinde
             continue
         try:
             yield json_row(number, line)
-        except NO_ROW as e:
+        except BAD_ROW as e:
             dropped.append(Dropped(f"{table}:{number}", part, "malformed line", " ".join(str(e).split())[:200]))
 
 
@@ -229,25 +242,37 @@ def clean_id(name: str) -> str:
 
 
 def is_promising(table: Path, part: str) -> bool:
-    """Return whether a file of any name is a table of speech: it has a header that is known, or names files that exist."""
+    """Return whether a file of any name is a table of speech: it has a header that is known, or names files that exist.
+
+    Flaws in a few lines do not matter: `read_table` lists or names them.
+    """
     finder = AudioFinder(table.parent, part)
+    rows = []
     try:
+        lines = first_lines(table, 20 * SAMPLE)
         if table.suffix.lower() in JSON_LINES:
-            return any(map(is_json_row, islice(filter(str.strip, iterate_lines(table)), SAMPLE)))
-        lines = list(islice(iterate_lines(table), 20 * SAMPLE))
+            return any(map(is_json_row, islice((line for line in lines if line.strip()), SAMPLE)))
         delimiter = delimiter_of(table, lines)
-        rows = [cells for _, cells in islice(cells_of(table, lines, delimiter), SAMPLE)]
+        with contextlib.suppress(UserError):  # a quote that does not end: the rows before it may be good
+            for _, cells in islice(cells_of(table, lines, delimiter), SAMPLE):
+                rows.append(cells)
         layout = find_layout(table, rows, finder, delimiter)
-        column = layout.columns["path"]
-        cells = [row[column].strip() for row in rows if len(row) > max(column, 1)]
-        return (layout.header and not layout.guessed) or any(finder.find(cell) for cell in cells)
     except UserError:
         return False
+    column = layout.columns["path"]
+    cells = [row[column].strip() for row in rows if len(row) > max(column, 1)]
+    return (layout.header and not layout.guessed) or any(finder.find(cell) for cell in cells)
 
 
 def is_json_row(line: str) -> bool:
     """Return whether a line of JSON is an utterance."""
     try:
         return bool(json_row(1, line))
-    except NO_ROW:
+    except BAD_ROW:
         return False
+
+
+def has_cells(table: Path) -> bool:
+    """Return whether a file may be a table, as far as its ending and the characters between cells tell."""
+    known = DELIMITERS.get(table.suffix.lower(), "")
+    return table.suffix.lower() != ".txt" or any(c in line for line in first_lines(table, SAMPLE) for c in known)

@@ -24,6 +24,11 @@ def tokens_fit(seconds: float, tokens: int) -> bool:
     return subsampled(num_frames(seconds)) >= max(1, tokens)
 
 
+def has_frame(seconds: float) -> bool:
+    """Return whether `seconds` of audio have at least one frame after subsampling."""
+    return tokens_fit(seconds, 0)
+
+
 def at_speed(cut: Cut, speed: float) -> Cut:
     """Return the cut at `speed` times its speed, pitch included; its id ends in `_sp<speed>`, `custom` holds the speed."""
     copy = cut.perturb_speed(speed)

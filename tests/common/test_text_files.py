@@ -6,7 +6,7 @@ import gzip
 from pathlib import Path
 
 from local.common.errors import UserError
-from local.common.text_files import iterate_lines, read_bytes, read_lines, read_yaml
+from local.common.text_files import first_lines, iterate_lines, read_bytes, read_lines, read_yaml
 
 import pytest
 
@@ -34,6 +34,14 @@ def test_unreadable_text_is_named(tmp_path: Path, name: str, data: bytes | None,
         (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=place):
         list(iterate_lines(tmp_path / name, "the writer"))
+
+
+def test_first_lines_in_spite_of_flaws(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"\xef\xbb\xbfone\r\n\xff\0\n\xc3\x84\nfour\n")
+    assert first_lines(tmp_path / "text", 3)[:3] == ["one", "\ufffd\ufffd", "Ä"]
+    assert "four" not in first_lines(tmp_path / "text", 3)
+    with pytest.raises(UserError, match="none is missing"):
+        first_lines(tmp_path / "none", 3)
 
 
 def test_lines_come_before_the_file_is_read_whole(tmp_path: Path) -> None:

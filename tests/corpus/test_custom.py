@@ -38,7 +38,7 @@ def corpus(**options: object) -> Corpus:
 
 def custom_parts(corpus_dir: Path, corpus: Corpus, dropped: list[Dropped]) -> dict[str, list[Pair]]:
     """Read all parts, and split the missing ones off, as if every utterance could be used."""
-    return split_missing(read_given(corpus_dir, corpus, dropped, STORE, str), corpus, corpus_dir)
+    return split_missing(read_given(corpus_dir, corpus, dropped, STORE, str), corpus, corpus_dir, lambda _: True)
 
 
 def write_audio(path: Path, seconds: float = 0.5, rate: int = 8000, channels: int = 1) -> Path:

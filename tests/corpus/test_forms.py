@@ -213,7 +213,7 @@ def test_the_message_says_what_is_there(tmp_path: Path) -> None:
     tones(tmp_path, "a", "b", "c", "d")
     (tmp_path / "notes.docx").write_text("x")
     (tmp_path / "raw").mkdir()
-    (tmp_path / "train.json").write_text('{"no": "manifest"}')
+    (tmp_path / "notes.json").write_text('{"no": "manifest"}')
     with pytest.raises(
         UserError, match=r"4 \.wav \(a.wav, b.wav, c.wav, \.\.\.\).*1 \.docx \(notes.docx\).*expected train.tsv"
     ):

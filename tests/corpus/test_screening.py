@@ -10,85 +10,30 @@ from pathlib import Path
 from local.config import load_config
 from local.corpus.audio_reading import read_audio
 from local.corpus.mpeg import frame_at
-from local.corpus.shard_store import ShardStore
 from local.data.datamodule import AsrDataModule
 from local.data.tokenizer import Tokenizer
-from local.prepare_cuts import main as prepare_cuts
 from local.prepare_lang import main as prepare_lang
-from local.prepare_manifests import main as prepare_manifests
 from local.prepare_noise import main as prepare_noise
-from tests.conftest import ROOT
+from tests.corpus.noise_corpus import (
+    RATE,
+    TEXT,
+    dropped,
+    equal,
+    lhotse_manifests,
+    loaded,
+    prepare,
+    recording,
+    samples,
+    segment,
+    table,
+    write,
+)
 
 import numpy as np
 import pytest
 import soundfile
-from lhotse import AudioSource, CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse import CutSet, MonoCut
 from lhotse.audio.backend import LibsndfileBackend
-from lhotse.cut import Cut
-
-RATE = 16000
-TEXT = "ONE TWO THREE"
-
-
-def samples(seed: int, seconds: float = 1.0, channels: int = 1) -> np.ndarray:
-    """Return noise (S, C) of -22 dB, exact in 16 bits."""
-    noise = np.random.default_rng(seed).uniform(-0.14, 0.14, (int(seconds * RATE), channels))
-    return np.round(noise * 32768) / 32768
-
-
-def write(path: Path, seed: int, seconds: float = 1.0, channels: int = 1, **options: str) -> np.ndarray:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    audio = samples(seed, seconds, channels)
-    soundfile.write(path, audio, RATE, **options)
-    return audio[:, 0]
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    """Return a folder with two good utterances, ok1 and ok2, for dev and test; train is missing."""
-    for part, name in (("dev", "ok1"), ("test", "ok2")):
-        write(tmp_path / "my" / f"{name}.wav", 90)
-        (tmp_path / "my" / f"{part}.tsv").write_text(f"{name}.wav\t{TEXT}\n")
-    return tmp_path / "my"
-
-
-def table(corpus: Path, *files: str) -> None:
-    (corpus / "train.tsv").write_text("".join(f"{name}\t{TEXT}\n" for name in files))
-
-
-def prepare(corpus: Path, *overrides: str) -> tuple[dict[str, Cut], dict[str, str]]:
-    """Run stages 1 and 2; return the cuts of train and the reasons of what was dropped, both by id."""
-    data = corpus.parent / "data"
-    prepare_manifests(
-        [
-            "--corpus-yaml",
-            str(ROOT / "egs/custom/corpus.yaml"),
-            "--corpus-dir",
-            str(corpus),
-            "--data-dir",
-            str(data),
-            *overrides,
-        ]
-    )
-    prepare_cuts(["--data-dir", str(data), *overrides])
-    return {cut.id: cut for cut in CutSet.from_file(data / "cuts" / "train.jsonl.gz")}, dropped(data)
-
-
-def dropped(data: Path) -> dict[str, str]:
-    listings = [path for path in (data / "dropped.tsv", data / "manifests" / "dropped.tsv") if path.exists()]
-    return {line.split("\t")[0]: line.split("\t")[2] for line in listings[0].read_text().splitlines()}
-
-
-def loaded(cut: Cut) -> np.ndarray:
-    """Return the samples (S,) that training loads."""
-    audio = ShardStore(Path(), 1.0).with_audio_loaded(cut).load_audio()
-    assert audio.shape[0] == 1
-    return audio[0]
-
-
-def equal(cut: Cut, audio: np.ndarray, tolerance: float = 1e-6) -> bool:
-    found = loaded(cut)
-    return found.shape == audio.shape and bool(np.abs(found - audio).max() <= tolerance)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
@@ -113,21 +58,6 @@ def test_sphere_files_are_loaded_or_named(corpus: Path, monkeypatch: pytest.Monk
     assert "sph2pipe" in reasons["shorten"] and "shorten.sph" in reasons["shorten"]
 
 
-def lhotse_manifests(corpus: Path, recordings: list[Recording], segments: list[SupervisionSegment]) -> None:
-    RecordingSet.from_recordings(recordings).to_file(corpus / "recordings_train.jsonl.gz")
-    SupervisionSet.from_segments(segments).to_file(corpus / "supervisions_train.jsonl.gz")
-
-
-def recording(path: Path, seconds: float = 1.0, rate: int = RATE, channels: int = 1, **changes: float) -> Recording:
-    sources = [AudioSource("file", list(range(channels)), str(path))]
-    stated = {"num_samples": round(seconds * rate), "duration": seconds, **changes}
-    return Recording(path.stem, sources, rate, **stated)  # type: ignore[arg-type]
-
-
-def segment(name: str, channel: int | list[int] = 0, start: float = 0.0, duration: float = 1.0) -> SupervisionSegment:
-    return SupervisionSegment(name, name, start, duration, channel, TEXT)
-
-
 def test_transforms_are_loaded_or_named(corpus: Path) -> None:
     """What stage 1 keeps, training loads; whether lhotse's tempo works depends on torchaudio."""
     cuts = []
@@ -145,17 +75,6 @@ def test_transforms_are_loaded_or_named(corpus: Path) -> None:
         assert abs(len(loaded(cut)) - cut.num_samples) <= 1
     assert all(name in kept or "tempo" in name or "reverb" in name for name in (c.supervisions[0].id for c in cuts))
     assert all(".wav" in reason and ("Tempo" in reason or "Reverb" in reason) for reason in reasons.values())
-
-
-def test_channels_that_are_not_there_are_named(corpus: Path) -> None:
-    write(corpus / "mono.wav", 1)
-    write(corpus / "two.wav", 2, channels=2)
-    write(corpus / "more.wav", 3, channels=2)
-    recordings = [recording(corpus / "mono.wav"), recording(corpus / "two.wav", channels=2), recording(corpus / "more.wav")]
-    lhotse_manifests(corpus, recordings, [segment("mono", 1), segment("two", 1), segment("more", 0)])
-    cuts, reasons = prepare(corpus)
-    assert list(reasons) == ["mono"] and "channel" in reasons["mono"] and "1" in reasons["mono"]
-    assert equal(cuts["two"], samples(2, channels=2)[:, 1]) and equal(cuts["more"], samples(3, channels=2)[:, 0])
 
 
 def with_data_size(path: Path, size: int, riff: int | None = None) -> None:
@@ -356,68 +275,6 @@ def test_other_formats_need_ffmpeg(corpus: Path, monkeypatch: pytest.MonkeyPatch
     cuts, reasons = prepare(corpus)
     assert set(cuts) == {"good", "song"} and equal(cuts["song"], loaded(cuts["good"]))
     assert "moov atom not found" in reasons["bad"]
-
-
-def stereo(path: Path, seed: int, quiet: float = 1.0) -> np.ndarray:
-    """Write two channels, the first multiplied by `quiet`; return them (S, 2)."""
-    audio = samples(seed, channels=2) * (quiet, 1.0)
-    soundfile.write(path, audio, RATE, subtype="FLOAT")
-    return audio
-
-
-def test_channels_are_taken_as_asked_and_said_once(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    audio = {"s": stereo(corpus / "s.wav", 1), "t": stereo(corpus / "t.wav", 2, quiet=1e-4)}
-    mono = write(corpus / "m.wav", 3)
-    table(corpus, "s.wav", "t.wav", "m.wav")
-    expected = {
-        "first": {"s": audio["s"][:, 0], "t": audio["t"][:, 0], "m": mono},
-        "loudest": {"s": loudest(audio["s"]), "t": audio["t"][:, 1], "m": mono},
-        "mix": {"s": audio["s"].mean(1), "t": audio["t"].mean(1), "m": mono},
-        "both": {"m": mono, **{f"{n}-{c}": x[:, c] for n, x in audio.items() for c in (0, 1)}},
-    }
-    for channel, wanted in expected.items():
-        cuts, reasons = prepare(corpus, f"data.channel={channel}")
-        out = capsys.readouterr().out
-        assert not reasons and set(cuts) == set(wanted)
-        assert {name: equal(cuts[name], x, 1e-5) for name, x in wanted.items()} == dict.fromkeys(wanted, True), channel
-        assert all(cut.supervisions[0].text == TEXT for cut in cuts.values())
-        assert (
-            len([line for line in out.splitlines() if line.startswith("train: 2 of 3 ") and f"data.channel={channel}" in line])
-            == 1
-        )
-        silent = [line for line in out.splitlines() if "silent" in line and line.startswith("train: 1 of ")]
-        assert len(silent) == (channel in ("first", "both")) and all(" t" in line for line in silent)
-
-
-def loudest(audio: np.ndarray) -> np.ndarray:
-    return audio[:, int(np.square(audio).mean(0).argmax())]
-
-
-def test_utterances_of_both_channels_have_ids_of_their_own(corpus: Path) -> None:
-    stereo(corpus / "a.wav", 1)
-    for n, name in enumerate(("a-0", "a-0-0")):
-        write(corpus / f"{name}.wav", 5 + n)
-    table(corpus, "a.wav", "a-0.wav", "a-0-0.wav")
-    cuts, _ = prepare(corpus, "data.channel=both")
-    assert len(cuts) == 4 and {"a-0", "a-0-0", "a-1"} < set(cuts)
-    assert equal(cuts["a-0"], samples(5)[:, 0])
-
-
-def test_the_mean_of_channels_is_trained_on_at_all_speeds_with_noise(corpus: Path) -> None:
-    """The mean is a transform of lhotse's, so speed, resampling and noise work on it as on any cut."""
-    stereo(corpus / "s.wav", 1)
-    table(corpus, "s.wav")
-    write(corpus.parent / "noise" / "n.wav", 9, 7.0)
-    options = ["data.channel=mix", "data.num_workers=0", f"augment.musan={corpus.parent / 'noise'}", "augment.musan_prob=1.0"]
-    prepare(corpus, *options)
-    data = corpus.parent / "data"
-    prepare_noise(["--data-dir", str(data), *options])
-    prepare_lang(["--data-dir", str(data), *options])
-    cfg = load_config(None, options)
-    module = AsrDataModule(cfg, data, Tokenizer.from_file(data / "lang_bpe_500" / "bpe.model"))
-    batches = module.train_dataloader(1)
-    ids = [name for batch in batches for name in batch.ids]
-    assert sorted(ids) == ["s", "s_sp0.9", "s_sp1.1"] and batches.skipped == 0 and batches.last_problem == ""
 
 
 @pytest.mark.parametrize("workers", [0, 1])

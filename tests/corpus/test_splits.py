@@ -7,9 +7,11 @@ from pathlib import Path
 from local.corpus.corpus_yaml import Corpus
 from local.corpus.custom import split_missing
 from local.corpus.pairs import Pair, whole_file
-from tests.corpus.stage_one import stage_1, tones
+from local.prepare_cuts import main as prepare_cuts
+from tests.corpus.stage_one import stage_1, tone, tones
 
 import pytest
+from lhotse import CutSet
 
 
 def split(sizes: list[int], test: bool = True, share: float = 0.05) -> dict[str, list[Pair]]:
@@ -20,7 +22,7 @@ def split(sizes: list[int], test: bool = True, share: float = 0.05) -> dict[str,
         for n in range(size)
     ]
     corpus = Corpus("own", "custom", ["train"], ["dev"], ["test"] if test else [], {"split": share})
-    parts = split_missing({"train": train}, corpus, Path("DIR"))
+    parts = split_missing({"train": train}, corpus, Path("DIR"), lambda _: True)
     assert sorted(s.id for pairs in parts.values() for _, s in pairs) == sorted(s.id for _, s in train)
     return parts
 
@@ -73,3 +75,43 @@ def test_a_split_of_the_program_is_not_warned_about(tmp_path: Path, capsys: pyte
     stage_1(tmp_path, tmp_path / "own", dev="[dev]", test="[test]")
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert len(warned) == 1 and "train" in warned[0] and "test" in warned[0]
+
+
+@pytest.mark.parametrize("short", [1, 3, 8])
+def test_what_stage_2_cannot_use_is_not_split_off(tmp_path: Path, short: int) -> None:
+    """Four good utterances are enough for all three parts, whichever names the short ones have."""
+    lengths = {f"u{i}": 0.5 if i % 3 == 1 else 0.04 for i in range(12)}
+    few = [name for name, seconds in lengths.items() if seconds == 0.04][:short]
+    names = [name for name, seconds in lengths.items() if seconds == 0.5 or name in few]
+    for name in names:
+        tone(tmp_path / "my" / f"{name}.wav", 300, lengths[name])
+    (tmp_path / "my" / "train.tsv").write_text("".join(f"{name}.wav\tone\n" for name in names))
+    stage_1(tmp_path / "my", tmp_path / "work", dev="[dev]", test="[test]")
+    data = tmp_path / "work" / "data"
+    prepare_cuts(["--data-dir", str(data), "data.min_utterance_seconds=0.3"])
+    left = {part: len(CutSet.from_file(data / "cuts" / f"{part}.jsonl.gz")) for part in ("train", "dev", "test")}
+    assert left == {"train": 2, "dev": 1, "test": 1}
+    rows = [row.split("\t")[:2] for row in (data / "dropped.tsv").read_text().splitlines()]
+    assert sorted(rows) == sorted([name, "train"] for name in few)
+
+
+def test_all_parts_are_screened_before_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In both stages: an error names all empty parts, and the bad files of each part are listed."""
+    corpus = tmp_path / "my"
+    tones(corpus, "a", "b")
+    for name in ("d", "t"):
+        tone(corpus / f"{name}.wav", 300, 0.04)
+    rows = {"train": ["a", "x"], "dev": ["y"], "test": ["z"]}
+    for kind in ("missing", "short"):
+        for part, names in rows.items():
+            (corpus / f"{part}.tsv").write_text("".join(f"{name}.wav\tone\n" for name in names))
+        data = tmp_path / kind / "data"
+        with pytest.raises(SystemExit):
+            stage_1(corpus, tmp_path / kind, dev="[dev]", test="[test]")
+            prepare_cuts(["--data-dir", str(data)])
+        error = capsys.readouterr().err
+        assert "'dev'" in error and "'test'" in error and "'train'" not in error
+        listing = data / "dropped.tsv" if kind == "short" else data / "manifests" / "dropped.tsv"
+        listed = [row.split("\t")[:2] for row in listing.read_text().splitlines()]
+        assert sorted(listed) == sorted([name, part] for part, names in rows.items() for name in names if name != "a")
+        rows = {"train": ["a"], "dev": ["d"], "test": ["t"]}

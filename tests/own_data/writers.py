@@ -196,7 +196,8 @@ def nemo(root: Path, part: str, plan: PartPlan, numbers: Iterator[int]) -> list[
             if u.plan.harm == "nan":
                 entry["duration"] = float("nan")
             written = json.dumps(entry, ensure_ascii=plan.style[2])
-            bad = u.plan.harm in ("empty text", "malformed", "outside", "nan")
+            unused = u.plan.harm == "nan" and "offset" not in entry  # a duration alone is not used
+            bad = u.plan.harm in ("empty text", "malformed", "outside", "nan") and not unused
             where = lines.add(written[: len(written) // 2] if u.plan.harm == "malformed" else written)
             names = [where, u.id, f"{sound.path.stem}-{times}"]
             claims.append(claim_of(part, sound, u, names, LOST if bad else 0))
