@@ -24,7 +24,7 @@ from local.corpus.corpus_yaml import Corpus
 from local.corpus.librispeech import TRANSCRIPTS
 from local.corpus.shard_store import LIST, TAR
 from local.corpus.tables import DELIMITERS, JSON_LINES, has_cells, is_promising
-from local.corpus.transcript_files import has_transcripts
+from local.corpus.transcript_files import has_transcripts, walk
 
 SHARDS = "cuts.*.jsonl*"  # in a folder of shards
 SUPERVISIONS = r"(.+[_-])?(supervisions)"
@@ -156,7 +156,7 @@ def find_flawed(corpus_dir: Path, part: str) -> Source | None:
 
 
 def check_nothing_is_missing(corpus_dir: Path, part: str) -> None:
-    """Raise `UserError` naming the missing file if supervisions of `part` lack recordings, or Kaldi's files lack wav.scp."""
+    """Raise `UserError` if the supervisions of `part` lack recordings, Kaldi's files wav.scp, or the part's audio its texts."""
     folder = corpus_dir / part
     places = [(corpus_dir, rf"{SUPERVISIONS}[_-]{re.escape(part)}"), (folder, rf"{SUPERVISIONS}([_-]{re.escape(part)})?")]
     for place, pattern in places:
@@ -166,6 +166,10 @@ def check_nothing_is_missing(corpus_dir: Path, part: str) -> None:
                 raise UserError(f"{path.with_name(recordings)} is missing beside {path.name}")
     if kaldi := [name for name in ("text", "segments", "utt2spk") if (folder / name).is_file()]:
         raise UserError(f"{folder / 'wav.scp'} is missing beside {', '.join(kaldi)}")
+    if audio := next((place / names[0] for place, _, names, _ in walk(folder, ()) if names), None):
+        raise UserError(
+            f"{folder} has audio ({audio.name}) without transcripts; give them, or name other parts (data.dev_parts=[...] data.test_parts=[...])"
+        )
 
 
 def form_of_folder(folder: Path, part: str) -> Source | None:

@@ -138,6 +138,13 @@ def test_a_kaldi_directory_without_wav_scp(corpus: Path, capsys: pytest.CaptureF
     assert f"{corpus}/test/wav.scp" in error_of(corpus, capsys)
 
 
+@pytest.mark.parametrize("place", ["", "deep/"])
+def test_a_folder_of_audio_without_transcripts(corpus: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tone(corpus / "test" / f"{place}x.wav", 300)
+    error = error_of(corpus, capsys)
+    assert f"{corpus}/test has" in error and "x.wav" in error and "data.test_parts" in error
+
+
 @pytest.mark.parametrize("left", [0, 1])
 def test_a_shard_without_its_cuts_is_listed(corpus: Path, left: int, capsys: pytest.CaptureFixture[str]) -> None:
     folder = corpus / "test"
