@@ -168,7 +168,8 @@ def check_nothing_is_missing(corpus_dir: Path, part: str) -> None:
         raise UserError(f"{folder / 'wav.scp'} is missing beside {', '.join(kaldi)}")
     if audio := next((place / names[0] for place, _, names, _ in walk(folder, ()) if names), None):
         raise UserError(
-            f"{folder} has audio ({audio.name}) without transcripts; give them, or name other parts (data.dev_parts=[...] data.test_parts=[...])"
+            f"{folder} has audio ({audio.name}) without transcripts; give them, "
+            "or name other parts (data.dev_parts=[...] data.test_parts=[...])"
         )
 
 
