@@ -86,6 +86,7 @@ class AsrDataModule:
         self._store = shard_store(self.data_dir, cfg.data)
         self._train: ShuffledCuts | None = None
         self._noise: list[Cut] | None = None
+        self._read: dict[str, list[Cut]] = {}  # by part
 
     def train_dataloader(self, epoch: int, skip_batches: int = 0) -> Batches:
         """Return the augmented batches of an epoch from step `skip_batches` on.
@@ -156,11 +157,13 @@ class AsrDataModule:
         return self.data_dir / ("features" if self._precomputed else "cuts") / f"{part}.jsonl.gz"
 
     def _cuts(self, part: str) -> list[Cut]:
-        """Return the cuts of a part without speed-perturbed copies."""
-        manifest = self._manifest(part)
-        lines = enumerate(read_cut_lines(manifest), 1)
-        cuts: list[Cut] = [parse_item(line, Cut, f"{manifest}:{number}") for number, line in lines]  # type: ignore[type-abstract]
-        return [cut for cut in cuts if SPEED not in (cut.custom or {})]
+        """Return the cuts of a part without speed-perturbed copies; its manifest is read once."""
+        if part not in self._read:
+            manifest = self._manifest(part)
+            lines = enumerate(read_cut_lines(manifest), 1)
+            cuts: list[Cut] = [parse_item(line, Cut, f"{manifest}:{number}") for number, line in lines]  # type: ignore[type-abstract]
+            self._read[part] = [cut for cut in cuts if SPEED not in (cut.custom or {})]
+        return self._read[part]
 
     def _plain(self, cuts: list[Cut], max_duration: float, by: Processes) -> Batches:
         """Return the share of `by` in the cuts, longest first, in batches of up to `max_duration` seconds."""
