@@ -15,7 +15,7 @@ from local.common.cli import make_parser, program
 from local.common.errors import UserError, described
 from local.config import load_config
 from local.corpus.audio_files import check_all, check_audio
-from local.corpus.audio_paths import AUDIO_ENDINGS
+from local.corpus.audio_paths import has_audio_ending
 from local.corpus.audio_reading import BadAudio, load_audio
 from local.corpus.pairs import undecoded
 from local.corpus.screening import as_decoded
@@ -28,7 +28,7 @@ WINDOW, SHORTEST = 10.0, 5.0  # seconds
 
 def read_folder(folder: Path, num_jobs: int) -> list[Cut]:
     """Return a cut per audio file below `folder`; damaged files are named and left out. Uses `num_jobs` processes."""
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_ENDINGS)
+    paths = sorted(p for p in folder.rglob("*") if has_audio_ending(p.name))
     cuts: list[Cut] = []
     for path, info in check_all(check_audio, paths, num_jobs, "noise"):
         if isinstance(info, BadAudio):

@@ -48,8 +48,8 @@ def read_table(table: Path, part: str, dropped: list[Dropped]) -> list[Pair]:
     """Return a table's utterances, without reading audio; bad lines go to `dropped`. Raises `UserError` if no line is good."""
     bad = len(dropped)
     finder = AudioFinder(table.parent, part)
-    read = json_rows if table.suffix.lower() in JSON_LINES else table_rows
-    rows = list(read(table, part, dropped, finder))
+    is_json = table.suffix.lower() in JSON_LINES
+    rows = list(json_rows(table, part, dropped) if is_json else table_rows(table, part, dropped, finder))
     if not rows:
         why = f": {dropped[bad].id}: {dropped[bad].detail}" if len(dropped) > bad else ""
         raise UserError(f"{table}: it has no utterance{why}")
@@ -154,7 +154,7 @@ def cells_of(table: Path, lines: Sequence[str], delimiter: str) -> Iterator[tupl
             yield start, cells
 
 
-def json_rows(table: Path, part: str, dropped: list[Dropped], finder: AudioFinder) -> Iterator[Row]:
+def json_rows(table: Path, part: str, dropped: list[Dropped]) -> Iterator[Row]:
     """Yield the rows of a table of JSON objects, one per line, with the names of columns as keys (NeMo: `audio_filepath`).
 
     NeMo's `offset` and `duration` are a segment; a `duration` alone is that of the file, which the file itself says better.

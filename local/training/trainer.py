@@ -20,7 +20,7 @@ from local.artifacts.checkpoint import (
 )
 from local.common.allocator import release_free_memory
 from local.common.atomic import remove_abandoned
-from local.common.errors import TrainingDiverged, UserError
+from local.common.errors import TrainingDiverged, UserError, first_of
 from local.common.processes import Processes
 from local.common.progress import Progress
 from local.config.keys import leaves
@@ -209,7 +209,7 @@ class Trainer:
         """Save and name the utterances of a non-finite step; raise `UserError` after train.max_bad_steps of them."""
         self.bad_steps += 1
         what, ids, paths = self.gradient.save_bad(self.exp_dir / "bad", f"step-{self.step}")
-        names, path = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else ""), ", ".join(paths)
+        names, path = first_of(ids), ", ".join(paths)
         print(f"warning: step {self.step} skipped: {what} not finite for {names}; saved in {path}")
         if self.bad_steps > self.cfg.train.max_bad_steps:
             raise TrainingDiverged(
