@@ -207,6 +207,18 @@ def nemo(root: Path, part: str, plan: PartPlan, numbers: Iterator[int]) -> list[
     return claims
 
 
+def one_line(lines: Lines, part: str, sound: Sound, row: str, malformed: list[str], text: str | None = None) -> list[Claim]:
+    """Write the line of a file's only utterance, or what is left of it; return the claims. malformed: that line, and names."""
+    (u,) = sound.utterances
+    if u.plan.harm == "malformed":
+        return [claim_of(part, sound, u, [lines.add(malformed[0]), *malformed[1:]], LOST)]
+    worst = LOST if u.plan.harm == "empty text" else 0
+    claims = [claim_of(part, sound, u, [lines.add(row), u.id], worst, text=u.text if text is None else text)]
+    if u.plan.harm == "repeated":
+        claims.append(again(claims[0], [lines.add(row), u.id]))
+    return claims
+
+
 def common_voice(root: Path, part: str, plan: PartPlan, numbers: Iterator[int]) -> list[Claim]:
     """Write <part>.tsv with the columns of Common Voice; its paths are relative to clips/."""
     lines = Lines(root / f"{part}.tsv")
@@ -215,12 +227,7 @@ def common_voice(root: Path, part: str, plan: PartPlan, numbers: Iterator[int]) 
     for sound in lay_out(plan, root / "clips", numbers, f"common_voice_{part}" + "_{:04d}"):
         (u,) = sound.utterances
         row = f"{u.speaker}\t{sound.path.name}\tx{u.number}\t{u.text}\t2\t0\t"
-        if u.plan.harm == "malformed":
-            claims.append(claim_of(part, sound, u, [lines.add(f"{u.speaker}\t{sound.path.name}")], LOST))
-            continue
-        claims.append(claim_of(part, sound, u, [lines.add(row), u.id], LOST if u.plan.harm == "empty text" else 0))
-        if u.plan.harm == "repeated":
-            claims.append(again(claims[-1], [lines.add(row), u.id]))
+        claims += one_line(lines, part, sound, row, [f"{u.speaker}\t{sound.path.name}"])
     lines.save()
     return claims
 
@@ -234,13 +241,7 @@ def ljspeech(root: Path, part: str, plan: PartPlan, numbers: Iterator[int]) -> l
         (u,) = sound.utterances
         text = u.text.replace("|", "")
         row = f"{u.id}|{text and 'Dr. 7'}|{text}" if plan.style[0] else f"{u.id}|{text}|{text}"
-        if u.plan.harm == "malformed":
-            claims.append(claim_of(part, sound, u, [lines.add(u.id), u.id], LOST))
-            continue
-        worst = LOST if u.plan.harm == "empty text" else 0
-        claims.append(claim_of(part, sound, u, [lines.add(row), u.id], worst, text=text))
-        if u.plan.harm == "repeated":
-            claims.append(again(claims[-1], [lines.add(row), u.id]))
+        claims += one_line(lines, part, sound, row, [u.id, u.id], text)
     lines.save()
     return claims
 
