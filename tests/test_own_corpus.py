@@ -60,7 +60,8 @@ def test_one_command_chooses_a_configuration_and_names_the_folders(place: Path) 
     shown = (place / "first.txt").read_text()
     assert (place / "exp" / "my_audio" / "wer.md").is_file() and not (place / "data" / "custom").exists()
     cfg = load_config(place / "data" / "my_audio" / "conf.yaml")
-    assert cfg.train.warm_share > 0 and cfg.model.encoder.d_model == 144, "not the model of 960 hours"
+    preset = load_config(ROOT / "conf" / "preset" / "minutes.yaml")
+    assert cfg.train.warm_share > 0 and cfg.model == preset.model, "not the model of 960 hours"
     for words in ("preset/minutes.yaml", "without a GPU" if "without a GPU" in shown else "with a GPU", "train.num_epochs"):
         assert words in shown
     trained = load_averaged(place / "exp" / "my_audio" / "averaged.pt")[1]

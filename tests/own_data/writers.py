@@ -255,7 +255,7 @@ def beside_txt(root: Path, part: str, plan: PartPlan, numbers: Iterator[int]) ->
         text = sound.path.with_suffix(".txt")
         names = [u.id, str(text), f"{text}:1"]
         if u.plan.harm == "no text":
-            if sound.plan.harm != "missing":
+            if sound.plan.harm not in ("missing", "a folder"):  # neither audio nor text: not an utterance
                 claims.append(claim_of(part, sound, u, names, LOST, word=""))
             continue
         text.parent.mkdir(parents=True, exist_ok=True)
