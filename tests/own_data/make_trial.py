@@ -18,7 +18,6 @@ from local.corpus.librispeech import read_part
 import numpy as np
 import soundfile
 import torch
-from torchaudio.functional import resample
 
 JOINED = 10  # utterances of a long recording
 CODECS = ((".wav", "PCM_16"), (".flac", "PCM_16"), (".ogg", "VORBIS"), (".mp3", "MPEG_LAYER_III"))
@@ -76,6 +75,8 @@ def join(group: Sequence[Digits], path: Path) -> Iterator[tuple[Digits, float, f
 
 def write_table(folder: Path, utterances: Sequence[Digits]) -> None:
     """Write train.tsv and its audio: every format, sampling rate, and one or two channels in turn."""
+    from torchaudio.functional import resample  # the k2 environment, which imports this file, has no torchaudio
+
     lines = ["path\ttext\tspeaker\n"]
     for number, u in enumerate(utterances):
         ending, subtype = CODECS[number % len(CODECS)]
