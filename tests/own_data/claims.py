@@ -150,7 +150,8 @@ def violations(claims: Sequence[Claim], kept: Sequence[Found], rows: Sequence[Ro
     fulfilled, wrong = match_kept(claims, kept, splits)
     lost = [c for c in claims if not any(c is f for f in fulfilled)]
     wrong += [f"lost, though it is good: {c}" for c in lost if c.verdict == KEPT and not c.merged]
-    return wrong + match_rows(lost, rows)
+    damaged = [c for c in claims if c.verdict == EITHER]  # all of them may be kept, and the damaged file be listed
+    return wrong + match_rows(lost, rows, damaged)
 
 
 def violations_of_a_stop(claims: Sequence[Claim], rows: Sequence[Row]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,11 @@ def line_verdict(sound: Sound, u: Utterance) -> int:
     return max(EITHER if u.plan.harm == "id of the last" else 0, STATED_HARMS.get(sound.plan.harm, 0))
 
 
+def silent(group: Sequence[Utterance]) -> Utterance | None:
+    """Return the one that stands for a recording or a cut without a supervision; None if it has one."""
+    return group[0] if all(u.plan.harm == "no text" for u in group) else None
+
+
 def save(lines: Lines) -> None:
     """Write the lines to their file, compressed if its name says so."""
     lines.path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +139,7 @@ def _manifests(
         copied = False
         for u in sound.utterances:
             if u.plan.harm == "no text":
-                if len(sound.utterances) == 1:  # else the recording has other supervisions
+                if u is silent(sound.utterances):
                     claims.append(claim_of(part, sound, u, [name, u.id], LOST, word=""))
                 continue
             key = last if u.plan.harm == "id of the last" and last else u.id
@@ -220,11 +225,13 @@ def add_cut(lines: Lines, part: str, sound: Sound, group: list[Utterance], cut: 
     supervisions = iter(cut["supervisions"])
     for u in group:
         if u.plan.harm == "no text":
-            if len(group) == 1:  # else the cut has other supervisions
+            if u is silent(group):
                 claims.append(claim_of(part, sound, u, [cut["id"], where], LOST, word=""))
             continue
         name = next(supervisions)["id"]
-        worst = EITHER if u.plan.harm == "no audio" else line_verdict(sound, u)  # a cut has its recording
+        worst = line_verdict(sound, u)
+        if u.plan.harm == "no audio" or (u.plan.harm == "no channel" and u is not group[0]):
+            worst = EITHER  # a cut has its recording, and its channel, whatever its supervision says
         if malformed or "nan" in harms:  # the whole line is
             worst = LOST
         elif "no channel" in harms or "id of the last" in harms:
