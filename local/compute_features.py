@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
     corpus = load_corpus(args.data_dir / "corpus.yaml")
-    store = shard_store(args.data_dir, cfg.data)
+    store = shard_store(args.data_dir, cfg.data, corpus)
     parts = corpus.parts() + ([] if cfg.augment.musan is None else ["musan"])
     for part in parts:
         manifest = args.data_dir / "cuts" / f"{part}.jsonl.gz"

@@ -74,8 +74,9 @@ class Speech:
         self.seed = cfg.train.seed
         lang = lang_dir(data_dir, cfg.lang)
         self.tokenizer = Tokenizer.from_file(lang / "bpe.model")
-        self.dataset = AsrDataset(cfg, self.tokenizer, None, augment=False, epoch=0, store=shard_store(data_dir, cfg.data))
         corpus = load_corpus(data_dir / "corpus.yaml", cfg.data)
+        store = shard_store(data_dir, cfg.data, corpus)
+        self.dataset = AsrDataset(cfg, self.tokenizer, None, augment=False, epoch=0, store=store)
         precomputed = cfg.features.type == "precomputed"
         folder = data_dir / ("features" if precomputed else "cuts")
 

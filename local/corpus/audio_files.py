@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from local.common.errors import UserError, described
 from local.common.progress import progress
-from local.corpus.audio_reading import BadAudio, Source, data_chunk, first_bytes, open_audio, read_block
+from local.corpus.audio_reading import BadAudio, Source, check_size, data_chunk, first_bytes, open_audio, read_block
 
 import numpy as np
 import soundfile
@@ -24,7 +24,6 @@ import torch
 
 A = TypeVar("A")
 B = TypeVar("B")
-LOWEST_RATE = 1000  # Hz; a lower rate cannot carry speech
 LOUDEST = 1e4  # times full scale, which floating-point files may exceed
 SILENT = -70.0  # dB of full scale; speech below is hardly more than the noise of 16 bits
 FLOOR = -200.0  # dB of full scale, the level of zeros
@@ -50,11 +49,10 @@ def check_audio(source: Source) -> AudioInfo:
     """
     try:
         with open_audio(source) as f:
-            if f.samplerate < LOWEST_RATE:
-                raise BadAudio("sampling rate too low for speech", f"{f.samplerate} Hz")
             decoded, energy = 0, np.zeros(f.channels)
             while len(block := read_block(f)) > 0:
                 decoded += len(block)
+                check_size(f.samplerate, f.channels, decoded)  # the header may not state it
                 if not np.abs(block).max() <= LOUDEST:
                     raise BadAudio("audio file with NaN or far too loud samples")
                 energy += np.square(block, dtype=np.float64).sum(axis=0)

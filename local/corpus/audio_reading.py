@@ -1,6 +1,7 @@
 """The one reader of audio, for preparation, training and streaming. Importing it makes it lhotse's audio backend.
 
 libsndfile reads most formats. ffmpeg converts the others, if it is installed (sph2pipe also converts compressed .sph).
+lhotse itself then opens nothing but files and bytes in memory: it runs no command and fetches no URL.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import re
 import shutil
 import struct
-import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -19,11 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local.common.text_files import is_file
+from local.corpus.commands import CommandFailed, run
 from local.corpus.mpeg import states_length, with_length
+from local.corpus.resampling import resampler
 
 import numpy as np
 import soundfile
 from lhotse.audio.backend import LibsndfileBackend, set_current_audio_backend
+from lhotse.audio.source import AudioSource
 from lhotse.augmentation import AudioTransform
 from lhotse.cut import Cut
 from lhotse.utils import compute_num_samples
@@ -32,6 +35,10 @@ Source = str | Path | io.BytesIO
 BLOCK = 1 << 18  # samples, of all channels, decoded at a time
 HEAD = 1024  # bytes: NIST SPHERE has the longest header that is read here
 UNKNOWN_FRAMES = 1 << 40  # libsndfile's number of frames is larger if the file does not state it
+LOWEST_RATE, HIGHEST_RATE = 1000, 768_000  # Hz; a lower rate cannot carry speech, no device has a higher one
+MOST_CHANNELS = 256
+MOST_SAMPLES = 1 << 33  # of all channels: 149 hours at 16 kHz. A few kB of FLAC can hold as much silence
+MOST_BYTES = 4 << 30  # of a file that is read into memory as a whole; WAV cannot be longer
 QUIET_FORMATS = (b"RIFF", b"fLaC", b"OggS")  # their decoders write nothing to standard error
 CHUNKS = (b"LIST", b"fact", b"bext", b"smpl", b"cue ", b"id3 ", b"ID3 ", b"PEAK", b"_PMX", b"JUNK")  # may follow an empty one
 FOREIGN = re.compile(rb"....ftyp|\x1aE\xdf\xa3|0&\xb2u|#!AMR|\xff[\xf0\xf1\xf8\xf9]|FLV\x01|MAC |wvpk|TTA1", re.DOTALL)
@@ -64,11 +71,24 @@ def open_audio(source: Source) -> Iterator[soundfile.SoundFile]:
     head = first_bytes(source)
     with quiet() if head[:4] not in QUIET_FORMATS else contextlib.nullcontext():
         with _opened(_readable(source, head), head) as f:
+            check_size(f.samplerate, f.channels, f.frames if f.frames < UNKNOWN_FRAMES else 0)
             if f.frames < UNKNOWN_FRAMES:
                 yield f
                 return
         with Unseekable(_rewound(source)) as f:
             yield f
+
+
+def check_size(rate: int, channels: int, frames: int) -> None:
+    """Raise `BadAudio` if a sampling rate (Hz), a number of channels or of samples per channel is none of speech."""
+    if rate < LOWEST_RATE:
+        raise BadAudio("sampling rate too low for speech", f"{rate} Hz")
+    if rate > HIGHEST_RATE:
+        raise BadAudio("sampling rate too high", f"{rate} Hz; the highest is {HIGHEST_RATE} Hz")
+    if channels > MOST_CHANNELS:
+        raise BadAudio("too many channels", f"{channels}; the most are {MOST_CHANNELS}")
+    if channels * frames > MOST_SAMPLES:
+        raise BadAudio("audio file too long", f"more than {MOST_SAMPLES} samples; cut it")
 
 
 def _opened(source: Source, head: bytes) -> soundfile.SoundFile:
@@ -127,7 +147,11 @@ def _rewound(source: Source) -> str | io.BytesIO:
 
 
 def _all_bytes(source: Source) -> bytes:
-    return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()
+    if (size := os.path.getsize(source)) > MOST_BYTES:
+        raise BadAudio("audio file too long", f"{size} bytes; cut it, or convert it to FLAC")
+    return Path(source).read_bytes()
 
 
 def convert(source: Source, programs: tuple[str, ...]) -> io.BytesIO:
@@ -141,24 +165,17 @@ def convert(source: Source, programs: tuple[str, ...]) -> io.BytesIO:
             copy.write(source.getvalue())
             copy.flush()
             source = copy.name
-        command = [program, "-f", "wav", "-p", str(source)]
+        path = os.path.abspath(source)  # no option, no protocol of ffmpeg's
+        command = [program, "-f", "wav", "-p", path]
         if program == "ffmpeg":
-            command = [
-                program,
-                *"-nostdin -v error -xerror -i".split(),
-                str(source),
-                *"-map 0:a:0 -c:a pcm_f32le -f wav -".split(),
-            ]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if done.returncode != 0:
-        raise BadAudio("unreadable audio file", f"{program}: {last_line(done.stderr)}")
-    return io.BytesIO(done.stdout)
-
-
-def last_line(output: bytes) -> str:
-    """Return the last line of a program's output, up to 200 characters."""
-    lines = output.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1][:200] if lines else "no message"
+            options = "-nostdin -v error -xerror -protocol_whitelist file -i".split()
+            command = [program, *options, f"file:{path}", *"-map 0:a:0 -c:a pcm_f32le -f wav pipe:1".split()]
+        out = io.BytesIO()
+        try:
+            run(command, out)
+        except CommandFailed as e:
+            raise BadAudio("unreadable audio file", f"{program}: {e}") from None
+    return out
 
 
 def read_audio(source: Source, offset: float = 0.0, duration: float | None = None) -> tuple[np.ndarray, int]:
@@ -173,10 +190,12 @@ def read_audio(source: Source, offset: float = 0.0, duration: float | None = Non
             if first:  # seeking to the beginning changes the last bits of MP3
                 f.seek(first)
             return f.read(count, dtype="float32", always_2d=True).T, f.samplerate
-        blocks = [np.empty((0, f.channels), dtype=np.float32)]
-        while (count < 0 or sum(map(len, blocks)) < first + count) and len(block := read_block(f)):
-            blocks.append(block)
-        return np.concatenate(blocks)[first : None if count < 0 else first + count].T, f.samplerate
+        blocks, place = [np.empty((0, f.channels), dtype=np.float32)], 0
+        while (count < 0 or place < first + count) and len(block := read_block(f)):
+            check_size(f.samplerate, f.channels, place + len(block))
+            blocks.append(block[max(0, first - place) :])
+            place += len(block)
+        return np.concatenate(blocks)[: None if count < 0 else count].T, f.samplerate
 
 
 def read_block(f: soundfile.SoundFile) -> np.ndarray:
@@ -202,7 +221,18 @@ class Reader(LibsndfileBackend):
         return True
 
 
+def _from_file_or_memory(source: AudioSource, offset: float, duration: float | None) -> Source:
+    """Return what `Reader` opens for a source. Raises `BadAudio` for a command or a URL; `ShardStore` may replace these."""
+    if source.type == "file" and isinstance(source.source, str):
+        return source.source
+    if source.type == "memory" and isinstance(source.source, bytes):
+        return io.BytesIO(source.source)
+    raise BadAudio("source that is neither a file nor in memory", f"type {source.type}: {str(source.source)[:200]}")
+
+
 set_current_audio_backend(Reader())
+AudioSource._prepare_for_reading = _from_file_or_memory  # type: ignore[method-assign]
+assert resampler  # importing it makes it lhotse's
 
 
 def load_audio(cut: Cut) -> np.ndarray:

@@ -83,7 +83,7 @@ class AsrDataModule:
         self.cfg, self.data_dir, self.tokenizer = cfg, Path(data_dir), tokenizer
         self.max_duration: float | None = None if cfg.train.max_duration == AUTO else cfg.train.max_duration
         self.corpus = load_corpus(self.data_dir / "corpus.yaml", cfg.data)
-        self._store = shard_store(self.data_dir, cfg.data)
+        self._store = shard_store(self.data_dir, cfg.data, self.corpus)
         self._train: ShuffledCuts | None = None
         self._noise: list[Cut] | None = None
         self._read: dict[str, list[Cut]] = {}  # by part
