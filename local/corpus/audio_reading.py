@@ -38,6 +38,7 @@ UNKNOWN_FRAMES = 1 << 40  # libsndfile's number of frames is larger if the file 
 LOWEST_RATE, HIGHEST_RATE = 1000, 768_000  # Hz; a lower rate cannot carry speech, no device has a higher one
 MOST_CHANNELS = 256
 MOST_SAMPLES = 1 << 33  # of all channels: 149 hours at 16 kHz. A few kB of FLAC can hold as much silence
+MOST_LOADED = 1 << 30  # samples of all channels that are loaded together: 18 hours at 16 kHz
 MOST_BYTES = 4 << 30  # of a file that is read into memory as a whole; WAV cannot be longer
 QUIET_FORMATS = (b"RIFF", b"fLaC", b"OggS")  # their decoders write nothing to standard error
 CHUNKS = (b"LIST", b"fact", b"bext", b"smpl", b"cue ", b"id3 ", b"ID3 ", b"PEAK", b"_PMX", b"JUNK")  # may follow an empty one
@@ -79,16 +80,20 @@ def open_audio(source: Source) -> Iterator[soundfile.SoundFile]:
             yield f
 
 
-def check_size(rate: int, channels: int, frames: int) -> None:
-    """Raise `BadAudio` if a sampling rate (Hz), a number of channels or of samples per channel is none of speech."""
+def check_size(rate: int, channels: int, frames: int, most: int | None = None) -> None:
+    """Raise `BadAudio` if a sampling rate (Hz), a number of channels or of samples per channel is none of speech.
+
+    most: samples of all channels together, by default `MOST_SAMPLES`.
+    """
+    most = MOST_SAMPLES if most is None else most
     if rate < LOWEST_RATE:
         raise BadAudio("sampling rate too low for speech", f"{rate} Hz")
     if rate > HIGHEST_RATE:
         raise BadAudio("sampling rate too high", f"{rate} Hz; the highest is {HIGHEST_RATE} Hz")
     if channels > MOST_CHANNELS:
         raise BadAudio("too many channels", f"{channels}; the most are {MOST_CHANNELS}")
-    if channels * frames > MOST_SAMPLES:
-        raise BadAudio("audio file too long", f"more than {MOST_SAMPLES} samples; cut it")
+    if channels * frames > most:
+        raise BadAudio("audio too long", f"more than {most} samples; cut it")
 
 
 def _opened(source: Source, head: bytes) -> soundfile.SoundFile:
@@ -150,7 +155,7 @@ def _all_bytes(source: Source) -> bytes:
     if isinstance(source, io.BytesIO):
         return source.getvalue()
     if (size := os.path.getsize(source)) > MOST_BYTES:
-        raise BadAudio("audio file too long", f"{size} bytes; cut it, or convert it to FLAC")
+        raise BadAudio("audio too long", f"{size} bytes; cut it, or convert it to FLAC")
     return Path(source).read_bytes()
 
 
@@ -160,19 +165,20 @@ def convert(source: Source, programs: tuple[str, ...]) -> io.BytesIO:
     if program is None:
         names = " or ".join(programs)
         raise BadAudio(f"needs {names}", f"libsndfile cannot read this format; install {names}, or convert the file to FLAC")
-    with tempfile.NamedTemporaryFile() as copy:  # these programs seek in their input
-        if isinstance(source, io.BytesIO):
-            copy.write(source.getvalue())
+    with tempfile.TemporaryFile() as copy:
+        path = f"/dev/fd/{copy.fileno()}"
+        if isinstance(source, io.BytesIO):  # these programs seek in their input
+            copy.write(source.getbuffer())
             copy.flush()
-            source = copy.name
-        path = os.path.abspath(source)  # no option, no protocol of ffmpeg's
+        else:
+            path = os.path.abspath(source)  # no option, no protocol of ffmpeg's
         command = [program, "-f", "wav", "-p", path]
         if program == "ffmpeg":
             options = "-nostdin -v error -xerror -protocol_whitelist file -i".split()
             command = [program, *options, f"file:{path}", *"-map 0:a:0 -c:a pcm_f32le -f wav pipe:1".split()]
         out = io.BytesIO()
         try:
-            run(command, out)
+            run(command, out, files=(copy.fileno(),))
         except CommandFailed as e:
             raise BadAudio("unreadable audio file", f"{program}: {e}") from None
     return out
@@ -187,12 +193,13 @@ def read_audio(source: Source, offset: float = 0.0, duration: float | None = Non
         first = compute_num_samples(offset, f.samplerate) if offset > 0 else 0
         count = -1 if duration is None else compute_num_samples(duration, f.samplerate)
         if f.seekable():
+            check_size(f.samplerate, f.channels, f.frames - first if count < 0 else count, MOST_LOADED)
             if first:  # seeking to the beginning changes the last bits of MP3
                 f.seek(first)
             return f.read(count, dtype="float32", always_2d=True).T, f.samplerate
         blocks, place = [np.empty((0, f.channels), dtype=np.float32)], 0
         while (count < 0 or place < first + count) and len(block := read_block(f)):
-            check_size(f.samplerate, f.channels, place + len(block))
+            check_size(f.samplerate, f.channels, place + len(block) - first, MOST_LOADED)
             blocks.append(block[max(0, first - place) :])
             place += len(block)
         return np.concatenate(blocks)[: None if count < 0 else count].T, f.samplerate

@@ -21,15 +21,23 @@ class CommandFailed(Exception):
     """A program could not be started, failed, or exceeded a limit; the message is one line without the command."""
 
 
-def run(command: str | Sequence[str], out: BinaryIO, seconds: float | None = None, most: int | None = None) -> None:
+def run(
+    command: str | Sequence[str],
+    out: BinaryIO,
+    seconds: float | None = None,
+    most: int | None = None,
+    files: Sequence[int] = (),
+) -> None:
     """Write what a program prints to `out`. A command that is one string is the shell's, others are not.
+
+    files: descriptors that it inherits.
 
     seconds, most: limits of time and bytes, by default `SECONDS` and `MOST_BYTES`. Raises `CommandFailed` with the exit status
     and the last line of its messages, or with the limit; then it was killed with all processes of its group.
     """
     seconds, most = SECONDS if seconds is None else seconds, MOST_BYTES if most is None else most
     end, written, message = time.monotonic() + seconds, 0, b""
-    with started(command) as process:
+    with started(command, files) as process:
         for stream, data in blocks(process, end):
             if stream is process.stderr:
                 message = (message + data)[-MESSAGE:]
@@ -49,14 +57,12 @@ def run(command: str | Sequence[str], out: BinaryIO, seconds: float | None = Non
 
 
 @contextlib.contextmanager
-def started(command: str | Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def started(command: str | Sequence[str], files: Sequence[int] = ()) -> Iterator[subprocess.Popen[bytes]]:
     """Yield the running program; at the end it and its group are killed. Raises `CommandFailed` if it cannot be started."""
     nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
     shell = isinstance(command, str)
     try:
-        process = subprocess.Popen(
-            command, bufsize=0, stdin=nothing, stdout=pipe, stderr=pipe, shell=shell, start_new_session=True
-        )
+        process = subprocess.Popen(command, 0, None, nothing, pipe, pipe, shell=shell, start_new_session=True, pass_fds=files)
     except (OSError, ValueError) as e:  # not a possible command
         raise CommandFailed(f"cannot be started: {e}") from None
     with process:

@@ -20,6 +20,8 @@ from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 
 T = TypeVar("T")
+LONGEST_LINE = 1 << 24  # characters; a few kB of gzip can hold gigabytes
+MOST_MALFORMED = 100_000  # lines of a file
 TOLERANCE = 0.1  # seconds by which a supervision may exceed its cut; it is then truncated
 
 
@@ -122,15 +124,21 @@ def nonempty(pairs: list[Pair], manifest: Path) -> list[Pair]:
 
 
 def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> Iterator[tuple[str, T]]:
-    """Yield (`file:number`, item) of each line of a JSONL that is a `kind`; other lines go to `dropped`."""
+    """Yield (`file:number`, item) of each line of a JSONL that is a `kind`; other lines go to `dropped`.
+
+    Raises `UserError` naming the line where the file is damaged, or has too long or too many malformed lines.
+    """
     opener: Callable[..., Any] = gzip.open if manifest.suffix == ".gz" else open
-    number = 0
+    number, most = 0, len(dropped) + MOST_MALFORMED
     try:
-        with opener(manifest, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
+        with opener(manifest, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
                 if not line.strip():
                     continue
                 where = f"{manifest}:{number}"
+                if len(line) == LONGEST_LINE or len(dropped) > most:
+                    what = "a line" if len(line) == LONGEST_LINE else f"{MOST_MALFORMED} lines before"
+                    raise UserError(f"{where}: not a manifest of lhotse: {what} cannot be one of JSON")
                 try:
                     values = json.loads(line)
                     if r"\ud" in line.lower():  # half of a character cannot be written again

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from local.common.errors import described
-from local.corpus.audio_files import SILENT, AudioInfo, check_all, check_audio, level
+from local.corpus.audio_files import LOUDEST, SILENT, AudioInfo, check_all, check_audio, level
 from local.corpus.audio_reading import BadAudio, Source, load_audio
 from local.corpus.dropped import Dropped
 from local.corpus.pairs import Pair
@@ -18,6 +18,7 @@ from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.audio.utils import get_audio_duration_mismatch_tolerance
 from lhotse.utils import fastcopy
 
+LONGEST = 7200.0  # seconds of an utterance, which is loaded as a whole
 LEVELS = "levels"  # key in a supervision's `custom`: dB of full scale of its channels, if several or nearly silent
 
 
@@ -96,6 +97,8 @@ def screen_segment(
         span = f"{segment.start:.2f} to {segment.start + duration:.2f} s of {recording.duration:.2f} s"
         return BadAudio("segment outside its recording", span)
     duration = min(duration, recording.duration - segment.start)
+    if duration > LONGEST:
+        return BadAudio(f"utterance longer than {LONGEST:g} s", f"{duration:.0f} s{how(recording)}")
     asked = segment.channel if isinstance(segment.channel, list) else [segment.channel]
     channels = asked if named else list(recording.channel_ids or [0])
     if missing := sorted(set(channels) - set(recording.channel_ids or [])):
@@ -110,6 +113,8 @@ def screen_segment(
             samples = np.concatenate([load_audio(cut) for cut in cuts])
         except Exception as e:  # lhotse and its transforms raise exceptions of all types
             return BadAudio("cannot be loaded", f"{described(e)}{how(recording)}")
+        if not (samples.size and np.abs(samples).max() <= LOUDEST):
+            return BadAudio("audio with NaN or far too loud samples", how(recording).removeprefix(": "))
         levels = [level(float(np.square(row, dtype=np.float64).mean())) for row in samples]
     loud = min(levels) > SILENT and len(channels) == 1
     return fastcopy(
