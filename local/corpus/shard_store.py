@@ -139,8 +139,8 @@ class ShardStore:
         """Return the bytes of `TAR#OFFSET+SIZE`. Raises `ValueError` if the tar is too short."""
         location, _, place = source.rpartition("#")
         offset, size = map(int, place.split("+"))
-        if size > MOST_BYTES:
-            raise ValueError(f"{size} bytes of {location} are more than {MOST_BYTES}")
+        if not (offset >= 0 and 0 <= size <= MOST_BYTES):
+            raise ValueError(f"byte {offset} of {location} and {size} bytes from there are no audio")
         with self.local(location).open("rb") as f:
             f.seek(offset)
             data = f.read(size)
