@@ -81,6 +81,9 @@ def _problem_of_recording(item: Recording) -> str:
         return f"{item.id} has {item.num_samples} samples at {item.sampling_rate} Hz, but lasts {item.duration} s"
     if not item.sources or not all(isinstance(s.source, str) and "\0" not in s.source for s in item.sources):
         return f"{item.id} has no file"
+    for channels in (*(source.channels for source in item.sources), item.channel_ids or [0]):
+        if not (isinstance(channels, list) and channels and all(type(channel) is int for channel in channels)):
+            return f"channels of {item.id[:80]} are {str(channels)[:40]}"
     return _problem_of_transforms(item)
 
 

@@ -156,7 +156,7 @@ def find_flawed(corpus_dir: Path, part: str) -> Source | None:
 
 
 def check_nothing_is_missing(corpus_dir: Path, part: str) -> None:
-    """Raise `UserError` if the supervisions of `part` lack recordings, Kaldi's files wav.scp, or its audio texts or a header."""
+    """Raise `UserError` if the supervisions of `part` lack recordings, Kaldi's files wav.scp, its audio texts or a header."""
     folder = corpus_dir / part
     places = [(corpus_dir, rf"{SUPERVISIONS}[_-]{re.escape(part)}"), (folder, rf"{SUPERVISIONS}([_-]{re.escape(part)})?")]
     for place, pattern in places:

@@ -139,7 +139,7 @@ def transform(name: str, **values: object) -> dict[str, Any]:
     return {"name": name, "kwargs": values}
 
 
-TRANSFORMS = {  # what the reason must name
+TRANSFORMS: dict[str, tuple[Any, str]] = {  # and channels; what the reason must name
     "speed of 0.00001": ([transform("Speed", factor=1e-5)], "factor"),
     "speed of NaN": ([transform("Speed", factor=float("nan"))], "factor"),
     "speed of text": ([transform("Speed", factor="fast")], "factor"),
@@ -153,6 +153,9 @@ TRANSFORMS = {  # what the reason must name
     "room": ([transform("ReverbWithImpulseResponse", rir_generator={"max_T60": 1e9})], "max_T60"),
     "room's rate": ([transform("ReverbWithImpulseResponse", rir_generator={"sr": 10**9})], "sr"),
     "many": (1000 * [transform("Volume", factor=1.0)], "1000"),
+    "channels": ({"sources": [{"type": "file", "channels": "a", "source": "x"}]}, "channels"),
+    "channel of text": ({"sources": [{"type": "file", "channels": ["a"], "source": "x"}]}, "channels"),
+    "channel ids": ({"channel_ids": {"a": 1}}, "channels"),
     "unknown": ([transform("Shell", command="touch PWNED")], "Shell"),
 }
 
@@ -161,7 +164,8 @@ def test_transforms_of_manifests_are_bounded(corpus: Path) -> None:
     write(corpus / "good.wav", 1)
     lines = [recording(corpus / "good.wav").to_dict()]
     for name, (transforms, _) in TRANSFORMS.items():
-        lines.append({**recording(corpus / "good.wav").to_dict(), "id": name, "transforms": transforms})
+        values = {"transforms": transforms} if isinstance(transforms, list) else transforms
+        lines.append({**recording(corpus / "good.wav").to_dict(), "id": name, **values})
     write_manifests(corpus, [], [segment("good"), *(segment(name) for name in TRANSFORMS)])
     (corpus / "recordings_train.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
     began = time.monotonic()
