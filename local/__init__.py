@@ -2,4 +2,7 @@
 
 import model as _model  # before torch: it sets GOMP_SPINCOUNT
 
+from local.common.startup import begin as _begin
+
 assert _model
+_begin()
