@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -38,7 +38,9 @@ B = TypeVar("B")
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a fork of a program with threads must not
 WATCH_EVERY = 1.0  # seconds between looks at the parent, where the system tells nothing
-KILLED = re.compile(r"DataLoader worker \(pids?\(?s?\)? [\d, ]+\) (?:is killed by signal: (?P<signal>[^.]*)|exited unexpectedly)")
+KILLED = re.compile(
+    r"DataLoader worker \(pids?\(?s?\)? [\d, ]+\) (?:is killed by signal: (?P<signal>[^.]*)|exited unexpectedly)"
+)
 STUCK = re.compile(r"DataLoader timed out after (?P<seconds>[\d.]+) seconds")
 
 
@@ -76,8 +78,8 @@ def how_it_ended(status: int | None) -> str:
     return f"was killed (signal {-status}){hint}"
 
 
-def why_loader_failed(e: BaseException) -> str | None:
-    """Return in one line what torch's DataLoader reports of its processes; None for another error.
+def why_loader_failed(e: BaseException, processes: Sequence[BaseProcess] = ()) -> str | None:
+    """Return in one line what torch's DataLoader reports of its `processes`; None for another error.
 
     torch raises this wherever the program is when a process dies, not only where it waits for a batch.
     """
@@ -90,7 +92,8 @@ def why_loader_failed(e: BaseException) -> str | None:
         return None
     name = re.sub(r"\W", "", found["signal"] or "").lower()  # as strsignal(3) says it: "Killed"
     number = next((s for s in signal.Signals if re.sub(r"\W", "", signal.strsignal(s) or "").lower() == name), None)
-    how = how_it_ended(-number if number else None)
+    statuses = [-number] if number else [p.exitcode for p in processes if p.exitcode]
+    how = how_it_ended(statuses[0] if statuses else None)
     return f"a data process {how}; run again, it resumes; a lower data.num_workers or train.max_duration takes less memory"
 
 
@@ -137,9 +140,13 @@ def process_pool(
         if not isinstance(e, BrokenProcessPool):
             raise
         codes = [p.exitcode for p in made if p.exitcode not in (None, 0, -signal.SIGTERM)]
-        raise ChildEnded(f"a process for {what} {how_it_ended(codes[0] if codes else None)}; run again, or use --nj 1") from None
+        raise _ended(what, codes[0] if codes else None) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ended(what: str, status: int | None) -> ChildEnded:
+    return ChildEnded(f"a process for {what} {how_it_ended(status)}; run again, or use --nj 1")
 
 
 def _begin_worker(parent: int, threads: Callable[[int], Any] | None) -> None:
@@ -162,11 +169,11 @@ def each_in_a_process(function: Callable[[A], B], items: Iterable[A], num_jobs: 
         while True:
             for number, item in islice(waiting, num_jobs - len(running)):
                 receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_answer, args=(function, item, sender, os.getpid()))
+                child = context.Process(target=_answer, args=(function, item, sender, os.getpid()))
                 with room_for_children():
-                    process.start()
+                    child.start()
                 sender.close()
-                running[receiver] = number, process
+                running[receiver] = number, child
             if not running:
                 return
             for ready in wait(list(running)):
@@ -196,7 +203,7 @@ def _result(receiver: Connection, process: BaseProcess, what: str) -> Any:
             value, trace = receiver.recv()
         except EOFError:
             process.join()
-            raise ChildEnded(f"a process for {what} {how_it_ended(process.exitcode)}; run again, or use --nj 1") from None
+            raise _ended(what, process.exitcode) from None
     process.join()
     if trace:
         raise value from RuntimeError(trace)

@@ -6,9 +6,11 @@ Training batches depend on (seed, epoch) alone, an utterance's augmentation on (
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ class Batches:
         """Iterate over `loader`; with_empty: also yield batches without utterances, as all processes must make each pass."""
         self.loader, self.num_cuts, self.with_empty, self.skipped = loader, num_cuts, with_empty, 0
         self.last_problem = ""
+        self._workers: list[BaseProcess] = []
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches.
@@ -60,7 +63,7 @@ class Batches:
         except UserError as e:  # a worker's has a traceback before its own line
             raise UserError(str(e).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")) from None
         except RuntimeError as e:
-            if why := why_loader_failed(e):
+            if why := why_loader_failed(e, self._workers):
                 raise UserError(why) from None
             raise
 
@@ -77,7 +80,9 @@ class Batches:
         gc.freeze()
         try:
             with room_for_children():
-                return iter(self.loader)
+                found = iter(self.loader)
+            self._workers = multiprocessing.active_children()
+            return found
         finally:
             gc.unfreeze()
 

@@ -102,9 +102,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
         (tmp_path / "parent.py").write_text(PROGRAM + PARENTS[kind])
         command, environment = [sys.executable, str(tmp_path / "parent.py")], {**os.environ, "PYTHONPATH": str(ROOT)}
         pipe = subprocess.PIPE
-        started.append(
-            subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-        )
+        started.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True))
         return started[-1]
 
     yield begin
