@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from local.common.children import process_pool
 from local.common.csv_table import write_table
 from local.common.errors import UserError
 from local.common.progress import Progress
@@ -197,16 +197,12 @@ def run_all(function: Callable[[Job], Result], jobs: Sequence[Job], desc: str) -
                 results.append(function(job))
                 progress.update()
             return results
-        spawn = multiprocessing.get_context("spawn")  # a fork would share torch's threads, which then hang
-        with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        # a fork would share torch's threads, which then hang
+        with process_pool(workers, desc, "spawn", torch.set_num_threads) as pool:
             futures = [pool.submit(function, job) for job in jobs]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    progress.update()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            for future in as_completed(futures):
+                future.result()
+                progress.update()
             return [future.result() for future in futures]
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import math
-import multiprocessing
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from local.common.children import ChildEnded, process_pool
 from local.common.errors import UserError, described
 from local.common.progress import progress
 from local.corpus.audio_reading import BadAudio, Source, check_size, data_chunk, first_bytes, open_audio, read_block
@@ -124,16 +123,13 @@ def check_all(check: Callable[[A], B], items: Collection[A], num_jobs: int, what
     """
     waiting = iter(items)
     item: A | None = None
-    fork = multiprocessing.get_context("fork")  # the processes inherit the loaded libraries
-    with ProcessPoolExecutor(num_jobs, fork, torch.set_num_threads, (1,)) as pool:  # OpenMP's threads do not survive a fork
-        results = in_order(pool, partial(caught, check), items, 8 * num_jobs)
-        try:
-            for result in progress(results, len(items), what, "files"):
+    try:
+        with process_pool(num_jobs, what, threads=torch.set_num_threads) as pool:  # OpenMP's threads do not survive a fork
+            for result in progress(in_order(pool, partial(caught, check), items, 8 * num_jobs), len(items), what, "files"):
                 item = next(waiting)
                 yield item, result
-        except BrokenProcessPool:
-            named = str(next(waiting, item))[:300]
-            raise UserError(f"a process that checked {what} was ended (memory?), at or after {named}; try --nj 1") from None
+    except ChildEnded as e:
+        raise UserError(f"{e}; it was at or after {str(next(waiting, item))[:300]}") from None
 
 
 def caught(check: Callable[[A], B], item: A) -> B | BadAudio:
