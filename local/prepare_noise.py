@@ -13,6 +13,7 @@ from pathlib import Path
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError, described, one_line
+from local.common.text_files import regular
 from local.config import load_config
 from local.corpus.audio_files import check_all, check_audio
 from local.corpus.audio_paths import has_audio_ending
@@ -86,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = Path(cfg.augment.musan)
     if not source.exists():
         raise UserError(f"augment.musan={source}: no such folder; stage 0 (audio) of prepare.sh downloads it")
+    if not source.is_dir():
+        regular(source)
     left_out: list[Dropped] = []
     cuts = CutSet((read_folder if source.is_dir() else read_cuts)(source, args.nj, left_out))
     for noise in left_out[:MOST_NAMED]:

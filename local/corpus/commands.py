@@ -7,13 +7,18 @@ import os
 import selectors
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import BinaryIO
+
+from local.common.children import die_with_parent
 
 SECONDS = 300.0  # in which a program must end: enough to convert hours of audio
 MOST_BYTES = 2 << 30  # of output: 1.5 hours of stereo at 48 kHz, as floating-point numbers
 BLOCK = 1 << 18  # bytes read at a time
+SHELL = """trap 'kill -9 0' TERM; sh -c "$1" & wait $!"""  # ends itself, the command and all that this started
 MESSAGE = 4096  # bytes of standard error that are kept, the last ones
 
 
@@ -58,12 +63,26 @@ def run(
 
 @contextlib.contextmanager
 def started(command: str | Sequence[str], files: Sequence[int] = ()) -> Iterator[subprocess.Popen[bytes]]:
-    """Yield the running program; at the end it and its group are killed. Raises `CommandFailed` if it cannot be started."""
-    nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
+    """Yield the running program; at the end it and its group are killed. On Linux they die with this process, too.
+
+    Raises `CommandFailed` if it cannot be started.
+    """
     shell = isinstance(command, str)
+    words = ["sh", "-c", SHELL, "-", command] if isinstance(command, str) else list(command)
+    ending = partial(die_with_parent, os.getpid(), signal.SIGTERM if shell else signal.SIGKILL)
+    nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
     try:
-        process = subprocess.Popen(command, 0, None, nothing, pipe, pipe, shell=shell, start_new_session=True, pass_fds=files)
-    except (OSError, ValueError) as e:  # not a possible command
+        process = subprocess.Popen(
+            words,
+            0,
+            stdin=nothing,
+            stdout=pipe,
+            stderr=pipe,
+            start_new_session=True,
+            pass_fds=files,
+            preexec_fn=ending if sys.platform == "linux" else None,
+        )
+    except (OSError, ValueError, subprocess.SubprocessError) as e:  # not a possible command
         raise CommandFailed(f"cannot be started: {e}") from None
     with process:
         try:

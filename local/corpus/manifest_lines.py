@@ -18,6 +18,8 @@ from lhotse.serialization import decode_json_line, deserialize_item
 
 T = TypeVar("T")
 FEATURES = "float16_archive"  # the storage of local.data.feature_store; others of lhotse's run commands
+SOURCES = ("file", "memory", "shar", "command", "url")  # lhotse's types of sources
+LARGEST = 1e12  # of any number: more samples than a recording has
 SLOWEST, FASTEST = 0.1, 10.0  # factors of Speed and Tempo, all of a recording's together
 MOST_TRANSFORMS = 20  # of a recording
 RANGES = {  # of numbers of lhotse's transforms, by their names; beyond, they take all memory or do not end
@@ -68,7 +70,7 @@ def find_problem(item: Any) -> str:
 
 
 def _number(value: Any, least: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= least
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= LARGEST
 
 
 def _problem_of_recording(item: Recording) -> str:
@@ -81,6 +83,8 @@ def _problem_of_recording(item: Recording) -> str:
         return f"{item.id} has {item.num_samples} samples at {item.sampling_rate} Hz, but lasts {item.duration} s"
     if not item.sources or not all(isinstance(s.source, str) and "\0" not in s.source for s in item.sources):
         return f"{item.id} has no file"
+    if wrong := [str(s.type)[:40] for s in item.sources if not (isinstance(s.type, str) and s.type in SOURCES)]:
+        return f"type of a source of {item.id[:80]} is {wrong[0]}"
     for channels in (*(source.channels for source in item.sources), item.channel_ids or [0]):
         if not (isinstance(channels, list) and channels and all(type(channel) is int for channel in channels)):
             return f"channels of {item.id[:80]} are {str(channels)[:40]}"

@@ -58,7 +58,7 @@ def read_shar(source: Path, part: str, dropped: list[Dropped], store: ShardStore
         try:
             location = tar if is_remote(tar) else str(Path(tar).resolve())
             audio.found.extend(recordings_in(store.local(tar), location))
-        except (OSError, ValueError, LookupError, TypeError, tarfile.TarError) as e:
+        except (OSError, ValueError, LookupError, TypeError, UserError, tarfile.TarError) as e:
             dropped.append(damaged(tar, part, e))
         try:
             pairs.extend(pairs_of_cuts(store.local(cuts), part, dropped, audio.take))

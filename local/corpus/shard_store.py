@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from local.common.atomic import atomic_write
 from local.common.errors import UserError, reason
-from local.common.text_files import read_lines
+from local.common.text_files import read_lines, regular
 from local.config.schema import DataConfig
 from local.corpus.audio_reading import BadAudio, Source
 from local.corpus.commands import MOST_BYTES, SECONDS, CommandFailed, run
@@ -101,10 +101,10 @@ class ShardStore:
     def local(self, location: str) -> Path:
         """Return the file's path; fetch it if it is remote.
 
-        Raises `OSError` or `ValueError` if that fails, `BadAudio` if it is not allowed.
+        Raises `UserError` or `ValueError` if that fails, `BadAudio` if it is not allowed.
         """
         if not is_remote(location):
-            return Path(location)
+            return regular(Path(location))
         self._check_allowed(location)
         name = hashlib.sha256(location.encode()).hexdigest()[:16]
         name += "".join(Path(location.rstrip("/")).suffixes[-2:])[-16:]  # lhotse and gzip need the endings

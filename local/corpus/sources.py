@@ -111,7 +111,7 @@ def find_part(corpus_dir: Path, part: str) -> Source | None:
     found = []
     names = [name for name in os.listdir(corpus_dir) if name in tables or name == part + LIST or manifest.fullmatch(name)]
     for path in (corpus_dir / name for name in sorted(names)):  # a folder may hold a million others
-        if path.is_dir():
+        if not path.is_file():
             continue
         if match := manifest.fullmatch(path.name):
             found.append(Source(path, match[2]))

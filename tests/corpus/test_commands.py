@@ -6,6 +6,8 @@ import ast
 import io
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +105,7 @@ def test_a_shell_is_started_in_one_place() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             shell = isinstance(node, ast.keyword) and node.arg == "shell"
+            shell |= isinstance(node, ast.Constant) and node.value in ("sh", "bash", "/bin/sh", "/bin/bash")
             if shell or name in ("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"):
                 found.add(str(path.relative_to(ROOT)))
     assert found == {"local/corpus/commands.py"}
@@ -301,12 +304,28 @@ def test_a_command_is_stopped_with_all_that_it_started(here: Path, command: str,
     with pytest.raises(CommandFailed, match=limit):
         run(command, out := io.BytesIO(), seconds=1.5, most=1_000_000)
     assert time.monotonic() - began < 10 and out.tell() <= 1_000_000
-    for _ in range(100):
-        if not alive(int((here / "pid").read_text())):
-            break
+    wait_for(lambda: not alive(int((here / "pid").read_text())))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells children of their parent's end")
+@pytest.mark.parametrize("command", ["sleep 1000 & echo $! > pid; wait", "(sleep 1000 & echo $! > pid; wait) | cat"])
+def test_a_command_dies_with_a_process_that_is_killed(here: Path, command: str) -> None:
+    code = f"import io; from local.corpus.commands import run; run({command!r}, io.BytesIO())"
+    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        wait_for(lambda: (here / "pid").exists() and (here / "pid").read_text().strip() != "")
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_for(lambda: not alive(int((here / "pid").read_text())))
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if what():
+            return
         time.sleep(0.05)
-    else:
-        pytest.fail("a process is left")
+    pytest.fail("it did not happen within 30 s")
 
 
 def test_a_command_gives_its_output_and_its_last_message(here: Path) -> None:
