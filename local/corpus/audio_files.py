@@ -23,6 +23,7 @@ import torch
 
 A = TypeVar("A")
 B = TypeVar("B")
+UNSTATED = 0.1  # seconds that may follow after those of the header
 LOUDEST = 1e4  # times full scale, which floating-point files may exceed
 SILENT = -70.0  # dB of full scale; speech below is hardly more than the noise of 16 bits
 FLOOR = -200.0  # dB of full scale, the level of zeros
@@ -74,12 +75,12 @@ def level(power: float) -> float:
 
 
 def what_is_missing(source: Source, f: soundfile.SoundFile, decoded: int) -> str:
-    """Return what the audio lacks of the length that its header states; "" if it is complete or states no length.
+    """Return how the audio differs from the length that its header states; "" if it does not, or none is stated.
 
     libsndfile reads most truncated files without an error.
     """
     head = first_bytes(source)
-    if f.seekable() and decoded < f.frames:
+    if f.seekable() and (decoded < f.frames or decoded - f.frames > UNSTATED * f.samplerate):  # training reads `frames`
         return f"{decoded} of {f.frames} samples"
     if head[:4] == b"RIFF":
         missing = wav_bytes_missing(source, head)

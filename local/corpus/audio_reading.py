@@ -76,7 +76,7 @@ def open_audio(source: Source) -> Iterator[soundfile.SoundFile]:
             if f.frames < UNKNOWN_FRAMES:
                 yield f
                 return
-        with Unseekable(_rewound(source)) as f:
+        with Unseekable(_unnamed(source)) as f:
             yield f
 
 
@@ -98,12 +98,12 @@ def check_size(rate: int, channels: int, frames: int, most: int | None = None) -
 
 def _opened(source: Source, head: bytes) -> soundfile.SoundFile:
     try:
-        return soundfile.SoundFile(_rewound(source))
-    except TypeError:  # from the ending .raw
-        raise BadAudio("audio without a header", "convert it to WAV or FLAC; only you know its rate") from None
+        return soundfile.SoundFile(_unnamed(source))
     except soundfile.LibsndfileError:
         if head.startswith(b"NIST_1A"):
             return soundfile.SoundFile(convert(source, ("sph2pipe", "ffmpeg")))
+        if isinstance(source, str | Path) and Path(source).suffix.lower() == ".raw":
+            raise BadAudio("audio without a header", "convert it to WAV or FLAC; only you know its rate") from None
         raise
 
 
@@ -144,11 +144,12 @@ def first_bytes(source: Source) -> bytes:
         return f.read(HEAD)
 
 
-def _rewound(source: Source) -> str | io.BytesIO:
+def _unnamed(source: Source) -> int | io.BytesIO:
+    """Return what libsndfile opens and closes: a descriptor, as it would guess the format from the ending of a name."""
     if isinstance(source, io.BytesIO):
         source.seek(0)
         return source
-    return str(source)
+    return os.open(source, os.O_RDONLY)
 
 
 def _all_bytes(source: Source) -> bytes:

@@ -97,6 +97,8 @@ def screen_segment(
         span = f"{segment.start:.2f} to {segment.start + duration:.2f} s of {recording.duration:.2f} s"
         return BadAudio("segment outside its recording", span)
     duration = min(duration, recording.duration - segment.start)
+    if not duration > 0:  # it starts at the end
+        return BadAudio("segment outside its recording", f"{segment.start:.2f} s of {recording.duration:.2f} s")
     if duration > LONGEST:
         return BadAudio(f"utterance longer than {LONGEST:g} s", f"{duration:.0f} s{how(recording)}")
     asked = segment.channel if isinstance(segment.channel, list) else [segment.channel]

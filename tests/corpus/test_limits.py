@@ -15,7 +15,7 @@ from typing import Any
 
 from local.common.errors import UserError
 from local.corpus import audio_reading, lhotse_manifests
-from local.corpus.audio_files import check_audio
+from local.corpus.audio_files import check_audio, what_is_missing
 from local.corpus.audio_reading import BadAudio, load_audio, read_audio
 from local.corpus.shard_store import ShardStore
 from local.prepare_noise import main as prepare_noise
@@ -317,11 +317,12 @@ def test_noise_of_another_kind_is_one_line(corpus: Path, capsys: pytest.CaptureF
 
 
 def test_raw_audio_is_one_line(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Audio without a header, by every way to name it."""
+    """Audio without a header, by every way to name it; a WAV of that name is read."""
     noise = write(corpus / "good.wav", 1)
     for name in ("a.raw", "b.RAW"):
         (corpus / name).write_bytes((noise * 32768).astype("<i2").tobytes())
-    table(corpus, "good.wav", "a.raw", "b.RAW")
+    (corpus / "c.raw").write_bytes((corpus / "good.wav").read_bytes())
+    table(corpus, "good.wav", "a.raw", "b.RAW", "c.raw")
     (corpus / "dev.tsv").unlink()
     (corpus / "dev").mkdir()
     (corpus / "dev" / "wav.scp").write_text(f"good {corpus}/good.wav\nk {corpus}/a.raw\n")
@@ -331,7 +332,7 @@ def test_raw_audio_is_one_line(corpus: Path, capsys: pytest.CaptureFixture[str])
     cuts = [MonoCut(r.id, 0.0, 1.0, 0, [segment(r.id)], recording=r) for r in recordings]
     CutSet.from_cuts(cuts).to_file(corpus / "cuts_test.jsonl.gz")
     found, reasons = prepare(corpus)
-    assert set(found) == {"good"} and equal(found["good"], noise)
+    assert set(found) == {"good", "c"} and equal(found["c"], noise)
     assert set(reasons) == {"a", "b", "k"} and all("without a header" in reason for reason in reasons.values())
     with pytest.raises(UserError, match=r"a\.raw: .*without a header"):
         read_for_stream(corpus / "a.raw", RATE)
@@ -377,3 +378,30 @@ def test_a_named_pipe_in_place_of_a_file_is_no_file(corpus: Path, capsys: pytest
     with pytest.raises(SystemExit):
         make_noise(corpus, corpus / "noise.jsonl.gz")
     assert "noise.jsonl.gz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["au", "snd", "vox", "gsm", "raw", "wav", "aiff"])
+def test_a_name_makes_no_audio(tmp_path: Path, ending: str) -> None:
+    """Libsndfile would take bytes without a header for 8 kHz mu-law or ADPCM, by the ending."""
+    (tmp_path / f"a.{ending}").write_bytes(np.random.default_rng(0).bytes(4000))
+    with pytest.raises(BadAudio, match="without a header" if ending == "raw" else "recognised"):
+        check_audio(tmp_path / f"a.{ending}")
+    with pytest.raises((BadAudio, soundfile.LibsndfileError)):
+        read_audio(tmp_path / f"a.{ending}")
+
+
+def test_blocks_that_give_more_than_the_header_states_are_damage(tmp_path: Path) -> None:
+    """Training reads what the header states. Damaged MP3 gives more in blocks, undamaged ones a few samples at most."""
+    soundfile.write(tmp_path / "a.mp3", np.sin(np.arange(5 * RATE)), RATE, format="MP3")
+    with soundfile.SoundFile(tmp_path / "a.mp3") as f:
+        for more, missing in ((0, ""), (RATE // 100, ""), (RATE, f"{f.frames + RATE} of {f.frames} samples")):
+            assert what_is_missing(tmp_path / "a.mp3", f, f.frames + more) == missing
+
+
+def test_an_utterance_that_starts_at_the_end_is_outside(corpus: Path) -> None:
+    write(corpus / "good.wav", 1)
+    (corpus / "train.tsv").write_text(
+        f"path\ttext\tid\toffset\tduration\ngood.wav\t{TEXT}\ta\t0\t1\ngood.wav\t{TEXT}\tb\t1.0\t0.05\n"
+    )
+    cuts, reasons = prepare(corpus)
+    assert list(cuts) == ["a"] and list(reasons) == ["b"] and "outside" in reasons["b"]
