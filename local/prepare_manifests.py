@@ -15,7 +15,7 @@ from pathlib import Path
 
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
-from local.common.errors import UserError, first_of
+from local.common.errors import UserError, first_of, one_line
 from local.config import load_config
 from local.corpus.corpus_yaml import Corpus, load_corpus, save_corpus
 from local.corpus.ctm import with_alignments
@@ -76,12 +76,12 @@ def warn_forbidden(forbidden: Sequence[Dropped], corpus_yaml: Path, listing: Pat
     """Warn of what is left out because it needs commands or the network, and say which key allows it where."""
     if forbidden:
         example = f"{forbidden[0].id}, {forbidden[0].detail[:200]}" if forbidden[0].detail else forbidden[0].id
-        print(
+        line = (
             f"warning: {len(forbidden)} left out, as they need a command or the network ({example}); listed in {listing}. "
             f"If you trust the corpus, set options.commands: true in a corpus.yaml of your own: copy {corpus_yaml.parent} to "
-            "egs/NAME, edit it there, and use --corpus NAME",
-            file=sys.stderr,
+            "egs/NAME, edit it there, and use --corpus NAME"
         )
+        print(one_line(line, 1000), file=sys.stderr)
 
 
 def read_parts(
