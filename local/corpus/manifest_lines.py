@@ -22,6 +22,7 @@ SOURCES = ("file", "memory", "shar", "command", "url")  # lhotse's types of sour
 LARGEST = 1e12  # of any number: more samples than a recording has
 SLOWEST, FASTEST = 0.1, 10.0  # factors of Speed and Tempo, all of a recording's together
 MOST_TRANSFORMS = 20  # of a recording
+ORDINARY = 1e9  # of their other numbers
 RANGES = {  # of numbers of lhotse's transforms, by their names; beyond, they take all memory or do not end
     "source_sampling_rate": (LOWEST_RATE, HIGHEST_RATE),
     "target_sampling_rate": (LOWEST_RATE, HIGHEST_RATE),
@@ -104,10 +105,10 @@ def _problem_of_transforms(item: Recording) -> str:
             return wrong
         values |= vars(generator) if (generator := values.get("rir_generator")) is not None else {}
         for name, value in values.items():
-            least, most = RANGES.get(name, (-1e9, 1e9))
+            least, most = RANGES.get(name, (-ORDINARY, ORDINARY))
             if name in (*RANGES, "factor") and not _number(value, least):
                 return f"{name} of {type(transform).__name__} of {item.id[:80]} is {str(value)[:40]}"
-            if isinstance(value, int | float) and not least <= value <= most:
+            if isinstance(value, int | float) and not least <= value <= most and not name.endswith("_seed"):
                 return f"{name} of {type(transform).__name__} of {item.id[:80]} is {str(value)[:40]}"
     return "" if SLOWEST <= speed <= FASTEST else f"factor of {item.id[:80]}'s speed is {speed:g}"
 
@@ -132,6 +133,8 @@ def _problem_of_supervision(item: SupervisionSegment) -> str:
 def _problem_of_cut(item: Cut) -> str:
     if not _number(item.duration, 0) or item.duration == 0:
         return f"duration of {item.id[:80]} is {item.duration}"
+    if isinstance(item, MixedCut):
+        return next(filter(None, (find_problem(track.cut) for track in item.tracks)), "")
     if not isinstance(item, DataCut):
         return ""
     if not _number(item.start, 0) or (item.recording is None and item.features is None):

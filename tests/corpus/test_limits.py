@@ -152,6 +152,7 @@ TRANSFORMS: dict[str, tuple[Any, str]] = {  # and channels; what the reason must
     "volume": ([transform("Volume", factor=1e300)], "factor"),
     "wpe": ([transform("DereverbWPE", n_fft=10**9)], "n_fft"),
     "room": ([transform("ReverbWithImpulseResponse", rir_generator={"max_T60": 1e9})], "max_T60"),
+    "a in a room": ([transform("ReverbWithImpulseResponse", rir_generator={"a": float("inf")})], "a of"),
     "room's rate": ([transform("ReverbWithImpulseResponse", rir_generator={"sr": 10**9})], "sr"),
     "many": (1000 * [transform("Volume", factor=1.0)], "1000"),
     "type": ({"sources": [{"type": [[], []], "channels": [0], "source": "x"}]}, "type"),
