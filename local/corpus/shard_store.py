@@ -26,6 +26,7 @@ from local.config.schema import DataConfig
 from local.corpus.audio_reading import BadAudio, Source
 from local.corpus.commands import MOST_BYTES, SECONDS, CommandFailed, run
 from local.corpus.corpus_yaml import Corpus
+from local.corpus.manifest_lines import find_problem
 
 from filelock import FileLock
 from lhotse import AudioSource, Recording
@@ -242,6 +243,8 @@ def recordings_in(tar: Path, location: str) -> Iterator[tuple[str, Recording | N
             recording = deserialize_item(decode_json_line((file.read() if file else b"").decode("utf-8")))
             if not isinstance(recording, Recording) or len(recording.sources) != 1:
                 raise ValueError(f"{meta.name} does not describe a recording")
+            if wrong := find_problem(recording):
+                raise ValueError(f"{meta.name}: {wrong}")
             place = f"{location}#{data.offset_data}+{data.size}"
             source = AudioSource("shar", recording.sources[0].channels, place)
             yield name, fastcopy(recording, id=name, sources=[source])

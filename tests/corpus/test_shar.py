@@ -187,3 +187,10 @@ def test_places_in_a_tar_are_those_of_its_members(shards: Path) -> None:
             data = ShardStore(tar.parent, 1.0).read(source.replace("x#y.tar", str(tar)))
             assert isinstance(recording, Recording) and data == archive.extractfile(member).read()  # type: ignore[union-attr]
     assert shar.is_remote("s3://b/x") and shar.is_remote("pipe:cat x") and not shar.is_remote("/a/b.tar")
+
+
+def test_a_recording_in_a_shard_is_checked(shards: Path, tmp_path: Path) -> None:
+    whole = next((shards / "train").glob("recording.000000.tar")).read_bytes()
+    (tmp_path / "recording.000000.tar").write_bytes(whole.replace(b'"channels": [0]', b'"channels": "a"'))
+    with pytest.raises(ValueError, match="channels"):
+        list(recordings_in(tmp_path / "recording.000000.tar", "x"))
