@@ -1,5 +1,7 @@
 """Programs, one per stage, and their libraries in nine folders. Everything here knows files; `model` knows only tensors."""
 
 import model as _model  # before torch: it sets GOMP_SPINCOUNT
+from local.common.startup import begin as _begin
 
 assert _model
+_begin()

@@ -8,19 +8,19 @@ Features of an earlier run are used again if cut, extractor and audio file have 
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from local.common.atomic import atomic_write
+from local.common.children import process_pool
 from local.common.cli import make_parser, program
 from local.common.errors import UserError, reason
 from local.common.progress import Progress
@@ -77,8 +77,7 @@ class Extraction:
 def workers(num_jobs: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
     """Yield an executor (processes, or the Dask cluster at `dask`) and its size. Raises `UserError` if it has no workers."""
     if not dask:
-        # Forked workers inherit the loaded libraries.
-        with ProcessPoolExecutor(num_jobs, multiprocessing.get_context("fork")) as pool:
+        with process_pool(num_jobs, "features") as pool:
             yield pool, num_jobs
         return
     try:
@@ -164,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
     corpus = load_corpus(args.data_dir / "corpus.yaml")
-    store = shard_store(args.data_dir, cfg.data)
+    store = shard_store(args.data_dir, cfg.data, corpus)
     parts = corpus.parts() + ([] if cfg.augment.musan is None else ["musan"])
     for part in parts:
         manifest = args.data_dir / "cuts" / f"{part}.jsonl.gz"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
-from local.common.errors import UserError, first_of
+from local.common.errors import UserError, first_of, one_line
 from local.config import load_config
 from local.corpus.corpus_yaml import Corpus, load_corpus, save_corpus
 from local.corpus.ctm import with_alignments
@@ -24,7 +24,7 @@ from local.corpus.dropped import Dropped, report_dropped, write_dropped
 from local.corpus.librispeech import find_tree, read_part
 from local.corpus.pairs import Pair, with_texts
 from local.corpus.screening import check_pairs
-from local.corpus.shard_store import ShardStore, shard_store
+from local.corpus.shard_store import FORBIDDEN, ShardStore, shard_store
 from local.data.durations import has_frame
 from local.data.summary import Summary
 from local.data.text import TextNormaliser, unusual_characters
@@ -70,6 +70,18 @@ def warn_shared_speakers(corpus: Corpus, speakers: dict[str, set[str]]) -> None:
         shared = sorted(mine & theirs)
         if shared and sorted(sets[a]) != sorted(sets[b]):
             print(f"warning: {len(shared)} speakers are both in {a} and in {b}: {first_of(shared)}", file=sys.stderr)
+
+
+def warn_forbidden(forbidden: Sequence[Dropped], corpus_yaml: Path, listing: Path) -> None:
+    """Warn of what is left out because it needs commands or the network, and say which key allows it where."""
+    if forbidden:
+        example = f"{forbidden[0].id}, {forbidden[0].detail[:200]}" if forbidden[0].detail else forbidden[0].id
+        line = (
+            f"warning: {len(forbidden)} left out, as they need a command or the network ({example}); listed in {listing}. "
+            f"If you trust the corpus, set options.commands: true in a corpus.yaml of your own: copy {corpus_yaml.parent} to "
+            "egs/NAME, edit it there, and use --corpus NAME"
+        )
+        print(one_line(line, 1000), file=sys.stderr)
 
 
 def read_parts(
@@ -118,12 +130,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     dropped: list[Dropped] = []
     folder = args.data_dir / "manifests"
     try:
-        store = shard_store(args.data_dir, cfg.data)
+        store = shard_store(args.data_dir, cfg.data, corpus)
         kept, given = screened(corpus, args.corpus_dir, dropped, store, TextNormaliser(cfg.lang), args.nj)
     finally:  # an error alone would not say what is wrong with each utterance
         if dropped:
             write_dropped(folder / "dropped.tsv", dropped)
-            report_dropped(dropped, folder / "dropped.tsv")
+            report_dropped([d for d in dropped if d.kind != FORBIDDEN], folder / "dropped.tsv")
+            warn_forbidden([d for d in dropped if d.kind == FORBIDDEN], args.corpus_yaml, folder / "dropped.tsv")
     write_dropped(folder / "dropped.tsv", dropped)
     for part, pairs in kept.items():
         write_manifests(pairs, part, folder)

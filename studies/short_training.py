@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from local.common.children import process_pool
 from local.common.csv_table import write_table
 from local.common.errors import UserError
 from local.common.progress import Progress
@@ -74,8 +74,9 @@ class Speech:
         self.seed = cfg.train.seed
         lang = lang_dir(data_dir, cfg.lang)
         self.tokenizer = Tokenizer.from_file(lang / "bpe.model")
-        self.dataset = AsrDataset(cfg, self.tokenizer, None, augment=False, epoch=0, store=shard_store(data_dir, cfg.data))
         corpus = load_corpus(data_dir / "corpus.yaml", cfg.data)
+        store = shard_store(data_dir, cfg.data, corpus)
+        self.dataset = AsrDataset(cfg, self.tokenizer, None, augment=False, epoch=0, store=store)
         precomputed = cfg.features.type == "precomputed"
         folder = data_dir / ("features" if precomputed else "cuts")
 
@@ -196,16 +197,12 @@ def run_all(function: Callable[[Job], Result], jobs: Sequence[Job], desc: str) -
                 results.append(function(job))
                 progress.update()
             return results
-        spawn = multiprocessing.get_context("spawn")  # a fork would share torch's threads, which then hang
-        with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        # a fork would share torch's threads, which then hang
+        with process_pool(workers, desc, "spawn", torch.set_num_threads) as pool:
             futures = [pool.submit(function, job) for job in jobs]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    progress.update()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            for future in as_completed(futures):
+                future.result()
+                progress.update()
             return [future.result() for future in futures]
 
 

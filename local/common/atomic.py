@@ -1,14 +1,17 @@
-"""Write files atomically: under a temporary name, then renamed, so that no reader sees half a file."""
+"""Write files and folders atomically: under a temporary name, then renamed, so that no reader sees half of one."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX = ".tmp-"
+OURS = re.compile(re.escape(PREFIX) + r"[0-9]+-(.+)", re.DOTALL)  # the number is that of the writing process
 
 
 @contextlib.contextmanager
@@ -16,14 +19,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the same folder; flush it to the disk and rename it to `path` when the block ends.
 
     The temporary keeps the file's ending (`.npy`), because writers choose their format by it. If the block raises, an older
-    file at `path` stays untouched. An OSError without a file name, such as that of a full disk, gets the name `path`.
+    file at `path` stays untouched. An OSError without a file name, such as that of a full disk, gets the name `path`. What
+    killed writers left in the folder is removed.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(target.parent)
     temporary = target.with_name(f"{PREFIX}{os.getpid()}-{target.name}")
-    lock = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    lock = _create(temporary)
     try:
-        _lock(lock)
         yield temporary
         sync(temporary)
         os.replace(temporary, target)
@@ -43,25 +47,66 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         tmp.write_text(text, encoding="utf-8")
 
 
-def remove_abandoned(folder: Path) -> list[Path]:
-    """Remove the temporaries of `atomic_write` in `folder` whose writer was killed, and return them.
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; it replaces what is at `path` when the block ends, and is removed if the block raises.
 
-    A living writer holds a lock (process numbers prove nothing: they are reused). Without locks, nothing is removed.
+    What killed writers of `path` left is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent, path.name)
+    temporary = path.with_name(f"{PREFIX}{os.getpid()}-{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an earlier process with this number, where there are no locks
+    temporary.mkdir()
+    lock = os.open(temporary, os.O_RDONLY)
+    try:
+        _lock(lock)
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_abandoned(folder: Path, name: str = "") -> list[Path]:
+    """Remove from `folder` the temporary files of writers that were killed, and return their paths.
+
+    name: of a folder; then the temporary folders of `atomic_folder` for it are removed instead. A living writer holds a lock
+    (process numbers prove nothing: they are reused). Without locks, nothing is removed.
     """
     removed = []
     for path in sorted(folder.glob(f"{PREFIX}*")):
-        # An error means that it was renamed meanwhile, or that it belongs to another user.
-        with contextlib.suppress(OSError), path.open("r+b") as file:
-            if _lock(file.fileno()):
-                path.unlink()
-                removed.append(path)
+        match = OURS.fullmatch(path.name)
+        if match is None or path.is_symlink() or path.is_dir() != bool(name) or name not in ("", match[1]):
+            continue
+        with contextlib.suppress(OSError):  # it was renamed meanwhile, or belongs to another user
+            file = os.open(path, os.O_RDONLY if name else os.O_RDWR)
+            try:
+                if _lock(file):
+                    shutil.rmtree(path) if name else path.unlink()
+                    removed.append(path)
+            finally:
+                os.close(file)
     return removed
 
 
-def _lock(file: int) -> bool:
+def _create(path: Path) -> int:
+    """Create an empty file, lock it and return its descriptor."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        if not _lock(file, wait=True):
+            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                return file
+        os.close(file)  # `remove_abandoned` of another process was faster than the lock
+
+
+def _lock(file: int, wait: bool = False) -> bool:
     """Lock an open file until it is closed. Return False if another process holds the lock or if there are no locks."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         return False
     return True

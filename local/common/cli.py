@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from local.common import startup
+from local.common.children import why_loader_failed
 from local.common.errors import UserError, is_out_of_memory, one_line
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> None:
+        startup.end()
         try:
             main(*args, **kwargs)
         except UserError as e:
@@ -61,10 +64,14 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
         except OSError as e:
             if e.errno in (errno.ENOSPC, errno.EDQUOT):
                 _stop(f"no space left on the disk while writing {e.filename or 'a file'}")
+            if e.errno in (errno.ENOMEM, errno.EAGAIN) and e.filename is None:
+                _stop(f"not enough memory: {e.strerror}; see ulimit -a")
             if e.filename is not None and e.strerror:
                 _stop(f"{one_line(str(e.filename))}: {e.strerror}")
             raise
         except (MemoryError, RuntimeError) as e:
+            if why := why_loader_failed(e):
+                _stop(why)
             if not is_out_of_memory(e):
                 raise
             _stop(f"not enough memory: {one_line(str(e), 200) or type(e).__name__}")

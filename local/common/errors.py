@@ -41,5 +41,6 @@ def one_line(message: str, longest: int = 600) -> str:
 
 def is_out_of_memory(e: BaseException) -> bool:
     """Return whether an exception says that the memory of the GPU or of the machine is used up."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(e, MemoryError) or any(w in str(e) for w in words)
+    words = ("out of memory", "cannot allocate memory", "can't allocate memory", "not enough memory", "can't start new thread")
+    said = str(e).lower()
+    return isinstance(e, MemoryError) or any(w in said for w in (*words, "failed to map segment", "std::bad_alloc"))

@@ -8,24 +8,27 @@ out of memory, and it must know which parameters get no gradient during the warm
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import logging
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from local.common.errors import TrainingDiverged, UserError
+from local.common.children import die_with_parent, how_it_ended
+from local.common.errors import TrainingDiverged, UserError, reason
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 BUCKET = 2**23  # elements of the gradient per call of all_reduce
-PR_SET_PDEATHSIG = 1  # prctl(2)
+LAUNCHER = "ASR_LAUNCHER"  # environment variable: the process number of the launcher
+STOPPING = 10.0  # seconds within which the launcher stops the other processes when one has ended
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Processes:
     def sum(self, values: Tensor) -> Tensor:
         """Sum `values` over the processes in place; the shape must be equal in all, the device that of `start`."""
         if self.size > 1:
-            dist.all_reduce(values)
+            with _connected():
+                dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
@@ -48,13 +52,17 @@ class Processes:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.cpu_group)
+        with _connected():
+            dist.all_gather_object(values, value, group=self.cpu_group)
         return values
 
     def sum_gradients(self, params: Sequence[nn.Parameter]) -> None:
         """Sum `grad` over the processes; it stays None if no process has one. A process may have none at all."""
-        if self.size == 1:
-            return
+        if self.size > 1:
+            with _connected():
+                self._sum_gradients(params)
+
+    def _sum_gradients(self, params: Sequence[nn.Parameter]) -> None:
         holders = torch.tensor([float(p.grad is not None) for p in params], device=params[0].device)
         nothing_here = all(p.grad is None for p in params)
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
@@ -74,6 +82,18 @@ class Processes:
         """Leave the group at the end of a successful run."""
         if self.size > 1:
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    """Wait to be stopped if another process has ended, which the launcher reports; without a launcher, raise `UserError`."""
+    try:
+        yield
+    except RuntimeError as e:
+        if not re.search(r"gloo|NCCL|[Cc]onnection|socket|[Tt]imed out", str(e)):
+            raise
+        time.sleep(STOPPING)
+        raise UserError(f"another process of the training has ended, or cannot be reached: {reason(e)[:200]}") from None
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -100,9 +120,9 @@ def start() -> tuple[Processes, torch.device]:
         torch.cuda.set_device(device)
     if size == 1:
         return Processes(), device
-    if sys.platform == "linux":  # if the launcher is killed, its processes must not keep writing
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    die_with_parent(int(os.environ.get(LAUNCHER, os.getppid())))  # without the launcher, it must not keep writing
+    with _connected():
+        dist.init_process_group("nccl" if cuda else "gloo")
     cpu_group = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
     if rank > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (the first process prints for all)
@@ -131,20 +151,24 @@ def launch(module: str, args: Sequence[str], nproc: int, nnodes: int = 1, rdzv: 
         raise UserError("--nnodes needs --rdzv HOST:PORT, the same on every machine")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
     where = ["--rdzv_backend=c10d", f"--rdzv_endpoint={rdzv}", "--rdzv_id=train"] if rdzv else ["--standalone"]
-    options = [f"--nnodes={nnodes}", f"--nproc_per_node={nproc}", "--max_restarts=0", *where]
+    os.environ[LAUNCHER] = str(os.getpid())
+    # No folder for logs: it would stay in TMPDIR.
+    options = [f"--nnodes={nnodes}", f"--nproc_per_node={nproc}", "--max_restarts=0", f"--log_dir={os.devnull}", *where]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     try:
         run(parse_args([*options, "--module", module, *args]))
     except ChildFailedError as e:
-        rank, failure = e.get_first_failure()
-        how = failure.signal_name() if failure.exitcode < 0 else f"status {failure.exitcode}"
+        # One that was killed comes before those that missed it.
+        rank, failure = min(e.failures.items(), key=lambda found: (found[1].exitcode >= 0, found[1].timestamp))
         error = TrainingDiverged if failure.exitcode == TrainingDiverged.exit_status else UserError
-        raise error(f"process {rank} of the training ended with {how}; the others were stopped") from None
+        how = how_it_ended(failure.exitcode)
+        raise error(f"process {rank} of the training {how}; the others were stopped") from None
     except SignalException as e:
         raise UserError(f"stopped by {signal.Signals(e.sigval).name}") from None
     except RendezvousError as e:
         raise UserError(f"--rdzv {rdzv}: the {nnodes} machines did not find each other: {e}") from None
     finally:
+        del os.environ[LAUNCHER]
         for number, handler in handlers.items():  # with torchrun's handlers, forked processes would ignore these signals
             signal.signal(number, handler)
 

@@ -41,6 +41,13 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def regular(path: Path) -> Path:
+    """Return the path of a file. Raises `UserError` if it is missing, or a folder, a pipe or a device, which may never end."""
+    if not is_file(path):
+        raise UserError(f"{path} is " + ("no file" if path.exists() else "missing"))
+    return path
+
+
 def iterate_lines(path: Path, made_by: str = "") -> Iterator[str]:
     """Yield the lines of a UTF-8 file (`.gz` unpacked) without their ends, one by one: a text may be larger than the memory.
 

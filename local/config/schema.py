@@ -158,6 +158,8 @@ class DataConfig(Section):
     channel: Channel
     min_utterance_seconds: NotNegative
     max_utterance_seconds: Seconds
+    max_lost: Share
+    max_wait: Annotated[float, Limits(0, 1_000_000, is_open=True)]
 
 
 @dataclass

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import io
 import math
-import multiprocessing
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from local.common.children import ChildEnded, process_pool
 from local.common.errors import UserError, described
 from local.common.progress import progress
-from local.corpus.audio_reading import BadAudio, Source, data_chunk, first_bytes, open_audio, read_block
+from local.corpus.audio_reading import BadAudio, Source, check_size, data_chunk, first_bytes, open_audio, read_block
 
 import numpy as np
 import soundfile
@@ -24,7 +23,7 @@ import torch
 
 A = TypeVar("A")
 B = TypeVar("B")
-LOWEST_RATE = 1000  # Hz; a lower rate cannot carry speech
+UNSTATED = 0.1  # seconds that may follow after those of the header
 LOUDEST = 1e4  # times full scale, which floating-point files may exceed
 SILENT = -70.0  # dB of full scale; speech below is hardly more than the noise of 16 bits
 FLOOR = -200.0  # dB of full scale, the level of zeros
@@ -50,11 +49,10 @@ def check_audio(source: Source) -> AudioInfo:
     """
     try:
         with open_audio(source) as f:
-            if f.samplerate < LOWEST_RATE:
-                raise BadAudio("sampling rate too low for speech", f"{f.samplerate} Hz")
             decoded, energy = 0, np.zeros(f.channels)
             while len(block := read_block(f)) > 0:
                 decoded += len(block)
+                check_size(f.samplerate, f.channels, decoded)  # the header may not state it
                 if not np.abs(block).max() <= LOUDEST:
                     raise BadAudio("audio file with NaN or far too loud samples")
                 energy += np.square(block, dtype=np.float64).sum(axis=0)
@@ -77,12 +75,12 @@ def level(power: float) -> float:
 
 
 def what_is_missing(source: Source, f: soundfile.SoundFile, decoded: int) -> str:
-    """Return what the audio lacks of the length that its header states; "" if it is complete or states no length.
+    """Return how the audio differs from the length that its header states; "" if it does not, or none is stated.
 
     libsndfile reads most truncated files without an error.
     """
     head = first_bytes(source)
-    if f.seekable() and decoded < f.frames:
+    if f.seekable() and (decoded < f.frames or decoded - f.frames > UNSTATED * f.samplerate):  # training reads `frames`
         return f"{decoded} of {f.frames} samples"
     if head[:4] == b"RIFF":
         missing = wav_bytes_missing(source, head)
@@ -126,16 +124,13 @@ def check_all(check: Callable[[A], B], items: Collection[A], num_jobs: int, what
     """
     waiting = iter(items)
     item: A | None = None
-    fork = multiprocessing.get_context("fork")  # the processes inherit the loaded libraries
-    with ProcessPoolExecutor(num_jobs, fork, torch.set_num_threads, (1,)) as pool:  # OpenMP's threads do not survive a fork
-        results = in_order(pool, partial(caught, check), items, 8 * num_jobs)
-        try:
-            for result in progress(results, len(items), what, "files"):
+    try:
+        with process_pool(num_jobs, what, threads=torch.set_num_threads) as pool:  # OpenMP's threads do not survive a fork
+            for result in progress(in_order(pool, partial(caught, check), items, 8 * num_jobs), len(items), what, "files"):
                 item = next(waiting)
                 yield item, result
-        except BrokenProcessPool:
-            named = str(next(waiting, item))[:300]
-            raise UserError(f"a process that checked {what} was ended (memory?), at or after {named}; try --nj 1") from None
+    except ChildEnded as e:
+        raise UserError(f"{e}; it was at or after {str(next(waiting, item))[:300]}") from None
 
 
 def caught(check: Callable[[A], B], item: A) -> B | BadAudio:

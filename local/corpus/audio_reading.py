@@ -1,6 +1,7 @@
 """The one reader of audio, for preparation, training and streaming. Importing it makes it lhotse's audio backend.
 
 libsndfile reads most formats. ffmpeg converts the others, if it is installed (sph2pipe also converts compressed .sph).
+lhotse itself then opens nothing but files and bytes in memory: it runs no command and fetches no URL.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import re
 import shutil
 import struct
-import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -19,11 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local.common.text_files import is_file
+from local.corpus.commands import CommandFailed, run
 from local.corpus.mpeg import states_length, with_length
+from local.corpus.resampling import resampler
 
 import numpy as np
 import soundfile
 from lhotse.audio.backend import LibsndfileBackend, set_current_audio_backend
+from lhotse.audio.source import AudioSource
 from lhotse.augmentation import AudioTransform
 from lhotse.cut import Cut
 from lhotse.utils import compute_num_samples
@@ -32,6 +35,11 @@ Source = str | Path | io.BytesIO
 BLOCK = 1 << 18  # samples, of all channels, decoded at a time
 HEAD = 1024  # bytes: NIST SPHERE has the longest header that is read here
 UNKNOWN_FRAMES = 1 << 40  # libsndfile's number of frames is larger if the file does not state it
+LOWEST_RATE, HIGHEST_RATE = 1000, 768_000  # Hz; a lower rate cannot carry speech, no device has a higher one
+MOST_CHANNELS = 256
+MOST_SAMPLES = 1 << 32  # of all channels: 74 hours at 16 kHz. A few kB of FLAC can hold as much silence
+MOST_LOADED = 1 << 30  # samples of all channels that are loaded together: 18 hours at 16 kHz
+MOST_BYTES = 2 << 30  # of a file that is read into memory as a whole
 QUIET_FORMATS = (b"RIFF", b"fLaC", b"OggS")  # their decoders write nothing to standard error
 CHUNKS = (b"LIST", b"fact", b"bext", b"smpl", b"cue ", b"id3 ", b"ID3 ", b"PEAK", b"_PMX", b"JUNK")  # may follow an empty one
 FOREIGN = re.compile(rb"....ftyp|\x1aE\xdf\xa3|0&\xb2u|#!AMR|\xff[\xf0\xf1\xf8\xf9]|FLV\x01|MAC |wvpk|TTA1", re.DOTALL)
@@ -64,21 +72,38 @@ def open_audio(source: Source) -> Iterator[soundfile.SoundFile]:
     head = first_bytes(source)
     with quiet() if head[:4] not in QUIET_FORMATS else contextlib.nullcontext():
         with _opened(_readable(source, head), head) as f:
+            check_size(f.samplerate, f.channels, f.frames if f.frames < UNKNOWN_FRAMES else 0)
             if f.frames < UNKNOWN_FRAMES:
                 yield f
                 return
-        with Unseekable(_rewound(source)) as f:
+        with Unseekable(_unnamed(source)) as f:
             yield f
+
+
+def check_size(rate: int, channels: int, frames: int, most: int | None = None) -> None:
+    """Raise `BadAudio` if a sampling rate (Hz), a number of channels or of samples per channel is none of speech.
+
+    most: samples of all channels together, by default `MOST_SAMPLES`.
+    """
+    most = MOST_SAMPLES if most is None else most
+    if rate < LOWEST_RATE:
+        raise BadAudio("sampling rate too low for speech", f"{rate} Hz")
+    if rate > HIGHEST_RATE:
+        raise BadAudio("sampling rate too high", f"{rate} Hz; the highest is {HIGHEST_RATE} Hz")
+    if channels > MOST_CHANNELS:
+        raise BadAudio("too many channels", f"{channels}; the most are {MOST_CHANNELS}")
+    if channels * frames > most:
+        raise BadAudio("audio too long", f"more than {most} samples; cut it")
 
 
 def _opened(source: Source, head: bytes) -> soundfile.SoundFile:
     try:
-        return soundfile.SoundFile(_rewound(source))
-    except TypeError:  # from the ending .raw
-        raise BadAudio("audio without a header", "convert it to WAV or FLAC; only you know its rate") from None
+        return soundfile.SoundFile(_unnamed(source))
     except soundfile.LibsndfileError:
         if head.startswith(b"NIST_1A"):
             return soundfile.SoundFile(convert(source, ("sph2pipe", "ffmpeg")))
+        if isinstance(source, str | Path) and Path(source).suffix.lower() == ".raw":
+            raise BadAudio("audio without a header", "convert it to WAV or FLAC; only you know its rate") from None
         raise
 
 
@@ -119,15 +144,20 @@ def first_bytes(source: Source) -> bytes:
         return f.read(HEAD)
 
 
-def _rewound(source: Source) -> str | io.BytesIO:
+def _unnamed(source: Source) -> int | io.BytesIO:
+    """Return what libsndfile opens and closes: a descriptor, as it would guess the format from the ending of a name."""
     if isinstance(source, io.BytesIO):
         source.seek(0)
         return source
-    return str(source)
+    return os.open(source, os.O_RDONLY)
 
 
 def _all_bytes(source: Source) -> bytes:
-    return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()
+    if (size := os.path.getsize(source)) > MOST_BYTES:
+        raise BadAudio("audio too long", f"{size} bytes; cut it, or convert it to FLAC")
+    return Path(source).read_bytes()
 
 
 def convert(source: Source, programs: tuple[str, ...]) -> io.BytesIO:
@@ -136,29 +166,23 @@ def convert(source: Source, programs: tuple[str, ...]) -> io.BytesIO:
     if program is None:
         names = " or ".join(programs)
         raise BadAudio(f"needs {names}", f"libsndfile cannot read this format; install {names}, or convert the file to FLAC")
-    with tempfile.NamedTemporaryFile() as copy:  # these programs seek in their input
-        if isinstance(source, io.BytesIO):
-            copy.write(source.getvalue())
+    with tempfile.TemporaryFile() as copy:
+        path = f"/dev/fd/{copy.fileno()}"
+        if isinstance(source, io.BytesIO):  # these programs seek in their input
+            copy.write(source.getbuffer())
             copy.flush()
-            source = copy.name
-        command = [program, "-f", "wav", "-p", str(source)]
+        else:
+            path = os.path.abspath(source)  # no option, no protocol of ffmpeg's
+        command = [program, "-f", "wav", "-p", path]
         if program == "ffmpeg":
-            command = [
-                program,
-                *"-nostdin -v error -xerror -i".split(),
-                str(source),
-                *"-map 0:a:0 -c:a pcm_f32le -f wav -".split(),
-            ]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if done.returncode != 0:
-        raise BadAudio("unreadable audio file", f"{program}: {last_line(done.stderr)}")
-    return io.BytesIO(done.stdout)
-
-
-def last_line(output: bytes) -> str:
-    """Return the last line of a program's output, up to 200 characters."""
-    lines = output.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1][:200] if lines else "no message"
+            options = "-nostdin -v error -xerror -protocol_whitelist file -i".split()
+            command = [program, *options, f"file:{path}", *"-map 0:a:0 -c:a pcm_f32le -f wav pipe:1".split()]
+        out = io.BytesIO()
+        try:
+            run(command, out, files=(copy.fileno(),))
+        except CommandFailed as e:
+            raise BadAudio("unreadable audio file", f"{program}: {e}") from None
+    return out
 
 
 def read_audio(source: Source, offset: float = 0.0, duration: float | None = None) -> tuple[np.ndarray, int]:
@@ -170,13 +194,16 @@ def read_audio(source: Source, offset: float = 0.0, duration: float | None = Non
         first = compute_num_samples(offset, f.samplerate) if offset > 0 else 0
         count = -1 if duration is None else compute_num_samples(duration, f.samplerate)
         if f.seekable():
+            check_size(f.samplerate, f.channels, f.frames - first if count < 0 else count, MOST_LOADED)
             if first:  # seeking to the beginning changes the last bits of MP3
                 f.seek(first)
             return f.read(count, dtype="float32", always_2d=True).T, f.samplerate
-        blocks = [np.empty((0, f.channels), dtype=np.float32)]
-        while (count < 0 or sum(map(len, blocks)) < first + count) and len(block := read_block(f)):
-            blocks.append(block)
-        return np.concatenate(blocks)[first : None if count < 0 else first + count].T, f.samplerate
+        blocks, place = [np.empty((0, f.channels), dtype=np.float32)], 0
+        while (count < 0 or place < first + count) and len(block := read_block(f)):
+            check_size(f.samplerate, f.channels, place + len(block) - first, MOST_LOADED)
+            blocks.append(block[max(0, first - place) :])
+            place += len(block)
+        return np.concatenate(blocks)[: None if count < 0 else count].T, f.samplerate
 
 
 def read_block(f: soundfile.SoundFile) -> np.ndarray:
@@ -202,7 +229,18 @@ class Reader(LibsndfileBackend):
         return True
 
 
+def _from_file_or_memory(source: AudioSource, offset: float, duration: float | None) -> Source:
+    """Return what `Reader` opens for a source. Raises `BadAudio` for a command or a URL; `ShardStore` may replace these."""
+    if source.type == "file" and isinstance(source.source, str):
+        return source.source
+    if source.type == "memory" and isinstance(source.source, bytes):
+        return io.BytesIO(source.source)
+    raise BadAudio("source that is neither a file nor in memory", f"type {source.type}: {str(source.source)[:200]}")
+
+
 set_current_audio_backend(Reader())
+AudioSource._prepare_for_reading = _from_file_or_memory  # type: ignore[method-assign]
+assert resampler  # importing it makes it lhotse's
 
 
 def load_audio(cut: Cut) -> np.ndarray:

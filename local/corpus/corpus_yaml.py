@@ -29,6 +29,11 @@ class Corpus:
     options: dict[str, Any] = field(default_factory=dict)
     corpus_dir: str | None = None  # folder of the audio
 
+    @property
+    def commands(self) -> bool:
+        """Whether commands in wav.scp and manifests are run, and URLs fetched (`options.commands`)."""
+        return bool(self.options.get("commands", False))
+
     def parts(self) -> list[str]:
         """Return every part once, training parts first."""
         return list(dict.fromkeys(self.train + self.dev + self.test))
@@ -50,6 +55,9 @@ def load_corpus(path: str | Path, data: DataConfig | None = None) -> Corpus:
     for key, kind in (("name", str), ("corpus_dir", str | None), ("options", dict)):
         if key in values and not isinstance(values[key], kind):
             raise UserError(f"{path}: key '{key}' has the wrong type: {str(values[key])[:100]!r}")
+    commands = values.get("options", {}).get("commands", False)
+    if not isinstance(commands, bool):
+        raise UserError(f"{path}: key 'options.commands' must be true or false, not {str(commands)[:100]!r}")
     for key in ("train", "dev", "test"):
         if not isinstance(values[key], list) or not all(map(is_part, values[key])):
             raise UserError(f"{path}: key '{key}' must be a list of names of parts, which are names of folders or files")

@@ -1,7 +1,7 @@
 """A user's own corpus, in one of the forms that `local.corpus.sources` finds.
 
-Audio is not read: the lengths are 0 until it is decoded. corpus.yaml's `options` has one key: `split`, the share of train that
-becomes a missing part.
+Audio is not read: the lengths are 0 until it is decoded. corpus.yaml's `options` has two keys: `split`, the share of train
+that becomes a missing part, and `commands` (see `local.corpus.shard_store`).
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ def split_share(corpus: Corpus) -> float:
         raise UserError(
             f"corpus '{corpus.name}': options.normalise is now the configuration key lang.normalise; remove it here"
         )
-    if unknown := set(corpus.options) - {"split"}:
-        raise UserError(f"corpus '{corpus.name}': unknown options {', '.join(sorted(map(str, unknown)))}; known is split")
+    if unknown := set(corpus.options) - {"split", "commands"}:
+        names = ", ".join(sorted(map(str, unknown)))
+        raise UserError(f"corpus '{corpus.name}': unknown options {names}; known are commands, split")
     share = corpus.options.get("split", SPLIT)
     if isinstance(share, bool) or not isinstance(share, float) or not 0 < share <= MOST:
         raise UserError(f"corpus '{corpus.name}': options.split must be above 0 and at most {MOST}, not {share}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from local.common.errors import UserError, described
+from local.common.text_files import regular
 from local.corpus.audio_paths import locate
 from local.corpus.dropped import Dropped
 from local.corpus.manifest_lines import find_problem
@@ -20,6 +21,9 @@ from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 
 T = TypeVar("T")
+LONGEST_LINE = 1 << 24  # characters; a few kB of gzip can hold gigabytes
+MOST_PACKED = 300  # times its size that a file may have unpacked, if that is more than `LONGEST_LINE`
+MOST_MALFORMED = 100_000  # lines of a file
 TOLERANCE = 0.1  # seconds by which a supervision may exceed its cut; it is then truncated
 
 
@@ -122,12 +126,21 @@ def nonempty(pairs: list[Pair], manifest: Path) -> list[Pair]:
 
 
 def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> Iterator[tuple[str, T]]:
-    """Yield (`file:number`, item) of each line of a JSONL that is a `kind`; other lines go to `dropped`."""
+    """Yield (`file:number`, item) of each line of a JSONL that is a `kind`; other lines go to `dropped`.
+
+    Raises `UserError` naming the line where the file is damaged, or has too long or too many malformed lines.
+    """
     opener: Callable[..., Any] = gzip.open if manifest.suffix == ".gz" else open
-    number = 0
+    number, most, total = 0, len(dropped) + MOST_MALFORMED, 0
+    longest = max(LONGEST_LINE, MOST_PACKED * regular(manifest).stat().st_size)
     try:
-        with opener(manifest, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
+        with opener(manifest, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
+                total += len(line)
+                if len(line) == LONGEST_LINE or total > longest or len(dropped) > most:
+                    what = "a line is too long" if len(line) == LONGEST_LINE else "it unpacks without end"
+                    what = f"{MOST_MALFORMED} lines before are not" if len(dropped) > most else what
+                    raise UserError(f"{manifest}:{number}: not a manifest of lhotse: {what}")
                 if not line.strip():
                     continue
                 where = f"{manifest}:{number}"

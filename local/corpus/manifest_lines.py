@@ -9,14 +9,31 @@ from typing import Any, TypeVar
 
 from local.common.errors import UserError, described
 from local.common.text_files import read_bytes
-from local.corpus.audio_reading import Downmix
+from local.corpus.audio_reading import HIGHEST_RATE, LOWEST_RATE, Downmix
 
 from lhotse import Recording, SupervisionSegment
-from lhotse.cut import Cut, MonoCut
+from lhotse.cut import Cut, MixedCut, MonoCut
 from lhotse.cut.data import DataCut
 from lhotse.serialization import decode_json_line, deserialize_item
 
 T = TypeVar("T")
+FEATURES = "float16_archive"  # the storage of local.data.feature_store; others of lhotse's run commands
+SOURCES = ("file", "memory", "shar", "command", "url")  # lhotse's types of sources
+LARGEST = 1e12  # of any number: more samples than a recording has
+SLOWEST, FASTEST = 0.1, 10.0  # factors of Speed and Tempo, all of a recording's together
+MOST_TRANSFORMS = 20  # of a recording
+ORDINARY = 1e9  # of their other numbers
+RANGES = {  # of numbers of lhotse's transforms, by their names; beyond, they take all memory or do not end
+    "source_sampling_rate": (LOWEST_RATE, HIGHEST_RATE),
+    "target_sampling_rate": (LOWEST_RATE, HIGHEST_RATE),
+    "sr": (LOWEST_RATE, HIGHEST_RATE),
+    "max_T60": (0.1, 20),
+    "n_fft": (16, 8192),
+    "hop_length": (16, 8192),
+    "taps": (1, 100),
+    "delay": (0, 100),
+    "iterations": (1, 20),
+}
 assert Downmix.__name__  # importing the class registers it with lhotse, which makes recordings of data.channel=mix with it
 
 
@@ -32,7 +49,7 @@ def parse_item(line: bytes, kind: type[T], where: str, made_by: str = "prepare.s
         item = deserialize_item(decode_json_line(line.decode("utf-8")))
         if not isinstance(item, kind):
             raise TypeError(f"a {type(item).__name__}, not a {kind.__name__}")
-        wrong = find_problem(item)
+        wrong = find_problem(item) or _problem_of_features(item)
     except Exception as e:  # lhotse raises KeyError, TypeError, AssertionError and others
         wrong = described(e)
     if wrong:
@@ -54,18 +71,46 @@ def find_problem(item: Any) -> str:
 
 
 def _number(value: Any, least: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= least
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= LARGEST
 
 
 def _problem_of_recording(item: Recording) -> str:
     for name in ("sampling_rate", "num_samples", "duration"):
         if not _number(getattr(item, name), 0) or getattr(item, name) == 0:
             return f"{name} of {item.id} is {str(getattr(item, name))[:40]}"
+    if not (LOWEST_RATE <= item.sampling_rate <= HIGHEST_RATE and item.sampling_rate == int(item.sampling_rate)):
+        return f"sampling_rate of {item.id[:80]} is {item.sampling_rate}"
     if abs(item.duration - item.num_samples / item.sampling_rate) > 0.1:
         return f"{item.id} has {item.num_samples} samples at {item.sampling_rate} Hz, but lasts {item.duration} s"
     if not item.sources or not all(isinstance(s.source, str) and "\0" not in s.source for s in item.sources):
         return f"{item.id} has no file"
-    return ""
+    if wrong := [str(s.type)[:40] for s in item.sources if not (isinstance(s.type, str) and s.type in SOURCES)]:
+        return f"type of a source of {item.id[:80]} is {wrong[0]}"
+    for channels in (*(source.channels for source in item.sources), item.channel_ids or [0]):
+        if not (isinstance(channels, list) and channels and all(type(channel) is int for channel in channels)):
+            return f"channels of {item.id[:80]} are {str(channels)[:40]}"
+    return _problem_of_transforms(item)
+
+
+def _problem_of_transforms(item: Recording) -> str:
+    transforms = item.transforms or []
+    if len(transforms) > MOST_TRANSFORMS:
+        return f"{item.id[:80]} has {len(transforms)} transforms; the most are {MOST_TRANSFORMS}"
+    speed = 1.0
+    for transform in transforms:
+        values = dict(vars(transform))
+        if type(transform).__name__ in ("Speed", "Tempo") and _number(values["factor"], 0):
+            speed *= values["factor"]
+        if (response := values.get("rir")) is not None and (wrong := find_problem(response)):
+            return wrong
+        values |= vars(generator) if (generator := values.get("rir_generator")) is not None else {}
+        for name, value in values.items():
+            least, most = RANGES.get(name, (-ORDINARY, ORDINARY))
+            if name in (*RANGES, "factor") and not _number(value, least):
+                return f"{name} of {type(transform).__name__} of {item.id[:80]} is {str(value)[:40]}"
+            if isinstance(value, int | float) and not least <= value <= most and not name.endswith("_seed"):
+                return f"{name} of {type(transform).__name__} of {item.id[:80]} is {str(value)[:40]}"
+    return "" if SLOWEST <= speed <= FASTEST else f"factor of {item.id[:80]}'s speed is {speed:g}"
 
 
 def _problem_of_supervision(item: SupervisionSegment) -> str:
@@ -88,6 +133,8 @@ def _problem_of_supervision(item: SupervisionSegment) -> str:
 def _problem_of_cut(item: Cut) -> str:
     if not _number(item.duration, 0) or item.duration == 0:
         return f"duration of {item.id[:80]} is {item.duration}"
+    if isinstance(item, MixedCut):
+        return next(filter(None, (find_problem(track.cut) for track in item.tracks)), "")
     if not isinstance(item, DataCut):
         return ""
     if not _number(item.start, 0) or (item.recording is None and item.features is None):
@@ -100,3 +147,12 @@ def _problem_of_cut(item: Cut) -> str:
         return f"custom of {item.id[:80]} is not a mapping"
     parts = [*([] if item.recording is None else [item.recording]), *item.supervisions]
     return next(filter(None, map(find_problem, parts)), "")
+
+
+def _problem_of_features(item: Any) -> str:
+    """Return what is wrong with the features of a cut that an earlier stage made; "" if nothing is."""
+    for cut in [track.cut for track in item.tracks] if isinstance(item, MixedCut) else [item]:
+        features = getattr(cut, "features", None)
+        if features is not None and features.storage_type != FEATURES:
+            return f"features of {cut.id[:80]} are stored as {str(features.storage_type)[:40]}, not {FEATURES}"
+    return ""

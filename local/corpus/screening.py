@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from local.common.errors import described, reason
-from local.corpus.audio_files import SILENT, AudioInfo, check_all, check_audio, level
-from local.corpus.audio_reading import BadAudio, Source, last_line, load_audio
+from local.common.errors import described
+from local.corpus.audio_files import LOUDEST, SILENT, AudioInfo, check_all, check_audio, level
+from local.corpus.audio_reading import BadAudio, Source, load_audio
 from local.corpus.dropped import Dropped
 from local.corpus.pairs import Pair
-from local.corpus.shard_store import ShardStore
+from local.corpus.shard_store import ShardStore, in_memory, name_of
 
 import numpy as np
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.audio.utils import get_audio_duration_mismatch_tolerance
-from lhotse.serialization import open_best
 from lhotse.utils import fastcopy
 
+LONGEST = 7200.0  # seconds of an utterance, which is loaded as a whole
 LEVELS = "levels"  # key in a supervision's `custom`: dB of full scale of its channels, if several or nearly silent
 
 
@@ -71,7 +69,7 @@ class Screening:
         Raises `BadAudio` naming the file if no utterance can be used.
         """
         recording = group.recording
-        opened = [(source, self._open(source)) for source in recording.sources]
+        opened = [(source, self.store.open(source)) for source in recording.sources]
         infos = [self._check(source, audio) for source, audio in opened]
         if not recording.transforms:  # with transforms it states what they make of the audio
             recording = as_decoded(recording, infos)
@@ -84,34 +82,6 @@ class Screening:
             return check_audio(audio)
         except BadAudio as e:
             raise BadAudio(e.kind, f"{e.detail}: {name_of(source)}" if e.detail else name_of(source)) from None
-
-    def _open(self, source: AudioSource) -> Source:
-        """Return the file, or its bytes if it is in a shard, in the manifest, at a URL or made by a command."""
-        try:
-            if source.type == "file":
-                return str(source.source)
-            if source.type == "command":
-                return output_of(str(source.source))
-            if source.type == "shar":
-                return io.BytesIO(self.store.read(str(source.source)))
-            if source.type == "url":
-                with open_best(source.source, "rb") as f:
-                    return io.BytesIO(f.read())
-            return io.BytesIO(source.source)  # type: ignore[arg-type]
-        except BadAudio as e:
-            raise BadAudio(e.kind, f"{e.detail}: {name_of(source)}") from None
-        except Exception as e:  # every object store has its own
-            raise BadAudio("audio cannot be fetched", f"{reason(e)[:300]}: {name_of(source)}") from None
-
-
-def name_of(source: AudioSource) -> str:
-    """Return the file, URL or command of a source, for messages."""
-    return str(source.source)[:500] if source.type in ("file", "command", "url", "shar") else "audio inside the manifest"
-
-
-def in_memory(source: AudioSource, audio: Source) -> AudioSource:
-    """Return a source that reads the bytes that were fetched, so that no command is run again for each utterance."""
-    return fastcopy(source, type="memory", source=audio.getvalue()) if isinstance(audio, io.BytesIO) else source
 
 
 def screen_segment(
@@ -127,6 +97,10 @@ def screen_segment(
         span = f"{segment.start:.2f} to {segment.start + duration:.2f} s of {recording.duration:.2f} s"
         return BadAudio("segment outside its recording", span)
     duration = min(duration, recording.duration - segment.start)
+    if not duration > 0:  # it starts at the end
+        return BadAudio("segment outside its recording", f"{segment.start:.2f} s of {recording.duration:.2f} s")
+    if duration > LONGEST:
+        return BadAudio(f"utterance longer than {LONGEST:g} s", f"{duration:.0f} s{how(recording)}")
     asked = segment.channel if isinstance(segment.channel, list) else [segment.channel]
     channels = asked if named else list(recording.channel_ids or [0])
     if missing := sorted(set(channels) - set(recording.channel_ids or [])):
@@ -141,6 +115,8 @@ def screen_segment(
             samples = np.concatenate([load_audio(cut) for cut in cuts])
         except Exception as e:  # lhotse and its transforms raise exceptions of all types
             return BadAudio("cannot be loaded", f"{described(e)}{how(recording)}")
+        if not (samples.size and np.abs(samples).max() <= LOUDEST):
+            return BadAudio("audio with NaN or far too loud samples", how(recording).removeprefix(": "))
         levels = [level(float(np.square(row, dtype=np.float64).mean())) for row in samples]
     loud = min(levels) > SILENT and len(channels) == 1
     return fastcopy(
@@ -197,17 +173,3 @@ def numbered(sources: Sequence[AudioSource], infos: Iterable[AudioInfo]) -> Iter
         yield (
             source if stated == info.num_channels else fastcopy(source, channels=list(range(first, first + info.num_channels)))
         )
-
-
-def output_of(command: str) -> io.BytesIO:
-    """Return what a command writes. Raises `BadAudio` with its exit status if it fails, or writes nothing."""
-    try:
-        done = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    except (OSError, ValueError) as e:  # not a possible command
-        raise BadAudio("command failed", str(e)) from None
-    if done.returncode != 0:
-        message = f": {last_line(done.stderr)}" if done.stderr.strip() else ""
-        raise BadAudio("command failed", f"exit {done.returncode}{message}")
-    if not done.stdout:
-        raise BadAudio("command wrote no audio", last_line(done.stderr))
-    return io.BytesIO(done.stdout)

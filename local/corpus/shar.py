@@ -10,7 +10,7 @@ from local.common.errors import UserError, described
 from local.corpus.dropped import Dropped
 from local.corpus.lhotse_manifests import nonempty, pairs_of_cuts
 from local.corpus.pairs import Pair
-from local.corpus.shard_store import ShardStore, is_remote, recordings_in, shards_of
+from local.corpus.shard_store import FORBIDDEN, ShardStore, is_remote, recordings_in, shards_of
 
 from lhotse import Recording
 
@@ -51,17 +51,22 @@ def read_shar(source: Path, part: str, dropped: list[Dropped], store: ShardStore
     """
     pairs: list[Pair] = []
     for cuts, tar in shards_of(source):
+        if is_remote(cuts) and not store.commands:
+            dropped.append(Dropped(cuts, part, FORBIDDEN))
+            continue
         audio = ShardAudio()
         try:
             location = tar if is_remote(tar) else str(Path(tar).resolve())
             audio.found.extend(recordings_in(store.local(tar), location))
-        except (OSError, ValueError, LookupError, TypeError, tarfile.TarError) as e:
+        except (OSError, ValueError, LookupError, TypeError, UserError, tarfile.TarError) as e:
             dropped.append(damaged(tar, part, e))
         try:
             pairs.extend(pairs_of_cuts(store.local(cuts), part, dropped, audio.take))
         except (OSError, ValueError, UserError) as e:
             dropped.append(damaged(cuts, part, e))
         dropped += [Dropped(name, part, "audio in a shard without a cut", tar) for name in audio.left()]
+    if not pairs and all(d.kind == FORBIDDEN for d in dropped if d.part == part):
+        raise UserError(f"{source}: it {FORBIDDEN}")
     return nonempty(pairs, source)
 
 

@@ -111,7 +111,7 @@ def find_part(corpus_dir: Path, part: str) -> Source | None:
     found = []
     names = [name for name in os.listdir(corpus_dir) if name in tables or name == part + LIST or manifest.fullmatch(name)]
     for path in (corpus_dir / name for name in sorted(names)):  # a folder may hold a million others
-        if path.is_dir():
+        if not path.is_file():
             continue
         if match := manifest.fullmatch(path.name):
             found.append(Source(path, match[2]))
@@ -156,7 +156,7 @@ def find_flawed(corpus_dir: Path, part: str) -> Source | None:
 
 
 def check_nothing_is_missing(corpus_dir: Path, part: str) -> None:
-    """Raise `UserError` if the supervisions of `part` lack recordings, Kaldi's files wav.scp, or the part's audio its texts."""
+    """Raise `UserError` if the supervisions of `part` lack recordings, Kaldi's files wav.scp, its audio texts or a header."""
     folder = corpus_dir / part
     places = [(corpus_dir, rf"{SUPERVISIONS}[_-]{re.escape(part)}"), (folder, rf"{SUPERVISIONS}([_-]{re.escape(part)})?")]
     for place, pattern in places:
@@ -171,6 +171,8 @@ def check_nothing_is_missing(corpus_dir: Path, part: str) -> None:
             f"{folder} has audio ({audio.name}) without transcripts; give them, "
             "or name other parts (data.dev_parts=[...] data.test_parts=[...])"
         )
+    if raw := next((path for path in islice(folder.rglob("*"), 100_000) if path.suffix.lower() == ".raw"), None):
+        raise UserError(f"{folder} has audio without a header ({raw.name}); convert it to WAV or FLAC")
 
 
 def form_of_folder(folder: Path, part: str) -> Source | None:

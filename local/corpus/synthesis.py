@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import io
 import math
-import multiprocessing
-import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from local.common.atomic import atomic_folder
+from local.common.children import each_in_a_process
 from local.common.errors import UserError
 from local.common.progress import progress
 from local.corpus.espeak import Speaker
@@ -172,38 +171,28 @@ def synthesise(
     ours = speakers.is_file() and speakers.read_text().startswith(SPEAKERS_HEADER)
     if not ours and out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: not empty and not a synthesised corpus; name an empty or new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.with_name(f".tmp-{os.getpid()}-{out.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
+    with atomic_folder(out) as work:
         tasks = [
             Task(v, spec, 60 * spec.parts[v.part].minutes / spec.parts[v.part].voices, limit, seed, work)
             for v in assign_voices(spec, seed)
         ]
-        stats = run_tasks(tasks, num_jobs, work)
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return stats
+        return run_tasks(tasks, num_jobs, work)
 
 
 def run_tasks(tasks: Sequence[Task], num_jobs: int, work: Path) -> dict[str, PartStats]:
     """Run each task in its own process, since eSpeak NG keeps state, and list the voices in SPEAKERS.TXT."""
-    context = multiprocessing.get_context("fork")  # much faster than a new interpreter for each voice
     stats: dict[str, PartStats] = {}
     rows = []
-    with context.Pool(max(num_jobs, 1), maxtasksperchild=1) as pool:
-        results = pool.imap(speak, tasks, chunksize=1)
-        for voice, texts, seconds in progress(results, total=len(tasks), desc="synthesis", unit="voices"):
-            part = stats.setdefault(voice.part, PartStats())
-            part.minutes += seconds / 60
-            part.utterances += len(texts)
-            part.voices += 1
-            part.words.update(" ".join(texts).split())
-            rows.append(
-                f"{voice.id} | {voice.sex} | {voice.part} | {seconds / 60:.2f} | "
-                f"{voice.name} rate={voice.rate} pitch={voice.pitch} range={voice.range}\n"
-            )
+    results = each_in_a_process(speak, tasks, max(num_jobs, 1), "synthesis")
+    for voice, texts, seconds in progress(results, total=len(tasks), desc="synthesis", unit="voices"):
+        part = stats.setdefault(voice.part, PartStats())
+        part.minutes += seconds / 60
+        part.utterances += len(texts)
+        part.voices += 1
+        part.words.update(" ".join(texts).split())
+        rows.append(
+            f"{voice.id} | {voice.sex} | {voice.part} | {seconds / 60:.2f} | "
+            f"{voice.name} rate={voice.rate} pitch={voice.pitch} range={voice.range}\n"
+        )
     (work / "SPEAKERS.TXT").write_text(SPEAKERS_HEADER + "".join(rows))
     return stats

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +37,19 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on `device`, which may still be copying."""
         return self._with(lambda x: x.to(device, non_blocking=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields with arrays for tensors.
+
+        Batches come from other processes. Tensors would come through /dev/shm, which is small in a container, and through
+        sockets in TMPDIR, whose path may be too long for that; a killed process leaves files in both. Arrays need neither.
+        """
+        return {name: value.numpy() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the fields; the tensors lie in memory as all others do, so that results have the same bits."""
+        for name, value in state.items():
+            setattr(self, name, torch.from_numpy(value).clone() if isinstance(value, np.ndarray) else value)
 
     def rows(self, rows: slice) -> Batch:
         """Return the utterances `rows`, padded to the longest of them only."""

@@ -6,11 +6,16 @@ Training batches depend on (seed, epoch) alone, an utterance's augmentation on (
 from __future__ import annotations
 
 import gc
+import multiprocessing
+import os
 from collections.abc import Iterable, Iterator
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from local.common.allocator import release_free_memory
+from local.common.children import begin_child, room_for_children, why_loader_failed
 from local.common.errors import UserError
 from local.common.processes import Processes, cores
 from local.config.schema import AUTO, Config
@@ -42,9 +47,13 @@ class Batches:
         """Iterate over `loader`; with_empty: also yield batches without utterances, as all processes must make each pass."""
         self.loader, self.num_cuts, self.with_empty, self.skipped = loader, num_cuts, with_empty, 0
         self.last_problem = ""
+        self._workers: list[BaseProcess] = []
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches. Raises `UserError` for a damaged line of a manifest."""
+        """Yield the batches.
+
+        Raises `UserError` for a damaged line of a manifest, and for a worker that is killed or stands still.
+        """
         try:
             for batch in self._start_workers():
                 self.skipped += len(batch.skipped)
@@ -53,6 +62,10 @@ class Batches:
                     yield batch
         except UserError as e:  # a worker's has a traceback before its own line
             raise UserError(str(e).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")) from None
+        except RuntimeError as e:
+            if why := why_loader_failed(e, self._workers):
+                raise UserError(why) from None
+            raise
 
     def _start_workers(self) -> Iterator[Batch]:
         """Fork the workers.
@@ -66,7 +79,10 @@ class Batches:
         release_free_memory()
         gc.freeze()
         try:
-            return iter(self.loader)
+            with room_for_children():
+                found = iter(self.loader)
+            self._workers = multiprocessing.active_children()
+            return found
         finally:
             gc.unfreeze()
 
@@ -83,7 +99,7 @@ class AsrDataModule:
         self.cfg, self.data_dir, self.tokenizer = cfg, Path(data_dir), tokenizer
         self.max_duration: float | None = None if cfg.train.max_duration == AUTO else cfg.train.max_duration
         self.corpus = load_corpus(self.data_dir / "corpus.yaml", cfg.data)
-        self._store = shard_store(self.data_dir, cfg.data)
+        self._store = shard_store(self.data_dir, cfg.data, self.corpus)
         self._train: ShuffledCuts | None = None
         self._noise: list[Cut] | None = None
         self._read: dict[str, list[Cut]] = {}  # by part
@@ -176,7 +192,10 @@ class AsrDataModule:
         workers = self.cfg.data.num_workers
         if workers < 0:
             workers = max(1, min(8, cores() // self.processes.local_size // 2))
-        prefetch: dict[str, Any] = {"prefetch_factor": 4} if workers else {}
+        options: dict[str, Any] = {}
+        if workers:
+            options = {"prefetch_factor": 4, "worker_init_fn": partial(begin_child, os.getpid())}
+            options["timeout"] = self.cfg.data.max_wait
         generator = torch.Generator().manual_seed(self.cfg.train.seed)  # otherwise iterating draws from the global one
         return DataLoader(
             dataset,
@@ -185,5 +204,5 @@ class AsrDataModule:
             batch_size=None,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
-            **prefetch,
+            **options,
         )

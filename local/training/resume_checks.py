@@ -13,7 +13,8 @@ from local.config.schema import AUTO
 
 import yaml
 
-OTHER_STAGES = ("decode.", "average.", "lm.", "tune.", "ablation.")  # sections that do not change this training
+# Sections and keys that do not change this training.
+OTHER_STAGES = ("decode.", "average.", "lm.", "tune.", "ablation.", "data.max_lost", "data.max_wait")
 MAX_NAMED = 3  # keys in a message
 UNSET = "not set"
 

@@ -35,13 +35,15 @@ def table(corpus: Path, *files: str) -> None:
     (corpus / "train.tsv").write_text("".join(f"{name}\t{TEXT}\n" for name in files))
 
 
-def prepare(corpus: Path, *overrides: str) -> tuple[dict[str, Cut], dict[str, str]]:
+def prepare(
+    corpus: Path, *overrides: str, yaml: Path = ROOT / "egs/custom/corpus.yaml"
+) -> tuple[dict[str, Cut], dict[str, str]]:
     """Run stages 1 and 2; return the cuts of train and the reasons of what was dropped, both by id."""
     data = corpus.parent / "data"
     prepare_manifests(
         [
             "--corpus-yaml",
-            str(ROOT / "egs/custom/corpus.yaml"),
+            str(yaml),
             "--corpus-dir",
             str(corpus),
             "--data-dir",
@@ -58,9 +60,17 @@ def dropped(data: Path) -> dict[str, str]:
     return {line.split("\t")[0]: line.split("\t")[2] for line in listings[0].read_text().splitlines()}
 
 
+def allow_commands(corpus: Path) -> Path:
+    """Write a corpus.yaml beside the corpus that allows commands; return its path."""
+    text = (ROOT / "egs/custom/corpus.yaml").read_text()
+    assert "commands: false" in text
+    (corpus.parent / "corpus.yaml").write_text(text.replace("commands: false", "commands: true"))
+    return corpus.parent / "corpus.yaml"
+
+
 def loaded(cut: Cut) -> np.ndarray:
     """Return the samples (S,) that training loads."""
-    audio = ShardStore(Path(), 1.0).with_audio_loaded(cut).load_audio()
+    audio = ShardStore(Path(), 1.0, commands=True).with_audio_loaded(cut).load_audio()
     assert audio.shape[0] == 1
     return audio[0]
 

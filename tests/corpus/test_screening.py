@@ -17,6 +17,7 @@ from local.prepare_noise import main as prepare_noise
 from tests.corpus.noise_corpus import (
     RATE,
     TEXT,
+    allow_commands,
     dropped,
     equal,
     lhotse_manifests,
@@ -123,7 +124,7 @@ def test_flac_of_unknown_length_is_read(corpus: Path) -> None:
     )
     (corpus / "train" / "segments").write_text("a r 0 -1\nb r 17.5 19.25\nc cut 0 5\nd p 20 -1\n")
     (corpus / "train" / "text").write_text("".join(f"{name} {TEXT}\n" for name in "abcd"))
-    cuts, reasons = prepare(corpus, "data.max_utterance_seconds=30")
+    cuts, reasons = prepare(corpus, "data.max_utterance_seconds=30", yaml=allow_commands(corpus))
     expected = {"a": audio, "b": audio[int(17.5 * RATE) : int(19.25 * RATE)], "d": audio[20 * RATE :]}
     assert {name: equal(cuts[name], x) for name, x in expected.items()} == dict.fromkeys("abd", True)
     assert list(reasons) == ["c"] and "cut.flac" in reasons["c"]
@@ -210,7 +211,7 @@ def test_reasons_come_before_the_error(corpus: Path, capfd: pytest.CaptureFixtur
     )
     (corpus / "train" / "text").write_text("".join(f"u{n} {TEXT}\n" for n in range(40)) + f"v {TEXT}\nw {TEXT}\n")
     with pytest.raises(SystemExit):
-        prepare(corpus)
+        prepare(corpus, yaml=allow_commands(corpus))
     said = capfd.readouterr()
     reasons = dropped(corpus.parent / "data" / "manifests")
     assert len(reasons) == 42

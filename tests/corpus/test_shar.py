@@ -26,7 +26,7 @@ from lhotse import CutSet, Recording
 
 PARTS = ("train", "dev", "test")
 SIZE = 5  # cuts of a shard
-CORPUS = "name: t\nsource: custom\ntrain: [train]\ndev: [dev]\ntest: [test]\n"
+CORPUS = "name: t\nsource: custom\ntrain: [train]\ndev: [dev]\ntest: [test]\noptions: {commands: true}\n"
 OPTIONS = ["data.num_workers=0", "data.num_buckets=2", "train.max_duration=12"]
 
 
@@ -126,7 +126,7 @@ def test_remote_shards_are_fetched_once_and_the_folder_stays_bounded(shards: Pat
     assert ours.keys() == by_id(batches(prepare(tmp_path / "local", shards))).keys() and len(ours) == 60
     assert len(log.read_text().split()) == 12
     sizes = [p.stat().st_size for p in (data / "shards").iterdir() if p.suffix == ".tar"]
-    store = ShardStore(data / "few", 2.5 * max(sizes) / 1e9)
+    store = ShardStore(data / "few", 2.5 * max(sizes) / 1e9, commands=True)
     for _, tar in shards_of(tmp_path / "train.shar"):
         assert store.local(tar).is_file()
         kept = sum(p.stat().st_size for p in (data / "few").iterdir() if p.suffix == ".tar")
@@ -169,7 +169,7 @@ def test_a_list_of_no_shards_is_an_error(tmp_path: Path, line: str, error: str) 
 
 
 def test_what_cannot_be_fetched_says_so(tmp_path: Path) -> None:
-    store = ShardStore(tmp_path / "s", 1.0)
+    store = ShardStore(tmp_path / "s", 1.0, commands=True)
     for location in ("pipe:false cuts.000000.jsonl.gz", "nosuch://host/recording.000000.tar"):
         with pytest.raises(ValueError, match=location):
             store.local(location)
@@ -187,3 +187,10 @@ def test_places_in_a_tar_are_those_of_its_members(shards: Path) -> None:
             data = ShardStore(tar.parent, 1.0).read(source.replace("x#y.tar", str(tar)))
             assert isinstance(recording, Recording) and data == archive.extractfile(member).read()  # type: ignore[union-attr]
     assert shar.is_remote("s3://b/x") and shar.is_remote("pipe:cat x") and not shar.is_remote("/a/b.tar")
+
+
+def test_a_recording_in_a_shard_is_checked(shards: Path, tmp_path: Path) -> None:
+    whole = next((shards / "train").glob("recording.000000.tar")).read_bytes()
+    (tmp_path / "recording.000000.tar").write_bytes(whole.replace(b'"channels": [0]', b'"channels": "a"'))
+    with pytest.raises(ValueError, match="channels"):
+        list(recordings_in(tmp_path / "recording.000000.tar", "x"))

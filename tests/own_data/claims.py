@@ -35,6 +35,7 @@ class Claim:
     why: str = ""
     merged: bool = False  # the same utterance a second time: it need not be listed
     late: bool = False  # it is left out in stage 2
+    command: bool = False  # its audio is what a command writes
 
     def __str__(self) -> str:
         return f"{self.part}: {sorted(self.names)[0]} {self.text!r} ({self.why or 'undamaged'})"

@@ -16,11 +16,12 @@ from unittest.mock import patch
 
 from local.config import load_config
 from local.corpus.audio_reading import load_audio
+from local.corpus.corpus_yaml import load_corpus
 from local.corpus.screening import check_pairs
 from local.corpus.shard_store import shard_store
 from local.prepare_cuts import main as prepare_cuts
 from local.prepare_manifests import main as prepare_manifests
-from tests.own_data.claims import EITHER, KEPT, Claim, Found, Row, violations, violations_of_a_stop
+from tests.own_data.claims import EITHER, KEPT, LOST, Claim, Found, Row, violations, violations_of_a_stop
 from tests.own_data.forms import FORMS, corpora
 from tests.own_data.plans import PartPlan, numbers
 from tests.own_data.spoil import lists_of, spoil
@@ -28,10 +29,11 @@ from tests.own_data.tones import heard
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from lhotse import CutSet
 
 PARTS = ("train", "dev", "test")
-CORPUS = "name: own\nsource: custom\ntrain: [train]\ndev: [dev]\ntest: [test]\n"
+CORPUS = "name: own\nsource: custom\ntrain: [train]\ndev: [dev]\ntest: [test]\noptions: {{commands: {commands}}}\n"
 SPLITTABLE = 4  # usable utterances of train that suffice to split off dev and test
 CASES, QUICK = int(os.environ.get("OWN_DATA_CASES", 500)), 20
 FIXED = "OWN_DATA_CASES" not in os.environ
@@ -59,12 +61,12 @@ def write_corpus(root: Path, plan: dict[str, PartPlan]) -> list[Claim]:
     return claims
 
 
-def run(root: Path, corpus_dir: Path) -> tuple[int, str, bool]:
+def run(root: Path, corpus_dir: Path, commands: bool) -> tuple[int, str, bool]:
     """Run stages 1 and 2; return their exit status, what they wrote to stderr, and whether audio was screened.
 
     An exception is a violation.
     """
-    (root / "corpus.yaml").write_text(CORPUS)
+    (root / "corpus.yaml").write_text(CORPUS.format(commands=str(commands).lower()))
     data = ["--data-dir", str(root / "data")]
     errors = io.StringIO()
     with contextlib.ExitStack() as stack:
@@ -83,7 +85,7 @@ def run(root: Path, corpus_dir: Path) -> tuple[int, str, bool]:
 
 def kept_utterances(data: Path) -> Iterator[Found]:
     """Yield the utterances of all parts, loaded as training loads them. An exception is a violation."""
-    store = shard_store(data, CONFIG.data)
+    store = shard_store(data, CONFIG.data, load_corpus(data / "corpus.yaml"))
     for part in PARTS:
         for cut in CutSet.from_file(data / "cuts" / f"{part}.jsonl.gz"):
             sound = load_audio(store.with_audio_loaded(cut))
@@ -106,12 +108,15 @@ def may_stop(plan: dict[str, PartPlan], claims: list[Claim]) -> bool:
     return not all(sure.values()) or (given != set(PARTS) and sure["train"] < SPLITTABLE)
 
 
-def check(plan: dict[str, PartPlan]) -> None:
-    """Prepare the corpus of a plan and check every utterance of it."""
+def check(plan: dict[str, PartPlan], commands: bool) -> None:
+    """Prepare the corpus of a plan and check every utterance of it; if they are not allowed, those of commands are lost."""
     with TemporaryDirectory() as folder:
         root = Path(folder)
         claims = write_corpus(root / "corpus", plan)
-        status, errors, screened = run(root, root / "corpus")
+        for claim in claims:
+            if claim.command and not commands:
+                claim.verdict, claim.why = LOST, f"{claim.why}, command"
+        status, errors, screened = run(root, root / "corpus", commands)
         if status == 0:
             splits = {part: "train" for part in PARTS if not any(c.part == part for c in claims)}
             wrong = violations(claims, list(kept_utterances(root / "data")), dropped_rows(root / "data"), splits)
@@ -126,13 +131,13 @@ def check(plan: dict[str, PartPlan]) -> None:
 
 
 @settings(max_examples=QUICK, derandomize=FIXED, suppress_health_check=SLOW)
-@given(corpora())
-def test_a_few_mixtures(plan: dict[str, PartPlan]) -> None:
-    check(plan)
+@given(corpora(), st.booleans())
+def test_a_few_mixtures(plan: dict[str, PartPlan], commands: bool) -> None:
+    check(plan, commands)
 
 
 @pytest.mark.slow
 @settings(max_examples=CASES, derandomize=FIXED, suppress_health_check=SLOW)
-@given(corpora())
-def test_any_mixture(plan: dict[str, PartPlan]) -> None:
-    check(plan)
+@given(corpora(), st.booleans())
+def test_any_mixture(plan: dict[str, PartPlan], commands: bool) -> None:
+    check(plan, commands)

@@ -142,6 +142,7 @@ def _kaldi(root: Path, part: str, plan: PartPlan, numbers: Iterator[int], segmen
                 names.append(text.add(f"{name} {u.text}"))
                 names.append(spk.add(f"{name} {u.speaker}"))
             claims.append(claim_of(part, sound, u, names, worst, **({"word": ""} if harm == "no text" else {})))
+            claims[-1].command = value.endswith("|")
             if harm == "repeated":
                 claims.append(again(claims[-1], [lines.add(f"{name} {given}"), text.add(f"{name} {u.text}"), name]))
             elif harm == "other text":

@@ -1,0 +1,210 @@
+"""Child processes: they die with their parent, and the death of one is an error of one line.
+
+A process that is killed (SIGKILL, too little memory) cannot end its children, and some of them would wait for it for ever.
+So each child asks the system to be killed with its parent, where it starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import errno
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+from local.common.errors import UserError
+
+
+class ChildEnded(UserError):
+    """A process that worked for this one was killed, or ended by itself."""
+
+
+A = TypeVar("A")
+B = TypeVar("B")
+PR_SET_PDEATHSIG = 1  # prctl(2)
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a fork of a program with threads must not
+WATCH_EVERY = 1.0  # seconds between looks at the parent, where the system tells nothing
+KILLED = re.compile(
+    r"DataLoader worker \(pids?\(?s?\)? [\d, ]+\) (?:is killed by signal: (?P<signal>[^.]*)|exited unexpectedly)"
+)
+STUCK = re.compile(r"DataLoader timed out after (?P<seconds>[\d.]+) seconds")
+
+
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Send this process signal `number` when its parent ends, also now if `parent`, its process number, has ended already.
+
+    Call it in the child: as its first act, as a pool's initializer, or as the `preexec_fn` of a command. On Linux the system
+    does it, as soon as the thread ends that made the child. Elsewhere a thread watches, and commands are not covered.
+    """
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, int(number))
+        if os.getppid() != parent:
+            os.kill(os.getpid(), number)
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_EVERY)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def begin_child(parent: int, *_: Any) -> None:
+    """Begin a process that works for `parent`: it dies with it, and leaves Ctrl-C, which reaches both, to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(parent)
+
+
+def how_it_ended(status: int | None) -> str:
+    """Return how a process ended, from its exit status as `subprocess` and `multiprocessing` state it."""
+    if status is None or status >= 0:
+        return "ended" if status is None else f"ended with status {status}"
+    hint = ": too little memory?" if -status in (signal.SIGKILL, signal.SIGBUS) else ""
+    return f"was killed (signal {-status}){hint}"
+
+
+def why_loader_failed(e: BaseException, processes: Sequence[BaseProcess] = ()) -> str | None:
+    """Return in one line what torch's DataLoader reports of its `processes`; None for another error.
+
+    torch raises this wherever the program is when a process dies, not only where it waits for a batch.
+    """
+    if found := STUCK.search(str(e)):
+        return (
+            f"a data process gave no batch for {float(found['seconds']):g} s (key 'data.max_wait'): it waits for a disk, "
+            "a network or a command; see what stands still, or set the key higher, and run again"
+        )
+    if not (found := KILLED.search(str(e))):
+        return None
+    name = re.sub(r"\W", "", found["signal"] or "").lower()  # as strsignal(3) says it: "Killed"
+    number = next((s for s in signal.Signals if re.sub(r"\W", "", signal.strsignal(s) or "").lower() == name), None)
+    statuses = [-number] if number else [p.exitcode for p in processes if p.exitcode]
+    how = how_it_ended(statuses[0] if statuses else None)
+    return f"a data process {how}; run again, it resumes; a lower data.num_workers or train.max_duration takes less memory"
+
+
+@contextlib.contextmanager
+def room_for_children() -> Iterator[None]:
+    """Turn the system's refusal to start processes into a `UserError`: no memory, no processes, no room in /dev/shm."""
+    try:
+        yield
+    except OSError as e:
+        if e.filename is not None or e.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EAGAIN):
+            raise
+        where = "/dev/shm is full" if e.errno == errno.ENOSPC else f"{e.strerror}; see ulimit -a"
+        raise UserError(f"no process can be started: {where}; free it, or use fewer (data.num_workers=0, --nj 1)") from None
+
+
+@contextlib.contextmanager
+def process_pool(
+    num_jobs: int, what: str, start: str = "fork", threads: Callable[[int], Any] | None = None
+) -> Iterator[Executor]:
+    """Yield a pool of processes, which do `what`, and end them with the block, whatever is still submitted then.
+
+    start: `fork`, so that they inherit the loaded libraries, or `spawn`. threads: sets the number of threads, called with 1.
+    Raises `ChildEnded` naming `what` if one of them dies.
+    """
+    context: Any = copy.copy(multiprocessing.get_context(start))
+    made: list[BaseProcess] = []
+    make = context.Process
+
+    def process(*args: Any, **kwargs: Any) -> BaseProcess:
+        made.append(make(*args, **kwargs))
+        return made[-1]
+
+    context.Process = process
+    with room_for_children():
+        pool = ProcessPoolExecutor(num_jobs, context, _begin_worker, (os.getpid(), threads))
+    try:
+        with room_for_children():
+            yield pool
+    except BaseException as e:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for p in made:
+            p.join(0.2 if isinstance(e, BrokenProcessPool) else 0)  # the pool ends the others itself, by SIGTERM
+            p.kill()
+        if not isinstance(e, BrokenProcessPool):
+            raise
+        codes = [p.exitcode for p in made if p.exitcode not in (None, 0, -signal.SIGTERM)]
+        raise _ended(what, codes[0] if codes else None) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ended(what: str, status: int | None) -> ChildEnded:
+    return ChildEnded(f"a process for {what} {how_it_ended(status)}; run again, or use --nj 1")
+
+
+def _begin_worker(parent: int, threads: Callable[[int], Any] | None) -> None:
+    begin_child(parent)
+    if threads is not None:
+        threads(1)
+
+
+def each_in_a_process(function: Callable[[A], B], items: Iterable[A], num_jobs: int, what: str) -> Iterator[B]:
+    """Yield function(item) for each item, in order; each is computed in a process of its own, `num_jobs` at once.
+
+    Raises `ChildEnded` naming `what` if one of the processes dies, and what the function raises.
+    """
+    context = multiprocessing.get_context("fork")  # much faster than a new interpreter for each
+    waiting = enumerate(items)
+    running: dict[Connection, tuple[int, BaseProcess]] = {}
+    done: dict[int, B] = {}
+    following = 0
+    try:
+        while True:
+            for number, item in islice(waiting, num_jobs - len(running)):
+                receiver, sender = context.Pipe(duplex=False)
+                child = context.Process(target=_answer, args=(function, item, sender, os.getpid()))
+                with room_for_children():
+                    child.start()
+                sender.close()
+                running[receiver] = number, child
+            if not running:
+                return
+            for ready in wait(list(running)):
+                number, process = running.pop(ready)  # type: ignore[call-overload]
+                done[number] = _result(ready, process, what)  # type: ignore[arg-type]
+            while following in done:
+                yield done.pop(following)
+                following += 1
+    finally:
+        for _, process in running.values():
+            process.kill()
+            process.join()
+
+
+def _answer(function: Callable[[A], B], item: A, sender: Connection, parent: int) -> None:
+    begin_child(parent)
+    try:
+        answer: tuple[Any, str] = (function(item), "")
+    except Exception as e:
+        answer = (e, traceback.format_exc())
+    sender.send(answer)
+
+
+def _result(receiver: Connection, process: BaseProcess, what: str) -> Any:
+    with receiver:
+        try:
+            value, trace = receiver.recv()
+        except EOFError:
+            process.join()
+            raise _ended(what, process.exitcode) from None
+    process.join()
+    if trace:
+        raise value from RuntimeError(trace)
+    return value
