@@ -18,6 +18,7 @@ from pathlib import Path
 
 from local.common.atomic import atomic_write
 from local.common.html_page import Page, new_figure
+from local.common.visible import unquoted
 from local.scoring.align import Utterance, compare, score
 from local.scoring.hypotheses import read_hypotheses
 from local.scoring.table import decimals
@@ -73,7 +74,7 @@ def read_outcome(folder: Path, control: str, seed: int, method: str, diverged: b
     damped, path = None, folder / "outliers.tsv"
     if path.is_file():
         with path.open(encoding="utf-8", newline="") as f:
-            damped = {row["utterance"]: int(row["steps_damped"]) for row in csv.DictReader(f, delimiter="\t")}
+            damped = {unquoted(row["utterance"]): int(row["steps_damped"]) for row in csv.DictReader(f, delimiter="\t")}
     train, valid = (read_columns(folder / f"{name}.csv") for name in ("train", "valid"))
     return Outcome(control, seed, diverged, sets, train, valid, skipped, damped)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from local.common.errors import UserError, is_out_of_memory, one_line
+from local.common.visible import escaped_output
 
 if TYPE_CHECKING:
     import torch
@@ -49,10 +50,11 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
     """Wrap a program's main: an error that the user can fix becomes one line on stderr and an exit status.
 
     These are a `UserError` (its `exit_status`), a file that cannot be read or written, and too little memory (both 1).
-    Ctrl-C gives 130. Anything else is a bug and keeps its traceback.
+    Ctrl-C gives 130. Anything else is a bug and keeps its traceback. What the program prints is visible text.
     """
 
     @functools.wraps(main)
+    @escaped_output()
     def wrapped(*args: object, **kwargs: object) -> None:
         try:
             main(*args, **kwargs)
