@@ -18,7 +18,7 @@ from pathlib import Path
 
 from local.common.atomic import atomic_write
 from local.common.html_page import Page, new_figure
-from local.common.visible import unquoted
+from local.common.visible import markdown, unquoted
 from local.scoring.align import Utterance, compare, score
 from local.scoring.hypotheses import read_hypotheses
 from local.scoring.table import decimals
@@ -271,7 +271,7 @@ def write_report(outcomes: Sequence[Outcome], about: str, folder: Path, planted:
     page.text(f"{about}.")
 
     def add(heading: str, table: Table, note: str) -> None:
-        lines.extend([f"## {heading}\n", markdown(*table), f"{note}\n"])
+        lines.extend([f"## {markdown(heading)}\n", markdown_table(*table), f"{note}\n"])
         page.heading(heading)
         page.table(*table)
         page.text(note)
@@ -296,7 +296,8 @@ def write_report(outcomes: Sequence[Outcome], about: str, folder: Path, planted:
     return text
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown with the first column aligned to the left."""
     rule = ["---", *["--:"] * (len(head) - 1)]
-    return "".join("| " + " | ".join(row) + " |\n" for row in (head, rule, *rows))
+    cells = [[markdown(cell) for cell in row] for row in (head, *rows)]
+    return "".join("| " + " | ".join(row) + " |\n" for row in (cells[0], rule, *cells[1:]))
