@@ -396,7 +396,7 @@ def test_ids_are_text_in_all_reports(experiment: Path, tmp_path: Path, capsys: p
     """Formulas for matplotlib and for a spreadsheet, markup, escape characters, a very long one."""
     shutil.copytree(experiment, tmp_path / "toy")
     cuts = tmp_path / "toy" / "data" / "cuts" / "train.jsonl.gz"
-    ids = ["$\\frac{", "=1+1", "<script>\x1b[2J\u202e", "d" * 1000]
+    ids = ["$\\frac{$", "=1+1", "<script>\x1b[2J\u202e", "d" * 1000]
     with gzip.open(cuts, "rt") as file:
         rows = [json.loads(line) for line in file]
     for row, name in zip(rows, ids, strict=True):

@@ -323,7 +323,7 @@ def test_runs_as_a_program_without_torch(tmp_path: Path) -> None:
     assert done.returncode == 0 and "100.00" in done.stdout, done.stderr
 
 
-HOSTILE = ["$\\frac{", "a|b", "`<script>alert(1)</script>", "=1+1", "\x1b[2J\u202e", "é音"]
+HOSTILE = ["$\\frac{$", "a|b", "`<script>alert(1)</script>", "=1+1", "\x1b[2J\u202e", "é音"]
 
 
 def rendered(row: str) -> list[str]:
@@ -338,7 +338,8 @@ def test_foreign_text_is_not_markup(tmp_path: Path, capsys: pytest.CaptureFixtur
     for name in names:
         rows = [(f"{name}\n{i}", f"one {word}", f"{word} {name}") for i, word in enumerate(HOSTILE)]
         path = write(tmp_path, name, rows, name)
-        made_by = {"label": name, "average": name, "commit": name, "date": "2026-11-28T12:00", "options": {}, "weights": ""}
+        now = {"label": HOSTILE[0], "average": name, "commit": name, "date": "2026-11-28T12:00", "options": {}, "weights": ""}
+        made_by = {**now, "label": name, "date": "2026", "options": {name: name}} if "é" in name else now
         stats = {"seconds": 1.0, "audio_seconds": 50.0, "made_by": made_by}
         path.with_name(f"{name}.stats.json").write_text(json.dumps(stats), encoding="utf-8")
     main(["--exp-dir", str(tmp_path)])

@@ -96,8 +96,8 @@ class Summary:
         except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError(f"{self.path}: damaged; let {MADE_BY} make it again (--force)") from None
         text = shown + "".join(f"\n{note}" for note in notes) + "\n" * bool(notes)
-        name = self.content.get("corpus", self.path.parent.name)
-        head = f"# {markdown(name)}: the prepared data\n\nWritten by prepare.sh. dropped.tsv lists what was left out, with the reasons.\n\n"
+        title = f"# {markdown(str(self.content.get('corpus', self.path.parent.name)))}: the prepared data"
+        head = f"{title}\n\nWritten by prepare.sh. dropped.tsv lists what was left out, with the reasons.\n\n"
         write_text(self.path, json.dumps(self.content, indent=1, ensure_ascii=False) + "\n")
         write_text(self.path.with_name("README.md"), head + text)
         return text

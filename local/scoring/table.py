@@ -104,13 +104,8 @@ def plot(results: Results, path: Path) -> None:
             label, fill = (f"{shortened(method)} (oracle)", "none") if r["oracle"] else (shortened(method), None)
             style = {"color": colours[method], "markerfacecolor": fill, "label": label}
             axes.errorbar(r["rtf"], r["wer"], [[r["wer"] - low], [high - r["wer"]]], fmt="o", capsize=3, **style)
-        axes.set(
-            title=shortened(name),
-            xlabel="real-time factor",
-            ylabel="WER in %, with its 95 % interval",
-            xlim=(0, None),
-            ylim=(0, None),
-        )
+        axes.set(title=shortened(name), xlabel="real-time factor", ylabel="WER in %, with its 95 % interval")
+        axes.set(xlim=(0, None), ylim=(0, None))
         axes.grid(alpha=0.3)
     handles = {label: h for ax in figure.axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 import pytest
 
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph")
-HOSTILE = r"$\frac{ <script>alert(1)</script> & \x" + "\x1b[2J\u202e"
+HOSTILE = r"$\frac{$ <script>alert(1)</script> & \x" + "\x1b[2J\u202e"
 
 
 def texts(axis: object) -> list[str]:
