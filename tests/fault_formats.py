@@ -25,6 +25,7 @@ Place = tuple[Any, Any]  # a container and the key or index in it
 ODD: list[Any] = [
     *(None, True, 0, -1, -0.5, 1.5, 7, 10**9, 10**25, 1e30, -1e30, float("nan"), float("inf"), float("-inf")),
     *("", " ", "many", "a\nb\tc", "\u0000", "Ü\u200b字", "x" * 50_000, "../../elsewhere", "${nothing}"),
+    *("half \ud800", "\x1b[2J\u202e", "=1+1", "$\\frac{$", "a|b`<b>"),
     *([], {}, [1, "a"], {"a": {"b": 1}}),
 ]
 
