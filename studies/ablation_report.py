@@ -18,7 +18,7 @@ from pathlib import Path
 
 from local.common.atomic import atomic_write
 from local.common.html_page import Page, new_figure
-from local.common.visible import markdown, unquoted
+from local.common.visible import cell, markdown, unquoted
 from local.scoring.align import Utterance, compare, score
 from local.scoring.hypotheses import read_hypotheses
 from local.scoring.table import decimals
@@ -161,7 +161,7 @@ def numbers(outcomes: Sequence[Outcome]) -> Table:
         for name, utterances in o.sets.items():
             s = score(utterances)
             rates = ["" if x is None else f"{x:.4f}" for x in (s.wer, *(s.ci95 or (None, None)))]
-            rows.append([*run, name, "false", *rates, str(s.errors), str(s.words), *after])
+            rows.append([*run, cell(name), "false", *rates, str(s.errors), str(s.words), *after])
         if not o.sets:
             rows.append([*run, "", str(o.diverged).lower(), *[""] * 5, *after])
     return head, rows
