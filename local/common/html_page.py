@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -58,7 +59,9 @@ def save_figure(figure: Figure, path: Path | IO[bytes], dpi: float | None = None
             axis.set_major_formatter(Plain(found))
         if isinstance(found := axis.get_minor_formatter(), LogFormatterMathtext):
             axis.set_minor_formatter(Plain(found))
-    figure.savefig(path, format="png", dpi=dpi or figure.dpi)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # matplotlib's font has no Chinese, for example
+        figure.savefig(path, format="png", dpi=dpi or figure.dpi)
 
 
 def _escape(text: str) -> str:

@@ -150,6 +150,7 @@ class Answer(BaseHTTPRequestHandler):
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
     server = Mirror()
     threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(archives, "URL", f"http://127.0.0.1:{server.server_port}")
     yield server
     server.shutdown()
