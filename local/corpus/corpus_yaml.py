@@ -10,7 +10,6 @@ from typing import Any
 from local.common.atomic import write_text
 from local.common.errors import UserError
 from local.common.text_files import read_yaml
-from local.common.visible import visible
 from local.config.schema import DataConfig
 
 import yaml
@@ -71,9 +70,7 @@ def needs_train(corpus: Corpus, path: str | Path) -> Corpus:
 
 def is_part(name: object) -> bool:
     """Return whether `name` can be the name of a part: it becomes part of file names."""
-    if not isinstance(name, str) or visible(name) != name:
-        return False
-    return re.fullmatch("[^/]{1,100}", name) is not None and name.strip(" .") != ""
+    return isinstance(name, str) and re.fullmatch(r"[^/\x00-\x1f]{1,100}", name) is not None and name.strip(" .") != ""
 
 
 def save_corpus(corpus: Corpus, path: str | Path) -> None:
