@@ -13,7 +13,7 @@ from local.artifacts.decoded_sets import find_sets
 from local.common.errors import UserError
 from local.common.visible import visible
 from local.scoring.align import Utterance, compare, score, symbol_delay
-from local.scoring.hypotheses import read_hypotheses, read_sets
+from local.scoring.hypotheses import read_hypotheses, read_sets, spoken_words
 from local.wer import main
 from tests.conftest import ROOT
 from tests.toy_experiment import levenshtein
@@ -372,3 +372,13 @@ def test_half_a_character_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         main(["--exp-dir", str(tmp_path), "--data-dir", str(tmp_path / "data")])
     assert f"{cuts}:1: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("time", ["1" + "0" * 400, "NaN", "Infinity", '"x"', "null"])
+def test_times_that_are_no_numbers_are_named(tmp_path: Path, time: str) -> None:
+    cuts = tmp_path / "cuts" / "test.jsonl.gz"
+    cuts.parent.mkdir()
+    with gzip.open(cuts, "wt") as file:
+        file.write(f'{{"id": "u", "supervisions": [{{"id": "u", "alignment": {{"word": [["one", {time}, 1, null]]}}}}]}}\n')
+    with pytest.raises(UserError, match="test.jsonl.gz:1: "):
+        spoken_words(tmp_path, "test")

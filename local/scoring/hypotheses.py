@@ -153,8 +153,11 @@ def spoken_words(data_dir: Path, name: str) -> dict[str, list[tuple[str, float]]
         for supervision in cut.get("supervisions", ())[:1]:
             try:
                 items = (supervision.get("alignment") or {}).get("word", ())
-                found[cut["id"]] = [(str(word), float(start + duration)) for word, start, duration, *_ in items]
-            except (TypeError, ValueError, AttributeError):
+                ends = [(str(word), float(start + duration)) for word, start, duration, *_ in items]
+                if not all(math.isfinite(end) for _, end in ends):
+                    raise ValueError("not finite")
+                found[cut["id"]] = ends
+            except (TypeError, ValueError, AttributeError, OverflowError):
                 raise UserError(f"{where}: the alignment is damaged; let {STAGE} make it again (--force)") from None
     return found
 
