@@ -56,7 +56,7 @@ def perplexity_line(path: Path) -> str:
     try:
         found = json.loads("\n".join(read_lines(path)))["dev"]["perplexity"]
         return f"\nLanguage model: perplexity of dev {found['per_token']:.2f} per token, {found['per_word']:.2f} per word.\n"
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
         raise UserError(f"{path}: not by local/train_lm.py ({e})") from None
 
 

@@ -58,10 +58,11 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def encodable(value: Any) -> Any:
-    r"""Return the value of a JSON text. Raises `ValueError` if it has half a character ("\ud800"), which no file can hold."""
+def encodable(value: Any, text: str) -> Any:
+    r"""Return `value`, read from the JSON `text`. Raises `ValueError` for half a character ("\ud800"), which no file can hold."""
     try:
-        json.dumps(value, ensure_ascii=False, skipkeys=True, default=str).encode("utf-8")
+        if r"\ud" in text.lower():  # also in whole characters, of two escapes
+            json.dumps(value, ensure_ascii=False, skipkeys=True, default=str).encode("utf-8")
     except UnicodeEncodeError as e:
         raise ValueError(f"half a character (\\u{ord(e.object[e.start]):04x})") from None
     return value

@@ -134,7 +134,7 @@ def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> I
                 where = f"{manifest}:{number}"
                 try:
                     values = json.loads(line)
-                    item = deserialize_item(encodable(values) if r"\ud" in line.lower() else values)
+                    item = deserialize_item(encodable(values, line))
                     for segment in getattr(item, "supervisions", [item]):
                         if isinstance(segment, SupervisionSegment):
                             segment.text = " ".join((segment.text or "").split())

@@ -30,7 +30,8 @@ def read_manifest(path: Path, kind: type[T], made_by: str) -> Iterator[T]:
 def parse_item(line: bytes, kind: type[T], where: str, made_by: str = "prepare.sh") -> T:
     """Return the item of one line. Raises `UserError` naming `where` if it is not a `kind` or has impossible values."""
     try:
-        item = deserialize_item(encodable(decode_json_line(line.decode("utf-8"))))
+        text = line.decode("utf-8")
+        item = deserialize_item(encodable(decode_json_line(text), text))
         if not isinstance(item, kind):
             raise TypeError(f"a {type(item).__name__}, not a {kind.__name__}")
         wrong = find_problem(item)

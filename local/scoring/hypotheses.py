@@ -33,7 +33,7 @@ def read_hypotheses(path: Path) -> list[Utterance]:
             continue
         where = f"{path}:{number}"
         try:
-            row = encodable(json.loads(line))
+            row = encodable(json.loads(line), line)
         except (ValueError, RecursionError) as e:
             raise UserError(f"{where}: damaged ({reason(e)}); decode the set again") from None
         if not isinstance(row, dict):
@@ -168,7 +168,7 @@ def prepared(data_dir: Path, name: str) -> Iterator[tuple[dict[str, Any], str]]:
     for number, line in enumerate(read_lines(path, STAGE), 1):
         where = f"{path}:{number}"
         try:
-            cut = encodable(json.loads(line))
+            cut = encodable(json.loads(line), line)
             whole = isinstance(cut["id"], str) and all(isinstance(s["id"], str) for s in cut.get("supervisions", ()))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             whole = False

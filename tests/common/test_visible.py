@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -130,8 +131,8 @@ def test_dropped_utterances_are_named_on_one_line(capsys: pytest.CaptureFixture[
 
 
 def test_half_characters_are_found() -> None:
-    assert encodable({"a": ["ü", 1, None]}) == {"a": ["ü", 1, None]}
     for value in ("\ud800", {"\udfff": 1}, [{"a": "x\ud83d"}]):
         with pytest.raises(ValueError, match="ud800|udfff|ud83d"):
-            encodable(value)
-    assert encodable("\U0001f600")
+            encodable(value, json.dumps(value))
+    for value in ({"a": ["ü", 1, None]}, "\U0001f600", "a\\ud800"):
+        assert encodable(json.loads(text := json.dumps(value)), text) == value
