@@ -59,7 +59,7 @@ def _is_number(text: str) -> bool:
 
 
 def encodable(value: Any, text: str) -> Any:
-    r"""Return `value`, read from the JSON `text`. Raises `ValueError` for half a character ("\ud800"), which no file can hold."""
+    r"""Return `value`, read from the JSON `text`. Raises `ValueError` for half a character ("\ud800"): no file can hold it."""
     try:
         if r"\ud" in text.lower():  # also in whole characters, of two escapes
             json.dumps(value, ensure_ascii=False, skipkeys=True, default=str).encode("utf-8")
