@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from urllib.error import URLError
 
 from local.common.errors import UserError, described
-from local.common.progress import Progress
+from local.common.progress import Progress, progress
 from local.common.visible import unescaped, visible
 
 from lhotse.utils import resumable_download
@@ -150,7 +150,8 @@ def unpack(path: Path, folder: Path) -> None:
     """
     try:
         with gzip.open(path) as file, tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:  # type: ignore[call-overload]
-            for member in checked(tar, path, shutil.disk_usage(folder).free):
+            members = checked(tar, path, shutil.disk_usage(folder).free)
+            for member in progress(members, desc=f"unpacking {path.name}", unit="files"):
                 tar.extract(member, folder, **SAFELY)
     except (UserError, MemoryError):
         raise
