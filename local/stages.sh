@@ -323,5 +323,9 @@ logged() {
   return "$status"
 }
 
-# keep LOG: pass standard input on and append it to LOG, until its end, whatever signals come. It holds no lock.
-keep() { (trap '' INT TERM HUP; exec tee -a -- "$1" 5>&- 6>&- 7>&- 8>&-); }
+# keep LOG: become a program that passes standard input on and appends it to LOG, until its end, whatever signals come. It
+# holds no lock.
+keep() {
+  trap '' INT TERM HUP
+  exec tee -a -- "$1" 5>&- 6>&- 7>&- 8>&-
+}
