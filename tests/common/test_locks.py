@@ -155,6 +155,21 @@ def test_a_removed_folder_is_locked_anew(tmp_path: Path, holder: Holder) -> None
     second.communicate("\n", timeout=20)
 
 
+def test_the_lock_beside_a_folder_goes_with_its_holder(tmp_path: Path, holder: Holder) -> None:
+    first = holder(tmp_path / "new", "replaces(f)")
+    waiting = [sys.executable, "-c", HOLD + "replaces(f); print(*(p.name for p in f.parent.iterdir()))"]
+    second = subprocess.Popen(
+        [*waiting, str(tmp_path / "new")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert second.stderr is not None and f"process {first.pid}" in second.stderr.readline()
+    (tmp_path / ".new.lock").unlink()  # as its holder does
+    first.communicate("\n")
+    assert second.communicate(timeout=20)[0] == ".new.lock\n"
+    with locks.released():
+        locks.replaces(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_one_may_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing there will say so; reading goes on."""
 
