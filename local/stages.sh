@@ -166,7 +166,7 @@ lock() {
     [[ -w $file || ! -e $file && -w ${file%/*} ]] || return 0  # a stage that must write there will say so
     eval "exec $number>>\"\$file\""
     status=0
-    follow exec "$python" -m local.lock_folder --file "$number" --path "$file" --pid $$ --command "$call" "$@" || status=$?
+    RECIPE_PARENT=$$ follow exec "$python" -m local.lock_folder --file "$number" --path "$file" --pid $$ --command "$call" "$@" || status=$?
     end_if_stopped
   done
   [[ $status -eq 0 ]] || exit "$status"

@@ -8,6 +8,7 @@ import importlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -329,6 +330,23 @@ def test_a_second_preparation_waits_and_finds_it_done(tmp_path: Path) -> None:
     assert second.stdout.count("done before") == 4
     calls = (tmp_path / "calls").read_text().split()
     assert len(calls) == len(set(calls)) == 4  # nothing twice
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_who_waits_can_be_stopped(tmp_path: Path, holder: Holder, number: int) -> None:
+    stub(tmp_path, "none")
+    (tmp_path / "data").mkdir()
+    first = holder(tmp_path / "data", "writes(f)")
+    waits = subprocess.Popen(command("prepare.sh", tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert waits.stderr is not None and waits.stderr.readline().startswith("waiting: ")
+    assert len(holders(tmp_path / "data" / ".lock")) == 3  # the holder, the script, its program that waits
+    waits.send_signal(number)
+    assert waits.wait(20) == (143 if number == signal.SIGTERM else -9)
+    give_up = time.monotonic() + 20
+    while holders(tmp_path / "data" / ".lock") != {first.pid}:
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    waits.stderr.close()
 
 
 def test_cuts_that_a_training_reads_are_not_replaced(tmp_path: Path, holder: Holder) -> None:
