@@ -225,19 +225,19 @@ changes() {
 
 # listing PATH...: the files there and their sizes, as lines `made PATH SIZE`; but not those below the paths in $excluded.
 listing() {
-  local path
-  for path in "$@"; do
-    [[ ! -e $path ]] || find -L "$path" "${counts[@]}" -printf 'made %p\t%s\n'
-  done | EXCLUDED=$excluded awk '
+  local path there=()
+  for path in "$@"; do [[ ! -e $path ]] || there+=("$path"); done
+  [[ ${#there[@]} -gt 0 ]] || return 0
+  find -L "${there[@]}" "${counts[@]}" -printf 'made %p\t%s\n' | EXCLUDED=$excluded awk '
     BEGIN {n = split(ENVIRON["EXCLUDED"], prefixes, "\n")}
     {for (i = 1; i <= n; i++) if (prefixes[i] != "" && index($0, "made " prefixes[i]) == 1) next; print}'
 }
 
-# lost MADE NOW: which of the lines `made` of a marker's text are no longer true, in words.
+# lost MADE NOW: which of the lines `made` of a marker's text are no longer in the text NOW, in words.
 lost() {
   { sed 's/^/- /' <<< "$2"; sed 's/^/+ /' <<< "$1"; } | awk -F '\t' '
     {name = substr($1, 8)}
-    /^-/ {now[name] = $2; next}
+    /^- made / {now[name] = $2; next}
     /^[+] made / {if (!(name in now)) print "output " name " is gone"; else if (now[name] != $2) print "output " name " has changed"}'
 }
 
@@ -247,7 +247,7 @@ lost() {
 # --watch: an input that may be missing. --also: an output that may be missing. --there: an output that others change.
 # --not: below an output, but made by others. --alone FOLDER: it replaces what others may be reading in this data folder.
 stage() {
-  local name=$1 number marker signature='' before='' outputs=() excluded='' alone='' missing='' why='' log=$log_dir/$1.log
+  local name=$1 number marker signature='' before='' now='' outputs=() excluded='' alone='' missing='' why='' log=$log_dir/$1.log
   number=$(stage_number stage "$name") marker=$done_dir/$name
   shift
   [[ $number -ge $first && $number -le $last ]] || return 0
@@ -256,8 +256,8 @@ stage() {
       --config) signature+=$(grep -E "^(${2// /|})[. ]" <<< "$config" | sed 's/ /\t/')$'\n' ||
                   fail "stage $name: none of the keys $2 exists" ;;
       --input) [[ -e $2 ]] || fail "stage $name: $2 is missing; stage $4 makes it"
-               signature+="input $2"$'\t'$(fingerprint "$2")$'\n'; shift 2 ;;
-      --watch) [[ ! -e $2 ]] || signature+="input $2"$'\t'$(fingerprint "$2")$'\n' ;;
+               sign "$2"; shift 2 ;;
+      --watch) [[ ! -e $2 ]] || sign "$2" ;;
       --output) [[ -e $2 ]] || missing+="output $2 is gone"$'\n'; outputs+=("$2") ;;
       --there) [[ -e $2 ]] || missing+="output $2 is gone"$'\n' ;;
       --also) outputs+=("$2") ;;
@@ -271,9 +271,12 @@ stage() {
   done
   shift
   if [[ $force == false && -f $marker ]]; then
-    before=$(< "$marker")
-    why=$(changes "$(grep -v '^made ' <<< "$before" || true)" "${signature%$'\n'}"; printf '%s' "$missing")
-    [[ -n $why ]] || why=$(lost "$before" "$(listing "${outputs[@]}")")
+    before=$(< "$marker") now=$(listing "${outputs[@]}")
+    if [[ -n $now ]]; then now=$signature$now; else now=${signature%$'\n'}; fi
+    if [[ -n $missing || $before != "$now" ]]; then
+      why=$(changes "$(grep -v '^made ' <<< "$before" || true)" "${signature%$'\n'}"; printf '%s' "$missing")
+      [[ -n $why ]] || why=$(lost "$before" "$now")
+    fi
     if [[ -z $why ]]; then
       echo "stage $number, $name: done before, skipped"
       return 0
@@ -285,6 +288,13 @@ stage() {
   perform "$@"
 }
 
+# sign PATH: add a line for an input to $signature; a path is read once, as long as no stage runs.
+declare -A known=()
+sign() {
+  [[ -n ${known[$1]:-} ]] || known[$1]=$(fingerprint "$1")
+  signature+="input $1"$'\t'${known[$1]}$'\n'
+}
+
 # perform COMMAND...: run the command of a stage, whose variables it uses, and write the marker.
 perform() {
   local status=0 began=$SECONDS
@@ -294,6 +304,7 @@ perform() {
   echo "stage $number, $name: started $(date '+%Y-%m-%d %H:%M:%S')"
   rm -f -- "$marker" "$marker".*.tmp
   logged "$log" "$@" || status=$?
+  known=()
   [[ -z $alone ]] || exec 6>&-
   printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "${HOSTNAME:-}" "$name" "$((SECONDS - began))" "$status" \
     "$call" >> "$log_dir/journal.tsv"
