@@ -105,6 +105,11 @@ def lock_open_file(file: int, path: Path, kind: int, wait: bool, command: str = 
         os.pwrite(file, f"{command} (host {socket.gethostname()}, process {pid or os.getpid()}, since {now})\n".encode(), 0)
 
 
+def inherited(path: Path, besides: int = -1) -> bool:
+    """Return whether the lock `path` is that of a shell script above, by an open file other than `besides`."""
+    return any(_is_same(file, path) for file in SHELL_FILES if file != besides)
+
+
 def _holder(path: Path) -> str:
     return one_line(path.read_text(encoding="utf-8", errors="replace")) or "another process"
 
@@ -149,4 +154,4 @@ def _is_same(file: int, path: Path) -> bool:
 
 
 def _is_held(path: Path) -> bool:
-    return any(_is_same(file, path) for file in (*SHELL_FILES, *_held.values()))
+    return inherited(path) or any(_is_same(file, path) for file in _held.values())

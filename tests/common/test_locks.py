@@ -349,6 +349,16 @@ def test_who_waits_can_be_stopped(tmp_path: Path, holder: Holder, number: int) -
     waits.stderr.close()
 
 
+def test_one_folder_for_data_and_experiment(tmp_path: Path) -> None:
+    """Its lock is taken once: prepare.sh would wait for run.sh, which waits for it."""
+    stub(tmp_path, "none")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "exp").symlink_to("data")
+    run = [*command("run.sh", tmp_path), "--stop-stage=train"]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "local.train" in (tmp_path / "calls").read_text() and "waiting" not in done.stderr, done.stderr
+
+
 def test_cuts_that_a_training_reads_are_not_replaced(tmp_path: Path, holder: Holder) -> None:
     stub(tmp_path, "none")
     run = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 60}
