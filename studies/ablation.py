@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -27,7 +26,9 @@ from typing import Any
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import TrainingDiverged, UserError
+from local.common.locks import reads, writes
 from local.common.processes import cores
+from local.common.signals import PARENT
 from local.config import config_from_dict, config_hash, load_config, to_dict
 from local.config.schema import Config
 from local.corpus.corpus_yaml import load_corpus
@@ -124,6 +125,7 @@ class Runner:
         self.lock = threading.Lock()
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        self.env[PARENT] = str(os.getpid())  # whose end, also by SIGKILL, ends them
         self.env["PYTHONUNBUFFERED"] = "1"  # so that the log shows the progress and ends with the error, if any
 
     def stop(self) -> None:
@@ -264,16 +266,14 @@ def make_all(runs: Sequence[Run], runner: Runner, jobs: int, method: str) -> lis
 def main() -> None:
     """Make the runs of section `ablation` and print the report."""
     args = make_parser(__doc__, data_dir=True, exp_dir=True).parse_args()
+    writes(args.exp_dir, new=True)
+    reads(args.data_dir)
     cfg = load_config(args.conf, args.overrides)
     folder = args.exp_dir / "ablation"
     runs = runs_of(cfg, args.overrides, folder)
     jobs = min(cfg.ablation.jobs or cores(), len(runs))
     print(f"{len(runs)} runs of {cfg.ablation.num_epochs} epochs, {jobs} at once", flush=True)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running programs are stopped too
-    try:
-        outcomes = make_all(runs, Runner(args.conf, args.data_dir), jobs, cfg.ablation.method)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    outcomes = make_all(runs, Runner(args.conf, args.data_dir), jobs, cfg.ablation.method)
     about = (
         f"{cfg.ablation.num_epochs} epochs of {args.data_dir}, seeds {', '.join(map(str, cfg.ablation.seeds))}, "
         f"{cfg.ablation.method}, optim {cfg.optim.name} with lr {cfg.optim.lr:g}, filter threshold "
