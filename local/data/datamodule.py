@@ -127,7 +127,7 @@ class AsrDataModule:
         return train_batches(self._train_cuts(), self.cfg.data.num_buckets, seconds, epoch, width)
 
     def identity(self) -> dict[str, Any]:
-        """Return what the training data are: number of cuts and of noises, hours, and a hash of ids, lengths and transcripts."""
+        """Return what the training data are: numbers of cuts and noises, hours, a hash of ids, lengths and transcripts."""
         cuts, noise = self._train_cuts(), self._noise or []
         content = hashlib.sha256(cuts.content.digest())
         for cut in noise:

@@ -114,7 +114,7 @@ class ShuffledCuts:
                 parse_item(line, Cut, place)  # type: ignore[type-abstract]  # says what is wrong
                 why = "damaged: not a cut of a recording; let prepare.sh make it again (--force)"
                 raise UserError(f"{place}: {why}") from None
-            text = next(iter(cut.get("supervisions") or ()), {}).get("text")
+            text = (cut.get("supervisions") or [{}])[0].get("text")
             self.content.update(f"{cut['id']}\t{duration}\t{text}\n".encode("utf-8", "surrogatepass"))
             yield number, line, count, lengths, fits
 

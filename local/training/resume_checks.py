@@ -34,7 +34,7 @@ def check_same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> No
 
 
 def check_same_data(saved: dict[str, Any], now: dict[str, Any], path: Path) -> str:
-    """Return what differs between the training data of checkpoint `saved` at `path` and `now`, as a warning; "" if nothing does.
+    """Return what differs between the training data of checkpoint `saved` at `path` and `now`: a warning, or "".
 
     now: the `identity` of the data module. Raises `UserError` if they differ and the checkpoint is within an epoch: the
     batches that are left of it would not be those that were left. Older checkpoints do not say what their data were.
