@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From audio to cuts, tokens and features. Stages that are done are skipped; see --help.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")"  # also if this is called through a link
 source local/stages.sh
 
 usage() {
@@ -52,36 +52,44 @@ main() {
 
   export TQDM_MININTERVAL=10  # lhotse's download bars, as lines of the log
   done_dir=$data_dir/.done log_dir=$data_dir/log
+  [[ -d $data_dir ]] || make_folder "$data_dir"
+  lock 7 "$data_dir/.lock" --wait
   local corpus_yaml=egs/$corpus/corpus.yaml parts="data.train_parts data.dev_parts data.test_parts"
-  local lang audio=download found=() described=(--input "egs/$corpus/corpus.yaml" --made-by "(the repository)")
+  local lang audio=download made=--output found=() described=(--input "egs/$corpus/corpus.yaml" --made-by "(the repository)")
+  local replaces=(--alone "$data_dir")
   [[ $corpus != tiny ]] || audio=$data_dir/audio
-  [[ -z $corpus_dir ]] || { audio=$corpus_dir; found=(--corpus-dir "$corpus_dir"); }
+  [[ -z $corpus_dir ]] || { audio=$corpus_dir; made=--there; found=(--corpus-dir "$corpus_dir"); }
   described+=(--watch "egs/$corpus/speech.yaml")
 
-  stage audio --config "$parts augment.musan" "${described[@]}" --output "$audio" -- \
+  stage audio --config "$parts augment.musan" "${described[@]}" "$made" "$audio" -- \
     run local.get_audio --corpus-yaml "$corpus_yaml" --out "$audio" --nj "$nj" "${found[@]}"
-  stage manifests --config "$parts lang.normalise lang.rules" "${described[@]}" --input "$audio" --made-by audio --output "$data_dir/manifests" -- \
+  stage manifests --config "$parts lang.normalise lang.rules" "${described[@]}" --input "$audio" --made-by audio \
+    "${replaces[@]}" --output "$data_dir/manifests" --also "$data_dir/corpus.yaml" -- \
     run local.prepare_manifests --corpus-yaml "$corpus_yaml" --corpus-dir "$audio" --data-dir "$data_dir" --nj "$nj"
   stage cuts --config "features.sampling_rate data.channel data.min_utterance_seconds data.max_utterance_seconds" \
-    --input "$data_dir/manifests" --made-by manifests --output "$data_dir/cuts" -- \
+    --input "$data_dir/manifests" --made-by manifests "${replaces[@]}" \
+    --output "$data_dir/cuts" --not "$data_dir/cuts/musan.jsonl.gz" -- \
     run local.prepare_cuts --data-dir "$data_dir"
   if [[ -n $(value_of augment.musan) ]]; then
-    stage cuts --marker noise --config "features.sampling_rate augment.musan" --output "$data_dir/cuts/musan.jsonl.gz" -- \
+    stage cuts --marker noise --config "features.sampling_rate augment.musan" --watch "$(value_of augment.musan)" \
+      "${replaces[@]}" --output "$data_dir/cuts/musan.jsonl.gz" -- \
       run local.prepare_noise --data-dir "$data_dir" --nj "$nj"
   fi
   if [[ -n $chosen ]]; then
-    stage lang --marker conf --input "$data_dir/cuts" --made-by cuts --output "$chosen" -- \
+    stage lang --marker conf --input "$data_dir/cuts" --made-by cuts --there "$chosen" -- \
       run local.choose_conf --data-dir "$data_dir"
     [[ ! -f $chosen ]] || conf=$chosen
     read_config
   fi
   lang=lang_bpe_$(value_of lang.vocab_size)
   stage lang --marker "$lang" --config lang --input "$data_dir/manifests" --made-by manifests \
-    --input "$data_dir/cuts" --made-by cuts --output "$data_dir/$lang/bpe.model" -- \
+    --input "$data_dir/cuts" --made-by cuts --there "$data_dir/$lang/bpe.model" \
+    --also "$data_dir/$lang" --not "$data_dir/$lang/graph/" -- \
     run local.prepare_lang --data-dir "$data_dir"
   if [[ $(value_of features.type) == precomputed ]]; then
     stage features --config "features augment.speed_perturb augment.musan" \
-      --input "$data_dir/cuts" --made-by cuts --output "$data_dir/features" -- features
+      --input "$data_dir/cuts" --made-by cuts --input "$audio" --made-by audio "${replaces[@]}" \
+      --output "$data_dir/features" -- features
   elif [[ $first -le 4 && $last -ge 4 ]]; then
     echo "stage 4, features: skipped: features.type is on_the_fly"
   fi

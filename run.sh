@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From audio to a WER table. Stages that are done are skipped; see --help.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")"  # also if this is called through a link
 source local/stages.sh
 
 usage() {
@@ -72,11 +72,18 @@ decode() {
   run local.decode --checkpoint "$checkpoint" --data-dir "$data_dir" --exp-dir "$exp_dir" "${tuned[@]}"
 }
 
+# name_table: $table, what stage score makes.
+name_table() { table=(--output "$exp_dir"/wer.json --output "$exp_dir"/wer.md --also "$exp_dir"/wer.png --also "$exp_dir"/errors); }
+
+prepare() {
+  RECIPE_PARENT=$$ follow exec "$python" -m local.with_parent ./prepare.sh "$@" || { local status=$?; end_if_stopped; exit "$status"; }
+}
+
 score() { program local.wer --exp-dir "$exp_dir" --data-dir "$data_dir" > /dev/null; }  # main prints the table
 
 # evaluate: prepare the test parts with the configuration of the checkpoint; decode; score.
 evaluate() {
-  local trained_in audio=() tuned=() needed
+  local trained_in audio=() tuned=() needed table
   [[ -f $checkpoint ]] || fail "evaluate needs --checkpoint FILE, a trained model such as exp/mine/averaged.pt; not '$checkpoint'"
   [[ -z $conf ]] || fail "evaluate takes the configuration of the checkpoint, without --conf; keys can follow as key=value"
   [[ -z $data_dir ]] || fail "evaluate prepares the test set in EXP/data, without --data-dir; --exp-dir names EXP"
@@ -87,7 +94,10 @@ evaluate() {
   exp_dir=${exp_dir:-$trained_in/evaluate/$name}
   data_dir=$exp_dir/data conf=$exp_dir/checkpoint.yaml
   done_dir=$exp_dir/.done log_dir=$exp_dir/log
+  name_table
   ensure_python
+  make_folder "$exp_dir"
+  lock 8 "$exp_dir/.lock"
   check_data --exp-dir
   "$python" -m local.checkpoint_conf --checkpoint "$checkpoint" --out "$conf" || exit 1
   resolve_options
@@ -97,8 +107,8 @@ evaluate() {
   [[ -z $corpus_dir ]] || audio=(--corpus-dir "$corpus_dir")
   [[ $force == false ]] || audio+=(--force)
   audio+=(--corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nj "$nj" --python "$python" "${overrides[@]}")
-  ./prepare.sh --stop-stage cuts "${audio[@]}"
-  [[ $(value_of features.type) != precomputed ]] || ./prepare.sh --stage features "${audio[@]}"
+  prepare --stop-stage cuts "${audio[@]}"
+  [[ $(value_of features.type) != precomputed ]] || prepare --stage features "${audio[@]}"
 
   needed=(--watch "$(value_of decode.lm)" --watch "$(value_of decode.bigram)" --watch "$(value_of decode.ngram)"
     --watch "$(value_of decode.hotwords)" --watch "$trained_in/lm" --watch "$trained_in/tuned.yaml")
@@ -109,7 +119,7 @@ evaluate() {
   stage decode --config "decode data.test_parts" "${needed[@]}" --input "$checkpoint" --made-by average \
     --input "$data_dir/cuts" --made-by prepare --output "$exp_dir/decode" -- run local.decode --checkpoint "$checkpoint" \
     --data-dir "$data_dir" --exp-dir "$exp_dir" --trained-in "$trained_in" "${tuned[@]}"
-  stage score --input "$exp_dir/decode" --made-by decode --output "$exp_dir/wer.json" -- score
+  stage score --input "$exp_dir/decode" --made-by decode "${table[@]}" -- score
   cat "$exp_dir/wer.md"
 }
 
@@ -126,7 +136,7 @@ main() {
   options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nj dask nproc nnodes rdzv python checkpoint"
   stages="prepare train average lm tune decode score"
   corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=6 nj='' dask='' nproc=0 nnodes=1 rdzv='' python=''
-  local other='' lang needed given tuning=false checkpoint=''
+  local other='' lang needed given table sharing=() tuning=false checkpoint=''
   case ${1:-} in evaluate|diagnose|ablation|study) other=$1; shift ;; esac
   [[ $other != evaluate ]] || corpus=custom
   parse_options "$@"
@@ -147,7 +157,13 @@ main() {
   read_config
   check_data
   done_dir=$exp_dir/.done log_dir=$exp_dir/log
+  name_table
   lang=$data_dir/lang_bpe_$(value_of lang.vocab_size)
+  if [[ -n $other || $last -ge 1 && $first -le 6 ]]; then
+    make_folder "$exp_dir"
+    [[ $nnodes -eq 1 ]] || sharing=(--shared)  # the machines that train together
+    lock 8 "$exp_dir/.lock" "${sharing[@]}"
+  fi
   echo "corpus $corpus, experiment $exp_dir, configuration ${chosen:-$conf}${chosen:+, chosen to fit the data}${overrides[*]:+ ${overrides[*]}}"
 
   if [[ -n $other ]]; then
@@ -159,7 +175,7 @@ main() {
     [[ -z $corpus_dir ]] || optional+=(--corpus-dir "$corpus_dir")
     [[ -n $chosen ]] || optional+=(--conf "$conf")
     [[ $force == false ]] || optional+=(--force)
-    ./prepare.sh --corpus "$corpus" --data-dir "$data_dir" --nj "$nj" --dask "$dask" --python "$python" "${optional[@]}" \
+    prepare --corpus "$corpus" --data-dir "$data_dir" --nj "$nj" --dask "$dask" --python "$python" "${optional[@]}" \
       "${overrides[@]}"
     if [[ -f $chosen ]]; then  # prepare.sh chose it
       conf=$chosen
@@ -177,7 +193,7 @@ main() {
     stage lm --config "lm train.seed data.dev_parts lang.normalise lang.rules" --input "$lang/bpe.model" --made-by prepare \
       --input "$lang/transcript.txt" --made-by prepare \
       --input "$data_dir/manifests" --made-by prepare --watch "$(value_of lm.text)" \
-      --output "$exp_dir/lm/lm.pt" --output "$exp_dir/lm/bigram.arpa" -- train_lm
+      --output "$exp_dir/lm/lm.pt" --output "$exp_dir/lm/bigram.arpa" --also "$exp_dir/lm/perplexity.json" -- train_lm
   elif [[ $first -le 3 && $last -ge 3 ]]; then
     echo "stage 3, lm: skipped: lm.train is false"
   fi
@@ -189,15 +205,15 @@ main() {
   if grep -qE '^tune\.[^ ]* \[[^]]' <<< "$config"; then
     tuning=true
     given=$(printf '%s\n' "${overrides[@]}" | grep -E '^(decode|average)\.' | tr '\n' ' ' || true)
-    stage tune --config "tune decode average data.dev_parts" --set "$given" "${needed[@]}" --output "$exp_dir/tuned.yaml" -- \
+    stage tune --config "tune decode average data.dev_parts" --set "$given" "${needed[@]}" --there "$exp_dir/tuned.yaml" \
+      --also "$exp_dir/tuned.pt" --also "$exp_dir/tune.tsv" -- \
       run local.tune --checkpoint "$exp_dir/averaged.pt" --data-dir "$data_dir" --exp-dir "$exp_dir"
     needed+=(--set "$given" --watch "$exp_dir/tuned.pt" --input "$exp_dir/tuned.yaml" --made-by tune)
   elif [[ $first -le 4 && $last -ge 4 ]]; then
     echo "stage 4, tune: skipped: section tune has no list"
   fi
   stage decode --config "decode data.test_parts" "${needed[@]}" --output "$exp_dir/decode" -- decode
-  stage score --input "$exp_dir/decode" --made-by decode --watch "$exp_dir/lm/perplexity.json" --output "$exp_dir/wer.json" \
-    -- score
+  stage score --input "$exp_dir/decode" --made-by decode --watch "$exp_dir/lm/perplexity.json" "${table[@]}" -- score
   [[ $last -lt 6 ]] || cat "$exp_dir/wer.md"
 }
 

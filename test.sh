@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All checks of this repository. Each runs even where one before it failed; the last line sums them up.
 set -uo pipefail
-cd "$(dirname "$0")"
+cd -- "$(dirname -- "$(realpath -- "$0")")"
 source local/stages.sh
 
 usage() {

@@ -15,6 +15,7 @@ from local.artifacts.averaging import load_for_averaging, make_average
 from local.artifacts.checkpoint import checkpoints, save_file
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
+from local.common.locks import writes
 from local.config import config_from_dict, load_config
 
 
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, exp_dir=True)
     parser.add_argument("--output", type=Path, help="default: EXP_DIR/averaged.pt")
     args = parser.parse_intermixed_args(argv)
+    writes(args.exp_dir)
     folder = args.exp_dir / "checkpoints"
     newest = checkpoints(folder, "epoch") or checkpoints(folder, "step")
     if not newest:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from local.common.atomic import write_text
 from local.common.cli import choose_device, make_parser, program
+from local.common.locks import writes
 from local.common.processes import cores
 from local.common.text_files import read_lines
 from local.config import load_config
@@ -74,6 +75,7 @@ def duration(seconds: float) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write and print the choice."""
     args = make_parser(__doc__, data_dir=True).parse_args(argv)
+    writes(args.data_dir, wait=True)
     corpus_yaml = args.data_dir / "corpus.yaml"
     corpus = needs_train(load_corpus(corpus_yaml, load_config(args.conf, args.overrides).data), corpus_yaml)
     speech = measure(args.data_dir, corpus.train)

@@ -23,6 +23,7 @@ from local.common.atomic import atomic_write
 from local.common.children import process_pool
 from local.common.cli import make_parser, program
 from local.common.errors import UserError, reason
+from local.common.locks import writes
 from local.common.progress import Progress
 from local.common.text_files import is_file
 from local.config import load_config
@@ -168,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--nj", type=int, default=1, help="processes (%(default)s)")
     parser.add_argument("--dask", default="", metavar="HOST:PORT", help="scheduler of a Dask cluster with the same folders")
     args = parser.parse_args(argv)
+    writes(args.data_dir, wait=True, alone=True)
     cfg = load_config(args.conf, args.overrides)
     corpus = load_corpus(args.data_dir / "corpus.yaml")
     store = shard_store(args.data_dir, cfg.data)

@@ -27,6 +27,7 @@ from local.artifacts.decoded_sets import write_set
 from local.artifacts.tuned_settings import with_tuned
 from local.common.cli import choose_device, make_parser, program
 from local.common.errors import UserError
+from local.common.locks import reads, writes
 from local.config.methods import METHODS
 from local.config.schema import DecodeConfig
 from local.data.datamodule import AsrDataModule, Batches
@@ -146,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--sets", nargs="+", metavar="SET", default=[], help="short for data.test_parts=[SET,...]")
     args = parser.parse_intermixed_args(argv)
+    writes(args.exp_dir, new=True)
+    reads(args.data_dir)
     # argparse takes overrides that follow --sets for its values.
     overrides = args.overrides + [s for s in args.sets if "=" in s]
     if sets := [s for s in args.sets if "=" not in s]:

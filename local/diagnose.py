@@ -20,6 +20,7 @@ from local.common.cli import choose_device, make_parser, program
 from local.common.csv_table import write_table
 from local.common.errors import UserError
 from local.common.html_page import Page
+from local.common.locks import reads, writes
 from local.config import load_config
 from local.config.schema import Config
 from local.data.batch import Batch
@@ -214,6 +215,8 @@ def main(argv: list[str] | None = None) -> None:
     kinds = "loud: features x 100; noise: features of noise; transcript: random tokens (loud)"
     planted.add_argument("--corruption", choices=CORRUPTIONS, default="loud", help=kinds)
     args = parser.parse_args(argv)
+    writes(args.exp_dir, new=True)
+    reads(args.data_dir)
     cfg = load_config(args.conf, args.overrides)
     if args.batches < 1:
         raise UserError(f"--batches {args.batches} must be at least 1")

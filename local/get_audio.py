@@ -16,6 +16,7 @@ from urllib.error import URLError
 
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
+from local.common.locks import replaces
 from local.config import load_config
 from local.corpus.corpus_yaml import Corpus, load_corpus
 from local.corpus.synthesis import synthesise
@@ -72,9 +73,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cfg = load_config(args.conf, args.overrides)
     if args.corpus_dir is None:
+        replaces(args.out)
         fetch(load_corpus(args.corpus_yaml, cfg.data), args.out, args.nj)
     if cfg.augment.musan is not None:
-        fetch_musan(Path(cfg.augment.musan))
+        musan = Path(cfg.augment.musan)
+        if not musan.exists():
+            replaces(musan)
+        fetch_musan(musan)
 
 
 if __name__ == "__main__":

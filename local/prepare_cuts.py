@@ -14,6 +14,7 @@ from pathlib import Path
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError, first_of
+from local.common.locks import writes
 from local.config import load_config
 from local.config.schema import Channel, Config
 from local.corpus.audio_files import SILENT
@@ -89,6 +90,7 @@ def reason_to_drop(cut: MonoCut, train: bool, cfg: Config) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the cuts of every part."""
     args = make_parser(__doc__, data_dir=True).parse_args(argv)
+    writes(args.data_dir, wait=True, alone=True)
     cfg = load_config(args.conf, args.overrides)
     corpus = load_corpus(args.data_dir / "corpus.yaml")
     earlier = read_dropped(args.data_dir / "manifests" / "dropped.tsv", STAGE)

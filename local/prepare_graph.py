@@ -28,6 +28,7 @@ from local.artifacts.decoding_graph import save_graph
 from local.common.atomic import write_text
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
+from local.common.locks import writes
 from local.common.text_files import iterate_lines
 from local.config import load_config
 from local.data.text import TextNormaliser
@@ -229,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lm.add_argument("--order", type=int, default=3, help="of the estimated n-gram model (%(default)s)")
     parser.add_argument("--lexicon", type=Path, help="spellings of words in tokens")
     args = parser.parse_args(argv)
+    writes(args.data_dir, wait=True)
     lang = load_config(args.conf, args.overrides).lang
     print(prepare(lang_dir(args.data_dir, lang), args.arpa, args.order, args.lexicon, TextNormaliser(lang)))
 

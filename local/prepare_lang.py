@@ -17,6 +17,7 @@ from pathlib import Path
 from local.common.atomic import atomic_write, write_text
 from local.common.cli import make_parser, program
 from local.common.errors import UserError, first_of
+from local.common.locks import writes
 from local.config import load_config
 from local.corpus.corpus_yaml import load_corpus, needs_train
 from local.corpus.dropped import Dropped, report_dropped, write_dropped
@@ -71,6 +72,7 @@ def count_tokens(cuts: Sequence[Cut], part: str, train: bool, tokenizer: Tokeniz
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the tokens and count those of every part."""
     args = make_parser(__doc__, data_dir=True).parse_args(argv)
+    writes(args.data_dir, wait=True)
     cfg = load_config(args.conf, args.overrides)
     corpus_yaml, folder = args.data_dir / "corpus.yaml", lang_dir(args.data_dir, cfg.lang)
     corpus = needs_train(load_corpus(corpus_yaml), corpus_yaml)

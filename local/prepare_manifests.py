@@ -16,6 +16,7 @@ from pathlib import Path
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError, first_of
+from local.common.locks import writes
 from local.config import load_config
 from local.corpus.corpus_yaml import Corpus, load_corpus, save_corpus
 from local.corpus.ctm import with_alignments
@@ -112,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--corpus-dir", type=Path, required=True, help="folder of the audio")
     parser.add_argument("--nj", type=int, default=1, help="processes that decode audio (%(default)s)")
     args = parser.parse_args(argv)
+    writes(args.data_dir, new=True, wait=True, alone=True)
     cfg = load_config(args.conf, args.overrides)
     corpus = load_corpus(args.corpus_yaml, cfg.data)
     corpus.corpus_dir = str(args.corpus_dir)

@@ -13,6 +13,7 @@ from pathlib import Path
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError, described
+from local.common.locks import writes
 from local.config import load_config
 from local.corpus.audio_files import check_all, check_audio
 from local.corpus.audio_paths import has_audio_ending
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, data_dir=True)
     parser.add_argument("--nj", type=int, default=1, help="processes that decode audio (%(default)s)")
     args = parser.parse_args(argv)
+    writes(args.data_dir, wait=True, alone=True)
     cfg = load_config(args.conf, args.overrides)
     if cfg.augment.musan is None:
         return

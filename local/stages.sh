@@ -4,13 +4,45 @@
 #   parse_options "$@"; resolve_options; ensure_python; read_config; check_data; stage NAME ... -- COMMAND; stage ...
 
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+unset CDPATH                                      # cd would go elsewhere, and print
+repository=$PWD called_from=${OLDPWD:-$PWD}       # the caller has just changed to the repository
+child='' stopped=''                               # the running program; the signal that ends this script
+force=false
+
+source local/environment.sh
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# on_signal NAME: pass it on to the running program, and end when that has ended; see follow.
+on_signal() {
+  stopped=$1
+  [[ -n $child ]] || end_if_stopped
+  kill -s "$1" "$child" 2>/dev/null || true
+}
+for signal in INT TERM HUP; do trap "on_signal $signal" $signal; done
+
+# end_if_stopped: end with 130, 143 or 129 after a signal; the program has said why.
+end_if_stopped() { [[ -z $stopped ]] || exit $((128 + $(kill -l "$stopped"))); }
+
+# follow COMMAND...: run it in the background and wait, because bash runs no trap before a foreground command has ended.
+follow() {
+  local status
+  (trap - INT TERM HUP QUIT; "$@") &
+  child=$!
+  while :; do
+    status=0
+    wait "$child" || status=$?
+    [[ $status -gt 128 ]] && kill -0 "$child" 2>/dev/null || break  # else a signal came, and the program still runs
+  done
+  child=''
+  return "$status"
+}
 
 # parse_options "$@": --name VALUE or --name=VALUE for every name in $options; --force; --help; key.sub=value.
 parse_options() {
   local name value paths="corpus-dir data-dir exp-dir conf checkpoint"
-  force=${force:-false} overrides=() call=$0${*:+$(printf ' %q' "$@")}
+  force=false overrides=() call=$0${*:+$(printf ' %q' "$@")}
+  check_path "the repository's folder" "$repository"
   while [[ $# -gt 0 ]]; do
     case $1 in
       --help|-h) usage; exit 0 ;;
@@ -18,16 +50,35 @@ parse_options() {
       --*=*) name=${1%%=*} value=${1#*=}; name=${name#--} ;;
       --*) name=${1#--}; [[ $# -ge 2 || " $options " != *" ${name//-/_} "* ]] || fail "option --$name needs a value"
            value=${2-} ;;
-      [A-Za-z_]*.*=*) overrides+=("$1"); shift; continue ;;
+      [A-Za-z_]*.*=*)
+        value=${1#*=}
+        [[ -e $value || ! -e $called_from/$value ]] || from_elsewhere "$1"
+        overrides+=("$1"); shift; continue ;;
       *) fail "unknown argument '$1' (see $0 --help)" ;;
     esac
     [[ " $options " == *" ${name//-/_} "* && $name != *_* ]] || fail "unknown option '--$name' (see $0 --help)"
-    [[ " $paths " != *" $name "* || $value != -* ]] || value=./$value  # no program takes it for an option then
+    if [[ " $paths " == *" $name "* || $name == python && $value == */* ]]; then
+      check_path "--$name" "$value"
+      [[ -z $value || $value == /* || $called_from -ef $repository ]] || from_elsewhere "--$name $value"
+      [[ $value != [-\(\)\!,]* ]] || value=./$value  # no program takes it for an option then
+    fi
     printf -v "${name//-/_}" '%s' "$value"
     [[ $1 == --*=* ]] && shift || shift 2
   done
   first=$(stage_number --stage "$stage")
   last=$(stage_number --stop-stage "$stop_stage")
+}
+
+# check_path WHAT PATH: stop where the programs, their tables and the markers cannot hold a path.
+check_path() {
+  local LC_ALL=C
+  [[ $2 != *[[:cntrl:]]* ]] || fail "$1 $(printf %q "$2"): a path must not have control characters such as line breaks; rename it"
+  [[ $2 != *[!\ -~]* ]] || ! command -v iconv > /dev/null || iconv -f UTF-8 -t UTF-8 <<< "$2" > /dev/null 2>&1 ||
+    fail "$1 $(printf %q "$2"): the path is not UTF-8; rename it"
+}
+
+from_elsewhere() {
+  fail "$1: a relative path counts from $repository, and you are in $called_from; give the whole path, or go there first"
 }
 
 # stage_number OPTION VALUE: the number of a stage that is given by number or by name.
@@ -79,41 +130,6 @@ check_data() {
     "--other=${1:---data-dir and --exp-dir}" || exit 1
 }
 
-# ensure_python [requirements file ...]: set $python: --python if given, used as it is; else .venv, which is made once and
-# updated when a requirements file changes.
-ensure_python() {
-  local file candidate marker sum
-  if [[ -n ${python:-} ]]; then
-    command -v "$python" >/dev/null || fail "--python $python: no such program"
-    return 0
-  fi
-  [[ $# -gt 0 ]] || set -- requirements.txt
-  if ! .venv/bin/python -c '' 2>/dev/null; then
-    for candidate in python3 python3.13 python3.12 python3.11 python3.10 none; do
-      ! "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || break
-    done
-    [[ $candidate != none ]] || fail "Python 3.10 or newer is needed; name one with --python"
-    echo "making .venv with $("$candidate" --version)"
-    rm -rf .venv
-    "$candidate" -m venv .venv >/dev/null 2>&1 ||
-      fail "'$candidate -m venv .venv' failed (Debian and Ubuntu: install python3-venv), or name a Python with --python"
-  fi
-  python=.venv/bin/python
-  for file in .venv/lib/python3*/site-packages; do  # so that `.venv/bin/python local/decode.py` finds its modules
-    [[ -f $file/recipe.pth ]] || printf '%s\n' "$PWD" > "$file/recipe.pth"
-  done
-  for file in "$@"; do
-    marker=.venv/.installed-$file sum=$(cksum < "$file")
-    [[ "$(cat "$marker" 2>/dev/null)" == "$sum" ]] && continue
-    echo "installing $file into .venv (log: .venv/install.log)"
-    "$python" -m pip install --disable-pip-version-check --progress-bar off -r "$file" 2>&1 | tee .venv/install.log |
-      awk '/^(Collecting|Processing) |^ *Downloading .*MB\)/ {sub(/ \(from .*/, ""); print "  " $0; fflush()}
-        /^Installing collected/ {print "  installing"; fflush()}' ||
-      fail "installing $file failed: $(grep -m1 '^ERROR' .venv/install.log || tail -n 1 .venv/install.log)"
-    printf '%s\n' "$sum" > "$marker"
-  done
-}
-
 # read_config: the configuration as lines `section.key value` (JSON values) in $config. An error in it stops here.
 read_config() { config=$("$python" -m local.config --conf "$conf" "${overrides[@]}") || exit 1; }
 
@@ -125,17 +141,42 @@ value_of() {
   [[ $value == null ]] || printf '%s' "$value"
 }
 
-# program MODULE [OPTIONS]: print and run a Python program.
+# program MODULE [OPTIONS]: print a Python program's call and become it, in a subshell of follow. It ends with this script.
 program() {
   printf '+%s\n' "$(printf ' %q' "$python" -m "$@")" >&2
-  "$python" -m "$@"
+  RECIPE_PARENT=$$ exec "$python" -m "$@"
 }
 
 # run MODULE [OPTIONS]: the same with --conf and all overrides.
 run() { program "$@" --conf "$conf" "${overrides[@]}"; }
 
+# make_folder PATH: with its parents; stop if files cannot be written there.
+make_folder() {
+  local said
+  said=$(LC_ALL=C mkdir -p -- "$1" 2>&1) || fail "$1: cannot be made: ${said##*: }"
+  [[ -w $1 ]] || fail "$1: $(id -un) cannot write there"
+}
+
+# lock NUMBER FILE [--wait|--shared]: lock FILE, in the folder that it is for, until this script and all its programs have
+# ended. NUMBER: of the open file, which they inherit; see local/common/locks.py, which knows 6, 7 and 8.
+lock() {
+  local number=$1 file=$2 status=75
+  shift 2
+  while [[ $status -eq 75 ]]; do
+    [[ -w $file || ! -e $file && -w ${file%/*} ]] || return 0  # a stage that must write there will say so
+    eval "exec $number>>\"\$file\""
+    status=0
+    follow exec "$python" -m local.lock_folder --file "$number" --path "$file" --pid $$ --command "$call" "$@" || status=$?
+    end_if_stopped
+  done
+  [[ $status -eq 0 ]] || exit "$status"
+}
+
+# What counts in a folder: not locks, and not the temporaries of a killed program.
+counts=(-type f ! -name .lock ! -name .readers ! -name '.tmp-*')
+
 # fingerprint PATH: of a file's content, or of the names and contents of a folder's files. Links are followed; copies are
-# equal. Of audio in a folder, names and sizes count.
+# equal. Of more than 128 MB of audio in a folder, names, sizes and times count.
 fingerprint() {
   local audio='.*\.\(flac\|wav\|mp3\|opus\|ogg\|m4a\|sph\|tar\)' file
   if [[ ! -d $1 ]]; then
@@ -143,33 +184,70 @@ fingerprint() {
     return
   fi
   (
-    cd "$1"
-    find -L . -type f -iregex "$audio" -printf '%p %s\n' | sort
-    find -L . -type f ! -iregex "$audio" ! -size +16384k -exec cksum {} + | sort -k 3
-    find -L . -type f ! -iregex "$audio" -size +16384k | sort | while IFS= read -r file; do echo "$file $(content "$file")"; done
+    export LC_ALL=C
+    cd -- "$1"
+    if [[ $(find -L . "${counts[@]}" -iregex "$audio" -printf '%s\n' | awk '{n += $1} END {print (n > 134217728)}') == 1 ]]; then
+      find -L . "${counts[@]}" -iregex "$audio" -printf '%p %s %T@\n' | sort
+    else
+      find -L . "${counts[@]}" -iregex "$audio" -exec cksum {} + | sort -k 3
+    fi
+    find -L . "${counts[@]}" ! -iregex "$audio" ! -size +16384k -exec cksum {} + | sort -k 3
+    find -L . "${counts[@]}" ! -iregex "$audio" -size +16384k | sort | while IFS= read -r file; do echo "$file $(content "$file")"; done
   ) 2>/dev/null | cksum
 }
 
-# content FILE: a check sum; above 16 MB of the size and both ends (a checkpoint ends with the check sums of its tensors).
+# content FILE: a check sum. Above 16 MB, of the size and both ends of a file that ends with check sums of its content
+# (checkpoints, .npz, .gz); above 1 GB, of these and the time for every file.
 content() {
   local size
   size=$(wc -c < "$1")
-  if [[ $size -le 16777216 ]]; then cksum < "$1"; else { echo "$size"; head -c 65536 "$1"; tail -c 65536 "$1"; } | cksum; fi
+  if [[ $size -le 16777216 || $size -le 1073741824 && $1 != *.@(pt|npz|gz) ]]; then
+    cksum < "$1"
+    return
+  fi
+  {
+    echo "$size"
+    head -c 65536 "$1"
+    tail -c 65536 "$1"
+    [[ $1 == *.@(pt|npz|gz) ]] || find -L "$1" -printf '%T@\n'
+  } | cksum
 }
 
 # changes OLD NEW: what differs between two signatures, in words.
 changes() {
-  awk -F '\t' 'NR == FNR {old[$1] = $2; next}
-    {if (!($1 in old)) print $1 " is new"; else if (old[$1] == $2) ; else if ($1 ~ /^input/) print $1 " has changed"
-     else print $1 " was " old[$1] ", is " $2; delete old[$1]}
-    END {for (name in old) print name " is gone"}' "$1" - <<< "$2" | sed 's/^/  /' | cut -c 1-300 | head -n 5
+  { sed 's/^/- /' <<< "$1"; sed 's/^/+ /' <<< "$2"; } | awk '
+    {tab = index($0, "\t"); name = substr($0, 3, tab ? tab - 3 : length($0)); value = tab ? substr($0, tab + 1) : ""}
+    /^-/ {old[name] = value; next}
+    {if (!(name in old)) print name " is new"; else if (old[name] == value) ; else if (name ~ /^input/) print name " has changed"
+     else print name " was " old[name] ", is " value; delete old[name]}
+    END {for (name in old) if (name != "") print name " is gone"}'
+}
+
+# listing PATH...: the files there and their sizes, as lines `made PATH SIZE`; but not those below the paths in $excluded.
+listing() {
+  local path
+  for path in "$@"; do
+    [[ ! -e $path ]] || find -L "$path" "${counts[@]}" -printf 'made %p\t%s\n'
+  done | EXCLUDED=$excluded awk '
+    BEGIN {n = split(ENVIRON["EXCLUDED"], prefixes, "\n")}
+    {for (i = 1; i <= n; i++) if (prefixes[i] != "" && index($0, "made " prefixes[i]) == 1) next; print}'
+}
+
+# lost MADE NOW: which of the lines `made` of a marker's text are no longer true, in words.
+lost() {
+  { sed 's/^/- /' <<< "$2"; sed 's/^/+ /' <<< "$1"; } | awk -F '\t' '
+    {name = substr($1, 8)}
+    /^-/ {now[name] = $2; next}
+    /^[+] made / {if (!(name in now)) print "output " name " is gone"; else if (now[name] != $2) print "output " name " has changed"}'
 }
 
 # stage NAME [--config "KEY ..."] [--input PATH --made-by STAGE]... [--watch PATH]... [--output PATH]... [--set WORDS] -- COMMAND...
 # Run COMMAND (`run MODULE ...` or a function) unless it was done with the same values of these configuration keys (and
-# all below them), inputs and WORDS, and every OUTPUT exists. --watch: an input that may be missing.
+# all below them), inputs and WORDS, and what it made is still there: every OUTPUT, and the same files in them.
+# --watch: an input that may be missing. --also: an output that may be missing. --there: an output that others change.
+# --not: below an output, but made by others. --alone FOLDER: it replaces what others may be reading in this data folder.
 stage() {
-  local name=$1 number marker keys='' signature='' outputs=true began=$SECONDS status=0 log=$log_dir/$1.log
+  local name=$1 number marker signature='' before='' outputs=() excluded='' alone='' missing='' why='' log=$log_dir/$1.log
   number=$(stage_number stage "$name") marker=$done_dir/$name
   shift
   [[ $number -ge $first && $number -le $last ]] || return 0
@@ -180,44 +258,74 @@ stage() {
       --input) [[ -e $2 ]] || fail "stage $name: $2 is missing; stage $4 makes it"
                signature+="input $2"$'\t'$(fingerprint "$2")$'\n'; shift 2 ;;
       --watch) [[ ! -e $2 ]] || signature+="input $2"$'\t'$(fingerprint "$2")$'\n' ;;
-      --output) [[ -e $2 ]] || outputs=false ;;
+      --output) [[ -e $2 ]] || missing+="output $2 is gone"$'\n'; outputs+=("$2") ;;
+      --there) [[ -e $2 ]] || missing+="output $2 is gone"$'\n' ;;
+      --also) outputs+=("$2") ;;
+      --not) excluded+=$2$'\n' ;;
       --set) signature+="given keys"$'\t'$2$'\n' ;;
       --marker) marker=$done_dir/$2 ;;
+      --alone) alone=$2 ;;
       *) fail "stage: unknown word $1" ;;
     esac
     shift 2
   done
   shift
-  if [[ $force == false && $outputs == true && -f $marker ]]; then
-    if [[ "$(cat "$marker")"$'\n' == "$signature" ]]; then
+  if [[ $force == false && -f $marker ]]; then
+    before=$(< "$marker")
+    why=$(changes "$(grep -v '^made ' <<< "$before" || true)" "${signature%$'\n'}"; printf '%s' "$missing")
+    [[ -n $why ]] || why=$(lost "$before" "$(listing "${outputs[@]}")")
+    if [[ -z $why ]]; then
       echo "stage $number, $name: done before, skipped"
       return 0
     fi
     echo "stage $number, $name: runs again, because"
-    changes "$marker" "${signature%$'\n'}"
+    sed 's/^/  /' <<< "$why" | cut -c 1-300 | head -n 5
+    [[ -z $alone ]] || echo "  it replaces what experiments on $alone were made with; to keep both, use another --data-dir"
   fi
+  perform "$@"
+}
+
+# perform COMMAND...: run the command of a stage, whose variables it uses, and write the marker.
+perform() {
+  local status=0 began=$SECONDS
+  make_folder "$done_dir"
+  make_folder "$log_dir"
+  [[ -z $alone ]] || lock 6 "$alone/.readers"
   echo "stage $number, $name: started $(date '+%Y-%m-%d %H:%M:%S')"
-  mkdir -p "$done_dir" "$log_dir"
-  rm -f "$marker"
+  rm -f -- "$marker" "$marker".*.tmp
   logged "$log" "$@" || status=$?
+  [[ -z $alone ]] || exec 6>&-
   printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "${HOSTNAME:-}" "$name" "$((SECONDS - began))" "$status" \
     "$call" >> "$log_dir/journal.tsv"
-  [[ $status -eq 0 ]] ||
+  if [[ $status -ne 0 ]]; then
+    end_if_stopped
     fail "stage $name failed (log: $log); fix the cause and run the same command again: it resumes at this stage"
-  printf '%s' "$signature" > "$marker.${HOSTNAME:-}.$$.tmp"  # machines that train together each write one
-  mv "$marker.${HOSTNAME:-}.$$.tmp" "$marker"
+  fi
+  # machines that train together each write one
+  { printf '%s' "$signature"; listing "${outputs[@]}"; } > "$marker.${HOSTNAME:-}.$$.tmp"
+  mv -- "$marker.${HOSTNAME:-}.$$.tmp" "$marker"
+  end_if_stopped
   echo "stage $number, $name: done in $((SECONDS - began)) s"
 }
 
 # logged LOG COMMAND...: run it; what it prints goes to the screen and to LOG. Progress bars go to the terminal alone.
 logged() {
-  local log=$1
+  local log=$1 status=0 out err keepers
   shift
   printf '== %s %s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "${HOSTNAME:-}" >> "$log"
-  {
-    { PROGRESS_FD=9 "$@" 2>&1 >&3 3>&- | keep "$log" >&2; } 3>&1 | keep "$log"
-  } 9>&2
+  exec {out}> >(keep "$log")
+  keepers=$!
+  exec {err}> >(keep "$log" >&2)
+  keepers+=" $!"
+  PROGRESS_FD=9 follow "$@" 9>&2 >&"$out" 2>&"$err" || status=$?
+  exec {out}>&- {err}>&-
+  wait $keepers 2>/dev/null || true  # for the last lines; bash before 5 cannot wait for the first
+  return "$status"
 }
 
-# keep LOG: pass standard input on and append it to LOG, until its end, whatever signals come.
-keep() { (trap '' INT TERM HUP; exec tee -a "$1"); }
+# keep LOG: become a program that passes standard input on and appends it to LOG, until its end, whatever signals come. It
+# holds no lock.
+keep() {
+  trap '' INT TERM HUP
+  exec tee -a -- "$1" 5>&- 6>&- 7>&- 8>&-
+}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
+from local.common.locks import replaces
 from local.corpus.grammar import SPEC
 from local.corpus.synthesis import synthesise
 
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--spec", type=Path, default=SPEC, help="grammar, voices and amounts (egs/tiny/speech.yaml)")
     parser.add_argument("--limit", type=int, help="most utterances of each voice")
     args = parser.parse_args(argv)
+    replaces(args.out)
     for name in ("nj", "limit"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, not {getattr(args, name)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from local.common.allocator import tune_memory
 from local.common.cli import make_parser, program
+from local.common.locks import reads, writes
 from local.common.processes import is_launched, launch, start
 from local.config import load_config
 from local.data.datamodule import AsrDataModule
@@ -26,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--nnodes", type=int, default=1, help="machines that run this command")
     parser.add_argument("--rdzv", default="", metavar="HOST:PORT", help="where the machines meet; HOST is one of them")
     args = parser.parse_args(argv)
+    writes(args.exp_dir, new=True, shared=args.nnodes > 1)
+    reads(args.data_dir)
     cfg = load_config(args.conf, args.overrides)
     nproc = args.nproc or max(1, torch.cuda.device_count())
     if nproc * args.nnodes > 1 and not is_launched():

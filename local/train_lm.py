@@ -16,6 +16,7 @@ from pathlib import Path
 from local.artifacts.arpa import write_bigram
 from local.common.cli import choose_device, make_parser, program
 from local.common.errors import UserError
+from local.common.locks import reads, writes
 from local.common.text_files import is_file, iterate_lines
 from local.config import load_config
 from local.corpus.corpus_yaml import load_corpus
@@ -30,6 +31,8 @@ from local.training.lm_trainer import LmTrainer
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
     args = make_parser(__doc__, data_dir=True, exp_dir=True).parse_args(argv)
+    writes(args.exp_dir, new=True)
+    reads(args.data_dir)
     cfg = load_config(args.conf, args.overrides)
     device, lang = choose_device(cfg.train.num_threads), lang_dir(args.data_dir, cfg.lang)
     tokenizer, transcripts = Tokenizer.from_file(lang / "bpe.model"), lang / "transcript.txt"

@@ -24,6 +24,7 @@ from local.artifacts.tuned_settings import keys_of, save_tuned
 from local.common.cli import choose_device, make_parser, program
 from local.common.csv_table import write_table
 from local.common.errors import UserError
+from local.common.locks import reads, writes
 from local.config.methods import METHODS, TUNED
 from local.config.schema import AverageConfig, DecodeConfig, TuneConfig
 from local.data.datamodule import AsrDataModule
@@ -192,6 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, data_dir=True, exp_dir=True)
     parser.add_argument("--checkpoint", type=Path, required=True, help="averaged.pt; used if average_num is not tuned")
     args = parser.parse_intermixed_args(argv)
+    writes(args.exp_dir)
+    reads(args.data_dir)
     model, cfg, tokenizer = load_averaged(args.checkpoint, args.overrides, args.conf)
     given, folder, device = keys_of(args.overrides), args.exp_dir / "checkpoints", choose_device(cfg.decode.num_threads)
     values = lists(cfg.tune, given)

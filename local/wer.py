@@ -18,6 +18,7 @@ from local.artifacts.decoded_sets import DecodedSet, find_sets
 from local.common.atomic import write_text
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
+from local.common.locks import writes
 from local.common.text_files import read_lines
 from local.scoring.align import Score, Utterance, compare, score, symbol_delay, word_errors
 from local.scoring.error_report import error_report
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path, help="prepared data: warn of utterances that were not decoded")
     parser.add_argument("--compare", type=Path, metavar="EXP", help="another experiment, for a paired bootstrap")
     args = parser.parse_args(argv)
+    writes(args.exp_dir)
     sets, earlier = find_sets(args.exp_dir)
     current = {(s.name, s.method): s for s in sets}
     hypotheses = read_sets(args.exp_dir, sets)

@@ -27,6 +27,7 @@ from typing import Any
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import TrainingDiverged, UserError
+from local.common.locks import reads, writes
 from local.common.processes import cores
 from local.config import config_from_dict, config_hash, load_config, to_dict
 from local.config.schema import Config
@@ -264,6 +265,8 @@ def make_all(runs: Sequence[Run], runner: Runner, jobs: int, method: str) -> lis
 def main() -> None:
     """Make the runs of section `ablation` and print the report."""
     args = make_parser(__doc__, data_dir=True, exp_dir=True).parse_args()
+    writes(args.exp_dir, new=True)
+    reads(args.data_dir)
     cfg = load_config(args.conf, args.overrides)
     folder = args.exp_dir / "ablation"
     runs = runs_of(cfg, args.overrides, folder)

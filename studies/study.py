@@ -13,6 +13,7 @@ import time
 from local.common.cli import choose_device, make_parser, program
 from local.common.errors import UserError
 from local.common.html_page import Page
+from local.common.locks import reads, writes
 from local.config import load_config
 from studies import gradient_flow, norms, numpy_lstm, optimisers
 
@@ -46,6 +47,8 @@ def main() -> None:
     parser = make_parser(__doc__, data_dir=True, exp_dir=True)
     parser.add_argument("--sections", default=",".join(SECTIONS), help="comma-separated list (default: %(default)s)")
     args = parser.parse_intermixed_args()
+    writes(args.exp_dir, new=True)
+    reads(args.data_dir)
     cfg = load_config(args.conf, args.overrides)
     sections = chosen(args.sections)
     choose_device(cfg.train.num_threads)  # for its threads; the study runs on the CPU

@@ -24,7 +24,7 @@ def experiment(tmp_path: Path) -> Path:
         (tmp_path / "exp" / name).touch()
     python, exp = tmp_path / "python", tmp_path / "exp"
     python.write_text(
-        f'#!/bin/sh\n[ "$2" != local.config ] || exec {sys.executable} "$@"\n'
+        f'#!/bin/sh\ncase $2 in local.config|local.lock_folder|local.with_parent) exec {sys.executable} "$@" ;; esac\n'
         f'echo "$@" >> {tmp_path}/calls\nmkdir -p {exp}/decode\n'
         f"case $2 in local.tune) touch {exp}/tuned.yaml ;; local.wer) touch {exp}/wer.json; echo WER > {exp}/wer.md ;; esac\n"
     )

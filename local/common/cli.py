@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 from local.common import startup
 from local.common.children import why_loader_failed
 from local.common.errors import UserError, is_out_of_memory, one_line
+from local.common.locks import released
+from local.common.signals import Stopped, end_with_shell, ending_signals
 
 if TYPE_CHECKING:
     import torch
@@ -51,14 +54,16 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
     """Wrap a program's main: an error that the user can fix becomes one line on stderr and an exit status.
 
     These are a `UserError` (its `exit_status`), a file that cannot be read or written, and too little memory (both 1).
-    Ctrl-C gives 130. Anything else is a bug and keeps its traceback.
+    Ctrl-C gives 130, `kill` 143. Anything else is a bug and keeps its traceback. At the end, locks are released.
     """
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> None:
         startup.end()
         try:
-            main(*args, **kwargs)
+            with ending_signals(), released():
+                end_with_shell()
+                main(*args, **kwargs)
         except UserError as e:
             _stop(one_line(str(e)), e.exit_status)
         except OSError as e:
@@ -75,13 +80,14 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
             if not is_out_of_memory(e):
                 raise
             _stop(f"not enough memory: {one_line(str(e), 200) or type(e).__name__}")
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
+        except KeyboardInterrupt as e:
+            stopped = e if isinstance(e, Stopped) else Stopped(signal.SIGINT)
+            sys.stderr.write(f"{stopped}\n")  # at once: print would write its line in two pieces
+            sys.exit(stopped.exit_status)
 
     return wrapped
 
 
 def _stop(message: str, status: int = 1) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    sys.stderr.write(f"error: {message}\n")
     sys.exit(status)

@@ -1,0 +1,80 @@
+"""Signals that end a program: Ctrl-C, `kill`, a closed terminal. Each becomes an exception, so that files are tidied up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PARENT = "RECIPE_PARENT"  # set by run.sh and prepare.sh: the process that this one must not outlive
+AGAIN = 2.0  # seconds; a second signal within them is the same wish: the terminal and run.sh both send it
+_forks: list[bool] = []  # of this process: not empty once forked children are looked after
+
+
+class Stopped(KeyboardInterrupt):
+    """The program was told to end by a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    def __str__(self) -> str:
+        return "interrupted" if self.number == signal.SIGINT else f"stopped by {signal.Signals(self.number).name}"
+
+    @property
+    def exit_status(self) -> int:
+        """As shells count: 130 for Ctrl-C, 143 for `kill`."""
+        return 128 + self.number
+
+
+@contextlib.contextmanager
+def ending_signals() -> Iterator[None]:
+    """Raise `Stopped` in the block when a signal asks to end, and once more if one comes after `AGAIN` seconds.
+
+    Signals that are ignored (nohup) stay so. Forked children get the system's behaviour back. With another program's block
+    around it, and in other threads than the main one, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    last = -AGAIN
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        if time.monotonic() - last >= AGAIN:
+            last = time.monotonic()
+            raise Stopped(number)
+
+    before = {n: signal.getsignal(n) for n in ENDING if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)}
+    if not _forks:
+        _forks.append(True)
+        os.register_at_fork(after_in_child=_as_before)
+    for number in before:
+        signal.signal(number, stop)
+    _ours.update(before)
+    try:
+        yield
+    finally:
+        _as_before()
+
+
+_ours: dict[signal.Signals, object] = {}  # signal -> its handler before ours
+
+
+def _as_before() -> None:
+    while _ours:
+        number, handler = _ours.popitem()
+        signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def end_with_shell() -> None:
+    """End this program by SIGTERM when the shell script that started it ends, however that happens."""
+    if parent := os.environ.pop(PARENT, ""):
+        from local.common.children import die_with_parent  # loads ctypes; programs started by hand need it not
+
+        die_with_parent(int(parent), signal.SIGTERM)
