@@ -29,6 +29,7 @@ from local.common.cli import make_parser, program
 from local.common.errors import TrainingDiverged, UserError
 from local.common.locks import reads, writes
 from local.common.processes import cores
+from local.common.signals import PARENT
 from local.config import config_from_dict, config_hash, load_config, to_dict
 from local.config.schema import Config
 from local.corpus.corpus_yaml import load_corpus
@@ -125,6 +126,7 @@ class Runner:
         self.lock = threading.Lock()
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        self.env[PARENT] = str(os.getpid())  # they end with this process
         self.env["PYTHONUNBUFFERED"] = "1"  # so that the log shows the progress and ends with the error, if any
 
     def stop(self) -> None:
