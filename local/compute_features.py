@@ -28,11 +28,12 @@ from local.common.progress import Progress
 from local.common.text_files import is_file
 from local.common.visible import visible
 from local.config import load_config
-from local.config.schema import FeaturesConfig
+from local.config.schema import Config, FeaturesConfig
 from local.corpus.audio_files import in_order
 from local.corpus.corpus_yaml import load_corpus
 from local.corpus.manifest_lines import read_manifest
 from local.corpus.shard_store import ShardStore, shard_store
+from local.data.batch import check_lost
 from local.data.durations import SPEEDS, at_speed, num_frames
 from local.data.feature_store import Float16ArchiveWriter, holds
 from local.data.features import make_extractor
@@ -124,14 +125,16 @@ def still_good(old: Cut | None, cut: Cut) -> bool:
 
 
 def compute_part(
-    cuts: Sequence[Cut], part: str, folder: Path, features: FeaturesConfig, pool: Executor, num_jobs: int, store: ShardStore
+    cuts: Sequence[Cut], part: str, folder: Path, cfg: Config, pool: Executor, num_jobs: int, store: ShardStore
 ) -> list[Failure]:
-    """Store the features of `cuts` and return the failures. Raises `UserError` if no cut has features.
+    """Store the features of `cuts` and return the failures.
 
-    lhotse's `compute_and_store_features` is not used: one unreadable file would end a worker's whole share.
+    Raises `UserError` if no cut has features, or fewer than data.max_lost allows; <part>.partial.jsonl.gz then keeps them for
+    the next run. lhotse's `compute_and_store_features` is not used: one unreadable file would end a worker's whole share.
     """
-    manifest, archives = folder / f"{part}.jsonl.gz", folder / part
-    stored = stored_features(manifest, features)
+    features, manifest, archives = cfg.features, folder / f"{part}.jsonl.gz", folder / part
+    partial = folder / f"{part}.partial.jsonl.gz"
+    stored = {**stored_features(manifest, features), **stored_features(partial, features)}
     done = {cut.id: stored[cut.id].features for cut in cuts if still_good(stored.get(cut.id), cut)}
     missing = [cut for cut in cuts if cut.id not in done]
     if done and missing:
@@ -147,8 +150,12 @@ def compute_part(
             shown.update(len(extracted) + len(bad))
     if not done:
         raise UserError(f"part '{part}': none of its {len(cuts)} cuts has features; {failed[-1][0]}: {failed[-1][1]}")
-    with atomic_write(manifest) as tmp:
+    kept = partial if len(failed) > cfg.data.max_lost * len(cuts) else manifest
+    with atomic_write(kept) as tmp:
         CutSet(fastcopy(cut, features=done[cut.id]) for cut in cuts if cut.id in done).to_file(tmp)
+    if kept == partial:
+        check_lost(part, len(failed), len(cuts), cfg.data.max_lost, f"utterance {failed[-1][0]}: {failed[-1][1]}")
+    partial.unlink(missing_ok=True)
     used = {Path(f.storage_path).name for f in done.values()}
     for archive in archives.iterdir():
         if archive.name not in used:
@@ -177,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{manifest}: it has no utterance; let stage 2 (cuts) of prepare.sh make it again (--force)")
         # new workers for each part, so that its archives are closed
         with workers(args.nj, args.dask) as (pool, num_jobs):
-            failed = compute_part(cuts, part, args.data_dir / "features", cfg.features, pool, num_jobs, store)
+            failed = compute_part(cuts, part, args.data_dir / "features", cfg, pool, num_jobs, store)
         for name, why in failed:
             print(f"warning: {part}: no features for {visible(name)}: {why}", file=sys.stderr)
         print(f"{part}: features of {len(cuts) - len(failed)} cuts, {sum(c.duration for c in cuts) / 3600:.2f} h")

@@ -1,7 +1,8 @@
-"""local/train.py as a process that tests can stop, inspect and kill, and a small corpus for it."""
+"""local/train.py as a process that tests can stop, inspect and kill, a small corpus for it, and a comparison of two runs."""
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -9,7 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from local.artifacts.checkpoint import load_file
 from local.compute_features import main as compute_features
 from local.prepare_cuts import main as prepare_cuts
 from local.prepare_lang import main as prepare_lang
@@ -17,6 +20,9 @@ from local.prepare_manifests import main as prepare_manifests
 from tests.conftest import ROOT
 from tests.speech_tree import make_part
 
+import torch
+
+SECTIONS = ("model", "average", "optimizer", "schedule", "progress", "rng", "telemetry")  # of a checkpoint
 PATIENCE = 600.0  # seconds to wait for a moment; the machine may be busy
 SMALL = [
     *(f"model.encoder.{key}=16" for key in ("d_model", "rnn_hidden_size", "dim_feedforward")),
@@ -128,3 +134,41 @@ def steps(table: Path) -> list[int]:
 
 def last_step(table: Path) -> int:
     return max(steps(table), default=0)
+
+
+def assert_equal(a: Any, b: Any, where: str) -> None:
+    """Compare types, keys, values and bits at any depth."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and a.shape == b.shape, where
+        assert a.contiguous().flatten().view(torch.uint8).equal(b.contiguous().flatten().view(torch.uint8)), where
+    else:
+        assert a == b, where
+
+
+def assert_as_if_whole(exp_dir: Path, whole: Path, epochs: int, note: str) -> None:
+    """Compare weights, averages, optimiser, generators and tables of both experiments, except times."""
+    name = f"epoch-{epochs}.pt"
+    ours, expected = (load_file(d / "checkpoints" / name) for d in (exp_dir, whole))
+    for section in SECTIONS:
+        assert_equal(ours[section], expected[section], f"{section}, {note}")
+    for table in ("train.csv", "valid.csv"):
+        rows = []
+        for folder in (exp_dir, whole):
+            with (folder / table).open(newline="") as f:
+                read = list(csv.DictReader(f))
+            for row in read:
+                for key in ("data_wait_share", "frames_per_second"):
+                    row.pop(key, None)
+            rows.append(read)
+        assert rows[0] == rows[1], f"{table}, {note}"
+    total = expected["progress"]["step"]
+    assert steps(exp_dir / "train.csv") == list(range(1, total + 1)), note

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import random
 import resource
@@ -14,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from local import train as train_program
-from local.artifacts.checkpoint import checkpoints, load_file
+from local.artifacts.checkpoint import checkpoints
 from local.config import load_config
 from local.data.datamodule import AsrDataModule
 from local.data.feature_store import Float16ArchiveReader
 from local.data.tokenizer import Tokenizer
-from tests.killed_run import SMALL, Run, last_step, of_group, prepared_corpus, steps
+from tests.killed_run import SMALL, Run, assert_as_if_whole, last_step, of_group, prepared_corpus
 
 import pytest
-import torch
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 SAVE_EVERY, VALID_EVERY, EPOCHS = 2, 7, 4
@@ -30,7 +28,6 @@ OPTIONS = [
     *(*SMALL, "data.num_workers=1", "train.average_period=1", "train.log_every=1"),
     *(f"train.num_epochs={EPOCHS}", f"train.save_every={SAVE_EVERY}", f"train.valid_every={VALID_EVERY}"),
 ]
-SECTIONS = ("model", "average", "optimizer", "schedule", "progress", "rng", "telemetry")
 SEED = 20261123  # of the moments at which training is killed
 
 
@@ -77,44 +74,6 @@ def kill_at(run: Run, moment: str, rng: random.Random) -> str:
     return f"{moment} (from {begun} to {last_step(run.exp_dir / 'train.csv')}, {'group' if group else 'trainer alone'})"
 
 
-def assert_equal(a: Any, b: Any, where: str) -> None:
-    """Compare types, keys, values and bits at any depth."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}[{i}]")
-    elif isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and a.shape == b.shape, where
-        assert a.contiguous().flatten().view(torch.uint8).equal(b.contiguous().flatten().view(torch.uint8)), where
-    else:
-        assert a == b, where
-
-
-def assert_as_if_whole(exp_dir: Path, whole: Path, note: str) -> None:
-    """Compare weights, averages, optimiser, generators and tables of both experiments, except times."""
-    name = f"epoch-{EPOCHS}.pt"
-    ours, expected = (load_file(d / "checkpoints" / name) for d in (exp_dir, whole))
-    for section in SECTIONS:
-        assert_equal(ours[section], expected[section], f"{section}, {note}")
-    for table in ("train.csv", "valid.csv"):
-        rows = []
-        for folder in (exp_dir, whole):
-            with (folder / table).open(newline="") as f:
-                read = list(csv.DictReader(f))
-            for row in read:
-                for key in ("data_wait_share", "frames_per_second"):
-                    row.pop(key, None)
-            rows.append(read)
-        assert rows[0] == rows[1], f"{table}, {note}"
-    total = expected["progress"]["step"]
-    assert steps(exp_dir / "train.csv") == list(range(1, total + 1)), note
-
-
 def test_killed_ten_times_equals_uninterrupted(data: Path, whole: Path, tmp_path: Path) -> None:
     """Kill the trainer, alone or with its workers, in steps, checkpoints and validations; finish with more workers."""
     rng = random.Random(SEED)
@@ -132,7 +91,7 @@ def test_killed_ten_times_equals_uninterrupted(data: Path, whole: Path, tmp_path
     run = Run(data, tmp_path, [*OPTIONS, "data.num_workers=2"])
     run.to_the_end()
     assert "resuming from" in run.output(), note
-    assert_as_if_whole(tmp_path, whole, note)
+    assert_as_if_whole(tmp_path, whole, EPOCHS, note)
     assert unfinished(tmp_path) == [], note
     give_up = time.monotonic() + 15  # a worker checks its trainer every few seconds
     while any(map(of_group, groups)) and time.monotonic() < give_up:
@@ -207,7 +166,7 @@ def test_a_full_disk_ends_training_in_one_line_and_loses_nothing(
         assert unfinished(exp_dir) == [] and first.read_bytes() == before
         assert [path for _, path in checkpoints(exp_dir / "checkpoints", "step")] == [first]
     train_here(data, exp_dir, keep)
-    assert_as_if_whole(exp_dir, whole, reason)
+    assert_as_if_whole(exp_dir, whole, EPOCHS, reason)
 
 
 def test_a_position_is_found_without_reading_earlier_batches(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

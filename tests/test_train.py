@@ -33,7 +33,7 @@ TOKENIZER = train_tokenizer(["ONE TWO THREE", "TWO FOUR", "FIVE ONE"] * 5, 20)
 class Batches(list):  # type: ignore[type-arg]
     """Replaces `local.data.datamodule.Batches`: a list of batches, two counts and a reason."""
 
-    num_cuts, skipped, last_problem = 8, 0, ""
+    num_cuts, skipped, last_problem, max_lost = 8, 0, "", 1.0
 
 
 class RandomData:
@@ -56,6 +56,9 @@ class RandomData:
 
     def batches_per_epoch(self) -> int:
         return 4
+
+    def identity(self) -> dict[str, Any]:
+        return {"cuts": 8, "hours": 0.1, "noises": 0, "hash": "0"}
 
     def valid_ids(self) -> list[str]:
         return ["7-b", "7-a"]

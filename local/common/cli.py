@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from local.common import startup
 from local.common.children import why_loader_failed
-from local.common.errors import UserError, is_out_of_memory, one_line
+from local.common.errors import UserError, one_line
 from local.common.locks import released
 from local.common.signals import Stopped, end_with_shell, ending_signals
 from local.common.visible import escaped_output
@@ -72,17 +72,15 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
         except OSError as e:
             if e.errno in (errno.ENOSPC, errno.EDQUOT):
                 _stop(f"no space left on the disk while writing {e.filename or 'a file'}")
-            if e.errno in (errno.ENOMEM, errno.EAGAIN) and e.filename is None:
-                _stop(f"not enough memory: {e.strerror}; see ulimit -a")
             if e.filename is not None and e.strerror:
                 _stop(f"{one_line(str(e.filename))}: {e.strerror}")
-            raise
-        except (MemoryError, RuntimeError) as e:
-            if why := why_loader_failed(e):
+            if why := startup.too_little_memory(e):
                 _stop(why)
-            if not is_out_of_memory(e):
-                raise
-            _stop(f"not enough memory: {one_line(str(e), 200) or type(e).__name__}")
+            raise
+        except (MemoryError, RuntimeError, ImportError, SystemError) as e:
+            if why := why_loader_failed(e) or startup.too_little_memory(e):
+                _stop(why)
+            raise
         except KeyboardInterrupt as e:
             stopped = e if isinstance(e, Stopped) else Stopped(signal.SIGINT)
             sys.stderr.write(f"{stopped}\n")  # at once: print would write its line in two pieces

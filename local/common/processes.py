@@ -21,6 +21,7 @@ from typing import Any
 
 from local.common.children import die_with_parent, how_it_ended
 from local.common.errors import TrainingDiverged, UserError, reason
+from local.common.signals import Stopped
 
 import torch
 import torch.distributed as dist
@@ -137,7 +138,8 @@ def is_launched() -> bool:
 def launch(module: str, args: Sequence[str], nproc: int, nnodes: int = 1, rdzv: str = "") -> None:
     """Run `python -m module` in `nproc` processes on this machine by torchrun; make the same call on each machine.
 
-    rdzv: HOST:PORT where the machines meet; HOST is one of them. Raises `UserError` if a process fails or they do not meet.
+    rdzv: HOST:PORT where the machines meet; HOST is one of them. Raises `UserError` if a process fails or they do not
+    meet, `Stopped` for a signal.
     """
     if torch.__version__.startswith("1."):  # its launcher fails on Python 3.11
         raise UserError(f"several processes need torch 2, this is {torch.__version__}; train with --nproc 1")
@@ -164,7 +166,7 @@ def launch(module: str, args: Sequence[str], nproc: int, nnodes: int = 1, rdzv: 
         how = how_it_ended(failure.exitcode)
         raise error(f"process {rank} of the training {how}; the others were stopped") from None
     except SignalException as e:
-        raise UserError(f"stopped by {signal.Signals(e.sigval).name}") from None
+        raise Stopped(e.sigval) from None
     except RendezvousError as e:
         raise UserError(f"--rdzv {rdzv}: the {nnodes} machines did not find each other: {e}") from None
     finally:

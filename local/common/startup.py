@@ -6,6 +6,8 @@ Importing the package `local` calls `begin`; `program` of cli.py calls `end` whe
 from __future__ import annotations
 
 import os
+import re
+import resource
 import signal
 import sys
 import threading
@@ -14,6 +16,8 @@ from types import TracebackType
 
 from local.common.errors import is_out_of_memory, one_line
 
+MOST = 0.6  # of the address space; one library takes a third of a small one
+UNCLEAR = (OSError, ImportError, RuntimeError, SystemError)
 FOLDERS = ("local", "studies", "benchmarks")  # of programs
 
 
@@ -49,9 +53,34 @@ def _interrupted(*_: object) -> None:
 
 
 def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if not is_out_of_memory(error):
+    why = too_little_memory(error)
+    if why is None or isinstance(error, ModuleNotFoundError):
         sys.__excepthook__(kind, error, trace)
-        return
-    reasons = [line for line in str(error).splitlines() if is_out_of_memory(Exception(line))]
-    why = one_line(reasons[0] if reasons else kind.__name__, 200)
-    print(f"error: not enough memory to load the libraries: {why}; see ulimit -v", file=sys.stderr)
+    else:
+        sys.stderr.write(f"error: {why}\n")
+
+
+def too_little_memory(error: BaseException) -> str | None:
+    """Return one line if `error` comes from too little memory, else None.
+
+    Few libraries say so when `ulimit -v` stops them. So with that limit, any error of a system or a library counts that comes
+    when most of the address space is used.
+    """
+    limit, used = resource.getrlimit(resource.RLIMIT_AS)[0], _address_space()
+    limited = limit != resource.RLIM_INFINITY
+    if not is_out_of_memory(error) and not (limited and used > MOST * limit and isinstance(error, UNCLEAR)):
+        return None
+    lines = str(error).splitlines()
+    said = next((line for line in lines if is_out_of_memory(Exception(line))), lines[0] if lines else type(error).__name__)
+    hint = f"; ulimit -v allows {limit // 10**6} MB of address space, allow more" if limited else ""
+    return f"not enough memory: {one_line(said, 200)}{hint}"
+
+
+def _address_space() -> int:
+    """Return the most bytes of address space that this process has had; 0 where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^VmPeak:\s*([0-9]+) kB", status, re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from local.common.errors import UserError
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -64,3 +66,15 @@ class Batch:
     def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
         inputs, input_lens, tokens, token_lens = map(change, (self.inputs, self.input_lens, self.tokens, self.token_lens))
         return replace(self, inputs=inputs, input_lens=input_lens, tokens=tokens, token_lens=token_lens)
+
+
+def check_lost(what: str, lost: int, total: int, most: float, problem: str) -> None:
+    """Raise `UserError` if more than the share `most` (key data.max_lost) of an epoch's or a part's utterances are lost.
+
+    what: names the epoch or part. problem: why the last one was lost.
+    """
+    if lost > most * total:
+        raise UserError(
+            f"{what}: {lost} of {total} utterances could not be loaded, a larger share than key 'data.max_lost' allows "
+            f"({most:g}); the last: {problem or 'unknown'}; mend the audio or features, or set the key higher"
+        )

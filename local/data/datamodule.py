@@ -6,6 +6,7 @@ Training batches depend on (seed, epoch) alone, an utterance's augmentation on (
 from __future__ import annotations
 
 import gc
+import hashlib
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
@@ -41,11 +42,12 @@ class Batches:
     """An iterable over the batches of one pass through `num_cuts` utterances.
 
     `skipped` of them could not be loaded so far; `last_problem` names the last of these and the reason ("" if there is none).
+    `max_lost` is the share of them that may be lost.
     """
 
-    def __init__(self, loader: DataLoader, num_cuts: int, with_empty: bool = False) -> None:
+    def __init__(self, loader: DataLoader, num_cuts: int, max_lost: float = 1.0, with_empty: bool = False) -> None:
         """Iterate over `loader`; with_empty: also yield batches without utterances, as all processes must make each pass."""
-        self.loader, self.num_cuts, self.with_empty, self.skipped = loader, num_cuts, with_empty, 0
+        self.loader, self.num_cuts, self.max_lost, self.with_empty, self.skipped = loader, num_cuts, max_lost, with_empty, 0
         self.last_problem = ""
         self._workers: list[BaseProcess] = []
 
@@ -112,7 +114,7 @@ class AsrDataModule:
         cfg, cuts, steps = self.cfg, self._train_cuts(), self._steps(epoch)[skip_batches:]
         shares = Shares(steps, cuts, self._limit(), self.processes.rank, self.processes.size)
         dataset = AsrDataset(cfg, self.tokenizer, self._noise, augment=True, epoch=epoch, store=self._store, cuts=cuts)
-        return Batches(self._loader(dataset, shares), len(cuts), with_empty=True)
+        return Batches(self._loader(dataset, shares), sum(map(len, steps)), cfg.data.max_lost, with_empty=True)
 
     def batches_per_epoch(self) -> int:
         """Return the number of steps of the first epoch, for all processes together."""
@@ -123,6 +125,15 @@ class AsrDataModule:
         total, size = self.cfg.train.batch_seconds, self.processes.size
         seconds, width = (total, 1) if total else (self._limit(), size)
         return train_batches(self._train_cuts(), self.cfg.data.num_buckets, seconds, epoch, width)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the training data are: numbers of cuts and noises, hours, a hash of ids, lengths and transcripts."""
+        cuts, noise = self._train_cuts(), self._noise or []
+        content = hashlib.sha256(cuts.content.digest())
+        for cut in noise:
+            content.update(f"\n{cut.id}\t{cut.duration}".encode("utf-8", "surrogatepass"))
+        hours = round(float(cuts.seconds[: len(cuts.lines)].sum()) / 3600, 4)
+        return {"cuts": len(cuts.lines), "hours": hours, "noises": len(noise), "hash": content.hexdigest()[:32]}
 
     def train_lengths(self, most: int) -> list[tuple[float, int]]:
         """Return seconds and tokens of the training cuts, or of `most` random ones if there are more."""
@@ -141,9 +152,17 @@ class AsrDataModule:
         return [cut for part in self.corpus.dev for cut in self._cuts(part)]
 
     def test_dataloader(self, part: str) -> Batches:
-        """Return a part, or its first decode.max_utterances: not augmented, longest first, batches of decode.max_duration."""
-        cuts = sorted(self._cuts(part), key=lambda cut: cut.id)
-        return self._plain(cuts[: self.cfg.decode.max_utterances or None], self.cfg.decode.max_duration, Processes())
+        """Return a part, or its first decode.max_utterances: not augmented, longest first, batches of decode.max_duration.
+
+        Utterances without stored features count as skipped.
+        """
+        cuts, most = sorted(self._cuts(part), key=lambda cut: cut.id), self.cfg.decode.max_utterances
+        found = self._plain(cuts[: most or None], self.cfg.decode.max_duration, Processes())
+        whole = self.data_dir / "cuts" / f"{part}.jsonl.gz"
+        if self._precomputed and whole.is_file() and (lacking := len(read_cut_lines(whole)) - len(cuts)) > 0:
+            found.num_cuts, found.skipped = found.num_cuts + lacking, lacking
+            found.last_problem = f"{self._manifest(part)} has not all utterances of {whole}; prepare.sh says why"
+        return found
 
     def references(self, parts: Iterable[str]) -> list[str]:
         """Return the transcripts of these parts."""
@@ -186,7 +205,7 @@ class AsrDataModule:
         dataset = AsrDataset(self.cfg, self.tokenizer, None, augment=False, epoch=0, store=self._store)
         cuts = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
         batches = list(pack_by_length(cuts, (cut.duration for cut in cuts), max_duration))
-        return Batches(self._loader(dataset, batches[by.rank :: by.size]), len(cuts))
+        return Batches(self._loader(dataset, batches[by.rank :: by.size]), len(cuts), self.cfg.data.max_lost)
 
     def _loader(self, dataset: AsrDataset, items: Iterable[Any]) -> DataLoader:
         workers = self.cfg.data.num_workers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -24,6 +25,7 @@ class ShuffledCuts:
     """The training cuts of some manifests, in an order drawn for each epoch, with speed-perturbed copies.
 
     Memory holds only the manifests' lines (0.6 kB each) and the cuts' lengths (`seconds`, by number); cuts are made on demand.
+    `content` is a hash of their ids, lengths and transcripts in the order of the manifests, without the copies made here.
     Cuts that the tokens exclude (see local/prepare_lang.py) are left out, as are copies too fast for their tokens.
     """
 
@@ -44,6 +46,7 @@ class ShuffledCuts:
         self.shuffle_shards = shuffle_shards
         self._copies = () if precomputed or not speed_perturb else SPEEDS
         self._ends: list[tuple[Path, int]] = []  # manifests, and the number of lines up to their ends
+        self.content = hashlib.sha256()
         rows: list[tuple[int, bytes, int, tuple[float, ...], tuple[bool, ...]]] = []
         for manifest in manifests:
             rows += self._read(manifest, lang)
@@ -111,6 +114,8 @@ class ShuffledCuts:
                 parse_item(line, Cut, place)  # type: ignore[type-abstract]  # says what is wrong
                 why = "damaged: not a cut of a recording; let prepare.sh make it again (--force)"
                 raise UserError(f"{place}: {why}") from None
+            text = (cut.get("supervisions") or [{}])[0].get("text")
+            self.content.update(f"{cut['id']}\t{duration}\t{text}\n".encode("utf-8", "surrogatepass"))
             yield number, line, count, lengths, fits
 
 

@@ -10,7 +10,7 @@ from local.common.errors import UserError
 from local.common.meter import Meter
 from local.common.out_of_memory import in_halves_on_oom
 from local.common.progress import Progress
-from local.data.batch import Batch
+from local.data.batch import Batch, check_lost
 from local.data.datamodule import Batches
 from local.decoding.recogniser import Recogniser
 from model.encoder.subsampling import subsampled
@@ -78,16 +78,21 @@ def search(recogniser: Recogniser, encoded: Encoded, device: torch.device) -> li
 
 
 def with_progress(batches: Batches, action: str, part: str) -> Iterator[Batch]:
-    """Yield batches and show progress as `action`; warn of unreadable utterances. Raises `UserError` if all are unreadable."""
+    """Yield batches and show progress as `action`; warn of unreadable utterances.
+
+    Raises `UserError` if all, or more than data.max_lost of them, are unreadable.
+    """
     found = 0
     with Progress(batches.num_cuts, f"{action} {part}", "utt") as bar:
         for batch in batches:
             yield batch
             found += len(batch)
             bar.update(len(batch))
+            check_lost(part, batches.skipped, batches.num_cuts, batches.max_lost, batches.last_problem)
     if not found:
         last = f"; the last: {problem}" if (problem := batches.last_problem) else ""
         raise UserError(f"{part}: none of its {batches.num_cuts} utterances could be read{last}")
+    check_lost(part, batches.skipped, batches.num_cuts, batches.max_lost, batches.last_problem)
     if batches.skipped:
         print(f"warning: {part}: {batches.skipped} of {batches.num_cuts} utterances left out", file=sys.stderr)
 

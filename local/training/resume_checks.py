@@ -1,4 +1,4 @@
-"""The configuration that a checkpoint was made with, compared with that of the run which resumes from it."""
+"""The configuration and the data that a checkpoint was made with, compared with those of the run which resumes from it."""
 
 from __future__ import annotations
 
@@ -31,6 +31,26 @@ def check_same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> No
         named = ", ".join(differs[:MAX_NAMED])
         more = f" and {len(differs) - MAX_NAMED} more keys" if len(differs) > MAX_NAMED else ""
         raise UserError(f"{path} holds another model or optimiser: {named}{more}; use another --exp-dir")
+
+
+def check_same_data(saved: dict[str, Any], now: dict[str, Any], path: Path) -> str:
+    """Return what differs between the training data of checkpoint `saved` at `path` and `now`: a warning, or "".
+
+    now: the `identity` of the data module. Raises `UserError` if they differ and the checkpoint is within an epoch: the
+    batches that are left of it would not be those that were left. Older checkpoints do not say what their data were.
+    """
+    before = saved.get("data")
+    if not isinstance(before, dict) or before == now:
+        return ""
+    counts = [(name, before.get(name), now[name]) for name in ("cuts", "hours", "noises")]
+    differs = [f"{old} {name} then, {new} now" for name, old, new in counts if old != new]
+    what = f"other training data than those of {path}: {', '.join(differs) or 'other ids, lengths, transcripts or order'}"
+    if saved["progress"]["batch"] > 0:
+        raise UserError(
+            f"{what}; it is within epoch {saved['progress']['epoch']}, which other data cannot continue: put the earlier data "
+            f"back, or remove {path.parent}/step-*.pt to begin this epoch again, or train from the start (--force)"
+        )
+    return f"{what}; they are used from epoch {saved['progress']['epoch']} on"
 
 
 def write_config(origin: dict[str, Any], max_duration: float, path: Path) -> None:

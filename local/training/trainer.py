@@ -25,16 +25,16 @@ from local.common.processes import Processes
 from local.common.progress import Progress
 from local.config.keys import leaves
 from local.config.schema import Config
-from local.data.batch import Batch
-from local.data.datamodule import AsrDataModule
+from local.data.batch import Batch, check_lost
+from local.data.datamodule import AsrDataModule, Batches
 from local.training.mask_log import MaskLog
 from local.training.memory_plan import choose_max_duration
 from local.training.random_state import random_state, seed_apart, set_random_state
-from local.training.resume_checks import changes, check_same_run, seconds_at_once, write_config
+from local.training.resume_checks import changes, check_same_data, check_same_run, seconds_at_once, write_config
 from local.training.run_length import RunLength
 from local.training.step import StepGradient, StepSums, make_scaler
 from local.training.telemetry import Telemetry
-from local.training.validation import Validator, left_out
+from local.training.validation import Validator, last, left_out
 from model.average import RunningAverage
 from model.build import build_model
 from model.optim import Eden, make_optimizer
@@ -76,6 +76,7 @@ class Trainer:
         if not self.first:
             seed_apart(cfg.train.seed, self.processes.rank, 0)
         self.epoch, self.batch, self.step, self.bad_steps = 1, 0, 0, 0  # epoch from 1; steps done in it; in all; bad ones
+        self.resumed: tuple[Path, dict[str, Any]] | None = None  # the checkpoint, and what it says of its data and progress
         saved = self._resume()
         if len(set(self.processes.gather(self.step))) > 1:
             raise UserError(f"the processes found different checkpoints in {self.folder}; all machines must share this folder")
@@ -93,7 +94,8 @@ class Trainer:
     def run(self) -> None:
         """Train to train.num_epochs or train.max_steps; a checkpoint follows every epoch.
 
-        Raises `UserError` if the warm-up would swallow the training, or an epoch has no step.
+        Raises `UserError` if the warm-up would swallow the training, an epoch has no step, or the checkpoint is within an
+        epoch of other data.
         """
         if self._finished():
             print("nothing is left to train: train.num_epochs or train.max_steps is reached")
@@ -101,6 +103,7 @@ class Trainer:
             self.length.check_warm_up(self.first)
             if self.step == 0 and self.first:  # later, `save` writes it: it describes the newest checkpoint
                 write_config(self.origin, self.max_duration, self.exp_dir / "config.yaml")
+            self._check_data()
         self.length.begin(self.step)
         while not self._finished():
             self._run_epoch()
@@ -114,6 +117,15 @@ class Trainer:
         if self.telemetry is not None:
             self.telemetry.close()
 
+    def _check_data(self) -> None:
+        """Warn if the data are not those of the checkpoint. Raises `UserError` if it is within an epoch."""
+        self.origin["data"] = self.data.identity()
+        if self.resumed is None:
+            return
+        path, saved = self.resumed
+        if (warning := check_same_data(saved, self.origin["data"], path)) and self.first:
+            print(f"warning: {warning}", file=sys.stderr)
+
     def _finished(self) -> bool:
         return self.epoch > self.cfg.train.num_epochs or self._at_limit()
 
@@ -121,7 +133,7 @@ class Trainer:
         return 0 < self.cfg.train.max_steps <= self.step
 
     def _run_epoch(self) -> None:
-        """Train on the rest of this epoch. Raises `UserError` if none of the epoch could be loaded."""
+        """Train on the rest of this epoch. Raises `UserError` if none, or too little, of the epoch could be loaded."""
         train, fresh, before = self.cfg.train, self.batch == 0, self.step
         self.model.train()
         self.schedule.step_epoch(self.epoch - 1)
@@ -141,6 +153,7 @@ class Trainer:
                     continue
                 if self.step % train.log_every == 0:
                     self._flush()
+                    self._count_lost(loader)
                     release_free_memory()
                 if train.valid_every and self.step % train.valid_every == 0:
                     self.validate()
@@ -149,15 +162,21 @@ class Trainer:
                     self._tidy()
                 if self._at_limit():
                     break
-        skipped, problem = left_out(loader, self.processes)
         if fresh and self.step == before:  # without a checkpoint, which would pass for a trained model
+            _, problem = left_out(loader, self.processes)
             raise UserError(
                 f"{self.data.data_dir}: epoch {self.epoch} has no step: none of its {loader.num_cuts} utterances could be "
-                f"loaded{problem}; mend the audio or features, or let prepare.sh make them again (--force)"
+                f"loaded{last(problem)}; mend the audio or features, or let prepare.sh make them again (--force)"
             )
-        if skipped:
+        if skipped := self._count_lost(loader):
             print(f"epoch {self.epoch}: {skipped} utterances could not be loaded and were left out")
         self._flush()
+
+    def _count_lost(self, loader: Batches) -> int:
+        """Return how many utterances of the epoch were lost so far. Raises `UserError` if data.max_lost are exceeded."""
+        skipped, problem = left_out(loader, self.processes)
+        check_lost(f"epoch {self.epoch}", skipped, loader.num_cuts, loader.max_lost, problem)
+        return skipped
 
     def train_pass(self, batch: Batch) -> StepSums | None:
         """Train on a micro-batch; after the last one of a step, update the weights and return its sums, else None."""
@@ -278,6 +297,7 @@ class Trainer:
         if not whole or not 0 < seconds_at_once(saved):
             raise ValueError(f"progress is {saved['progress']}")
         self.epoch, self.batch, self.step, self.bad_steps = progress
+        self.resumed = path, {key: saved[key] for key in ("data", "progress") if key in saved}
         self._restore_rng(saved["rng"], path)
         self.masks.load_state_dict(saved.get("telemetry", {}))
         print(f"resuming from {path}: {self.step} batches done, now in epoch {self.epoch}")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from local.common.errors import UserError
 from local.common.processes import Processes
 from local.config.schema import Config
-from local.data.batch import Batch
+from local.data.batch import Batch, check_lost
 from local.data.datamodule import AsrDataModule, Batches
 from local.decoding.batch_decoder import BatchDecoder
 from local.decoding.recogniser import Recogniser
@@ -55,7 +55,7 @@ class Validator:
         """Return the scores and leave the model in training mode. All processes must call this.
 
         warmup: as in `forward_losses`. While the pruned loss has no weight, nothing trains the joiner, and nothing is decoded.
-        Raises `UserError` if no utterance could be loaded.
+        Raises `UserError` if no utterance, or fewer than data.max_lost allows, could be loaded.
         """
         self.model.eval()
         decoder = self._decoder() if pruned_scale(warmup) > 0 and self.decoded else None
@@ -71,7 +71,8 @@ class Validator:
         skipped, problem = left_out(loader, self.processes)
         simple, pruned, frames, errors, words, utterances = self.processes.sum(totals).tolist()
         if frames == 0:
-            raise UserError(f"{self.data.data_dir}: no utterance of the dev parts could be used{problem}")
+            raise UserError(f"{self.data.data_dir}: no utterance of the dev parts could be used{last(problem)}")
+        check_lost("dev parts", skipped, loader.num_cuts, loader.max_lost, problem)
         if skipped:
             print(f"dev parts: {skipped} utterances could not be loaded and were left out")
         return DevScores(simple / frames, pruned / frames, 100 * errors / words if words else None, int(utterances))
@@ -102,10 +103,14 @@ def spread(items: Sequence[str], count: int) -> list[str]:
 
 
 def left_out(loader: Batches, processes: Processes) -> tuple[int, str]:
-    """Return how many utterances could not be loaded so far, and "; the last: <reason>", or "" without a reason.
+    """Return how many utterances could not be loaded so far, and the last reason ("" without one).
 
     All processes must call this.
     """
     found = processes.gather((loader.skipped, loader.last_problem))
-    problem = next((problem for _, problem in reversed(found) if problem), "")
-    return sum(skipped for skipped, _ in found), f"; the last: {problem}" if problem else ""
+    return sum(skipped for skipped, _ in found), next((problem for _, problem in reversed(found) if problem), "")
+
+
+def last(problem: str) -> str:
+    """Return the reason as an end of a message."""
+    return f"; the last: {problem}" if problem else ""

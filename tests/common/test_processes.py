@@ -362,7 +362,7 @@ def test_utterances_that_cannot_be_loaded_stop_no_process(data: Path, tmp_path: 
         return load(self, c)
 
     monkeypatch.setattr(AsrDataset, "_load", broken)
-    options = [*EXACT, step, "gradient.control=none"]
+    options = [*EXACT, step, "gradient.control=none", "data.max_lost=1"]
     runs = in_processes(2, lambda p: trained(data, tmp_path / "two", *options, processes=p))
     assert f"{len(lost)} utterances" in runs[0].text
     assert_same_training(trained(data, tmp_path / "one", *options), runs[1])

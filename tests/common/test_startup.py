@@ -46,7 +46,35 @@ def test_too_little_memory_for_the_libraries(tmp_path: Path, megabytes: int) -> 
     process = started(PROGRAMS[0], tmp_path, lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and errors.startswith("error: ") and errors.count("\n") == 1, errors
-    assert "ulimit -v" in errors
+    assert "ulimit -v" in errors and f"{megabytes} MB" in errors
+
+
+HIDDEN = """
+import mmap, sys
+from local.common.cli import program
+taken = [mmap.mmap(-1, 700 * 10**6)]
+@program
+def main():
+    raise {}
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems ignore this limit")
+@pytest.mark.parametrize(
+    "error",
+    ["OSError('Could not find/load shared object file')", "RuntimeError('could not create a primitive')", "MemoryError()"],
+)
+def test_an_error_that_hides_its_reason(tmp_path: Path, error: str) -> None:
+    """As llvmlite and oneDNN raise them."""
+    (tmp_path / "program.py").write_text(HIDDEN.format(error))
+    for limit, lines in ((10**9, 1), (resource.RLIM_INFINITY, 1 if error == "MemoryError()" else 10)):
+        process = started(
+            [str(tmp_path / "program.py")], tmp_path, lambda limit=limit: resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        )
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1 and ("Traceback" in errors) == (lines > 1), errors
+        assert lines > 1 or errors.count("\n") == 1 and ("1000 MB" in errors) == (limit == 10**9)
 
 
 def test_other_errors_keep_their_traceback_and_other_programs_their_ctrl_c(tmp_path: Path) -> None:
