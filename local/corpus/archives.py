@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.error import URLError
 
 from local.common.errors import UserError, described
@@ -130,7 +130,7 @@ def md5_of(path: Path) -> str:
 class _Bounded:
     """A file of which no read is large: a tar's header can state a name of many GiB, which Python reads at once."""
 
-    def __init__(self, file: gzip.GzipFile) -> None:
+    def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
         self._file = file
 
     def read(self, size: int) -> bytes:
@@ -142,6 +142,23 @@ class _Bounded:
         return getattr(self._file, name)
 
 
+def open_tar(file: IO[bytes] | gzip.GzipFile) -> tarfile.TarFile:
+    """Open a foreign tar, whose headers may state impossible sizes; `members_of` reads them."""
+    return tarfile.open(fileobj=_Bounded(file), mode="r:")  # type: ignore[call-overload,no-any-return]
+
+
+def members_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar one by one; none is remembered. Raises `tarfile.TarError` if it is damaged.
+
+    Python would go back by a negative size, and so on for ever.
+    """
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]
+        if member.size < 0:
+            raise tarfile.ReadError(f"a member of {member.size} bytes")
+        yield member
+
+
 def unpack(path: Path, folder: Path) -> None:
     """Unpack a .tar.gz into the empty `folder`: files and folders only, as new files of this user.
 
@@ -149,7 +166,7 @@ def unpack(path: Path, folder: Path) -> None:
     than the disk has.
     """
     try:
-        with gzip.open(path) as file, tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:  # type: ignore[call-overload]
+        with gzip.open(path) as file, open_tar(file) as tar:
             members = checked(tar, path, shutil.disk_usage(folder).free)
             for member in progress(members, desc=f"unpacking {path.name}", unit="files"):
                 tar.extract(member, folder, **SAFELY)
@@ -165,18 +182,16 @@ def unpack(path: Path, folder: Path) -> None:
 
 def checked(tar: tarfile.TarFile, path: Path, room: int) -> Iterator[tarfile.TarInfo]:
     """Yield the members of a tar one by one. room: bytes that they may have together. Raises `UserError` naming a bad one."""
-    count = 0
-    while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # else it would remember all of them
-        count, room = count + 1, room - max(member.size, 0)
+    for count, member in enumerate(members_of(tar), 1):
+        room -= member.size
         name = PurePosixPath(member.name)
         wrong = ""
         if not (member.isreg() or member.isdir()) or member.issparse():
             wrong = f"is neither a file nor a folder (type {member.type!r})"
         elif name.is_absolute() or ".." in name.parts:
             wrong = "is outside the archive's folder"
-        elif member.size < 0 or count > MOST_MEMBERS:
-            wrong = f"has {member.size} bytes and is number {count}"
+        elif count > MOST_MEMBERS:
+            wrong = f"is number {count}"
         elif room < 0:
             wrong = f"has {member.size} bytes: more than the disk has room for"
         if wrong:
