@@ -9,16 +9,19 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from local.artifacts.archive import check_archive
+from local.artifacts.plain_values import PlainValues, without_floats
 from local.common.atomic import atomic_write
 from local.common.errors import UserError, described
+from local.common.text_files import is_file
 from local.config import config_from_dict, config_hash, load_config, to_dict
+from local.config.limits import shown
 from local.config.schema import Config
 from local.data.tokenizer import Tokenizer
 from model.build import build_model
@@ -39,7 +42,7 @@ def save_file(content: dict[str, Any], path: Path) -> None:
     try:
         with atomic_write(path) as tmp, tmp.open("wb") as file:
             out = _Output(file)
-            torch.save(_without_floats(content), out)  # type: ignore[arg-type]  # it calls only write and flush
+            torch.save(without_floats(content), out)  # type: ignore[arg-type]  # it calls only write and flush
             size = out.size
             if out.error is not None:
                 raise out.error
@@ -74,38 +77,27 @@ class _Output:
 
 
 def load_file(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read a file of `save_file`; execute nothing in it. Raises `UserError` if it is missing, damaged or not a checkpoint."""
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
+    """Read a file of `save_file`: plain values and plain tensors; execute nothing in it.
+
+    Raises `UserError` if it is missing or damaged, if it is not a checkpoint, or if it holds anything else.
+    """
+    if not is_file(path):
+        raise UserError(f"checkpoint {shown(path)} does not exist")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not verify its checksums
-            if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"wrong checksum of {damaged}")
-        content = _with_floats(torch.load(path, map_location=device, weights_only=True))
+        with path.open("rb") as file:
+            check_archive(file)
+            content = torch.load(file, map_location=device, weights_only=True)
+        content = PlainValues(path.stat().st_size).read(content)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
     except Exception as e:
         raise UserError(f"{path}: damaged, or not a checkpoint: {described(e)}") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{path}: not a checkpoint of this project: it has no 'model'")
+    for key, value in content["model"].items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise UserError(f"{path}: 'model' has a weight {shown(key)} that is not a named tensor")
     return content
-
-
-FLOAT = "python float"  # key of the dict that replaces a float; its value is the number in hexadecimal
-
-
-def _without_floats(value: Any) -> Any:
-    """Replace floats by dicts of text: torch 1.13 writes floats, but its safe loader cannot read them."""
-    if isinstance(value, float):
-        return {FLOAT: value.hex()}
-    if isinstance(value, dict):
-        return {k: _without_floats(v) for k, v in value.items()}
-    return type(value)(_without_floats(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def _with_floats(value: Any) -> Any:
-    """Invert `_without_floats`."""
-    if isinstance(value, dict):
-        return float.fromhex(value[FLOAT]) if FLOAT in value else {k: _with_floats(v) for k, v in value.items()}
-    return type(value)(_with_floats(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def checkpoints(folder: Path, kind: str) -> list[tuple[int, Path]]:

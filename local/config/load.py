@@ -42,6 +42,8 @@ def config_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), w
     Older checkpoints are read too: removed keys are ignored, and missing keys take `OLDER_VALUES` or those of conf/base.yaml.
     The values may come from anybody: they are plain, `${...}` in them is refused, and rules in them are no name of a file.
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: its configuration is damaged: not sections with keys")
     if (problem := problem_of(dict(values), stored=True)) is not None:
         raise UserError(f"{where}: key '{problem[0]}': {problem[1]}")
     known = copy.deepcopy(dict(values))
