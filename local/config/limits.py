@@ -105,7 +105,7 @@ Parts = Annotated[list[str] | None, PartName()]
 class Section:
     """A section of the configuration. Subclasses are dataclasses; what their keys must be together is in `cross_check`."""
 
-    def cross_check(self) -> Iterable[tuple[str, str]]:
+    def crosscheck_of(self) -> Iterable[tuple[str, str]]:
         """Yield each key (below this section) with an impossible value, and the problem."""
         return ()
 
@@ -122,16 +122,17 @@ def find_problems(section: Section, prefix: str = "") -> Iterator[tuple[str, str
         if is_dataclass(value):
             yield from find_problems(value, f"{prefix}{name}.")  # type: ignore[arg-type]
             continue
-        check = _check(kind)
+        check = check_of(kind)
         for item in value if isinstance(value, list) else [value]:
             if check is not None and item is not None and (why := check.problem(item)) is not None:
                 yield prefix + name, why
-    yield from ((prefix + key, why) for key, why in section.cross_check())
+    yield from ((prefix + key, why) for key, why in section.crosscheck_of())
 
 
-def _check(kind: Any) -> Check | None:
+def check_of(kind: Any) -> Check | None:
+    """Return what stands beside a key's type, or None."""
     if get_origin(kind) is list:
-        return _check(get_args(kind)[0])
+        return check_of(get_args(kind)[0])
     return get_args(kind)[1] if get_origin(kind) is Annotated else None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from local.common.errors import UserError, reason
 from local.common.text_files import is_file
 from local.config import keys
-from local.config.limits import find_problems, shown
+from local.config.limits import FileName, check_of, find_problems, shown
 from local.config.plain import chained, problem_of
 from local.config.schema import Config
 from local.config.text_rules import check_rules, inline_rules
@@ -67,6 +67,13 @@ def to_dict(cfg: Config) -> dict[str, Any]:
 def flat_lines(cfg: Config) -> list[str]:
     """Return one line `section.key VALUE` per key, with VALUE as JSON. run.sh compares the settings of stages by them."""
     return [f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in keys.leaves(to_dict(cfg))]
+
+
+def named_files(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the keys of a configuration that name files, with their values; `values` are those of `to_dict`."""
+    types = keys.key_types()
+    kinds = ((key, value, types.get(re.sub(r"by_method\.[^.]+\.", "", key))) for key, value in keys.leaves(values))
+    return [(key, str(value)) for key, value, kind in kinds if value and isinstance(check_of(kind), FileName)]
 
 
 def config_hash(*parts: Any) -> str:

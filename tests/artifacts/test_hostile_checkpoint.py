@@ -15,14 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from local import checkpoint_conf, diagnose
 from local.artifacts.averaging import load_for_averaging, make_average
 from local.artifacts.checkpoint import load_averaged, load_file, newest_readable, provenance, save_file
+from local.artifacts.decoded_sets import write_set
 from local.artifacts.language_model import load_lm
 from local.artifacts.plain_values import tensor_problem
 from local.common.errors import UserError
-from local.config import load_config
+from local.config import load_config, named_files, to_dict
+from model.optim import OPTIMIZERS
 from tests.artifacts import torchscript_writer
 from tests.conftest import ROOT
+from tests.test_train import trainer
 from tests.toy_experiment import SMALL, save_toy_lm, toy_tokenizer, toy_weights
 
 import pytest
@@ -381,7 +385,7 @@ def test_impossible_sizes_of_a_language_model(experiment: Path, tmp_path: Path, 
 
     exp = changed(experiment, tmp_path, change)
     start = time.perf_counter()
-    with pytest.raises(UserError, match=r"lm\.pt: .*'lm'"):
+    with pytest.raises(UserError, match=r"lm\.pt: .*('lm'|lm\.dim)"):
         load_lm(exp / "lm" / "lm.pt", toy_tokenizer())
     assert time.perf_counter() - start < 2
 
@@ -432,3 +436,102 @@ def test_programs_say_it_in_one_line(experiment: Path, tmp_path: Path, module: s
     lines = done.stderr.splitlines()
     assert done.returncode == 1 and lines and "Traceback" not in done.stderr and len(lines) == 1, done.stderr
     assert module == "diagnose" or "epoch-1.pt" in lines[0]
+
+
+@pytest.mark.parametrize("progress", [3, {}, {"epoch": 1, "batch": 0}, {"epoch": 1, "batch": 0, "step": -1}, {"step": 1.5}])
+def test_a_damaged_progress_is_named(experiment: Path, tmp_path: Path, progress: Any) -> None:
+    exp = changed(experiment, tmp_path, lambda content: content.update(progress=progress))
+    with pytest.raises(UserError, match=r"epoch-1\.pt: .*'progress'"):
+        diagnose.load_model(load_config(None, SMALL), toy_tokenizer(), exp, exp / "checkpoints" / "epoch-1.pt")
+
+
+def test_files_that_a_checkpoint_names_are_told(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its configuration may name any file of this machine: decoding reads it, and says so; preparation does not."""
+
+    def change(content: dict[str, Any]) -> None:
+        config = content["config"]
+        config["decode"].update(hotwords="/etc/hostname", lm="mine/lm.pt")
+        config["decode"]["by_method"]["greedy_search"] = {"ngram": "secret.arpa"}
+        config["augment"]["musan"] = config["lm"]["text"] = "/etc"
+        config["average"]["checkpoints"] = ["/etc/passwd"]
+
+    exp = changed(experiment, tmp_path, change)
+    checkpoint = exp / "checkpoints" / "epoch-1.pt"
+    load_averaged(checkpoint, ["decode.lm=my.pt"])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(str(checkpoint) in line for line in lines)
+    assert "decode.hotwords=/etc/hostname" in lines[0] and "decode.by_method.greedy_search.ngram=secret.arpa" in lines[1]
+    checkpoint_conf.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "conf.yaml")])
+    assert len(capsys.readouterr().err.splitlines()) == 3
+    named = named_files(to_dict(load_config(tmp_path / "conf.yaml")))
+    assert {key for key, _ in named} == {"decode.hotwords", "decode.lm", "decode.by_method.greedy_search.ngram"}
+
+
+@pytest.mark.parametrize("label", ["..", "." * 300, "../../evil", "x" * 1000, "語" * 1000, "", "a\n"])
+def test_the_label_of_a_checkpoint_names_no_other_folder(tmp_path: Path, label: str) -> None:
+    path = tmp_path / "decode" / "greedy_search" / "test.jsonl"
+    made_by = {"label": label, "date": "", "commit": "", "average": "", "options": {}}
+    write_set(path, [{"id": "a"}], {"made_by": made_by})
+    write_set(path, [{"id": "b"}], {"made_by": {**made_by, "label": "new"}})
+    [moved] = [p for p in tmp_path.rglob("*.jsonl") if p != path]
+    assert moved.read_text() == '{"id": "a"}\n' and moved.resolve().parents[2] == (tmp_path / "decode_earlier").resolve()
+    assert moved.parent.name == "greedy_search"
+
+
+def spoil_optimizer(content: dict[str, Any]) -> None:
+    state = content["optimizer"]["state"]
+    first = state[next(iter(state))]
+    first[next(key for key, value in first.items() if isinstance(value, torch.Tensor) and value.dim() > 0)] = torch.ones(7)
+
+
+SPOILED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "the shape of a moment": spoil_optimizer,
+    "the step is below 0": lambda content: content["optimizer"]["state"][0].update(step=-5),
+    "a moment is missing": lambda content: [state.pop("exp_avg") for state in content["optimizer"]["state"].values()],
+    "no state": lambda content: content["optimizer"]["state"].update({0: 3}),
+    "the rate is text": lambda content: content["optimizer"]["param_groups"][0].update(lr="x"),
+    "the rate is a list": lambda content: content["optimizer"]["param_groups"][0].update(lr=[1]),
+    "a number is missing": lambda content: content["optimizer"]["param_groups"][0].pop("betas"),
+    "a pair is a number": lambda content: content["optimizer"]["param_groups"][0].update(betas=0.5),
+    "not one group": lambda content: content["optimizer"].update(param_groups=[]),
+    "the average is broadcast": lambda content: content["average"]["state"].update(
+        {"joiner.output_linear.weight": torch.ones(1, dtype=torch.float64)}
+    ),
+    "the average has whole numbers": lambda content: content["average"]["state"].update(
+        {"joiner.output_linear.bias": torch.ones_like(content["model"]["joiner.output_linear.bias"], dtype=torch.int64)}
+    ),
+    "the period is 0": lambda content: content["average"].update(period=0),
+    "the period is text": lambda content: content["average"].update(period="x"),
+    "the batches are below 0": lambda content: content["average"].update(batches=-1),
+    "the schedule": lambda content: content["schedule"].update(epoch="x"),
+    "the schedule is huge": lambda content: content["schedule"].update(batch=10**400),
+    "the random numbers": lambda content: content["rng"].update(cpu=torch.zeros(3)),
+    "the others' random numbers": lambda content: content["rng"].update(others=3),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stop a training after two steps."""
+    exp = tmp_path_factory.mktemp("stopped")
+    trainer(exp, "train.max_steps=2", "train.valid_utterances=0").run()
+    return exp
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_training_does_not_resume_from_damaged_values(stopped: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "exp" / "checkpoints" / "step-2.pt"
+    shutil.copytree(stopped, tmp_path / "exp")
+    content = load_file(path)
+    SPOILED[name](content)
+    save_file(content, path)
+    with pytest.raises(UserError, match=r"step-2\.pt: "):
+        trainer(tmp_path / "exp", "train.max_steps=4", "train.valid_utterances=0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimiser_resumes_from_what_it_saved(tmp_path: Path, name: str) -> None:
+    options = [f"optim.name={name}", "train.valid_utterances=0"]
+    trainer(tmp_path, "train.max_steps=2", *options).run()
+    assert trainer(tmp_path, "train.max_steps=3", *options).step == 2
