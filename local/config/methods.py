@@ -107,7 +107,7 @@ class DecodeConfig(Section):
     ngram_scale: Scale
     ilm_scale: Scale
     hotwords: File
-    hotwords_boost: Nats
+    hotwords_boost: Annotated[float, Limits(-1000, 1000)]  # as of a phrase in the file
     num_threads: Threads
     by_method: dict[str, dict[str, Any]]
 

@@ -87,7 +87,7 @@ class LossConfig(Section):
     am_scale: Share
     lm_scale: Share
     simple_scale: Scale
-    delay_penalty: Annotated[float, Limits(-1000, 1000)]
+    delay_penalty: Annotated[float, Limits(0, 1000)]
 
     def cross_check(self) -> Iterator[tuple[str, str]]:
         if self.am_scale + self.lm_scale > 1:
