@@ -89,7 +89,7 @@ class DecodeConfig(Section):
 
     methods: list[str]
     max_duration: Duration
-    tail_frames: Annotated[int, Limits(0, 100_000)]
+    tail_frames: Annotated[int, Limits(0, 10_000)]
     max_utterances: Count
     max_sym_per_frame: Annotated[int, Limits(1, 1000)]
     beam: Annotated[int, Limits(1, 10_000)]

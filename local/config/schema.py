@@ -99,7 +99,7 @@ class LossConfig(Section):
 @dataclass
 class OptimConfig(Section):
     name: Literal["eve", "adam", "adamw", "sgd", "momentum", "adagrad", "rmsprop", "scaled_adam"]
-    lr: Annotated[float, Limits(0, 1e6)]
+    lr: Annotated[float, Limits(0, 1e30)]
     lr_batches: Annotated[float, Limits(0.001, 1e12)]
     lr_epochs: Annotated[float, Limits(0.001, 1e12)]
     weight_decay: Scale
@@ -192,7 +192,7 @@ class LmConfig(Section):
     hidden: Width
     num_layers: Layers
     dropout: Share
-    lr: Annotated[float, Limits(1e-12, 1e6)]
+    lr: Annotated[float, Limits(1e-12, 1e30)]
     batch_tokens: Annotated[int, Limits(1, 10**9)]
     max_epochs: Epochs
     patience: Size
