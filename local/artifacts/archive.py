@@ -83,7 +83,8 @@ class _StandIn:
 class _Check(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Python: the other does not show the keys of dicts
     """Go through a pickle without making what it describes. Raises ValueError for anything but plain values and tensors."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    stack: list[Any]
+    dispatch: dict[int, Any] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
 
     def __init__(self, data: bytes, sizes: Sizes) -> None:
         super().__init__(io.BytesIO(data))

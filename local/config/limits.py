@@ -105,7 +105,7 @@ Parts = Annotated[list[str] | None, PartName()]
 class Section:
     """A section of the configuration. Subclasses are dataclasses; what their keys must be together is in `cross_check`."""
 
-    def crosscheck_of(self) -> Iterable[tuple[str, str]]:
+    def cross_check(self) -> Iterable[tuple[str, str]]:
         """Yield each key (below this section) with an impossible value, and the problem."""
         return ()
 
@@ -126,7 +126,7 @@ def find_problems(section: Section, prefix: str = "") -> Iterator[tuple[str, str
         for item in value if isinstance(value, list) else [value]:
             if check is not None and item is not None and (why := check.problem(item)) is not None:
                 yield prefix + name, why
-    yield from ((prefix + key, why) for key, why in section.crosscheck_of())
+    yield from ((prefix + key, why) for key, why in section.cross_check())
 
 
 def check_of(kind: Any) -> Check | None:

@@ -95,7 +95,7 @@ class DecodeConfig(Section):
     beam: Annotated[int, Limits(1, 10_000)]
     fast_beam: Annotated[float, Limits(1e-6, 1e6)]
     max_contexts: Annotated[int, Limits(1, 100_000)]
-    max_states: Annotated[int, Limits(1, 1_000_000)]
+    max_states: Annotated[int, Limits(1, 100_000)]
     fast_beam_backend: Literal["native", "k2"]
     blank_penalty: Nats
     temperature: Annotated[float, Limits(0.0001, 10_000)]

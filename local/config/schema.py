@@ -179,7 +179,7 @@ class DataConfig(Section):
 @dataclass
 class LangConfig(Section):
     vocab_size: Annotated[int, Limits(4, 1_000_000)]
-    character_coverage: Share
+    character_coverage: Annotated[float, Limits(0.98, 1)]  # what sentencepiece takes
     normalise: Literal["upper", "lower", "none"]
     rules: str | None
 
