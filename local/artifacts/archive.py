@@ -11,7 +11,7 @@ import pickle
 import re
 import zipfile
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from local.config.limits import shown
 
@@ -84,7 +84,7 @@ class _Check(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Pyt
     """Go through a pickle without making what it describes. Raises ValueError for anything but plain values and tensors."""
 
     stack: list[Any]
-    dispatch: dict[int, Any] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
 
     def __init__(self, data: bytes, sizes: Sizes) -> None:
         super().__init__(io.BytesIO(data))
