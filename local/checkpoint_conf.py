@@ -2,7 +2,8 @@
 
     .venv/bin/python -m local.checkpoint_conf --checkpoint exp/mine/averaged.pt --out exp/mine/evaluate/my_test/checkpoint.yaml
 
-The file has no training and dev parts, no noise, and the test parts of corpus.yaml: all else is as the model was trained.
+The file has no training and dev parts, no files of noise, text and checkpoints, and the test parts of corpus.yaml: all else
+is as the model was trained.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cfg = load_averaged(args.checkpoint)[1]
     cfg.data.train_parts, cfg.data.dev_parts, cfg.data.test_parts = [], [], None
-    cfg.augment.musan = None
+    cfg.augment.musan = cfg.lm.text = None
+    cfg.average.checkpoints = []
     text = yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True)
     write_text(args.out, f"# The configuration of {args.checkpoint}, by local/checkpoint_conf.py\n{text}")
 

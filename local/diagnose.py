@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from local.artifacts.checkpoint import load_file, load_weights, newest_readable
+from local.artifacts.checkpoint import load_file, load_weights, newest_readable, progress_of
+from local.artifacts.new_model import new_model
 from local.common.atomic import write_text
 from local.common.cli import choose_device, make_parser, program
 from local.common.csv_table import write_table
@@ -31,7 +32,6 @@ from local.diagnosis import plots
 from local.diagnosis.probe import Probe, recurrent_rms
 from local.diagnosis.verdict import EXPLOSIONS, Verdict, number, verdict
 from local.training.losses import forward_losses
-from model.build import build_model
 from model.transducer import Transducer, pruned_scale, training_loss
 
 import torch
@@ -54,7 +54,7 @@ def load_model(
     path: a checkpoint; None: the one with the most steps, or an untrained model. Raises `UserError` if its tokens differ.
     """
     torch.manual_seed(cfg.train.seed)
-    model = build_model(cfg, tokenizer.vocab_size)
+    model = new_model(cfg, tokenizer.vocab_size)
     found = (path, load_file(path)) if path else newest_readable(exp_dir / "checkpoints")
     if found is None:
         return model.train(), {"step": 0, "epoch": 1, "batch": 0}, f"an untrained model (seed {cfg.train.seed})"
@@ -62,7 +62,7 @@ def load_model(
     if saved.get("tokens", tokenizer.tokens) != tokenizer.tokens:
         raise UserError(f"{path} was trained with other tokens than those of --data-dir")
     load_weights(model, saved["model"], path)
-    progress = saved.get("progress")
+    progress = progress_of(saved, path)
     return model.train(), progress, f"{path}" + (f", {progress['step']} batches trained" if progress else "")
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from model.decoder import StatelessDecoder
 from model.encoder.lstm import LayerOptions, LstmEncoder
+from model.encoder.subsampling import Conv2dSubsampling, subsampled
 from model.joiner import Joiner
+from model.layers.scaled import GATES
 from model.transducer import Transducer
 
 
@@ -27,3 +29,17 @@ def build_model(cfg: Any, vocab_size: int) -> Transducer:
         lm_scale=cfg.loss.lm_scale,
         delay_penalty=cfg.loss.delay_penalty,
     )
+
+
+def weights_by_key(cfg: Any, vocab_size: int) -> dict[str, int]:
+    """Return how many weights the matrices of the model have, by the key of cfg that makes them many; without making any."""
+    enc, dec, joiner = cfg.model.encoder, cfg.model.decoder.dim, cfg.model.joiner.dim
+    width, cells, layers = enc.d_model, enc.rnn_hidden_size, enc.num_layers
+    front = Conv2dSubsampling.CHANNELS[-1] * subsampled(cfg.features.num_mel_bins)
+    return {
+        "model.encoder.rnn_hidden_size": layers * cells * (2 * GATES[enc.rnn] * width + (width if cells != width else 0)),
+        "model.encoder.dim_feedforward": layers * enc.dim_feedforward * 2 * width,
+        "model.encoder.d_model": width * (front + vocab_size + joiner),
+        "model.decoder.dim": dec * (2 * vocab_size + joiner + cfg.model.decoder.context_size),
+        "model.joiner.dim": joiner * vocab_size,
+    }

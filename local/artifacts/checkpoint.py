@@ -9,19 +9,23 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from local.artifacts.archive import check_archive
+from local.artifacts.new_model import check_numbers, new_model
+from local.artifacts.plain_values import PlainValues, without_floats
 from local.common.atomic import atomic_write
 from local.common.errors import UserError, described
-from local.config import config_from_dict, config_hash, load_config, to_dict
+from local.common.text_files import is_file
+from local.config import config_from_dict, config_hash, load_config, named_files, to_dict
+from local.config.limits import shown
 from local.config.schema import Config
 from local.data.tokenizer import Tokenizer
-from model.build import build_model
+from model.build import weights_by_key
 from model.transducer import Transducer
 
 import torch
@@ -39,7 +43,7 @@ def save_file(content: dict[str, Any], path: Path) -> None:
     try:
         with atomic_write(path) as tmp, tmp.open("wb") as file:
             out = _Output(file)
-            torch.save(_without_floats(content), out)  # type: ignore[arg-type]  # it calls only write and flush
+            torch.save(without_floats(content), out)  # type: ignore[arg-type]  # it calls only write and flush
             size = out.size
             if out.error is not None:
                 raise out.error
@@ -74,38 +78,27 @@ class _Output:
 
 
 def load_file(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read a file of `save_file`; execute nothing in it. Raises `UserError` if it is missing, damaged or not a checkpoint."""
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
+    """Read a file of `save_file`: plain values and plain tensors; execute nothing in it.
+
+    Raises `UserError` if it is missing or damaged, if it is not a checkpoint, or if it holds anything else.
+    """
+    if not is_file(path):
+        raise UserError(f"checkpoint {shown(path)} does not exist")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not verify its checksums
-            if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"wrong checksum of {damaged}")
-        content = _with_floats(torch.load(path, map_location=device, weights_only=True))
+        with path.open("rb") as file:
+            check_archive(file)
+            content = torch.load(file, map_location=device, weights_only=True)
+        content = PlainValues(path.stat().st_size).read(content)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
     except Exception as e:
         raise UserError(f"{path}: damaged, or not a checkpoint: {described(e)}") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{path}: not a checkpoint of this project: it has no 'model'")
+    for key, value in content["model"].items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise UserError(f"{path}: 'model' has a weight {shown(key)} that is not a named tensor")
     return content
-
-
-FLOAT = "python float"  # key of the dict that replaces a float; its value is the number in hexadecimal
-
-
-def _without_floats(value: Any) -> Any:
-    """Replace floats by dicts of text: torch 1.13 writes floats, but its safe loader cannot read them."""
-    if isinstance(value, float):
-        return {FLOAT: value.hex()}
-    if isinstance(value, dict):
-        return {k: _without_floats(v) for k, v in value.items()}
-    return type(value)(_without_floats(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def _with_floats(value: Any) -> Any:
-    """Invert `_without_floats`."""
-    if isinstance(value, dict):
-        return float.fromhex(value[FLOAT]) if FLOAT in value else {k: _with_floats(v) for k, v in value.items()}
-    return type(value)(_with_floats(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def checkpoints(folder: Path, kind: str) -> list[tuple[int, Path]]:
@@ -180,11 +173,21 @@ def config_for_recognition(saved: dict[str, Any], overrides: Sequence[str], conf
     """Return a trained model's config with today's sections `RECOGNITION`: those of `conf` if given, else its own.
 
     `overrides` change these alone: the rest belongs to the model. A program can thus take all overrides of a command line.
-    Raises `UserError` as `config_from_dict` does; `where` is the checkpoint.
+    A line names each file that decoding will read because the checkpoint says so. Raises `UserError` as `config_from_dict`
+    does; `where` is the checkpoint.
     """
     cfg = config_from_dict(saved, where=str(where))
     asked = load_config(conf, overrides) if conf else config_from_dict(saved, overrides, str(where)) if overrides else cfg
+    if conf is None:
+        report_files(cfg, where, {override.partition("=")[0] for override in overrides})
     return replace(cfg, **{section: getattr(asked, section) for section in RECOGNITION})
+
+
+def report_files(cfg: Config, where: Path, given: Collection[str] = ()) -> None:
+    """Print a line for each file that section decode of a checkpoint names, except the keys in `given`."""
+    for key, name in named_files(to_dict(cfg)):
+        if key.startswith("decode.") and key not in given:
+            print(f"{where}: its configuration names a file: {key}={name}", file=sys.stderr)
 
 
 def load_averaged(path: Path, overrides: Sequence[str] = (), conf: str | Path | None = None) -> Loaded:
@@ -203,10 +206,21 @@ def model_from(content: dict[str, Any], path: Path, overrides: Sequence[str] = (
     check_trained(content, path)
     cfg = config_for_recognition(content["config"], overrides, conf, path)
     tokenizer = tokenizer_of(content, path)
-    model = build_model(cfg, tokenizer.vocab_size)
+    with named(path):
+        check_numbers(weights_by_key(cfg, tokenizer.vocab_size), content["model"])
+        model = new_model(cfg, tokenizer.vocab_size)
     load_weights(model, content["model"], path)
     check_finite(content["model"], path)
     return model.eval(), cfg, tokenizer
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Put the name of a file before the message of a `UserError`."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
 
 
 def tokenizer_of(content: dict[str, Any], where: Path) -> Tokenizer:
@@ -222,6 +236,15 @@ def check_trained(content: dict[str, Any], where: Path) -> None:
     progress = content.get("progress")
     if isinstance(progress, dict) and progress.get("step") == 0:
         raise UserError(f"{where}: its weights are untrained (0 batches done); remove it and run stage 1 (train) again")
+
+
+def progress_of(content: dict[str, Any], where: Path) -> dict[str, int] | None:
+    """Return the progress of the training that a checkpoint is of, None if it has none. Raises `UserError` if it is damaged."""
+    progress: Any = content.get("progress")
+    counts = [progress.get(name) for name in ("epoch", "batch", "step")] if isinstance(progress, dict) else [None]
+    if progress is not None and not all(type(count) is int and count >= 0 for count in counts):
+        raise UserError(f"{where}: damaged: 'progress' must have the numbers epoch, batch, step")
+    return progress
 
 
 def check_finite(state: dict[str, Any], where: Path) -> None:

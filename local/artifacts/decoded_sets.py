@@ -19,6 +19,7 @@ from local.common.errors import UserError
 from local.common.text_files import read_lines
 
 EARLIER = "decode_earlier"
+LONGEST_LABEL = 60  # characters of a folder's name: at most 240 bytes
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def write_set(path: Path, lines: Iterable[dict[str, Any]], stats: dict[str, Any]
 
 
 def _move(old: DecodedSet) -> None:
-    label = re.sub(r"[^\w.+-]", "_", old.made_by.get("label", "")) or "unknown"
+    # The label is from the checkpoint: of any length, and perhaps "..".
+    label = re.sub(r"[^\w.+-]", "_", old.made_by.get("label", ""))[:LONGEST_LABEL].strip(".") or "unknown"
     root = old.path.parents[2] / EARLIER
     labels = itertools.chain([label], (f"{label}-{n}" for n in itertools.count(2)))
     files = (root / folder / old.method / old.path.name for folder in labels)

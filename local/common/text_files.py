@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from local.common.errors import UserError
+from local.common.yaml_bounds import LONGEST, plain_values
 
 import yaml
 
@@ -91,8 +92,10 @@ def read_lines(path: Path, made_by: str = "") -> list[str]:
     return list(iterate_lines(path, made_by))
 
 
-def read_yaml(path: Path, made_by: str = "", load: Callable[[str], Any] = yaml.safe_load) -> Any:
+def read_yaml(path: Path, made_by: str = "", load: Callable[[str], Any] = plain_values) -> Any:
     """Return a YAML file's plain values, or what `load` makes of its text. Raises `UserError` naming the place of an error."""
+    if is_file(path) and path.stat().st_size > LONGEST:
+        raise UserError(f"{path}: has {path.stat().st_size} bytes; at most {LONGEST} are read")
     lines = read_lines(path, made_by)
     for number, line in enumerate(lines, 1):
         if half := HALF.search(line):  # no file can hold what is made of it

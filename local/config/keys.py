@@ -13,7 +13,8 @@ from typing import Any
 
 from local.common.errors import UserError
 from local.common.text_files import read_yaml
-from local.config.limits import describe, types_of
+from local.common.yaml_bounds import compose
+from local.config.limits import describe, shown, types_of
 from local.config.schema import Config
 
 import yaml
@@ -22,6 +23,7 @@ from omegaconf import OmegaConf
 # Sections, with the old and the new names of a key.
 RENAMED_KEYS = (("data", "min_duration", "min_utterance_seconds"), ("data", "max_duration", "max_utterance_seconds"))
 MAX_SUGGESTIONS = 3
+TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # of the nodes of YAML that can be keys
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,27 @@ def read_config_file(path: Path, name: str = "") -> tuple[dict[str, Any], Source
     """Return the values of a YAML file and where they are written; `name` stands for the path in messages."""
 
     def load(text: str) -> tuple[Any, yaml.Node | None]:
+        node = compose(text)
+        _check_names(node)
         # OmegaConf's reader knows 1e-3 as a number and refuses duplicate keys; only the nodes know the lines.
-        values = OmegaConf.to_container(OmegaConf.create(text))
-        return values, yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return OmegaConf.to_container(OmegaConf.create(text)), node
 
     values, node = read_yaml(path, load=load)
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be keys with values ('section:' and below it 'key: value')")
     return values, Source(name or str(path), dict(_lines(node)))
+
+
+def _check_names(node: yaml.Node | None) -> None:
+    """Raise `yaml.MarkedYAMLError` for a key that is not text, such as null or 1."""
+    parts = node.value if isinstance(node, yaml.SequenceNode) else ()
+    if isinstance(node, yaml.MappingNode):
+        parts = [value for _, value in node.value]
+        for key, _ in node.value:
+            if key.tag not in TEXT_TAGS:
+                raise yaml.MarkedYAMLError(problem="a key must be text; quote it", problem_mark=key.start_mark)
+    for part in parts:
+        _check_names(part)
 
 
 def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -82,7 +97,7 @@ def _announce(line: str) -> None:
 def wrong_type(source: Source, key: str, value: Any) -> UserError:
     """Return the error for a value that is not of the type of its key, or for a section that has a value."""
     kind = next((kind for name, kind in key_types().items() if f"{key}.".startswith(f"{name}.")), None)
-    return UserError(f"{source.of(key)}: key '{key}' is {'null' if value is None else value}: must be {describe(kind)}")
+    return UserError(f"{source.of(key)}: key '{key}' is {shown(value)}: must be {describe(kind)}")
 
 
 def unknown_key(source: Source, key: str) -> UserError:

@@ -1,40 +1,105 @@
-"""Limits of values: they stand beside a key's type in schema.py as `Annotated[int, Limits(1)]`."""
+"""Limits of values: they stand beside a key's type in schema.py as `Annotated[int, Limits(1, 1000)]`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, is_dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints
+
+LONGEST_PART = 200  # bytes: names of files with 255 bytes hold it
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, on Linux and macOS
+
+
+class Check(Protocol):
+    """What the values of a key must be, besides their type."""
+
+    def problem(self, value: Any) -> str | None:
+        """Return what is wrong with `value`, or None."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The numbers that a key may have: from `least` to `most`, without `least` if `is_open`; infinity if `may_be_infinite`."""
+    """The numbers that a key may have: from `least` to `most`, or infinity if `may_be_infinite`.
 
-    least: float = -math.inf
-    most: float = math.inf
-    is_open: bool = False
+    Every number has both: without, an optimiser, a model or a search ends in an overflow, in nothing, or not at all.
+    """
+
+    least: float
+    most: float
     may_be_infinite: bool = False
 
-    def problem(self, value: float) -> str | None:
+    def problem(self, value: Any) -> str | None:
         """Return what is wrong with `value`, or None."""
-        if not math.isfinite(value) and not (self.may_be_infinite and value == math.inf):
-            return "must be a finite number"
-        if self.least < value < self.most or value == self.most or (value == self.least and not self.is_open):
+        if not isinstance(value, int | float) or isinstance(value, bool):
             return None
-        if self.is_open:
-            return f"must be above {self.least}"
-        return f"must be at least {self.least}" if self.most == math.inf else f"must be from {self.least} to {self.most}"
+        if self.least <= value <= self.most or (self.may_be_infinite and value == math.inf):
+            return None
+        if isinstance(value, float) and not math.isfinite(value):
+            return "must be a finite number"
+        return f"must be from {self.least:g} to {self.most:g}{', or .inf' if self.may_be_infinite else ''}"
 
 
-# Types with limits. Upper limits in schema.py catch slips: with larger values, building a model or a search would not end.
-Size = Annotated[int, Limits(1)]
-Count = Annotated[int, Limits(0)]
+@dataclass(frozen=True)
+class FileName:
+    """The name of a file or folder: as long as the system allows; empty: none."""
+
+    def problem(self, value: Any) -> str | None:
+        """Return what is wrong with `value`, or None."""
+        encoded = bytes_of(value)
+        if encoded is None or min(encoded, default=32) < 32:
+            return "must be text in UTF-8 without control characters, the name of a file"
+        if len(encoded) > LONGEST_PATH or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
+            return f"has more than {LONGEST_PATH} bytes, or {LONGEST_NAME} between two '/'; no file has such a name"
+        return None
+
+
+@dataclass(frozen=True)
+class PartName:
+    """The name of a part: it becomes part of file names."""
+
+    def problem(self, value: Any) -> str | None:
+        """Return what is wrong with `value`, or None."""
+        encoded = bytes_of(value) if isinstance(value, str) else None
+        fine = encoded is not None and 1 <= len(encoded) <= LONGEST_PART and min(encoded) >= 32 and b"/" not in encoded
+        if fine and value.strip(" ."):
+            return None
+        return (
+            f"must be a name without '/' and control characters, of at most {LONGEST_PART} bytes: it becomes part of file names"
+        )
+
+
+def bytes_of(text: str) -> bytes | None:
+    """Return a text in UTF-8; None if it has a part of a character (a lone surrogate)."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return None
+
+
+def shown(value: Any) -> str:
+    """Return a value as text for a message, at most 100 characters."""
+    try:
+        text = "null" if value is None else str(value)
+    except ValueError:  # of whole numbers with thousands of digits
+        return "a very large number"
+    return ascii(text[:100])[1:-1] if bytes_of(text) is None else text if len(text) <= 100 else f"{text[:100]}..."
+
+
+# Types with limits. They are wider than anything useful, and narrow enough that numbers stay finite and programs end.
+Width = Annotated[int, Limits(1, 100_000)]  # of a layer
+Layers = Annotated[int, Limits(1, 1000)]
+Size = Annotated[int, Limits(1, 10**12)]
+Count = Annotated[int, Limits(0, 10**12)]
+Epochs = Annotated[int, Limits(1, 1_000_000)]
+Seed = Annotated[int, Limits(0, 2**32 - 1)]
+Threads = Annotated[int, Limits(0, 4096)]
 Share = Annotated[float, Limits(0, 1)]
-NotNegative = Annotated[float, Limits(0)]
-Positive = Annotated[float, Limits(0, is_open=True)]
-Seconds = Annotated[float, Limits(0, is_open=True, may_be_infinite=True)]
+Scale = Annotated[float, Limits(0, 10_000)]
+Nats = Annotated[float, Limits(-10_000, 10_000)]  # log-probabilities that are added
+Duration = Annotated[float, Limits(0.001, 10**9, may_be_infinite=True)]  # seconds
+File = Annotated[str | None, FileName()]
+Parts = Annotated[list[str] | None, PartName()]
 
 
 class Section:
@@ -57,17 +122,18 @@ def find_problems(section: Section, prefix: str = "") -> Iterator[tuple[str, str
         if is_dataclass(value):
             yield from find_problems(value, f"{prefix}{name}.")  # type: ignore[arg-type]
             continue
-        limits = _limits(kind)
+        check = check_of(kind)
         for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, int | float) and not isinstance(item, bool) and (why := limits.problem(item)) is not None:
+            if check is not None and item is not None and (why := check.problem(item)) is not None:
                 yield prefix + name, why
     yield from ((prefix + key, why) for key, why in section.cross_check())
 
 
-def _limits(kind: Any) -> Limits:
+def check_of(kind: Any) -> Check | None:
+    """Return what stands beside a key's type, or None."""
     if get_origin(kind) is list:
-        return _limits(get_args(kind)[0])
-    return get_args(kind)[1] if get_origin(kind) is Annotated else Limits()
+        return check_of(get_args(kind)[0])
+    return get_args(kind)[1] if get_origin(kind) is Annotated else None
 
 
 def describe(kind: Any) -> str:

@@ -12,23 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from local.common.errors import UserError, reason
+from local.common.text_files import is_file
 from local.config import keys
-from local.config.limits import find_problems
+from local.config.limits import FileName, check_of, find_problems, shown
+from local.config.plain import chained, problem_of
 from local.config.schema import Config
-from local.config.text_rules import inline_rules
+from local.config.text_rules import check_rules, inline_rules
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 REMOVED_KEYS = (("data", "shuffle_buffer"),)  # of old checkpoints; a trained model does not depend on them
+MOST_FILES, DEEPEST_INCLUDE = 100, 10  # of `include`; files count as often as they are included
 OLDER_VALUES = (("lang", "normalise", "none"),)  # of keys that old checkpoints lack, where today's default would be wrong
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Resolve conf/base.yaml, then `path` with its includes, then `overrides`. Raises `UserError` naming key, file and line."""
     layers = _Layers()
-    for values, source in [] if path is None else _with_includes(Path(path), ()):
+    for values, source in [] if path is None else _Includes(Path(path)).layers:
         layers.add(values, source)
     return layers.resolve(overrides)
 
@@ -37,7 +40,12 @@ def config_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), w
     """Return the config of a checkpoint's plain values, changed by `overrides`. Messages name `where` instead of a file.
 
     Older checkpoints are read too: removed keys are ignored, and missing keys take `OLDER_VALUES` or those of conf/base.yaml.
+    The values may come from anybody: they are plain, `${...}` in them is refused, and rules in them are no name of a file.
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: its configuration is damaged: not sections with keys")
+    if (problem := problem_of(dict(values), stored=True)) is not None:
+        raise UserError(f"{where}: key '{problem[0]}': {problem[1]}")
     known = copy.deepcopy(dict(values))
     for section, name in REMOVED_KEYS:
         if isinstance(known.get(section), dict):
@@ -47,6 +55,7 @@ def config_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), w
             known[section].setdefault(name, value)
     layers = _Layers()
     layers.add(known, keys.Source(where), announce=False)
+    check_rules(layers.cfg.lang.rules, where)
     return layers.resolve(overrides)
 
 
@@ -60,6 +69,13 @@ def flat_lines(cfg: Config) -> list[str]:
     return [f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in keys.leaves(to_dict(cfg))]
 
 
+def named_files(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the keys of a configuration that name files, with their values; `values` are those of `to_dict`."""
+    types = keys.key_types()
+    kinds = ((key, value, types.get(re.sub(r"by_method\.[^.]+\.", "", key))) for key, value in keys.leaves(values))
+    return [(key, str(value)) for key, value, kind in kinds if value and isinstance(check_of(kind), FileName)]
+
+
 def config_hash(*parts: Any) -> str:
     """Return a short hash of config sections (dataclasses, dicts or strings)."""
     texts = [p if isinstance(p, str) else OmegaConf.to_yaml(OmegaConf.create(p)) for p in parts]  # type: ignore[arg-type]
@@ -71,21 +87,32 @@ def _base() -> tuple[dict[str, Any], keys.Source]:
     return keys.read_config_file(CONF_DIR / "base.yaml", "conf/base.yaml")
 
 
-def _with_includes(path: Path, seen: tuple[Path, ...]) -> list[tuple[dict[str, Any], keys.Source]]:
-    """Return the values of `path` after those of the files it includes (relative to conf/ or to the file), depth first."""
-    if path.resolve() in seen:
-        raise UserError(f"{path}: includes itself")
-    values, source = keys.read_config_file(path)
-    where, included = source.of("include"), values.pop("include", None) or []
-    if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
-        raise UserError(f"{where}: key 'include' must be a list of files")
-    layers = []
-    for name in included:
-        found = next((c for c in (CONF_DIR / name, path.parent / name) if c.is_file()), None)
-        if found is None:
-            raise UserError(f"{where}: key 'include': '{name}' is neither in {CONF_DIR} nor beside the file")
-        layers += _with_includes(found, (*seen, path.resolve()))
-    return [*layers, (values, source)]
+class _Includes:
+    """The values of a file after those of the files that it includes (relative to conf/ or to the file), depth first."""
+
+    def __init__(self, path: Path) -> None:
+        self.layers: list[tuple[dict[str, Any], keys.Source]] = []
+        self._read = functools.cache(keys.read_config_file)
+        self._count = 0
+        self._add(path, ())
+
+    def _add(self, path: Path, seen: tuple[Path, ...]) -> None:
+        values, source = self._read(path)
+        values = copy.deepcopy(values)  # the file may be included once more
+        where, included = source.of("include"), values.pop("include", None) or []
+        if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
+            raise UserError(f"{where}: key 'include' must be a list of files")
+        self._count += len(included)
+        if self._count > MOST_FILES or len(seen) > DEEPEST_INCLUDE:
+            raise UserError(f"{where}: key 'include': more than {MOST_FILES} files, or more than {DEEPEST_INCLUDE} deep")
+        for name in included:
+            found = next((c for c in (CONF_DIR / name, path.parent / name) if is_file(c)), None)
+            if found is None:
+                raise UserError(f"{where}: key 'include': '{name}' is neither in {CONF_DIR} nor beside the file")
+            if found.resolve() in (*seen, path.resolve()):
+                raise UserError(f"{where}: key 'include': '{name}' includes this file: a circle")
+            self._add(found, (*seen, path.resolve()))
+        self.layers.append((values, source))
 
 
 class _Layers:
@@ -98,6 +125,8 @@ class _Layers:
 
     def add(self, values: dict[str, Any], source: keys.Source, announce: bool = True) -> None:
         """Put `values` over those of earlier layers. announce: print a line for each key with an old name."""
+        if (problem := problem_of(values, stored=False)) is not None:
+            raise UserError(f"{source.of(problem[0])}: key '{problem[0]}': {problem[1]}")
         keys.rename_old_keys(values, source, announce)
         types, written = keys.key_types(), [key for key, _ in keys.leaves(values)]
         for key in written:
@@ -121,15 +150,17 @@ class _Layers:
     def resolve(self, overrides: Sequence[str]) -> Config:
         """Return the typed config, with the overrides in it and every `${key}` replaced by its value."""
         self._override(overrides)
+        if (problem := chained(OmegaConf.to_container(self.cfg))) is not None:  # type: ignore[arg-type]
+            self._fail(problem[0], f": {problem[1]}")
         try:
             OmegaConf.resolve(self.cfg)
-        except (OmegaConfBaseException, RecursionError) as e:
+        except OmegaConfBaseException as e:
             self._fail(_key_of(e), f": {reason(e)}")
         for key in sorted(OmegaConf.missing_keys(self.cfg)):
             self._fail(key, " has no value")
         cfg: Config = OmegaConf.to_object(self.cfg)  # type: ignore[assignment]
         for key, why in find_problems(cfg):
-            self._fail(key, f" is {OmegaConf.select(self.cfg, key)}: {why}")
+            self._fail(key, f" is {shown(OmegaConf.select(self.cfg, key))}: {why}")
         cfg.lang.rules = inline_rules(cfg.lang.rules, self.written_in.get("lang.rules", "conf/base.yaml"))
         return cfg
 

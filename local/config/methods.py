@@ -9,7 +9,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
-from local.config.limits import Count, Limits, NotNegative, Positive, Seconds, Section, Size, describe, find_problems, types_of
+from local.config.limits import (
+    Count,
+    Duration,
+    Epochs,
+    File,
+    Limits,
+    Nats,
+    Scale,
+    Section,
+    Threads,
+    describe,
+    find_problems,
+    types_of,
+)
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -75,27 +88,27 @@ class DecodeConfig(Section):
     """Section decode."""
 
     methods: list[str]
-    max_duration: Seconds
-    tail_frames: Annotated[int, Limits(0, 100_000)]
+    max_duration: Duration
+    tail_frames: Annotated[int, Limits(0, 10_000)]
     max_utterances: Count
     max_sym_per_frame: Annotated[int, Limits(1, 1000)]
     beam: Annotated[int, Limits(1, 10_000)]
-    fast_beam: Positive
+    fast_beam: Annotated[float, Limits(1e-6, 1e6)]
     max_contexts: Annotated[int, Limits(1, 100_000)]
-    max_states: Annotated[int, Limits(1, 1_000_000)]
+    max_states: Annotated[int, Limits(1, 100_000)]
     fast_beam_backend: Literal["native", "k2"]
-    blank_penalty: float
-    temperature: Positive
-    lm: str | None
-    lm_scale: NotNegative
-    bigram: str | None
-    lodr_scale: NotNegative
-    ngram: str | None
-    ngram_scale: NotNegative
-    ilm_scale: NotNegative
-    hotwords: str | None
-    hotwords_boost: float
-    num_threads: Annotated[int, Limits(0, 4096)]
+    blank_penalty: Nats
+    temperature: Annotated[float, Limits(0.0001, 10_000)]
+    lm: File
+    lm_scale: Scale
+    bigram: File
+    lodr_scale: Scale
+    ngram: File
+    ngram_scale: Scale
+    ilm_scale: Scale
+    hotwords: File
+    hotwords_boost: Annotated[float, Limits(-1000, 1000)]  # as of a phrase in the file
+    num_threads: Threads
     by_method: dict[str, dict[str, Any]]
 
     def of_method(self, method: str) -> DecodeConfig:
@@ -126,14 +139,14 @@ class DecodeConfig(Section):
 
 @dataclass
 class TuneConfig(Section):
-    """Section tune: each key lists values to try for another key, see `TUNED`."""
+    """Section tune: each key lists values to try for another key, see `TUNED`; all combinations are tried."""
 
-    average_num: list[Size]
-    blank_penalty: list[float]
-    lm_scale: list[NotNegative]
-    lodr_scale: list[NotNegative]
-    ngram_scale: list[NotNegative]
-    ilm_scale: list[NotNegative]
+    average_num: list[Epochs]
+    blank_penalty: list[Nats]
+    lm_scale: list[Scale]
+    lodr_scale: list[Scale]
+    ngram_scale: list[Scale]
+    ilm_scale: list[Scale]
 
 
 # The key that each list of section tune has values for.

@@ -10,7 +10,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from local.config.limits import Count, Limits, NotNegative, Positive, Seconds, Section, Share, Size
+from local.config.limits import (
+    Count,
+    Duration,
+    Epochs,
+    File,
+    FileName,
+    Layers,
+    Limits,
+    Parts,
+    Scale,
+    Section,
+    Seed,
+    Share,
+    Size,
+    Threads,
+    Width,
+)
 from local.config.methods import METHODS, DecodeConfig, TuneConfig
 
 AUTO = "auto"  # of train.max_duration: the trainer chooses
@@ -21,10 +37,10 @@ Channel = Literal["first", "mix", "both", "loudest"]
 
 @dataclass
 class EncoderConfig(Section):
-    num_layers: Annotated[int, Limits(1, 1000)]
-    d_model: Size
-    rnn_hidden_size: Size
-    dim_feedforward: Size
+    num_layers: Layers
+    d_model: Width
+    rnn_hidden_size: Width
+    dim_feedforward: Width
     dropout: Share
     layer_dropout: Share
     balance_prob: Share
@@ -41,13 +57,13 @@ class EncoderConfig(Section):
 
 @dataclass
 class DecoderConfig(Section):
-    dim: Size
+    dim: Width
     context_size: Annotated[int, Limits(1, 1000)]
 
 
 @dataclass
 class JoinerConfig(Section):
-    dim: Size
+    dim: Width
 
 
 @dataclass
@@ -60,8 +76,8 @@ class ModelConfig(Section):
 @dataclass
 class GradientConfig(Section):
     control: GradientControl
-    threshold: Positive
-    clip_norm: Positive
+    threshold: Annotated[float, Limits(1e-6, 1e30)]
+    clip_norm: Annotated[float, Limits(1e-12, 1e30)]
 
 
 @dataclass
@@ -70,8 +86,8 @@ class LossConfig(Section):
     prune_range: Annotated[int, Limits(2, 10_000)]
     am_scale: Share
     lm_scale: Share
-    simple_scale: NotNegative
-    delay_penalty: float
+    simple_scale: Scale
+    delay_penalty: Annotated[float, Limits(0, 1000)]
 
     def cross_check(self) -> Iterator[tuple[str, str]]:
         if self.am_scale + self.lm_scale > 1:
@@ -83,19 +99,19 @@ class LossConfig(Section):
 @dataclass
 class OptimConfig(Section):
     name: Literal["eve", "adam", "adamw", "sgd", "momentum", "adagrad", "rmsprop", "scaled_adam"]
-    lr: NotNegative
-    lr_batches: Positive
-    lr_epochs: Positive
-    weight_decay: NotNegative
+    lr: Annotated[float, Limits(0, 1e30)]
+    lr_batches: Annotated[float, Limits(0.001, 1e12)]
+    lr_epochs: Annotated[float, Limits(0.001, 1e12)]
+    weight_decay: Scale
     momentum: Share
 
 
 @dataclass
 class TrainConfig(Section):
-    num_epochs: Size
+    num_epochs: Epochs
     max_steps: Count
-    batch_seconds: NotNegative
-    max_duration: Annotated[Any, Limits(0, is_open=True, may_be_infinite=True)]  # a float, or AUTO: OmegaConf has no such union
+    batch_seconds: Annotated[float, Limits(0, 1e9)]
+    max_duration: Annotated[Any, Limits(0.001, 10**9, may_be_infinite=True)]  # a float, or AUTO: OmegaConf has no such union
     warm_step: Size
     warm_share: Annotated[float, Limits(0, 0.33)]  # the pruned loss has its full weight after twice the warm-up
     average_period: Size
@@ -104,10 +120,10 @@ class TrainConfig(Section):
     valid_every: Count
     valid_utterances: Count
     log_every: Size
-    seed: Count
+    seed: Seed
     precision: Literal["float32", "bf16", "fp16"]
     max_bad_steps: Count
-    num_threads: Annotated[int, Limits(0, 4096)]
+    num_threads: Threads
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_duration, bool):
@@ -131,15 +147,15 @@ class FeaturesConfig(Section):
 class AugmentConfig(Section):
     speed_perturb: bool
     spec_augment: bool
-    time_warp_factor: Count
+    time_warp_factor: Annotated[int, Limits(0, 100_000)]
     num_feature_masks: Annotated[int, Limits(0, 1000)]
-    features_mask_size: Count
+    features_mask_size: Annotated[int, Limits(0, 100_000)]
     num_frame_masks: Annotated[int, Limits(0, 1000)]
-    frames_mask_size: Count
+    frames_mask_size: Annotated[int, Limits(0, 100_000)]
     max_frames_mask_fraction: Share
-    musan: str | None
+    musan: File
     musan_prob: Share
-    musan_snr: list[float]
+    musan_snr: list[Annotated[float, Limits(-200, 200)]]
 
     def cross_check(self) -> Iterator[tuple[str, str]]:
         if len(self.musan_snr) != 2:
@@ -148,16 +164,16 @@ class AugmentConfig(Section):
 
 @dataclass
 class DataConfig(Section):
-    train_parts: list[str] | None
-    dev_parts: list[str] | None
-    test_parts: list[str] | None
+    train_parts: Parts
+    dev_parts: Parts
+    test_parts: Parts
     num_workers: Annotated[int, Limits(-1, 1024)]
     num_buckets: Annotated[int, Limits(1, 10_000)]
-    shuffle_shards: Size
-    shard_cache: Positive
+    shuffle_shards: Annotated[int, Limits(1, 100_000)]
+    shard_cache: Annotated[float, Limits(0.001, 1e9)]
     channel: Channel
-    min_utterance_seconds: NotNegative
-    max_utterance_seconds: Seconds
+    min_utterance_seconds: Annotated[float, Limits(0, 1e9)]
+    max_utterance_seconds: Duration
     max_lost: Share
     max_wait: Annotated[float, Limits(0, 1_000_000, is_open=True)]
 
@@ -165,7 +181,7 @@ class DataConfig(Section):
 @dataclass
 class LangConfig(Section):
     vocab_size: Annotated[int, Limits(4, 1_000_000)]
-    character_coverage: Share
+    character_coverage: Annotated[float, Limits(0.98, 1)]  # what sentencepiece takes
     normalise: Literal["upper", "lower", "none"]
     rules: str | None
 
@@ -173,14 +189,14 @@ class LangConfig(Section):
 @dataclass
 class LmConfig(Section):
     train: bool
-    text: str | None
-    dim: Size
-    hidden: Size
-    num_layers: Annotated[int, Limits(1, 1000)]
+    text: File
+    dim: Width
+    hidden: Width
+    num_layers: Layers
     dropout: Share
-    lr: Positive
-    batch_tokens: Size
-    max_epochs: Size
+    lr: Annotated[float, Limits(1e-12, 1e30)]
+    batch_tokens: Annotated[int, Limits(1, 10**9)]
+    max_epochs: Epochs
     patience: Size
 
 
@@ -190,15 +206,15 @@ class AverageConfig(Section):
     unit: Literal["epoch", "step"]
     last: Count
     num: Size
-    checkpoints: list[str]
+    checkpoints: list[Annotated[str, FileName()]]
 
 
 @dataclass
 class AblationConfig(Section):
     controls: list[GradientControl]
-    seeds: list[int]
-    num_epochs: Size
-    jobs: Count
+    seeds: list[Seed]
+    num_epochs: Epochs
+    jobs: Threads
     method: str
 
     def cross_check(self) -> Iterator[tuple[str, str]]:

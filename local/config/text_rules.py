@@ -14,6 +14,7 @@ from pathlib import Path
 
 from local.common.errors import UserError
 from local.common.text_files import read_lines
+from local.config.limits import shown
 
 Rule = Callable[[str], str]
 
@@ -34,6 +35,12 @@ def inline_rules(value: str | None, where: str) -> str | None:
     for number, line in kept:
         _parse(line, f"{path}:{number}")
     return "\n".join(line for _, line in kept) or None
+
+
+def check_rules(value: str | None, where: str) -> None:
+    """Raise `UserError` unless the rules of a stored configuration are rules: the name of a file would be read."""
+    if value is not None and "\t" not in value:
+        raise UserError(f"{where}: key 'lang.rules': {shown(value)} is no rule 'FROM<TAB>TO'; a file is not read for it")
 
 
 def parse_rules(rules: str | None) -> list[Rule]:

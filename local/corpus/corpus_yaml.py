@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from local.common.atomic import write_text
 from local.common.errors import UserError
 from local.common.text_files import read_yaml
+from local.config.limits import PartName, shown
 from local.config.schema import DataConfig
 
 import yaml
@@ -59,8 +59,11 @@ def load_corpus(path: str | Path, data: DataConfig | None = None) -> Corpus:
     if not isinstance(commands, bool):
         raise UserError(f"{path}: key 'options.commands' must be true or false, not {str(commands)[:100]!r}")
     for key in ("train", "dev", "test"):
-        if not isinstance(values[key], list) or not all(map(is_part, values[key])):
+        if not isinstance(values[key], list):
             raise UserError(f"{path}: key '{key}' must be a list of names of parts, which are names of folders or files")
+        for name in values[key]:
+            if (why := PartName().problem(name)) is not None:
+                raise UserError(f"{path}: key '{key}' has the part '{shown(name)}': {why}")
         replaced = getattr(data, f"{key}_parts", None)
         values[key] = values[key] if replaced is None else list(replaced)
     if not values["train"] and not values["test"]:  # a test set alone is decoded with a model that is already trained
@@ -74,11 +77,6 @@ def needs_train(corpus: Corpus, path: str | Path) -> Corpus:
         hint = "./run.sh evaluate decodes a test set with a trained model"
         raise UserError(f"{path}: key 'train' must name at least one part to train with; {hint}")
     return corpus
-
-
-def is_part(name: object) -> bool:
-    """Return whether `name` can be the name of a part: it becomes part of file names."""
-    return isinstance(name, str) and re.fullmatch(r"[^/\x00-\x1f]{1,100}", name) is not None and name.strip(" .") != ""
 
 
 def save_corpus(corpus: Corpus, path: str | Path) -> None:

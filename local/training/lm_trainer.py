@@ -13,6 +13,7 @@ from typing import Any
 
 from local.artifacts.checkpoint import check_finite, load_file, load_weights, save_file
 from local.artifacts.language_model import lm_sizes, save_lm
+from local.artifacts.new_model import new_lm
 from local.common.atomic import atomic_write, write_text
 from local.common.errors import UserError
 from local.common.progress import Progress
@@ -21,7 +22,6 @@ from local.config.schema import Config
 from local.data.tokenizer import Tokenizer
 from local.training.lm_text import TokenText
 from local.training.random_state import random_state, set_random_state
-from model.lm import LstmLm
 
 import torch
 
@@ -37,7 +37,7 @@ class LmTrainer:
     ) -> None:
         self.cfg, self.tokenizer, self.text, self.dev, self.folder, self.device = cfg, tokenizer, train, dev, folder, device
         torch.manual_seed(cfg.train.seed)
-        self.model = LstmLm(**lm_sizes(cfg, tokenizer.vocab_size)).to(device)
+        self.model = new_lm(lm_sizes(cfg, tokenizer.vocab_size)).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=cfg.lm.lr)
         self.rows: list[dict[str, Any]] = []  # of log.csv, one per epoch
         self.signature = self._signature()

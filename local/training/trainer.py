@@ -18,6 +18,7 @@ from local.artifacts.checkpoint import (
     remove_old,
     save_file,
 )
+from local.artifacts.new_model import new_model
 from local.common.allocator import release_free_memory
 from local.common.atomic import remove_abandoned
 from local.common.errors import TrainingDiverged, UserError, first_of
@@ -32,11 +33,11 @@ from local.training.memory_plan import choose_max_duration
 from local.training.random_state import random_state, seed_apart, set_random_state
 from local.training.resume_checks import changes, check_same_data, check_same_run, seconds_at_once, write_config
 from local.training.run_length import RunLength
+from local.training.saved_state import check_saved_state
 from local.training.step import StepGradient, StepSums, make_scaler
 from local.training.telemetry import Telemetry
 from local.training.validation import Validator, last, left_out
 from model.average import RunningAverage
-from model.build import build_model
 from model.optim import Eden, make_optimizer
 
 import torch
@@ -64,7 +65,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.origin = provenance(cfg, data.tokenizer)
         torch.manual_seed(cfg.train.seed)
-        self.model = build_model(cfg, data.tokenizer.vocab_size).to(device)
+        self.model = new_model(cfg, data.tokenizer.vocab_size).to(device)
         self.average = RunningAverage(self.model, cfg.train.average_period)
         self.optimizer = make_optimizer(self.model.parameters(), cfg.optim)
         self.schedule = Eden(self.optimizer, cfg.optim.lr_batches, cfg.optim.lr_epochs)
@@ -283,14 +284,13 @@ class Trainer:
         check_same_run(saved, self.origin, path)
         check_trained(saved, path)
         load_weights(self.model, saved["model"], path)
+        check_saved_state(saved, self.model, self.cfg.optim)
         self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
         if self.scaler.is_enabled() and saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
         check_finite(dict(leaves(saved)), path)
-        if saved["average"]["state"].keys() != saved["model"].keys():
-            raise ValueError("'average' is of another model")
         progress = [saved["progress"][name] for name in COUNTS]
         warm = saved["progress"].get("warm_batches", 1)  # older checkpoints have none
         whole = all(type(value) is int and value >= 0 for value in progress) and type(warm) is int and warm > 0
