@@ -4,5 +4,8 @@ from __future__ import annotations
 
 from tests.fuzz.corpora import KALDI, MANIFESTS, TABLES
 from tests.fuzz.harness import Target
+from tests.fuzz.models import ARPA, CHECKPOINTS, HOTWORDS, LEXICON, TOKENS
+from tests.fuzz.others import AUDIO, CONFIGURATIONS, HYPOTHESES, NOISE, RULES
 
-TARGETS: dict[str, Target] = {target.name: target for target in (TABLES, KALDI, MANIFESTS)}
+ALL = (TABLES, KALDI, MANIFESTS, ARPA, LEXICON, HOTWORDS, CHECKPOINTS, TOKENS, AUDIO, NOISE, HYPOTHESES, RULES, CONFIGURATIONS)
+TARGETS: dict[str, Target] = {target.name: target for target in ALL}
