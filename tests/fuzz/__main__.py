@@ -41,7 +41,10 @@ def campaign(target: Target, args: argparse.Namespace) -> bool:
     times: dict[int, float] = {}
     failures = run(target, numbers, times)
     slowest = ", ".join(f"{seed} ({times[seed]:.1f} s)" for seed in sorted(times, key=times.__getitem__)[:-6:-1])
-    print(f"{target.name}: {len(numbers)} cases, {len(failures)} failures, {sum(times.values()):.1f} s of the processor", flush=True)
+    print(
+        f"{target.name}: {len(numbers)} cases, {len(failures)} failures, {sum(times.values()):.1f} s of the processor",
+        flush=True,
+    )
     print(f"slowest: {slowest}", flush=True)
     folder = args.save or Path(tempfile.gettempdir(), "fuzz-failures")
     if failures:

@@ -7,6 +7,7 @@ bounds on memory and time, watched by `tests.fuzz.watch`; if it dies, another on
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -30,6 +31,7 @@ from tests.fuzz.watch import Forbidden, Watch
 import torch
 
 LIMIT = 20.0  # seconds of one case
+PATIENCE = 10.0  # seconds more for a case in a library, which no signal ends
 MEMORY = 2 << 30  # bytes that a process may take beside what it begins with
 TRACES = ("PWNED",)  # files that hostile words would make
 
@@ -42,9 +44,9 @@ class Hang(BaseException):
 class Target:
     """A reader of foreign files.
 
-    make: writes good files into a folder, each variant of them into a folder of its own (`refused...`: files that are refused). read: reads one such folder and checks
-    what it accepts; `UserError` is its way to refuse. changed: the endings of files that are mutated, all if empty. ready:
-    called once in the process of the cases. slowest: seconds of a case, for targets of tests.
+    make: writes good files into a folder, each variant of them into a folder of its own (`refused...`: files that no reader
+    takes). read: reads one such folder and checks what it accepts. refusals: its ways to refuse. changed: the endings of files
+    that are mutated, all if empty. ready: called once in the process of the cases. slowest: seconds of a case.
     """
 
     name: str
@@ -59,7 +61,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Failure:
-    """What a case did that it must not. kind: traceback, hang, memory, crash, refusal without a reason, or the watch's words."""
+    """What a case did that it must not. kind: traceback, hang, memory, crash, refusal without a reason, file or command."""
 
     seed: int
     kind: str
@@ -69,7 +71,9 @@ class Failure:
     def signature(self) -> tuple[str, str]:
         """What is equal for cases that fail in the same way: the kind and the last line of the project in the traceback."""
         places = [line.strip() for line in self.detail.splitlines() if "/local/" in line or "/model/" in line]
-        return self.kind, places[-1] if places else " ".join(self.detail.split()[-3:] if "\n" in self.detail else self.detail.split()[:3])
+        return self.kind, places[-1] if places else " ".join(
+            self.detail.split()[-3:] if "\n" in self.detail else self.detail.split()[:3]
+        )
 
 
 class Seeds:
@@ -133,8 +137,7 @@ def _batch(target: Target, seeds: Seeds, numbers: Sequence[int], times: dict[int
         os._exit(1)
     os.close(sending)
     begun, failures, whole = 0, [], False
-    # A process that ends before its first case has failed at that.
-    for message in _messages(receiving, target.slowest + 10):
+    for message in _messages(receiving, target.slowest + PATIENCE):
         if message is None:
             os.kill(process, signal.SIGKILL)
             failures.append(Failure(numbers[begun - 1], "hang", f"longer than {target.slowest:g} s in a library"))
@@ -202,6 +205,7 @@ def _work(target: Target, seeds: Seeds, numbers: Sequence[int], pipe: int) -> No
 
 def _quiet(folder: Path) -> None:
     """Turn the process's output off, and let it work and keep its temporary files in `folder`, without programs to call."""
+    faulthandler.disable()  # pytest's
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number)

@@ -36,7 +36,7 @@ PIECE = re.compile(rb"[^\s,;|=:\"'{}\[\]#+]+")  # a word, a cell, a number
 
 def mutate(name: str, data: bytes, rng: random.Random) -> bytes:
     """Return the content of the file `name` after one to four changes that suit its ending."""
-    packed = name.endswith(".gz") and rng.random() < 0.9
+    packed = name.endswith(".gz") and data[:2] == b"\x1f\x8b" and rng.random() < 0.9
     if packed:
         name, data = name.removesuffix(".gz"), gzip.decompress(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 4))):
@@ -308,5 +308,7 @@ BY_ENDING: dict[str, list[Mutation]] = {
     **dict.fromkeys((".tar",), [*([tar_changed] * 20), *BYTES]),
     **dict.fromkeys((".gz", ".tgz"), [*([tgz_changed] * 10), *BYTES]),
     **dict.fromkeys((".pt",), [*([weights_changed] * 12), *BYTES]),
-    **dict.fromkeys((".wav", ".flac", ".ogg", ".mp3", ".aiff", ".au", ".w64", ".caf", ".sph", ".opus", ".m4a", ".model"), BYTES),
+    **dict.fromkeys(
+        (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".au", ".w64", ".caf", ".sph", ".opus", ".m4a", ".model"), BYTES
+    ),
 }

@@ -1,4 +1,4 @@
-"""Calls programs within a process: their refusals as `UserError`, one process instead of a pool, the configuration read once."""
+"""Calls programs within a process: refusals are `UserError`, no pool of processes, the configuration is read once."""
 
 from __future__ import annotations
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from tests.fuzz.archives import ARCHIVES
 from tests.fuzz.corpora import KALDI, MANIFESTS, TABLES
 from tests.fuzz.harness import Target
 from tests.fuzz.models import ARPA, CHECKPOINTS, HOTWORDS, LEXICON, TOKENS
 from tests.fuzz.others import AUDIO, CONFIGURATIONS, HYPOTHESES, NOISE, RULES
 
-ALL = (TABLES, KALDI, MANIFESTS, ARPA, LEXICON, HOTWORDS, CHECKPOINTS, TOKENS, AUDIO, NOISE, HYPOTHESES, RULES, CONFIGURATIONS)
-TARGETS: dict[str, Target] = {target.name: target for target in ALL}
+EIGHT = (TABLES, KALDI, MANIFESTS, ARCHIVES, ARPA, LEXICON, HOTWORDS, CHECKPOINTS)
+OTHERS = (TOKENS, AUDIO, NOISE, HYPOTHESES, RULES, CONFIGURATIONS)
+TARGETS: dict[str, Target] = {target.name: target for target in EIGHT + OTHERS}
