@@ -17,7 +17,7 @@ from local.config.load import flat_lines
 from local.config.text_rules import inline_rules, parse_rules
 from local.corpus.audio_files import check_audio
 from local.corpus.audio_reading import BadAudio, read_audio
-from local.corpus.corpus_yaml import is_part, load_corpus
+from local.corpus.corpus_yaml import load_corpus
 from local.corpus.manifest_lines import read_manifest
 from local.scoring.align import score
 from local.scoring.error_report import error_report
@@ -162,17 +162,22 @@ def make_configurations(root: Path) -> None:
     save_tuned(root / "tuned" / "tuned.yaml", {"blank_penalty": 0.5, "by_method": {"greedy_search": {"beam": 4}}}, {})
 
 
+def is_name(part: str) -> bool:
+    """Return whether a part's name is that of one file in the folder where it is used."""
+    return part not in ("", ".", "..") and not set(part) & {"/", "\0", "\n"} and len(part.encode()) <= 200
+
+
 def read_configuration(folder: Path) -> None:
     if (folder / "conf.yaml").exists():
         cfg = load_config(folder / "conf.yaml")
         "\n".join(flat_lines(cfg)).encode("utf-8")
         parts = [part for key in ("train", "dev", "test") for part in getattr(cfg.data, f"{key}_parts") or ()]
-        assert all(map(is_part, parts)), parts
+        assert all(map(is_name, parts)), parts
     elif (folder / "tuned.yaml").exists():
         with_tuned(load_config().decode, folder / "tuned.yaml")
     else:
         corpus = load_corpus(folder / "corpus.yaml")
-        assert all(map(is_part, corpus.parts())), corpus.parts()
+        assert all(map(is_name, corpus.parts())), corpus.parts()
 
 
 REFUSALS = (UserError, BadAudio)
