@@ -216,10 +216,10 @@ def check_words(source: Path, words: Sequence[str], spelt: Sequence[str]) -> Non
     if not words:
         raise UserError(f"{source}: the n-gram model has no word")
     if not both:
-        raise UserError(f"{source}: none of its {len(words)} words has a spelling, such as {words[0]!r}")
+        raise UserError(f"{source}: none of its {len(words)} words has a spelling, such as {words[0][:80]!r}")
     for missing, where in ((known - both, "spelling"), (set(spelt) - both, f"probability in {source}")):
         if missing:
-            print(f"warning: {len(missing)} words have no {where}, such as {min(missing)!r}", file=sys.stderr)
+            print(f"warning: {len(missing)} words have no {where}, such as {min(missing)[:80]!r}", file=sys.stderr)
 
 
 @program
