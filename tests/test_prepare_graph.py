@@ -258,7 +258,8 @@ def test_unusable_input(data: Path, tokenizer: Tokenizer, capsys: pytest.Capture
         assert error.startswith("error: ") and name in error
         assert re.search(message, error), error
         assert len(error) < 700, error
-    for option in (["--arpa", str(data / "none.arpa")], ["--lexicon", str(data / "none.txt")], ["--order", "0"], ["--order", "1000000000"]):
+    missing = [["--arpa", str(data / "none.arpa")], ["--lexicon", str(data / "none.txt")]]
+    for option in (*missing, ["--order", "0"], ["--order", "1000000000"]):
         with pytest.raises(SystemExit):
             main(["--data-dir", str(data), "lang.vocab_size=20", *option])
         assert capsys.readouterr().err.startswith("error: ")

@@ -67,8 +67,13 @@ def writes_by_a_link(folder: Path) -> None:
     (link / "x").write_text("x")
 
 
+def victim() -> Path:
+    """Return a file that is far from the folders of the harness."""
+    return Path(os.environ["FUZZ_VICTIM"], "victim")
+
+
 def writes_elsewhere(folder: Path) -> None:
-    os.open(Path(__file__).with_name("x"), os.O_CREAT | os.O_WRONLY)
+    os.open(victim().with_name("x"), os.O_CREAT | os.O_WRONLY)
 
 
 def renames(folder: Path) -> None:
@@ -76,7 +81,7 @@ def renames(folder: Path) -> None:
 
 
 def removes(folder: Path) -> None:
-    Path(__file__).unlink()
+    victim().unlink()
 
 
 def hides_it(folder: Path) -> None:
@@ -87,9 +92,11 @@ def hides_it(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [writes_above, writes_by_a_link, writes_elsewhere, renames, removes, hides_it])
-def test_changes_outside_are_seen_and_stopped(read: Read) -> None:
+def test_changes_outside_are_seen_and_stopped(read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUZZ_VICTIM", str(tmp_path))
+    (tmp_path / "victim").write_text("")
     assert any("file outside" in found for found in kinds(read))
-    assert Path(__file__).exists() and not Path(__file__).with_name("x").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["victim"]
 
 
 def test_unpacking_without_a_filter_is_seen() -> None:
