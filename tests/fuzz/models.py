@@ -16,12 +16,14 @@ import local.artifacts.checkpoint
 from local.artifacts.arpa import estimate_tokens, read_model, write_arpa
 from local.artifacts.averaging import make_average
 from local.artifacts.checkpoint import checkpoints, load_averaged, newest_readable, provenance, save_file
+from local.artifacts.decoding_graph import load_graph, save_graph
 from local.artifacts.language_model import load_lm
 from local.config import load_config
 from local.config.schema import AverageConfig
 from local.data.tokenizer import Tokenizer
 from local.decoding.resources import load_ngram, read_hotwords
 from local.prepare_graph import compose, lexicon_fst, of_words, read_lexicon, spell
+from model.search.graph import trivial_graph
 from model.search.scorers import HotwordScorer, read_ngrams
 from tests.fuzz.harness import Target
 from tests.toy_experiment import SMALL, TEXTS, save_toy_lm, toy_tokenizer, toy_weights
@@ -188,6 +190,19 @@ def read_lexicon_file(folder: Path) -> None:
     assert len(graph.finals) and graph.labels.max() < tokenizer().vocab_size
 
 
+# Graphs
+
+
+def make_graph(root: Path) -> None:
+    (root / "graph").mkdir()
+    save_graph(trivial_graph(tokenizer().vocab_size), tokenizer(), root / "graph" / "LG.npz")
+
+
+def read_graph(folder: Path) -> None:
+    graph = load_graph(folder / "LG.npz", tokenizer())
+    assert graph.labels.min() >= 0 and len(graph.finals) == len(graph.offsets) - 1
+
+
 # Hotwords
 
 
@@ -212,4 +227,5 @@ CHECKPOINTS = Target("checkpoints", make_checkpoints, read_checkpoint, ready=con
 TOKENS = Target("tokens", make_tokens, read_tokens, cases=1000)
 ARPA = Target("arpa", make_arpa, read_arpa_file)
 LEXICON = Target("lexicon", make_lexicon, read_lexicon_file)
+GRAPH = Target("graph", make_graph, read_graph, cases=500)
 HOTWORDS = Target("hotwords", make_hotwords, read_hotwords_file)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import random
 import re
+import struct
 import tarfile
+import warnings
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import PurePath
@@ -268,6 +272,53 @@ def tgz_changed(data: bytes, rng: random.Random) -> bytes:
         return flipped(data, rng)
 
 
+PICKLES = (
+    b"cos\nsystem\n(S'touch PWNED'\ntR.",
+    b"cposix\nsystem\n(S'touch PWNED'\ntR.",
+    b"\x80\x02cbuiltins\nexec\nX\x19\x00\x00\x00open('PWNED','w').write(1)\x85R.",
+    b"\x80\x02csubprocess\nPopen\n]X\x05\x00\x00\x00touchaX\x05\x00\x00\x00PWNEDa\x85R.",
+    b"\x80\x02ctorch\nload\nX\x0b\x00\x00\x00/etc/passwd\x85R.",
+    b"\x80\x02ctorch.hub\nload\nX\x01\x00\x00\x00a\x85R.",
+    b"\x80\x02(" + b"]" * 10_000 + b"t.",
+    b"\x80\x02]q\x00h\x00a.",  # a list in itself
+)
+
+
+def zip_changed(data: bytes, rng: random.Random) -> bytes:
+    """Write an archive of weights or arrays again with one member of another name, content, kind or number."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    except Exception:  # damaged by an earlier mutation
+        return flipped(data, rng)
+    if not members:
+        return noise(data, rng)
+    name, content = members[row := rng.randrange(len(members))]
+    root = name.partition("/")[0]
+    packed = zipfile.ZIP_STORED
+    how = rng.choice(("pickle", "pickle", "code", "name", "twice", "gone", "content", "packed"))
+    if how == "pickle":
+        members = [(n, rng.choice(PICKLES) if n.endswith(".pkl") else c) for n, c in members]
+    elif how == "code":
+        names = (f"{root}/code/__torch__.py", f"{root}/constants.pkl", f"{root}/code/__torch__.py.debug_pkl", "constants.pkl")
+        members.append((rng.choice(names), rng.choice((b"import os\n", *PICKLES))))
+    elif how == "name":
+        members[row] = (rng.choice((f"../{name}", f"/{name}", *(word for word in HOSTILE if "\ud800" not in word))), content)
+    elif how == "content":
+        members[row] = (name, rng.choice(BYTES)(content, rng))
+    elif how == "packed":  # a thousand times larger than it seems
+        packed, members[row] = zipfile.ZIP_DEFLATED, (name, bytes(rng.choice((10**5, 10**7))))
+    else:
+        members[row : row + (how == "gone")] = [] if how == "gone" else [members[row]]
+    out = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(out, "w", packed) as archive:
+        warnings.simplefilter("ignore")  # a name twice
+        for member, inner in members:
+            with contextlib.suppress(ValueError, UnicodeError, struct.error):  # a name that no archive can hold
+                archive.writestr(member, inner)
+    return out.getvalue()
+
+
 def weights_changed(data: bytes, rng: random.Random) -> bytes:
     """Change one value or tensor of a checkpoint."""
     try:
@@ -307,7 +358,8 @@ BY_ENDING: dict[str, list[Mutation]] = {
     **dict.fromkeys((".yaml",), [*([yaml_changed] * 10), yaml_constructs, *TEXT]),
     **dict.fromkeys((".tar",), [*([tar_changed] * 20), *BYTES]),
     **dict.fromkeys((".gz", ".tgz"), [*([tgz_changed] * 10), *BYTES]),
-    **dict.fromkeys((".pt",), [*([weights_changed] * 12), *BYTES]),
+    **dict.fromkeys((".pt",), [*([weights_changed] * 12), *([zip_changed] * 6), *BYTES]),
+    **dict.fromkeys((".npz",), [*([zip_changed] * 10), *BYTES]),
     **dict.fromkeys(
         (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".au", ".w64", ".caf", ".sph", ".opus", ".m4a", ".model"), BYTES
     ),

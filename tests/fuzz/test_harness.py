@@ -222,7 +222,7 @@ def test_a_seed_gives_the_same_case_and_its_files_are_saved(tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.yaml", "a.gz", "a.tar", "a.pt", "a.wav"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.yaml", "a.gz", "a.tar", "a.pt", "a.npz", "a.wav"])
 def test_each_mutation_takes_any_bytes(name: str) -> None:
     for seed in range(100):
         rng = random.Random(seed)
