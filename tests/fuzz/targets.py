@@ -1,4 +1,9 @@
-"""All targets by their names."""
+"""All targets by their names.
+
+A new reader of foreign files becomes a `Target`: a function that writes good files, the smaller the better, and one that reads
+a folder of them and asserts what must hold for whatever it accepts. `mutations.BY_ENDING` knows how to change files by their
+endings. `python -m tests.fuzz NAME` runs it.
+"""
 
 from __future__ import annotations
 
