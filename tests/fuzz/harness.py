@@ -237,7 +237,11 @@ def _limit_memory() -> int:
 
 def _problems(target: Target, seeds: Seeds, seed: int, watch: Watch) -> Iterator[tuple[str, str]]:
     """Run one case and yield what is wrong, as a kind and the details."""
-    variant, files = case(target, seeds, seed)
+    try:
+        variant, files = case(target, seeds, seed)
+    except Exception:
+        yield "the mutation itself failed", traceback.format_exc()
+        return
     folder = seeds.folder / variant
     for name, content in files.items():
         (folder / name).write_bytes(content)

@@ -316,7 +316,7 @@ def zip_changed(data: bytes, rng: random.Random) -> bytes:
     with warnings.catch_warnings(), zipfile.ZipFile(out, "w", packed) as archive:
         warnings.simplefilter("ignore")  # a name twice
         for member, inner in members:
-            with contextlib.suppress(ValueError, UnicodeError, struct.error):  # a name that no archive can hold
+            with contextlib.suppress(ValueError, IndexError, struct.error):  # a name that no archive can hold
                 archive.writestr(member, inner)
     return out.getvalue()
 
@@ -326,6 +326,8 @@ def weights_changed(data: bytes, rng: random.Random) -> bytes:
     try:
         tree = torch.load(io.BytesIO(data), weights_only=True)
     except Exception:  # damaged by an earlier mutation
+        return flipped(data, rng)
+    if not isinstance(tree, dict):  # of an earlier mutation: a list in itself has no end
         return flipped(data, rng)
     out = io.BytesIO()
     torch.save(tensor_changed(tree, rng) if rng.random() < 0.3 else tree_changed(tree, rng), out)
