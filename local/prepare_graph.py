@@ -42,15 +42,16 @@ import numpy as np
 UNKNOWN = ("<unk>", "<UNK>")
 BACKOFF = "#0"  # symbol of back-off arcs until the graph is determinised
 DELTA = 1e-5  # weights that differ by less count as equal
+LONGEST_SPELLING = 500  # tokens; a longer one is no word
 
 Spelling = tuple[str, tuple[int, ...]]  # a word and its token ids
 Clean = Callable[[str], str]  # gives a word its normal form
 
 
 def spell(words: Sequence[str], tokenizer: Tokenizer, clean: Clean) -> list[Spelling]:
-    """Return each word with the tokens of its normal form; words with characters that the BPE model lacks are left out."""
+    """Return each word with the tokens of its normal form, without those that are too long or have unknown characters."""
     spelt = zip(words, tokenizer.encode([clean(word) for word in words]), strict=True)
-    return [(word, tuple(ids)) for word, ids in spelt if ids and min(ids) > UNK_ID]
+    return [(word, tuple(ids)) for word, ids in spelt if ids and min(ids) > UNK_ID and len(ids) <= LONGEST_SPELLING]
 
 
 def read_lexicon(path: Path, tokenizer: Tokenizer, clean: Clean) -> list[Spelling]:
@@ -64,11 +65,12 @@ def read_lexicon(path: Path, tokenizer: Tokenizer, clean: Clean) -> list[Spellin
         where, strange = f"{path}:{number}: {line[:80]!r}", [name for name in names if name not in ids]
         if strange or word in (BOS, EOS):
             raise UserError(
-                f"{where}: " + (f"{strange[0]!r} is not in tokens.txt" if strange else f"{word!r} cannot be a word")
+                f"{where}: " + (f"{strange[0][:80]!r} is not in tokens.txt" if strange else f"{word!r} cannot be a word")
             )
         spellings = [(word, tuple(ids[name] for name in names))] if names else spell([word], tokenizer, clean)
-        if not spellings:
-            raise UserError(f"{where}: the BPE model lacks {tokenizer.lost_characters(clean(word)) or 'this word'}")
+        if not spellings or len(spellings[0][1]) > LONGEST_SPELLING:
+            lost = [] if spellings else tokenizer.lost_characters(clean(word))[:10]
+            raise UserError(f"{where}: " + (f"the BPE model lacks {lost}" if lost else f"not 1 to {LONGEST_SPELLING} tokens"))
         lexicon[spellings[0]] = None
     if not lexicon:
         raise UserError(f"{path}: no word in it")
@@ -215,10 +217,10 @@ def check_words(source: Path, words: Sequence[str], spelt: Sequence[str]) -> Non
     if not words:
         raise UserError(f"{source}: the n-gram model has no word")
     if not both:
-        raise UserError(f"{source}: none of its {len(words)} words has a spelling, such as {words[0]!r}")
+        raise UserError(f"{source}: none of its {len(words)} words has a spelling, such as {words[0][:80]!r}")
     for missing, where in ((known - both, "spelling"), (set(spelt) - both, f"probability in {source}")):
         if missing:
-            print(f"warning: {len(missing)} words have no {where}, such as {min(missing)!r}", file=sys.stderr)
+            print(f"warning: {len(missing)} words have no {where}, such as {min(missing)[:80]!r}", file=sys.stderr)
 
 
 @program

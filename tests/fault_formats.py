@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ ODD: list[Any] = [
 # Trees of values: JSON, YAML, checkpoints
 
 
-def change(tree: Any, rng: random.Random) -> str:
+def change(tree: Any, rng: random.Random, odd_values: Sequence[Any] = ODD) -> str:
     """Change one value within `tree`, with the same probability at each depth; return its description."""
     by_depth: list[list[Place]] = []
     level = [tree]
@@ -50,7 +51,7 @@ def change(tree: Any, rng: random.Random) -> str:
     if how == "more" and isinstance(container, dict):
         container["surplus"] = value
         return f"'surplus' beside {key!r}"
-    container[key] = odd = odd_tensor(value, rng) if how == "tensor" else rng.choice(ODD)
+    container[key] = odd = odd_tensor(value, rng) if how == "tensor" else rng.choice(odd_values)
     shown = f"{odd.dtype} {tuple(odd.shape)}" if isinstance(odd, torch.Tensor) else repr(odd)[:30]
     return f"{key!r} is {shown}"
 

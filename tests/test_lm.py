@@ -273,6 +273,12 @@ def test_a_text_of_ones_own(data: Path, tmp_path: Path) -> None:
         assert log(tmp_path / name.replace(".", "_")) == log(tmp_path / "transcript")
 
 
+def test_a_text_of_one_word(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("RED")
+    train(data, tmp_path / "exp", "lm.max_epochs=1", f"lm.text={tmp_path / 'own.txt'}")
+    assert all(np.isfinite(value) for row in log(tmp_path / "exp") for value in row.values())
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

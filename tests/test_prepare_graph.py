@@ -246,6 +246,9 @@ def test_unusable_input(data: Path, tokenizer: Tokenizer, capsys: pytest.Capture
         "n.arpa": (good.replace("ngram 1=3", "ngram 1=2").replace("-0.3\tTEN\n", ""), ["--arpa"], "no word"),
         "o.arpa": (good.replace("ngram 1=3", "ngram 1=4"), ["--arpa"], "line 9.* 4 "),
         "i.txt": ("", ["--lexicon"], r"i\.txt"),
+        "q.txt": (f"TEN\nNET{f' {tokenizer.tokens[5]}' * 501}\n", ["--lexicon"], "q.txt:2: .{,150}500"),
+        "r.txt": ("TENT" * 10_000 + "\n", ["--lexicon"], "r.txt:1: .{,150}500"),
+        "s.arpa": (good.replace("TEN", "TEN" * 10_000), ["--arpa"], "s.arpa: .* 1 "),
     }
     for name, (content, option, message) in cases.items():
         (data / name).write_text(content, encoding="utf-8", errors="surrogateescape")
@@ -254,11 +257,32 @@ def test_unusable_input(data: Path, tokenizer: Tokenizer, capsys: pytest.Capture
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error: ") and name in error
         assert re.search(message, error), error
-    for option in (["--arpa", str(data / "none.arpa")], ["--lexicon", str(data / "none.txt")], ["--order", "0"]):
+        assert len(error) < 700, error
+    missing = [["--arpa", str(data / "none.arpa")], ["--lexicon", str(data / "none.txt")]]
+    for option in (*missing, ["--order", "0"], ["--order", "1000000000"]):
         with pytest.raises(SystemExit):
             main(["--data-dir", str(data), "lang.vocab_size=20", *option])
         assert capsys.readouterr().err.startswith("error: ")
     assert not (data / "lang_bpe_20" / "graph" / "LG.npz").exists()
+
+
+@pytest.mark.parametrize(
+    "orders",
+    [
+        ["-1 <s>\n-1 </s>\n-1 TEN\n-1 NET\n"],
+        ["-inf <s> -99\n-inf </s>\n-inf TEN\n-0 ten\n"],
+        ["-1 <s> 0\n-1 </s> -5\n-1 TEN 0\n-1 <eps>\n", "-1 TEN <s>\n-1 </s> TEN\n-1 TEN TEN -0.3\n"],
+        ["-1 #0 99\n-1 TEN\n-1 </s>\n-1 <s> -1\n", ""],
+    ],
+    ids=["words", "zeros", "marks within", "empty order"],
+)
+def test_models_of_two_words_give_graphs(data: Path, tokenizer: Tokenizer, orders: list[str]) -> None:
+    head = "".join(f"ngram {n}={grams.count(chr(10))}\n" for n, grams in enumerate(orders, 1))
+    body = "".join(f"\n\\{n}-grams:\n{grams}" for n, grams in enumerate(orders, 1))
+    (data / "a.arpa").write_text(f"\\data\\\n{head}{body}\n\\end\\\n")
+    graph = made(data, tokenizer, "--arpa", str(data / "a.arpa"))
+    assert len(graph.finals) > 1 and not np.isnan(graph.weights).any()
+    assert np.isfinite(best_path(graph, tokenizer.encode(["TEN"])[0]))
 
 
 def test_a_search_finds_words_only(data: Path, tokenizer: Tokenizer) -> None:

@@ -14,6 +14,7 @@ from local.common.atomic import atomic_write
 from local.common.errors import UserError, reason
 from local.common.text_files import iterate_lines
 from local.data.tokenizer import SPECIAL, UNK_ID, Tokenizer
+from model.search.scorers import MAX_ORDER
 
 BOS, EOS = "<s>", "</s>"
 DEFAULT_DISCOUNT = 0.5  # used if no n-gram was seen once, or none twice
@@ -45,10 +46,10 @@ def estimate(sentences: Iterable[Sequence[str]], order: int, vocabulary: Iterabl
     and p(w | h without its oldest word) of a single word is the uniform distribution. At the highest order, and if h w begins
     a sentence, c is the number of occurrences; else it is the number of different words seen before h w. An interpolated
     model is a back-off model, with D t(h) / s(h) as the factor of h. Words of `vocabulary` get a probability even if no
-    sentence has them. Raises `UserError` if order < 1, if there is no sentence, or if one has the word <s> or </s>.
+    sentence has them. Raises `UserError` for an order below 1 or above `MAX_ORDER`, for no sentence, or the word <s> or </s>.
     """
-    if order < 1:
-        raise UserError(f"--order {order}: must be at least 1")
+    if not 1 <= order <= MAX_ORDER:
+        raise UserError(f"--order {order}: must be from 1 to {MAX_ORDER}")
     counts = _adjusted(_count(sentences, order))
     words = sorted({gram[0] for gram in counts[0]} | set(vocabulary) - {BOS})
     lower: dict[Gram, float] = {(): 1 / len(words)}

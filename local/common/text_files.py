@@ -17,15 +17,33 @@ from local.common.yaml_bounds import LONGEST, plain_values
 import yaml
 
 HALF = re.compile(r"\\(u|U0000)[dD][89a-fA-F][0-9a-fA-F]{2}")  # of a character outside the first 65,536, in YAML and JSON
+LONGEST_LINE = 1 << 26  # bytes; a longer line is no text, and would fill the memory
+# A .gz may be this many times larger when it is unpacked, or this many bytes: texts and manifests shrink to a tenth, a
+# file that is made to fill the memory to a thousandth.
+MOST_TIMES, SMALL = 200, 1 << 26
 
 
 def read_bytes(path: Path, made_by: str = "") -> bytes:
     """Return a file's content, `.gz` unpacked. Raises `UserError` if it is missing or damaged; `made_by` is what writes it."""
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        with gzip.open(path) as file:
+            data = file.read(_most_bytes(path) + 1)
+        if len(data) > _most_bytes(path):
+            raise _too_large(path)
+        return data
     except (OSError, EOFError, zlib.error) as e:
         raise _unreadable(path, made_by, e) from None
+
+
+def _most_bytes(path: Path) -> int:
+    """Return how many bytes may be read from a file: without limit if it is not packed."""
+    return max(SMALL, MOST_TIMES * path.stat().st_size) if path.suffix == ".gz" else sys.maxsize
+
+
+def _too_large(path: Path) -> UserError:
+    return UserError(f"{path}: it unpacks to more than {MOST_TIMES} times its size; unpack it yourself if you trust it")
 
 
 def _unreadable(path: Path, made_by: str, e: Exception) -> UserError:
@@ -54,11 +72,20 @@ def regular(path: Path) -> Path:
 def iterate_lines(path: Path, made_by: str = "") -> Iterator[str]:
     """Yield the lines of a UTF-8 file (`.gz` unpacked) without their ends, one by one: a text may be larger than the memory.
 
-    Raises `UserError` naming the file if it is missing or damaged, and the line if it is not UTF-8 or has a zero byte.
+    Raises `UserError` naming the file if it is missing or damaged, and the line if it is not UTF-8, has a zero byte or is
+    longer than `LONGEST_LINE`.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            left = _most_bytes(path)
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
+                left -= len(line)
+                if left < 0:
+                    raise _too_large(path)
+                if len(line) > LONGEST_LINE:
+                    raise UserError(
+                        f"{path}:{number}: a line of more than {LONGEST_LINE >> 20} MB; end lines where sentences end"
+                    )
                 yield _decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, f"{path}:{number}")
     except (OSError, EOFError, zlib.error) as e:
         raise _unreadable(path, made_by, e) from None

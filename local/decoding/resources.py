@@ -21,6 +21,7 @@ from model.transducer import Transducer
 import torch
 
 Weighted = tuple[Scorer, float]
+LARGEST_BOOST = 1000.0  # nats of a hotword, of either sign; an utterance has some hundred
 
 
 class Resources:
@@ -81,8 +82,12 @@ class Resources:
         """Return the scorer of decode.hotwords; nothing if the key is null or the file has no phrase."""
         if options.hotwords is None:
             return []
-        phrases = read_hotwords(Path(options.hotwords), options.hotwords_boost, self.tokenizer, self.clean)
-        return [(HotwordScorer(phrases, self.tokenizer.vocab_size, self.device), 1.0)] if phrases else []
+        path = Path(options.hotwords)
+        phrases = read_hotwords(path, options.hotwords_boost, self.tokenizer, self.clean)
+        try:
+            return [(HotwordScorer(phrases, self.tokenizer.vocab_size, self.device), 1.0)] if phrases else []
+        except ValueError as e:
+            raise UserError(f"{path}: {reason(e)}; give fewer or shorter phrases") from None
 
     def _load(self, kind: str, path: Path | None, load: Callable[[Resources, Any], Any]) -> Any:
         if (kind, path) not in self._loaded:
@@ -119,23 +124,22 @@ def read_hotwords(path: Path, boost: float, tokenizer: Tokenizer, clean: Callabl
     boost: of phrases without their own. clean: gives a phrase its normal form. Raises `UserError` naming the line of a bad
     boost, of characters without a token, or of a phrase of which nothing is left.
     """
+    lines = [(number, *line.partition("\t")[::2]) for number, line in enumerate(read_lines(path), 1)]
+    lines = [(number, written, own) for number, written, own in lines if written.strip()]
+    phrases = [clean(written) for _, written, _ in lines]
     found = []
-    for number, line in enumerate(read_lines(path), 1):
-        written, _, own = line.partition("\t")
-        if not written.strip():
-            continue
-        phrase = clean(written)
-        tokens = tokenizer.encode([phrase])[0]
+    for (number, written, own), phrase, tokens in zip(lines, phrases, tokenizer.encode(phrases), strict=True):
         if not tokens:
             raise UserError(f"{path}:{number}: nothing is left of the phrase {ascii(written)[:80]} in its normal form")
         if min(tokens) <= UNK_ID or SPACE in phrase:
-            characters = " ".join(tokenizer.lost_characters(phrase))
-            raise UserError(f"{path}:{number}: '{phrase}' has characters without a token: {characters}")
+            characters = " ".join(tokenizer.lost_characters(phrase)[:10])
+            raise UserError(f"{path}:{number}: '{phrase[:80]}' has characters without a token: {characters}")
         try:
             value = float(own) if own.strip() else boost
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
-            raise UserError(f"{path}:{number}: the boost '{own[:50]}' must be a finite number")
+        if not abs(value) <= LARGEST_BOOST:
+            limits = f"from {-LARGEST_BOOST:g} to {LARGEST_BOOST:g}"
+            raise UserError(f"{path}:{number}: the boost '{own[:50] or boost}' must be a number {limits}")
         found.append((tokens, value))
     return found

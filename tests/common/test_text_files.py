@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 from local.common.errors import UserError
-from local.common.text_files import first_lines, iterate_lines, read_bytes, read_lines, read_yaml
+from local.common.text_files import (
+    LONGEST_LINE,
+    MOST_TIMES,
+    SMALL,
+    first_lines,
+    iterate_lines,
+    read_bytes,
+    read_lines,
+    read_yaml,
+)
 
 import pytest
 
@@ -81,3 +91,16 @@ def test_half_a_character_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(UserError, match=r"a.yaml:2: .*\\[uU]"):
         read_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("read", [read_bytes, read_lines])
+def test_packed_files_that_are_made_to_fill_the_memory_are_refused(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress((b"a" * (1 << 20) + b"\n") * (1 + (SMALL >> 20))))
+    with pytest.raises(UserError, match=rf"bomb\.gz: .*{MOST_TIMES} times"):
+        read(tmp_path / "bomb.gz")
+
+
+def test_a_line_has_a_longest_length(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"one\n" + b"x" * (LONGEST_LINE + 1))
+    with pytest.raises(UserError, match="text:2: .*64 MB"):
+        list(iterate_lines(tmp_path / "text"))

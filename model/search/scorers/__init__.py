@@ -10,7 +10,7 @@ scale * score. This gives:
 - contextual biasing: `HotwordScorer` with the scale 1, because its boosts have their own sizes.
 """
 
-from model.search.scorers.arpa import NGramLm, NGrams, read_arpa, read_ngrams
+from model.search.scorers.arpa import MAX_ORDER, NGramLm, NGrams, read_arpa, read_ngrams
 from model.search.scorers.base import Fusion, Scorer, State, totals
 from model.search.scorers.hotwords import HotwordScorer
 from model.search.scorers.internal_lm import InternalLmScorer
@@ -18,6 +18,7 @@ from model.search.scorers.lstm_lm import LstmLmScorer
 from model.search.scorers.ngram import NGramScorer
 
 __all__ = [
+    "MAX_ORDER",
     "Fusion",
     "HotwordScorer",
     "InternalLmScorer",

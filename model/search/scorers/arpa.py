@@ -12,6 +12,7 @@ import numpy as np
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
 # The format writes log10(0) as -99, some tools write -inf; a finite number can be scaled and subtracted.
 LOG10_ZERO = -99.0
+MAX_ORDER = 50  # backing off takes as many steps; models of words have up to 9, of characters up to 20
 
 NGrams = dict[tuple[int, ...], tuple[float, float]]
 
@@ -62,7 +63,8 @@ def read_ngrams(lines: Iterable[str]) -> tuple[dict[str, int], NGrams]:
     """Read a model in ARPA format (man page ngram-format(5) of SRILM).
 
     Return the number of each word, and for each n-gram of such numbers its log-probability and back-off weight, to base 10.
-    Raises ValueError with the line if the text is not a model, ends early, has an n-gram twice or one without its beginning.
+    Raises ValueError with the line if the text is not a model, ends early, has an n-gram twice or one without its beginning, a
+    log-probability above 0 or a weight that no number can be (above 99), or an order above `MAX_ORDER`.
     """
     words: dict[str, int] = {}
     ngrams: NGrams = {}
@@ -75,16 +77,23 @@ def read_ngrams(lines: Iterable[str]) -> tuple[dict[str, int], NGrams]:
                 words.setdefault(fields[1], len(words))
             ngram = tuple(words[word] for word in fields[1 : order + 1])
         except (ValueError, IndexError, KeyError):
-            raise ValueError(f"line {number}: not an n-gram of order {order} of known words: {' '.join(fields)!r}") from None
+            raise ValueError(f"line {number}: not an n-gram of order {order} of known words: {_shown(fields)}") from None
+        if log_prob > 0 or weight > -LOG10_ZERO:
+            what = f"log-probability {fields[0][:20]}" if log_prob > 0 else f"back-off weight {fields[order + 1][:20]}"
+            raise ValueError(f"line {number}: impossible {what} of {_shown(fields[1 : order + 1])}")
         if order > 1 and ngram[:-1] not in ngrams:
-            raise ValueError(f"line {number}: the n-gram {' '.join(fields[1:order])!r}, which this one extends, is missing")
+            raise ValueError(f"line {number}: the n-gram {_shown(fields[1:order])}, which this one extends, is missing")
         if ngram in ngrams:
-            raise ValueError(f"line {number}: the n-gram {' '.join(fields[1 : order + 1])!r} is there twice")
+            raise ValueError(f"line {number}: the n-gram {_shown(fields[1 : order + 1])} is there twice")
         ngrams[ngram] = (max(log_prob, LOG10_ZERO), max(weight, LOG10_ZERO))
     for word in (START, END):
         if word not in words:
             raise ValueError(f"the model has no word {word!r}")
     return words, ngrams
+
+
+def _shown(fields: list[str]) -> str:
+    return repr(" ".join(fields)[:80])
 
 
 def _entries(lines: Iterable[str]) -> Iterable[tuple[int, list[str], int]]:
@@ -111,8 +120,10 @@ def _entries(lines: Iterable[str]) -> Iterable[tuple[int, list[str], int]]:
                     raise ValueError(f"line {number}: the model ends after order {order}")
                 return
             order, seen = order + 1, 0
+            if order > MAX_ORDER:
+                raise ValueError(f"line {number}: n-grams of order {order}; the highest that can be used is {MAX_ORDER}")
         elif order == 0:
-            raise ValueError(f"line {number}: not the head of an ARPA file: {line!r}")
+            raise ValueError(f"line {number}: not the head of an ARPA file: {line[:80]!r}")
         else:
             seen += 1
             yield order, re.split(r"[ \t]+", line), number

@@ -10,6 +10,8 @@ from model.search.scorers.base import State
 import numpy as np
 import torch
 
+LARGEST_TABLE = 1 << 31  # bytes of the table of states
+
 
 class HotwordScorer:
     """Adds each phrase's boost wherever the phrase occurs in the tokens; occurrences may overlap.
@@ -25,7 +27,8 @@ class HotwordScorer:
     ) -> None:
         """Take phrases as (token ids, boost in nats, perhaps below 0); of equal phrases the larger boost counts.
 
-        Raises ValueError if a phrase has no tokens or an id outside 0..vocab_size - 1, or a boost is not finite.
+        Raises ValueError if a phrase has no tokens or an id outside 0..vocab_size - 1, if a boost is not finite, or if the
+        table of states would exceed `LARGEST_TABLE`.
         """
         boosts: dict[tuple[int, ...], float] = {}
         for tokens, boost in phrases:
@@ -36,6 +39,10 @@ class HotwordScorer:
                 raise ValueError(f"the boost of phrase {list(phrase)} must be a finite number, got {boost}")
             boosts[phrase] = max(boost, boosts.get(phrase, -math.inf))
         children, whole, part = _trie(boosts)
+        if (size := 4 * len(children) * vocab_size) > LARGEST_TABLE:
+            raise ValueError(
+                f"{len(boosts)} phrases need a table of {size / 1e9:.1f} GB, more than {LARGEST_TABLE / 1e9:.1f} GB"
+            )
         goto = _follow(children, whole, part, vocab_size)
         self.goto = torch.from_numpy(goto).to(device)
         # Of each state: the share of incomplete phrases, which may be subtracted again; and with complete phrases added.
