@@ -195,6 +195,8 @@ class Soak:
         parents = {pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in programs}
         workers = [pid for pid, parent in parents.items() if parent in programs]
         self.kill(self.rng.choice(workers or programs or [run.process.pid]))
+        if workers and run.ended(STOP) and run.process.poll() != 0 and "signal 9" not in run.output():
+            self.failed("the death of a worker is not named", run)
 
     def kill_program(self, run: Run) -> None:
         self.kill((run.programs() or [run.process.pid])[0])
