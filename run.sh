@@ -96,7 +96,7 @@ evaluate() {
   done_dir=$exp_dir/.done log_dir=$exp_dir/log
   name_table
   ensure_python
-  make_folder "$exp_dir"
+  [[ -d $exp_dir ]] || make_folder "$exp_dir"
   lock 8 "$exp_dir/.lock"
   check_data --exp-dir
   "$python" -m local.checkpoint_conf --checkpoint "$checkpoint" --out "$conf" || exit 1
@@ -160,7 +160,7 @@ main() {
   name_table
   lang=$data_dir/lang_bpe_$(value_of lang.vocab_size)
   if [[ -n $other || $last -ge 1 && $first -le 6 ]]; then
-    make_folder "$exp_dir"
+    [[ -d $exp_dir ]] || make_folder "$exp_dir"
     [[ $nnodes -eq 1 ]] || sharing=(--shared)  # the machines that train together
     lock 8 "$exp_dir/.lock" "${sharing[@]}"
   fi

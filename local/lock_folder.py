@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from local.common.cli import make_parser, program
-from local.common.locks import lock_open_file
+from local.common.locks import inherited, lock_open_file
 
 
 @program
@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--wait", action="store_true", help="wait while another has the lock, instead of an error")
     parser.add_argument("--shared", action="store_true", help="others may lock with --shared too")
     args = parser.parse_args(argv)
+    if inherited(args.path, args.file):  # run.sh has it: its experiment is in the folder of the data
+        return
     lock_open_file(args.file, args.path, fcntl.LOCK_SH if args.shared else fcntl.LOCK_EX, args.wait, args.command, args.pid)
     if not (args.path.exists() and os.path.samestat(os.fstat(args.file), args.path.stat())):
         sys.exit(75)

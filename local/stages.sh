@@ -10,6 +10,7 @@ child='' stopped=''                               # the running program; the sig
 force=false
 
 source local/environment.sh
+source local/signatures.sh
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
@@ -166,79 +167,10 @@ lock() {
     [[ -w $file || ! -e $file && -w ${file%/*} ]] || return 0  # a stage that must write there will say so
     eval "exec $number>>\"\$file\""
     status=0
-    follow exec "$python" -m local.lock_folder --file "$number" --path "$file" --pid $$ --command "$call" "$@" || status=$?
+    RECIPE_PARENT=$$ follow exec "$python" -m local.lock_folder --file "$number" --path "$file" --pid $$ --command "${call:-$0}" "$@" || status=$?
     end_if_stopped
   done
   [[ $status -eq 0 ]] || exit "$status"
-}
-
-# What counts in a folder: not locks, and not the temporaries of a killed program.
-counts=(-type f ! -name .lock ! -name .readers ! -name '.tmp-*')
-
-# fingerprint PATH: of a file's content, or of the names and contents of a folder's files. Links are followed; copies are
-# equal. Of more than 128 MB of audio in a folder, names, sizes and times count.
-fingerprint() {
-  local audio='.*\.\(flac\|wav\|mp3\|opus\|ogg\|m4a\|sph\|tar\)' file
-  if [[ ! -d $1 ]]; then
-    content "$1"
-    return
-  fi
-  (
-    export LC_ALL=C
-    cd -- "$1"
-    if [[ $(find -L . "${counts[@]}" -iregex "$audio" -printf '%s\n' | awk '{n += $1} END {print (n > 134217728)}') == 1 ]]; then
-      find -L . "${counts[@]}" -iregex "$audio" -printf '%p %s %T@\n' | sort
-    else
-      find -L . "${counts[@]}" -iregex "$audio" -exec cksum {} + | sort -k 3
-    fi
-    find -L . "${counts[@]}" ! -iregex "$audio" ! -size +16384k -exec cksum {} + | sort -k 3
-    find -L . "${counts[@]}" ! -iregex "$audio" -size +16384k | sort | while IFS= read -r file; do echo "$file $(content "$file")"; done
-  ) 2>/dev/null | cksum
-}
-
-# content FILE: a check sum. Above 16 MB, of the size and both ends of a file that ends with check sums of its content
-# (checkpoints, .npz, .gz); above 1 GB, of these and the time for every file.
-content() {
-  local size
-  size=$(wc -c < "$1")
-  if [[ $size -le 16777216 || $size -le 1073741824 && $1 != *.@(pt|npz|gz) ]]; then
-    cksum < "$1"
-    return
-  fi
-  {
-    echo "$size"
-    head -c 65536 "$1"
-    tail -c 65536 "$1"
-    [[ $1 == *.@(pt|npz|gz) ]] || find -L "$1" -printf '%T@\n'
-  } | cksum
-}
-
-# changes OLD NEW: what differs between two signatures, in words.
-changes() {
-  { sed 's/^/- /' <<< "$1"; sed 's/^/+ /' <<< "$2"; } | awk '
-    {tab = index($0, "\t"); name = substr($0, 3, tab ? tab - 3 : length($0)); value = tab ? substr($0, tab + 1) : ""}
-    /^-/ {old[name] = value; next}
-    {if (!(name in old)) print name " is new"; else if (old[name] == value) ; else if (name ~ /^input/) print name " has changed"
-     else print name " was " old[name] ", is " value; delete old[name]}
-    END {for (name in old) if (name != "") print name " is gone"}'
-}
-
-# listing PATH...: the files there and their sizes, as lines `made PATH SIZE`; but not those below the paths in $excluded.
-listing() {
-  local path
-  for path in "$@"; do
-    [[ ! -e $path ]] || find -L "$path" "${counts[@]}" -printf 'made %p\t%s\n'
-  done | EXCLUDED=$excluded awk '
-    BEGIN {n = split(ENVIRON["EXCLUDED"], prefixes, "\n")}
-    {for (i = 1; i <= n; i++) if (prefixes[i] != "" && index($0, "made " prefixes[i]) == 1) next; print}'
-}
-
-# lost MADE NOW: which of the lines `made` of a marker's text are no longer true, in words.
-lost() {
-  { sed 's/^/- /' <<< "$2"; sed 's/^/+ /' <<< "$1"; } | awk -F '\t' '
-    {name = substr($1, 8)}
-    /^-/ {now[name] = $2; next}
-    /^[+] made / {if (!(name in now)) print "output " name " is gone"; else if (now[name] != $2) print "output " name " has changed"}'
 }
 
 # stage NAME [--config "KEY ..."] [--input PATH --made-by STAGE]... [--watch PATH]... [--output PATH]... [--set WORDS] -- COMMAND...
@@ -247,7 +179,7 @@ lost() {
 # --watch: an input that may be missing. --also: an output that may be missing. --there: an output that others change.
 # --not: below an output, but made by others. --alone FOLDER: it replaces what others may be reading in this data folder.
 stage() {
-  local name=$1 number marker signature='' before='' outputs=() excluded='' alone='' missing='' why='' log=$log_dir/$1.log
+  local name=$1 number marker signature='' before='' now='' outputs=() excluded='' alone='' missing='' why='' log=$log_dir/$1.log
   number=$(stage_number stage "$name") marker=$done_dir/$name
   shift
   [[ $number -ge $first && $number -le $last ]] || return 0
@@ -256,8 +188,8 @@ stage() {
       --config) signature+=$(grep -E "^(${2// /|})[. ]" <<< "$config" | sed 's/ /\t/')$'\n' ||
                   fail "stage $name: none of the keys $2 exists" ;;
       --input) [[ -e $2 ]] || fail "stage $name: $2 is missing; stage $4 makes it"
-               signature+="input $2"$'\t'$(fingerprint "$2")$'\n'; shift 2 ;;
-      --watch) [[ ! -e $2 ]] || signature+="input $2"$'\t'$(fingerprint "$2")$'\n' ;;
+               sign "$2"; shift 2 ;;
+      --watch) [[ ! -e $2 ]] || sign "$2" ;;
       --output) [[ -e $2 ]] || missing+="output $2 is gone"$'\n'; outputs+=("$2") ;;
       --there) [[ -e $2 ]] || missing+="output $2 is gone"$'\n' ;;
       --also) outputs+=("$2") ;;
@@ -271,9 +203,12 @@ stage() {
   done
   shift
   if [[ $force == false && -f $marker ]]; then
-    before=$(< "$marker")
-    why=$(changes "$(grep -v '^made ' <<< "$before" || true)" "${signature%$'\n'}"; printf '%s' "$missing")
-    [[ -n $why ]] || why=$(lost "$before" "$(listing "${outputs[@]}")")
+    before=$(< "$marker") now=$(listing "${outputs[@]}")
+    if [[ -n $now ]]; then now=$signature$now; else now=${signature%$'\n'}; fi
+    if [[ -n $missing || $before != "$now" ]]; then
+      why=$(changes "$(grep -v '^made ' <<< "$before" || true)" "${signature%$'\n'}"; printf '%s' "$missing")
+      [[ -n $why ]] || why=$(lost "$before" "$now")
+    fi
     if [[ -z $why ]]; then
       echo "stage $number, $name: done before, skipped"
       return 0
@@ -294,6 +229,7 @@ perform() {
   echo "stage $number, $name: started $(date '+%Y-%m-%d %H:%M:%S')"
   rm -f -- "$marker" "$marker".*.tmp
   logged "$log" "$@" || status=$?
+  known=()
   [[ -z $alone ]] || exec 6>&-
   printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "${HOSTNAME:-}" "$name" "$((SECONDS - began))" "$status" \
     "$call" >> "$log_dir/journal.tsv"

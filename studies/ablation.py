@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -126,7 +125,7 @@ class Runner:
         self.lock = threading.Lock()
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-        self.env[PARENT] = str(os.getpid())  # they end with this process
+        self.env[PARENT] = str(os.getpid())  # whose end, also by SIGKILL, ends them
         self.env["PYTHONUNBUFFERED"] = "1"  # so that the log shows the progress and ends with the error, if any
 
     def stop(self) -> None:
@@ -274,11 +273,7 @@ def main() -> None:
     runs = runs_of(cfg, args.overrides, folder)
     jobs = min(cfg.ablation.jobs or cores(), len(runs))
     print(f"{len(runs)} runs of {cfg.ablation.num_epochs} epochs, {jobs} at once", flush=True)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running programs are stopped too
-    try:
-        outcomes = make_all(runs, Runner(args.conf, args.data_dir), jobs, cfg.ablation.method)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    outcomes = make_all(runs, Runner(args.conf, args.data_dir), jobs, cfg.ablation.method)
     about = (
         f"{cfg.ablation.num_epochs} epochs of {args.data_dir}, seeds {', '.join(map(str, cfg.ablation.seeds))}, "
         f"{cfg.ablation.method}, optim {cfg.optim.name} with lr {cfg.optim.lr:g}, filter threshold "

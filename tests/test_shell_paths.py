@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,15 @@ def test_a_folder_that_cannot_be(name: str | bytes, words: list[str], tmp_path: 
     given = name if isinstance(name, bytes) else name.encode()
     option = b"--exp-dir=" + os.path.join(str(tmp_path).encode(), given)
     one_line(call("run.sh", f"--python={python}", f"--data-dir={tmp_path}/d", "--stage=1", option), *words)
+
+
+def test_a_folder_like_an_option(tmp_path: Path, python: Path) -> None:
+    """It is a folder, in the repository."""
+    try:
+        done = call("run.sh", f"--python={python}", f"--data-dir={tmp_path}/d", "--stage=1", "--exp-dir", "-x")
+        assert done.returncode == 1 and "bpe.model is missing" in done.stderr and (ROOT / "-x" / ".lock").is_file()
+    finally:
+        shutil.rmtree(ROOT / "-x")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -26,6 +26,7 @@ WRITER, READERS = ".lock", ".readers"
 SHELL_FILES = (6, 7, 8)  # of local/stages.sh: readers, data folder, experiment
 BUSY = (errno.EAGAIN, errno.EACCES)
 _held: dict[tuple[int, int], int] = {}  # (device, inode) of a lock's file -> the open file
+_passing: list[Path] = []  # files of locks that are removed at the end
 
 
 def writes(folder: Path, *, wait: bool = False, new: bool = False, shared: bool = False, alone: bool = False) -> None:
@@ -49,9 +50,11 @@ def writes(folder: Path, *, wait: bool = False, new: bool = False, shared: bool 
 
 
 def replaces(folder: Path) -> None:
-    """Lock a folder of audio that is written, perhaps as a whole, by FOLDER's neighbour .NAME.lock; wait while another does."""
+    """Lock a folder that may be replaced as a whole by its neighbour .NAME.lock, which goes at the end; wait for another."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _hold(folder.with_name(f".{folder.name}.lock"), fcntl.LOCK_EX, wait=True)
+    path = folder.with_name(f".{folder.name}.lock")
+    _hold(path, fcntl.LOCK_EX, wait=True)
+    _passing.append(path)
 
 
 def reads(folder: Path) -> None:
@@ -66,6 +69,9 @@ def released() -> Iterator[None]:
     try:
         yield
     finally:
+        while _passing:  # removed while it is locked: who waits for it sees that, and opens a new one
+            with contextlib.suppress(OSError):
+                _passing.pop().unlink()
         for key in set(_held) - before:
             os.close(_held.pop(key))
 
@@ -97,6 +103,11 @@ def lock_open_file(file: int, path: Path, kind: int, wait: bool, command: str = 
     with contextlib.suppress(OSError):  # a full disk, or a file that others own
         os.ftruncate(file, 0)
         os.pwrite(file, f"{command} (host {socket.gethostname()}, process {pid or os.getpid()}, since {now})\n".encode(), 0)
+
+
+def inherited(path: Path, besides: int = -1) -> bool:
+    """Return whether the lock `path` is that of a shell script above, by an open file other than `besides`."""
+    return any(_is_same(file, path) for file in SHELL_FILES if file != besides)
 
 
 def _holder(path: Path) -> str:
@@ -143,4 +154,4 @@ def _is_same(file: int, path: Path) -> bool:
 
 
 def _is_held(path: Path) -> bool:
-    return any(_is_same(file, path) for file in (*SHELL_FILES, *_held.values()))
+    return inherited(path) or any(_is_same(file, path) for file in _held.values())

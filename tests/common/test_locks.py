@@ -8,6 +8,7 @@ import importlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -153,6 +154,21 @@ def test_a_removed_folder_is_locked_anew(tmp_path: Path, holder: Holder) -> None
     with pytest.raises(UserError):
         locks.writes(folder)
     second.communicate("\n", timeout=20)
+
+
+def test_the_lock_beside_a_folder_goes_with_its_holder(tmp_path: Path, holder: Holder) -> None:
+    first = holder(tmp_path / "new", "replaces(f)")
+    waiting = [sys.executable, "-c", HOLD + "replaces(f); print(*(p.name for p in f.parent.iterdir()))"]
+    second = subprocess.Popen(
+        [*waiting, str(tmp_path / "new")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert second.stderr is not None and f"process {first.pid}" in second.stderr.readline()
+    (tmp_path / ".new.lock").unlink()  # as its holder does
+    first.communicate("\n")
+    assert second.communicate(timeout=20)[0] == ".new.lock\n"
+    with locks.released():
+        locks.replaces(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_one_may_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,6 +330,33 @@ def test_a_second_preparation_waits_and_finds_it_done(tmp_path: Path) -> None:
     assert second.stdout.count("done before") == 4
     calls = (tmp_path / "calls").read_text().split()
     assert len(calls) == len(set(calls)) == 4  # nothing twice
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_who_waits_can_be_stopped(tmp_path: Path, holder: Holder, number: int) -> None:
+    stub(tmp_path, "none")
+    (tmp_path / "data").mkdir()
+    first = holder(tmp_path / "data", "writes(f)")
+    waits = subprocess.Popen(command("prepare.sh", tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert waits.stderr is not None and waits.stderr.readline().startswith("waiting: ")
+    assert len(holders(tmp_path / "data" / ".lock")) == 3  # the holder, the script, its program that waits
+    waits.send_signal(number)
+    assert waits.wait(20) == (143 if number == signal.SIGTERM else -9)
+    give_up = time.monotonic() + 20
+    while holders(tmp_path / "data" / ".lock") != {first.pid}:
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    waits.stderr.close()
+
+
+def test_one_folder_for_data_and_experiment(tmp_path: Path) -> None:
+    """Its lock is taken once: prepare.sh would wait for run.sh, which waits for it."""
+    stub(tmp_path, "none")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "exp").symlink_to("data")
+    run = [*command("run.sh", tmp_path), "--stop-stage=train"]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "local.train" in (tmp_path / "calls").read_text() and "waiting" not in done.stderr, done.stderr
 
 
 def test_cuts_that_a_training_reads_are_not_replaced(tmp_path: Path, holder: Holder) -> None:
