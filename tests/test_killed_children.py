@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import signal
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from local import compute_features, decode, synthesise_tiny, train
+from local.common.errors import UserError
 from local.corpus import synthesis
+from local.corpus.audio_files import check_all
 from local.corpus.shard_store import ShardStore
 from local.data.dataset import AsrDataset
 from tests.killed_run import PATIENCE, SMALL, of_group, prepared_corpus
@@ -146,9 +149,18 @@ def test_features(data: Path, tmp_path: Path, victim: str) -> None:
 
 
 def lines_of(manifest: Path) -> list[str]:
-    import gzip
-
     return gzip.decompress(manifest.read_bytes()).decode().splitlines()
+
+
+def kill_at_four(number: int) -> int:
+    if number == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_checking_audio_names_the_file() -> None:
+    with pytest.raises(UserError, match=r"audio of tr .*signal 9.*at or after [0-4]$"):
+        list(check_all(kill_at_four, range(8), 2, "audio of tr"))
 
 
 @pytest.mark.parametrize("victim", ["worker", "main"])
