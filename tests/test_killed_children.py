@@ -236,7 +236,7 @@ def test_a_small_shared_memory_and_a_long_tmpdir(data: Path, tmp_path: Path) -> 
 
 @pytest.mark.skipif(torch.__version__.startswith("1."), reason="needs torch 2's launcher")
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["process", "launcher"])
+@pytest.mark.parametrize("victim", ["process", "launcher", "stopped"])
 def test_several_training_processes(data: Path, tmp_path: Path, victim: str) -> None:
     before = shared_files()
     arguments = ["--nproc", 2, "--data-dir", data, "--exp-dir", tmp_path / "exp", *OPTIONS, "train.num_epochs=1000"]
@@ -249,9 +249,13 @@ def test_several_training_processes(data: Path, tmp_path: Path, victim: str) -> 
         pid for path in Path("/proc").glob("[0-9]*/stat") for pid in [int(path.parent.name)] if parent(path) == program.pid
     ]
     assert len(group) == 2
-    os.kill(group[0] if victim == "process" else program.pid, signal.SIGKILL)
+    victims = {"process": group[0], "launcher": program.pid, "stopped": program.pid}
+    os.kill(victims[victim], signal.SIGTERM if victim == "stopped" else signal.SIGKILL)
     if victim == "process":
         assert "signal 9" in (error := program.one_error()) and "process " in error
+    elif victim == "stopped":
+        assert program.status() == 143 and program.log.read_text().splitlines()[-1:] == ["stopped by SIGTERM"]
+        assert "Traceback" not in program.log.read_text() and program.log.read_text().count("stopped by") == 1
     else:
         assert program.status() == -signal.SIGKILL
     while any(Path(f"/proc/{pid}").exists() for pid in group):
