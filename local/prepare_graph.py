@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from local.artifacts.arpa import BOS, EOS, estimate, read_model, read_sentences, write_arpa
 from local.artifacts.decoding_graph import save_graph
-from local.common.atomic import write_text
+from local.common.atomic import scratch_folder, write_text
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.common.locks import writes
@@ -202,8 +201,8 @@ def prepare(lang: Path, arpa: Path | None, order: int, lexicon_file: Path | None
     lexicon = of_words(lexicon, words, clean) if lexicon else spell(words, tokenizer, clean)
     ids = {word: i for i, word in enumerate(dict.fromkeys(word for word, _ in lexicon), 1)}
     check_words(source, words, list(ids))
-    with tempfile.TemporaryDirectory() as folder:
-        lm = grammar(numbers, ngrams, ids, arpa, Path(folder))
+    with scratch_folder(out / "G.fst") as folder:
+        lm = grammar(numbers, ngrams, ids, arpa, folder)
     lines = (f"{word} {' '.join(tokenizer.tokens[i] for i in tokens)}\n" for word, tokens in lexicon)
     write_text(out / "lexicon.txt", "".join(lines))
     graph = compose(lexicon_fst(lexicon, ids, tokenizer.vocab_size), lm, tokenizer.vocab_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import signal
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from local import compute_features, decode, synthesise_tiny, train
+from local.common.errors import UserError
 from local.corpus import synthesis
+from local.corpus.audio_files import check_all
 from local.corpus.shard_store import ShardStore
 from local.data.dataset import AsrDataset
 from tests.killed_run import PATIENCE, SMALL, of_group, prepared_corpus
@@ -146,9 +149,18 @@ def test_features(data: Path, tmp_path: Path, victim: str) -> None:
 
 
 def lines_of(manifest: Path) -> list[str]:
-    import gzip
-
     return gzip.decompress(manifest.read_bytes()).decode().splitlines()
+
+
+def kill_at_four(number: int) -> int:
+    if number == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_checking_audio_names_the_file() -> None:
+    with pytest.raises(UserError, match=r"audio of tr .*signal 9.*at or after [0-4]$"):
+        list(check_all(kill_at_four, range(8), 2, "audio of tr"))
 
 
 @pytest.mark.parametrize("victim", ["worker", "main"])
@@ -224,7 +236,7 @@ def test_a_small_shared_memory_and_a_long_tmpdir(data: Path, tmp_path: Path) -> 
 
 @pytest.mark.skipif(torch.__version__.startswith("1."), reason="needs torch 2's launcher")
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["process", "launcher"])
+@pytest.mark.parametrize("victim", ["process", "launcher", "stopped"])
 def test_several_training_processes(data: Path, tmp_path: Path, victim: str) -> None:
     before = shared_files()
     arguments = ["--nproc", 2, "--data-dir", data, "--exp-dir", tmp_path / "exp", *OPTIONS, "train.num_epochs=1000"]
@@ -237,9 +249,13 @@ def test_several_training_processes(data: Path, tmp_path: Path, victim: str) -> 
         pid for path in Path("/proc").glob("[0-9]*/stat") for pid in [int(path.parent.name)] if parent(path) == program.pid
     ]
     assert len(group) == 2
-    os.kill(group[0] if victim == "process" else program.pid, signal.SIGKILL)
+    victims = {"process": group[0], "launcher": program.pid, "stopped": program.pid}
+    os.kill(victims[victim], signal.SIGTERM if victim == "stopped" else signal.SIGKILL)
     if victim == "process":
         assert "signal 9" in (error := program.one_error()) and "process " in error
+    elif victim == "stopped":
+        assert program.status() == 143 and program.log.read_text().splitlines()[-1:] == ["stopped by SIGTERM"]
+        assert "Traceback" not in program.log.read_text() and program.log.read_text().count("stopped by") == 1
     else:
         assert program.status() == -signal.SIGKILL
     while any(Path(f"/proc/{pid}").exists() for pid in group):

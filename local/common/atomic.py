@@ -53,6 +53,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     What killed writers of `path` left is removed.
     """
+    with scratch_folder(path) as temporary:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`, for files on the way to it, and remove it at the end.
+
+    What killed processes left of such folders for `path` is removed, which no one does for those of module tempfile.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, path.name)
     temporary = path.with_name(f"{PREFIX}{os.getpid()}-{path.name}")
@@ -62,8 +74,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         _lock(lock)
         yield temporary
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(lock)
@@ -72,7 +82,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def remove_abandoned(folder: Path, name: str = "") -> list[Path]:
     """Remove from `folder` the temporary files of writers that were killed, and return their paths.
 
-    name: of a folder; then the temporary folders of `atomic_folder` for it are removed instead. A living writer holds a lock
+    name: of a folder; then the temporary folders for it are removed instead. A living writer holds a lock
     (process numbers prove nothing: they are reused). Without locks, nothing is removed.
     """
     removed = []

@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 BUCKET = 2**23  # elements of the gradient per call of all_reduce
 LAUNCHER = "ASR_LAUNCHER"  # environment variable: the process number of the launcher
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 STOPPING = 10.0  # seconds within which the launcher stops the other processes when one has ended
 
 
@@ -122,6 +124,9 @@ def start() -> tuple[Processes, torch.device]:
     if size == 1:
         return Processes(), device
     die_with_parent(int(os.environ.get(LAUNCHER, os.getppid())))  # without the launcher, it must not keep writing
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPS:  # end at once, without a word: the launcher passes them on, and says so
+            signal.signal(number, signal.SIG_DFL)
     with _connected():
         dist.init_process_group("nccl" if cuda else "gloo")
     cpu_group = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
@@ -156,7 +161,7 @@ def launch(module: str, args: Sequence[str], nproc: int, nnodes: int = 1, rdzv: 
     os.environ[LAUNCHER] = str(os.getpid())
     # No folder for logs: it would stay in TMPDIR.
     options = [f"--nnodes={nnodes}", f"--nproc_per_node={nproc}", "--max_restarts=0", f"--log_dir={os.devnull}", *where]
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    handlers = {number: signal.getsignal(number) for number in STOPS}
     try:
         run(parse_args([*options, "--module", module, *args]))
     except ChildFailedError as e:

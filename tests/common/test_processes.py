@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from local.artifacts.checkpoint import load_file
+from local.common import processes as processes_module
 from local.common.errors import TrainingDiverged, UserError
 from local.common.processes import Processes, launch, start
 from local.config import load_config
@@ -413,6 +414,24 @@ def test_an_utterance_that_alone_is_too_long_is_named(data: Path, tmp_path: Path
     monkeypatch.setattr(GradientFilter, "forward", lambda self, x, params: forward(self, Limit.apply(x, 0), params))
     with pytest.raises(UserError, match=r"utterance \S+: .*CUDA out of memory"):
         trained(data, tmp_path)
+
+
+def test_a_process_that_loses_another_waits_to_be_stopped_and_then_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher reports the one that ended; without a launcher, this line is all that there is."""
+    waits: list[float] = []
+    monkeypatch.setattr(processes_module.time, "sleep", waits.append)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(says)
+
+    monkeypatch.setattr(processes_module.dist, "all_reduce", fail)
+    says = "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"
+    with pytest.raises(UserError, match="another process .* closed by peer"):
+        Processes(0, 2).sum(torch.ones(1))
+    assert waits == [processes_module.STOPPING]
+    says = "CUDA out of memory"
+    with pytest.raises(RuntimeError, match="CUDA"):
+        Processes(0, 2).sum(torch.ones(1))
 
 
 # ---- torchrun ----

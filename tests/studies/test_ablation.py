@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -372,3 +373,7 @@ def test_noise_like() -> None:
     assert noise.shape == matrix.shape and noise.dtype == np.float32
     assert noise.mean() == pytest.approx(-8, abs=3 * 120 / 200) and noise.std() == pytest.approx(120, rel=0.02)
     assert abs(np.corrcoef(noise[:-1].ravel(), noise[1:].ravel())[0, 1]) < 0.02
+
+
+def test_its_programs_end_with_it(tmp_path: Path) -> None:
+    assert Runner(None, tmp_path).env["RECIPE_PARENT"] == str(os.getpid())
