@@ -27,7 +27,7 @@ from benchmarks.worker import ENVIRONMENT, ROOT, hardware, write_results
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
-from local.common.html_page import new_figure
+from local.common.html_page import new_figure, save_figure
 
 INTERVAL = 0.1  # seconds between two readings
 MIB = 1024.0  # kB, as /proc counts
@@ -146,7 +146,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.plot([r["step"] for r in result["windows"]], [r[key] for r in result["windows"]], "o-", label=key)
     axes.set(xlabel="step", ylabel="largest resident memory in the window (MiB)", ylim=(0, None))
     axes.legend()
-    figure.savefig(path, format="png")
+    save_figure(figure, path)
 
 
 @program

@@ -15,6 +15,7 @@ from pathlib import Path
 from local.common.atomic import atomic_write
 from local.common.cli import program
 from local.common.errors import UserError
+from local.common.html_page import new_figure, save_figure
 
 import numpy as np
 
@@ -53,12 +54,8 @@ def main() -> None:
     lines = [f"# {first} against {second}: largest relative difference over {len(steps)} steps", ""]
     lines += [f"| loss | steps 1 to {args.first} | all |", "|---|--:|--:|"]
 
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure = new_figure(4.0, 11.0, layout=None)
+    left, right = figure.subplots(1, 2)
     for color, loss in enumerate(LOSSES):
         a, b = (np.array([curve[step][loss] for step in steps]) for curve in curves)
         off = difference(a, b)
@@ -78,7 +75,7 @@ def main() -> None:
     with atomic_write(args.out / f"{stem}.md") as tmp:
         tmp.write_text(text, encoding="utf-8")
     with atomic_write(args.out / f"{stem}.png") as tmp:
-        figure.savefig(tmp, dpi=110, format="png")
+        save_figure(figure, tmp, dpi=110)
 
 
 if __name__ == "__main__":

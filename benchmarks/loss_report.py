@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from local.common.html_page import new_figure, save_figure
+
 PARTS = ("simple projections", "simple loss", "ranges", "joiner projections", "pruned loss", "backward")
 
 
@@ -83,13 +85,9 @@ def growth(result: dict[str, Any]) -> list[str]:
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Plot the time by part, stacked, and the peak memory of each backend, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     grouped = groups(result)
-    figure, axes = plt.subplots(len(grouped), 2, figsize=(9, 1.2 + 1.8 * len(grouped)), squeeze=False)
+    figure = new_figure(1.2 + 1.8 * len(grouped), 9.0, layout=None)
+    axes = figure.subplots(len(grouped), 2, squeeze=False)
     for (name, by_backend), (left, right) in zip(grouped.items(), axes, strict=True):
         for y, (_, records) in enumerate(by_backend.items()):
             s = summary(records)
@@ -108,4 +106,4 @@ def plot(result: dict[str, Any], path: Path) -> None:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=3, fontsize=8)
     figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)

@@ -25,6 +25,7 @@ from local.common.cli import make_parser, program
 from local.common.errors import UserError, reason
 from local.common.progress import Progress
 from local.common.text_files import is_file
+from local.common.visible import visible
 from local.config import load_config
 from local.config.schema import FeaturesConfig
 from local.corpus.audio_files import in_order
@@ -176,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with workers(args.nj, args.dask) as (pool, num_jobs):
             failed = compute_part(cuts, part, args.data_dir / "features", cfg.features, pool, num_jobs, store)
         for name, why in failed:
-            print(f"warning: {part}: no features for {name}: {why}", file=sys.stderr)
+            print(f"warning: {part}: no features for {visible(name)}: {why}", file=sys.stderr)
         print(f"{part}: features of {len(cuts) - len(failed)} cuts, {sum(c.duration for c in cuts) / 3600:.2f} h")
 
 

@@ -18,8 +18,9 @@ from local.artifacts.checkpoint import load_file, load_weights, newest_readable
 from local.common.atomic import write_text
 from local.common.cli import choose_device, make_parser, program
 from local.common.csv_table import write_table
-from local.common.errors import UserError
+from local.common.errors import UserError, first_of
 from local.common.html_page import Page
+from local.common.visible import visible
 from local.config import load_config
 from local.config.schema import Config
 from local.data.batch import Batch
@@ -91,7 +92,7 @@ def corrupt(batches: Sequence[Batch], utterance: str, kind: str) -> str:
     utterance = batches[0].ids[0] if utterance == "first" else utterance
     batch = next((b for b in batches if utterance in b.ids), None)
     if batch is None:
-        raise UserError(f"--corrupt {utterance}: not in these batches; their first are {', '.join(batches[0].ids[:3])}")
+        raise UserError(f"--corrupt {utterance}: not in these batches; their first are {first_of(batches[0].ids, 3)}")
     row = batch.ids.index(utterance)
     features = batch.inputs[row, : int(batch.input_lens[row])]
     generator = torch.Generator().manual_seed(1)
@@ -198,7 +199,7 @@ def write_report(folder: Path, probe: Probe, losses: Tensor, found: Verdict, not
         lines += ["", title]
         lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (table_head, *body)]
     page.write("diagnose")
-    write_text(folder / "report.txt", "\n".join(lines) + "\n")
+    write_text(folder / "report.txt", visible("\n".join(lines) + "\n", keep="\n"))
 
 
 @program
@@ -235,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
         scale_recurrent(model, layer, float(factor))
         notes.append(f"planted: recurrent matrix of layer {layer} times {factor}")
     if args.corrupt:
-        notes.append(f"planted: {corrupt(batches, args.corrupt, args.corruption)}, corrupted ({args.corruption})")
+        notes.append(f"planted: {visible(corrupt(batches, args.corrupt, args.corruption))}, corrupted ({args.corruption})")
     torch.manual_seed(cfg.train.seed)  # so that dropout does not depend on the planted faults
     probe, losses = measure(model, cfg, batches, warmup)
     found = verdict(probe.modules, probe.ids, recurrent_rms(model))

@@ -11,6 +11,7 @@ from pathlib import Path
 from local.artifacts.language_model import load_lm
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
+from local.common.visible import visible
 from local.data.tokenizer import BLANK_ID
 from model.lm import LstmLm
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--temperature {args.temperature}: must be at least 0 and finite")
     model, tokenizer = load_lm(args.lm)
     for ids in sample(model, args.num, args.temperature, torch.Generator().manual_seed(args.seed)):
-        print(tokenizer.decode(ids))
+        print(visible(tokenizer.decode(ids)))
 
 
 if __name__ == "__main__":

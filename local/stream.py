@@ -18,6 +18,7 @@ from pathlib import Path
 from local.artifacts.checkpoint import load_averaged
 from local.common.cli import add_config_arguments, choose_device, make_parser, program
 from local.common.errors import UserError, reason
+from local.common.visible import unescaped, visible
 from local.config.methods import METHODS
 from local.config.schema import Channel, DecodeConfig
 from local.corpus.audio_files import check_audio
@@ -103,16 +104,17 @@ class Display:
         self._shown = segment.text
         if self._rewrites:
             width = shutil.get_terminal_size().columns - 1
-            print(ERASE + segment.text[-width:], end="", flush=True)
+            unescaped(sys.stdout).write(ERASE)
+            print(visible(segment.text)[-width:], end="", flush=True)
         else:
-            print(f"{segment.end:.2f}: {segment.text}", flush=True)
+            print(f"{segment.end:.2f}: {visible(segment.text)}", flush=True)
 
     def final(self, segment: Segment) -> None:
         """Show an utterance that has ended, unless it has no words."""
         if self._rewrites:
-            print(ERASE, end="")
+            unescaped(sys.stdout).write(ERASE)
         if segment.text:
-            print(f"{segment.begin:.2f} - {segment.end:.2f}: {segment.text}", flush=True)
+            print(f"{segment.begin:.2f} - {segment.end:.2f}: {visible(segment.text)}", flush=True)
         self._shown = ""
 
 

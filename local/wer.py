@@ -19,6 +19,7 @@ from local.common.atomic import write_text
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.common.text_files import read_lines
+from local.common.visible import visible
 from local.scoring.align import Score, Utterance, compare, score, symbol_delay, word_errors
 from local.scoring.error_report import error_report
 from local.scoring.hypotheses import check_complete, cost, is_oracle, read_hypotheses, read_sets, spoken_words
@@ -55,7 +56,7 @@ def perplexity_line(path: Path) -> str:
     try:
         found = json.loads("\n".join(read_lines(path)))["dev"]["perplexity"]
         return f"\nLanguage model: perplexity of dev {found['per_token']:.2f} per token, {found['per_word']:.2f} per word.\n"
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
         raise UserError(f"{path}: not by local/train_lm.py ({e})") from None
 
 
@@ -71,7 +72,7 @@ def comparison(ours: dict[str, dict[str, list[Utterance]]], other_dir: Path) -> 
                 raise UserError(f"set {name}, {method}: {other_dir} decoded other utterances or references")
             p = compare([u.ref for u in a], [u.hyp for u in a], [u.hyp for u in b])
             wers = f"{decimals(score(a).wer)} -> {decimals(score(b).wer)}"
-            yield f"{name} {method}: {wers}, better with probability {p:.3f}"
+            yield f"{visible(name)} {visible(method)}: {wers}, better with probability {p:.3f}"
 
 
 def wer_of(decoded: DecodedSet) -> float | None:
@@ -116,9 +117,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     text += earlier_table([(s, wer_of(s), current.get((s.name, s.method))) for s in earlier])
     write_reports(args.exp_dir / "errors", reports)
     write_text(args.exp_dir / "wer.json", json.dumps(results, indent=2) + "\n")
-    plot(results, args.exp_dir / "wer.png")
     write_text(args.exp_dir / "wer.md", text)
     print(text, end="")
+    plot(results, args.exp_dir / "wer.png")
     if args.compare is not None:
         print("\n".join(comparison(hypotheses, args.compare)) or f"no set and method in common with {args.compare}")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from local.common.atomic import atomic_write
 from local.common.html_page import Page, new_figure
+from local.common.visible import cell, markdown, unquoted
 from local.scoring.align import Utterance, compare, score
 from local.scoring.hypotheses import read_hypotheses
 from local.scoring.table import decimals
@@ -73,7 +74,7 @@ def read_outcome(folder: Path, control: str, seed: int, method: str, diverged: b
     damped, path = None, folder / "outliers.tsv"
     if path.is_file():
         with path.open(encoding="utf-8", newline="") as f:
-            damped = {row["utterance"]: int(row["steps_damped"]) for row in csv.DictReader(f, delimiter="\t")}
+            damped = {unquoted(row["utterance"]): int(row["steps_damped"]) for row in csv.DictReader(f, delimiter="\t")}
     train, valid = (read_columns(folder / f"{name}.csv") for name in ("train", "valid"))
     return Outcome(control, seed, diverged, sets, train, valid, skipped, damped)
 
@@ -160,7 +161,7 @@ def numbers(outcomes: Sequence[Outcome]) -> Table:
         for name, utterances in o.sets.items():
             s = score(utterances)
             rates = ["" if x is None else f"{x:.4f}" for x in (s.wer, *(s.ci95 or (None, None)))]
-            rows.append([*run, name, "false", *rates, str(s.errors), str(s.words), *after])
+            rows.append([*run, cell(name), "false", *rates, str(s.errors), str(s.words), *after])
         if not o.sets:
             rows.append([*run, "", str(o.diverged).lower(), *[""] * 5, *after])
     return head, rows
@@ -270,7 +271,7 @@ def write_report(outcomes: Sequence[Outcome], about: str, folder: Path, planted:
     page.text(f"{about}.")
 
     def add(heading: str, table: Table, note: str) -> None:
-        lines.extend([f"## {heading}\n", markdown(*table), f"{note}\n"])
+        lines.extend([f"## {markdown(heading)}\n", markdown_table(*table), f"{note}\n"])
         page.heading(heading)
         page.table(*table)
         page.text(note)
@@ -295,7 +296,8 @@ def write_report(outcomes: Sequence[Outcome], about: str, folder: Path, planted:
     return text
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown with the first column aligned to the left."""
     rule = ["---", *["--:"] * (len(head) - 1)]
-    return "".join("| " + " | ".join(row) + " |\n" for row in (head, rule, *rows))
+    cells = [[markdown(cell) for cell in row] for row in (head, *rows)]
+    return "".join("| " + " | ".join(row) + " |\n" for row in (cells[0], rule, *cells[1:]))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
+from local.common.html_page import new_figure, save_figure
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,13 +41,6 @@ STAGES = (  # stage, what it does, what it writes
 BLUE, GREEN, GREY = "#dce8f7", "#dff0dc", "#f2f2f2"
 
 
-def new_figure(height: float) -> Figure:
-    """Return an empty white figure, 8 inches wide and `height` inches high."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(8.0, height), dpi=DPI, facecolor="white", layout="constrained")
-
-
 def box(ax: Axes, x: float, y: float, width: float, height: float, text: str, colour: str, size: float = 9.0) -> None:
     """Draw a rounded box with its lower left corner at (x, y); the first line of its text is bold."""
     from matplotlib.patches import FancyBboxPatch
@@ -68,7 +62,7 @@ def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> Non
 
 def draw_path() -> Figure:
     """Return the picture of the stages of run.sh with the files that they write, and of the model below."""
-    figure = new_figure(3.9)
+    figure = new_figure(3.9, 8.0, DPI, facecolor="white")
     ax = figure.subplots()
     ax.set(xlim=(0, 100), ylim=(0, 48.0), aspect="equal")
     ax.axis("off")
@@ -132,7 +126,7 @@ def read_norms(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def draw_gradients(before: NDArray[np.float64], after: NDArray[np.float64]) -> Figure:
     """Return one panel each for before and after the filter: one grey line per utterance, the worst ones in colour."""
-    figure = new_figure(3.6)
+    figure = new_figure(3.6, 8.0, DPI, facecolor="white")
     worst = np.argsort(-before.max(axis=0))[:WORST]
     panels = figure.subplots(1, 2, sharey=True)
     for ax, values, title in zip(panels, (before, after), ("before the filter", "after the filter"), strict=True):
@@ -160,7 +154,7 @@ def save(figure: Figure, path: Path) -> None:
     from PIL import Image  # comes with matplotlib
 
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    save_figure(figure, picture)
     with atomic_write(path) as tmp:
         Image.open(picture).convert("RGB").quantize(64).save(tmp, format="png", optimize=True)
 

@@ -118,6 +118,34 @@ def checkpoint_changed(path: Path, rng: random.Random) -> str:
     return how
 
 
+def half_a_character(path: Path, rng: random.Random) -> str:
+    """Append half of a character to one value, a text if there is one, of a JSON, JSONL, YAML or checkpoint."""
+    if is_lines := ".jsonl" in path.name:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        tree: Any = [json.loads(line) for line in data.decode("utf-8").splitlines()]
+    elif path.suffix == ".pt":
+        tree = torch.load(path, weights_only=True)
+    else:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    places, others, left = [], [], [tree]
+    while left:
+        here = left.pop()
+        for key in here if isinstance(here, dict) else range(len(here)):
+            (places if isinstance(here[key], str) else others).append((here, key))
+            if isinstance(here[key], dict | list):
+                left.append(here[key])
+    container, key = rng.choice(places or others)
+    container[key] = f"{container[key]}\ud800"
+    if path.suffix == ".pt":
+        torch.save(tree, path)
+    elif is_lines:
+        text = "".join(json.dumps(row) + "\n" for row in tree).encode()
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    else:
+        path.write_text(json.dumps(tree) if path.suffix == ".json" else yaml.safe_dump(tree), encoding="utf-8")
+    return f"{container[key]!r:.80} at {key!r}"
+
+
 # Audio
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from local.common.visible import unquoted, visible
 from local.config import load_config
 from local.data.batch import Batch
 from local.diagnose import corrupt, main, measure, scale_recurrent
@@ -387,3 +390,27 @@ def test_impossible_options_are_named(
     with pytest.raises(SystemExit):
         run(experiment, "model.encoder.num_layers=4", *arguments)
     assert message in capsys.readouterr().err
+
+
+def test_ids_are_text_in_all_reports(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Formulas for matplotlib and for a spreadsheet, markup, escape characters, a very long one."""
+    shutil.copytree(experiment, tmp_path / "toy")
+    cuts = tmp_path / "toy" / "data" / "cuts" / "train.jsonl.gz"
+    ids = ["$\\frac{$", "=1+1", "<script>\x1b[2J\u202e", "d" * 1000]
+    with gzip.open(cuts, "rt") as file:
+        rows = [json.loads(line) for line in file]
+    for row, name in zip(rows, ids, strict=True):
+        row["id"] = name
+    with gzip.open(cuts, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    write_toy_lang(tmp_path / "toy" / "data")
+    line = run(tmp_path / "toy", "model.encoder.num_layers=2", "--corrupt", ids[2])
+    folder = tmp_path / "toy" / "exp" / "diagnose"
+    for name in ("report.txt", "diagnose.html", "sequences.tsv"):
+        text = (folder / name).read_text()
+        assert "\x1b" not in text and "\u202e" not in text and "<script>\x1b" not in text
+    assert r"<script>\x1b[2J\u202e" in line and "<script" not in (folder / "diagnose.html").read_text()
+    assert sorted(p.stem for p in folder.glob("*.png")) == ["amplification", "depth", "filter", "time"]
+    with (folder / "sequences.tsv").open(newline="") as file:
+        found = {unquoted(row["utterance"]) for row in csv.DictReader(file, delimiter="\t")}
+    assert found == set(map(visible, ids)) and "\x1b" not in "".join(capsys.readouterr())

@@ -23,7 +23,7 @@ pytest.importorskip("lhotse")
 pytest.importorskip("kaldifst")
 
 from local.common.errors import TrainingDiverged, UserError
-from tests.fault_formats import DAMAGES
+from tests.fault_formats import DAMAGES, half_a_character
 from tests.fault_server import Run, Server
 from tests.fault_world import CHECKS, World, check_whole, without_times
 from tests.faults import CORRUPTIONS, Damage, deleted, flipped
@@ -140,6 +140,29 @@ def check_cases(world: World, num: int, first: int = 0) -> None:
             failures.append(f"FAULT_SEED={SEED}, case {case}: {story}")
     print(f"{num} cases: {', '.join(f'{n} {name}' for name, n in outcomes.most_common())}")
     assert not failures, f"{len(failures)} of {num}:\n" + "\n\n".join(failures)
+
+
+HALVES = [given for given in INPUTS if given.kind in ("json", "jsonl", "yaml", "checkpoint")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", HALVES, ids=[f"{given.pattern} {given.programs[0]}" for given in HALVES])
+def test_half_a_character_is_no_bug(world: World, given: Input) -> None:
+    """What no file can hold, but JSON, YAML and checkpoints can say: in any text that a program reads, once per program."""
+    failures = []
+    for program in given.programs:
+        rng = random.Random(f"{SEED} {program}")
+        world.renew()
+        path = rng.choice([path for path in sorted(world.now.glob(given.pattern)) if path.stat().st_size > 3])
+        done = half_a_character(path, rng)
+        run = world.run(program, *RESUMED.get(program, []))
+        try:
+            check(world, program, path, half_a_character, run)
+        except Exception as e:
+            failures.append(
+                f"{program}, {path.name} {done}\n{type(e).__name__}: {e}\n{run.code}: {run.out[-200:]}\n{run.err[-900:]}"
+            )
+    assert not failures, "\n\n".join(failures)
 
 
 def try_case(world: World, case: int) -> tuple[str, str]:

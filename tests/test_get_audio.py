@@ -1,36 +1,41 @@
-"""Getting audio: which parts are downloaded, and the errors of a failing network."""
+"""Getting audio: which parts are downloaded, and the errors of a failing network; see tests/corpus/test_archives.py."""
 
 from __future__ import annotations
 
-import tarfile
 from http.client import IncompleteRead
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 
-import local.get_audio
 from local.common.errors import UserError
+from local.corpus import archives
+from local.corpus.archives import MUSAN, Archive
 from local.corpus.corpus_yaml import Corpus
 from local.get_audio import fetch, fetch_musan
 
 import pytest
 
 
-def corpus(source: str, *parts: str) -> Corpus:
-    return Corpus(source, source, [parts[0]], list(parts[1:]), list(parts[1:]))
+def corpus(source: str, *parts: str, **options: object) -> Corpus:
+    return Corpus(source, source, [parts[0]], list(parts[1:]), list(parts[1:]), options)
 
 
-def failing(error: Exception):
-    def download(*args: object) -> None:
-        raise error
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    """Return the archives that were asked for; each then is there."""
+    found: list[tuple[str, Path]] = []
 
-    return download
+    def get(archive: Archive, out: Path, part: str = "") -> None:
+        found.append((archive.name, out))
+        (out / archive.folder / part).mkdir(parents=True)
+
+    monkeypatch.setattr(archives, "get", get)
+    return found
 
 
-def test_each_part_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(local.get_audio, "download_librispeech", lambda out, parts: asked.append((out, parts)))
-    fetch(corpus("mini_librispeech", "train-clean-5", "dev-clean-2"), tmp_path, 1)
-    assert asked == [(tmp_path, ["train-clean-5"]), (tmp_path, ["dev-clean-2"])]
+def test_each_part_is_downloaded_once(tmp_path: Path, asked: list[tuple[str, Path]]) -> None:
+    for _ in range(2):
+        fetch(corpus("mini_librispeech", "train-clean-5", "dev-clean-2"), tmp_path, 1)
+        assert asked == [("train-clean-5.tar.gz", tmp_path), ("dev-clean-2.tar.gz", tmp_path)]
 
 
 @pytest.mark.parametrize(
@@ -44,15 +49,12 @@ def test_each_part_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.Monkey
     ],
 )
 def test_a_failing_network_names_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr(local.get_audio, "download_librispeech", failing(error))
-    with pytest.raises(UserError, match="'train-clean-5' of mini_librispeech"):
+    def failing(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(archives, "resumable_download", failing)
+    with pytest.raises(UserError, match="/31/train-clean-5.tar.gz"):
         fetch(corpus("mini_librispeech", "train-clean-5"), tmp_path, 1)
-
-
-def test_a_damaged_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local.get_audio, "download_librispeech", failing(tarfile.ReadError("unexpected end of data")))
-    with pytest.raises(UserError, match=f"'dev-clean' of librispeech in {tmp_path}"):
-        fetch(corpus("librispeech", "dev-clean"), tmp_path, 1)
 
 
 def test_unknown_parts_and_sources_stop(tmp_path: Path) -> None:
@@ -60,13 +62,13 @@ def test_unknown_parts_and_sources_stop(tmp_path: Path) -> None:
         fetch(corpus("mini_librispeech", "dev-clean"), tmp_path, 1)
     with pytest.raises(UserError, match="--corpus-dir"):
         fetch(corpus("custom", "train"), tmp_path, 1)
+    with pytest.raises(UserError, match="options.seed.*'x'"):
+        fetch(corpus("tiny", "train", seed="x"), tmp_path, 1)
 
 
-def test_musan_is_downloaded_if_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(local.get_audio, "download_musan", asked.append)
-    fetch_musan(tmp_path)
-    fetch_musan(tmp_path / "musan")
-    assert asked == [tmp_path]
+def test_musan_is_downloaded_if_it_is_missing(tmp_path: Path, asked: list[tuple[str, Path]]) -> None:
+    for _ in range(2):
+        fetch_musan(tmp_path / "musan")
+        assert asked == [(MUSAN.name, tmp_path)]
     with pytest.raises(UserError, match="augment.musan=.*noises"):
         fetch_musan(tmp_path / "noises")

@@ -16,6 +16,7 @@ pytest.importorskip("soundfile")
 from local import stream
 from local.artifacts.checkpoint import load_averaged, provenance, save_file
 from local.artifacts.decoding_graph import save_graph
+from local.common.visible import escaped_output
 from local.config import load_config
 from local.config.methods import METHODS
 from local.data.features import make_extractor
@@ -156,3 +157,16 @@ def test_errors_in_one_line(capsys: pytest.CaptureFixture[str], folder: Path, ar
         run(folder, *arguments)
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and named in error and "\n" not in error
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_words_of_a_hostile_model_are_shown(capsys: pytest.CaptureFixture[str], monkeypatch, terminal: bool) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    display = stream.Display()
+    segment = stream.Segment("one\n0.00: forged\x1b[2J", None, 0.0, 1.0)  # type: ignore[arg-type]
+    with escaped_output():
+        display.partial(segment)
+        display.final(segment)
+    out = capsys.readouterr().out
+    assert out.replace("\r\x1b[K", "").count("\x1b") == 0 and out.count(r"one\n0.00: forged\x1b[2J") == 2
+    assert out.count("\r\x1b[K") == 2 * terminal

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from local.artifacts.decoded_sets import find_sets
 from local.common.errors import UserError
+from local.common.visible import visible
 from local.scoring.align import Utterance, compare, score, symbol_delay
-from local.scoring.hypotheses import read_hypotheses, read_sets
+from local.scoring.hypotheses import read_hypotheses, read_sets, spoken_words
 from local.wer import main
 from tests.conftest import ROOT
 from tests.toy_experiment import levenshtein
@@ -319,3 +321,64 @@ def test_runs_as_a_program_without_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(ROOT / "local" / "wer.py"), "--exp-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and "100.00" in done.stdout, done.stderr
+
+
+HOSTILE = ["$\\frac{$", "a|b", "`<script>alert(1)</script>", "=1+1", "\x1b[2J\u202e", "é音"]
+
+
+def rendered(row: str) -> list[str]:
+    """Return the cells of a row of a Markdown table as they are shown."""
+    cells = re.split(r"(?<!\\)(?:\\\\)*\|", row)[1:-1]
+    return [re.sub(r"\\([\\`*\[\]<>|~&$_])", r"\1", cell.strip()) for cell in cells]
+
+
+def test_foreign_text_is_not_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of sets and methods, ids, words and what the stats say: formulas, table cells, HTML, escape characters."""
+    names = [name.replace("/", "") for name in HOSTILE]
+    for name in names:
+        rows = [(f"{name}\n{i}", f"one {word}", f"{word} {name}") for i, word in enumerate(HOSTILE)]
+        path = write(tmp_path, name, rows, name)
+        now = {"label": HOSTILE[0], "average": name, "commit": name, "date": "2026-11-28T12:00", "options": {}, "weights": ""}
+        made_by = {**now, "label": name, "date": "2026", "options": {name: name}} if "é" in name else now
+        stats = {"seconds": 1.0, "audio_seconds": 50.0, "made_by": made_by}
+        path.with_name(f"{name}.stats.json").write_text(json.dumps(stats), encoding="utf-8")
+    main(["--exp-dir", str(tmp_path)])
+    text = (tmp_path / "wer.md").read_text(encoding="utf-8")
+    out, err = capsys.readouterr()
+    assert out == text and "\x1b" not in out + err and "\u202e" not in out + err
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    heads = [i for i, row in enumerate(rows) if row.startswith("|--")]
+    for start, end in zip(heads, [*(i - 1 for i in heads[1:]), len(rows)], strict=True):
+        assert {len(rendered(row)) for row in rows[start + 1 : end]} == {len(rows[start].strip("|").split("|"))}
+    shown = {tuple(rendered(row)[:2]) for row in rows}
+    assert {(visible(name), visible(name)) for name in names} <= shown and "<script" not in text.replace("\\<", "")
+    assert (tmp_path / "wer.png").read_bytes().startswith(b"\x89PNG")
+    for path in (tmp_path / "errors").iterdir():
+        report = path.read_text(encoding="utf-8")
+        assert "\x1b" not in report and "\u202e" not in report and not re.search("^=", report, re.MULTILINE)
+        assert re.search(r"\\n\d: ", report)
+
+
+def test_half_a_character_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, "greedy_search", [("a", "x", "x"), ("b", "y \ud800", "y")])
+    with pytest.raises(SystemExit):
+        main(["--exp-dir", str(tmp_path)])
+    assert f"{path}:2: " in (line := capsys.readouterr().err) and r"\ud800" in line and line.count("\n") == 1
+    path = write(tmp_path, "greedy_search", [("a", "x", "x")])
+    cuts = tmp_path / "data" / "cuts" / "test.jsonl.gz"
+    cuts.parent.mkdir(parents=True)
+    with gzip.open(cuts, "wt") as file:
+        file.write('{"id": "a\\ud800"}\n')
+    with pytest.raises(SystemExit):
+        main(["--exp-dir", str(tmp_path), "--data-dir", str(tmp_path / "data")])
+    assert f"{cuts}:1: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("time", ["1" + "0" * 400, "NaN", "Infinity", '"x"', "null"])
+def test_times_that_are_no_numbers_are_named(tmp_path: Path, time: str) -> None:
+    cuts = tmp_path / "cuts" / "test.jsonl.gz"
+    cuts.parent.mkdir()
+    with gzip.open(cuts, "wt") as file:
+        file.write(f'{{"id": "u", "supervisions": [{{"id": "u", "alignment": {{"word": [["one", {time}, 1, null]]}}}}]}}\n')
+    with pytest.raises(UserError, match="test.jsonl.gz:1: "):
+        spoken_words(tmp_path, "test")

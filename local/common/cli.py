@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from local.common import startup
 from local.common.children import why_loader_failed
 from local.common.errors import UserError, is_out_of_memory, one_line
+from local.common.visible import escaped_output
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +52,11 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
     """Wrap a program's main: an error that the user can fix becomes one line on stderr and an exit status.
 
     These are a `UserError` (its `exit_status`), a file that cannot be read or written, and too little memory (both 1).
-    Ctrl-C gives 130. Anything else is a bug and keeps its traceback.
+    Ctrl-C gives 130. Anything else is a bug and keeps its traceback. What the program prints is visible text.
     """
 
     @functools.wraps(main)
+    @escaped_output()
     def wrapped(*args: object, **kwargs: object) -> None:
         startup.end()
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from local.common.visible import visible
+
 
 class UserError(Exception):
     """An error that the user can fix; the message names the file, line, key or utterance and how to fix it."""
@@ -29,13 +31,13 @@ def described(e: BaseException) -> str:
 
 
 def first_of(names: Sequence[str], most: int = 5) -> str:
-    """Return `a, b, c, ...`: the names, if they are more than `most` only the first ones."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    """Return `a, b, c, ...`: the names as visible text, if they are more than `most` only the first ones."""
+    return ", ".join(map(visible, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def one_line(message: str, longest: int = 600) -> str:
-    """Return `message` without line breaks and control characters, and without its middle if it exceeds `longest`."""
-    plain = re.sub(r"[\s\x00-\x1f\x7f]+", " ", message).strip()
+    """Return `message` as one line of visible text, without its middle if it exceeds `longest`."""
+    plain = visible(re.sub(r"[ \t\r\n\f\v]+", " ", message).strip())
     return plain if len(plain) <= longest else f"{plain[: longest * 2 // 3]} ... {plain[-longest // 4 :]}"
 
 

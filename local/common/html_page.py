@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from local.common.atomic import atomic_write, write_text
+from local.common.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,11 +28,44 @@ figcaption { color: #555; }
 """
 
 
-def new_figure(height: float = 5.0) -> Figure:
-    """Return an empty matplotlib figure, 1200 pixels wide and `height` inches (of 100 pixels) high. Needs no display."""
-    from matplotlib.figure import Figure  # takes half a second
+def new_figure(height: float = 5.0, width: float = WIDTH, dpi: int = DPI, **style: Any) -> Figure:
+    """Return an empty matplotlib figure of this size in inches; what is written in it is text, never a formula.
 
-    return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    It needs no display. All figures come from here: in others, `$` in an id would begin a formula, and a wrong one raises.
+    """
+    import matplotlib  # takes half a second
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["text.parse_math"] = False
+    return Figure(figsize=(width, height), dpi=dpi, **{"layout": "constrained", **style})
+
+
+def save_figure(figure: Figure, path: Path | IO[bytes], dpi: float | None = None) -> None:
+    """Write a figure as PNG. Ticks of logarithmic axes get numbers such as 0.01 and 1e-05: their own are formulas."""
+    from matplotlib.ticker import Formatter, LogFormatterMathtext
+
+    class Plain(Formatter):
+        def __init__(self, chooser: LogFormatterMathtext) -> None:
+            self.chooser = chooser  # of the ticks that have a number
+
+        def set_locs(self, locs: Any) -> None:
+            self.chooser.set_locs(locs)
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if self.chooser(x, pos) else ""
+
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(found := axis.get_major_formatter(), LogFormatterMathtext):
+            axis.set_major_formatter(Plain(found))
+        if isinstance(found := axis.get_minor_formatter(), LogFormatterMathtext):
+            axis.set_minor_formatter(Plain(found))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # matplotlib's font has no Chinese, for example
+        figure.savefig(path, format="png", dpi=dpi or figure.dpi)
+
+
+def _escape(text: str) -> str:
+    return html.escape(visible(text, keep="\n"), quote=True)
 
 
 class Page:
@@ -44,34 +79,34 @@ class Page:
 
     def heading(self, text: str) -> None:
         """Add the title of a section."""
-        self.parts.append(f"<h2>{html.escape(text)}</h2>")
+        self.parts.append(f"<h2>{_escape(text)}</h2>")
 
     def text(self, text: str) -> None:
         """Add a paragraph of plain text."""
-        self.parts.append(f"<p>{html.escape(text)}</p>")
+        self.parts.append(f"<p>{_escape(text)}</p>")
 
     def formula(self, text: str) -> None:
         """Add lines as they are, in a fixed-width font."""
-        self.parts.append(f"<pre>{html.escape(text)}</pre>")
+        self.parts.append(f"<pre>{_escape(text)}</pre>")
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Add a table of texts. The first column is aligned left, the others right."""
-        lines = ["<tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in head) + "</tr>"]
-        lines += ["<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows]
+        lines = ["<tr>" + "".join(f"<th>{_escape(c)}</th>" for c in head) + "</tr>"]
+        lines += ["<tr>" + "".join(f"<td>{_escape(c)}</td>" for c in row) + "</tr>" for row in rows]
         self.parts.append("<table>\n" + "\n".join(lines) + "\n</table>")
 
     def figure(self, figure: Figure, name: str, caption: str) -> None:
         """Write FOLDER/<name>.png and show the same picture in the page, with `caption` below it."""
         path = self.folder / f"{name}.png"
         with atomic_write(path) as tmp:
-            figure.savefig(tmp, format="png")
+            save_figure(figure, tmp)
         data = base64.b64encode(path.read_bytes()).decode()
-        image = f'<img src="data:image/png;base64,{data}" alt="{html.escape(caption, quote=True)}">'
-        self.parts.append(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
+        image = f'<img src="data:image/png;base64,{data}" alt="{_escape(caption)}">'
+        self.parts.append(f"<figure>{image}<figcaption>{_escape(caption)}</figcaption></figure>")
 
     def write(self, name: str) -> Path:
         """Write FOLDER/<name>.html, which needs no other file, and return its path."""
-        title = html.escape(self.title)
+        title = _escape(self.title)
         path = self.folder / f"{name}.html"
         head = f'<meta charset="utf-8">\n<title>{title}</title>\n<style>{STYLE}</style>'
         body = "\n".join([f"<h1>{title}</h1>", *self.parts])

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
+from local.common.visible import unescaped, visible
+
 from tqdm import tqdm
 
 T = TypeVar("T")
@@ -24,13 +26,13 @@ class Progress(contextlib.AbstractContextManager):
         self, total: int | None = None, desc: str = "", unit: str = "it", left: Callable[[], float | None] | None = None
     ) -> None:
         """Count to `total`. left: returns the seconds left of longer work that this is a part of, to show instead."""
-        self.total, self.desc, self.unit, self.left = total, desc, unit, left
+        self.total, self.desc, self.unit, self.left = total, visible(desc), unit, left
         self.count = 0
         self.started = self.last_line = time.monotonic()
         self.note = ""
         self.bar: tqdm | None = None
         if (terminal := _terminal()) is not None:
-            self.bar = tqdm(None, desc, total, leave=False, file=terminal, unit=f" {unit}", dynamic_ncols=True)
+            self.bar = tqdm(None, self.desc, total, leave=False, file=terminal, unit=f" {unit}", dynamic_ncols=True)
 
     def update(self, n: int = 1, note: str | None = None) -> None:
         """Count `n` more items; a `note` replaces the last one."""
@@ -88,7 +90,7 @@ def _terminal() -> TextIO | None:
     number = int(os.environ.get("PROGRESS_FD", "2"))
     if not os.isatty(number):
         return None
-    return sys.stderr if number == 2 else open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    return unescaped(sys.stderr) if number == 2 else open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def clock(seconds: float) -> str:

@@ -15,6 +15,8 @@ from local.common.errors import UserError
 
 import yaml
 
+HALF = re.compile(r"\\(u|U0000)[dD][89a-fA-F][0-9a-fA-F]{2}")  # of a character outside the first 65,536, in YAML and JSON
+
 
 def read_bytes(path: Path, made_by: str = "") -> bytes:
     """Return a file's content, `.gz` unpacked. Raises `UserError` if it is missing or damaged; `made_by` is what writes it."""
@@ -92,6 +94,9 @@ def read_lines(path: Path, made_by: str = "") -> list[str]:
 def read_yaml(path: Path, made_by: str = "", load: Callable[[str], Any] = yaml.safe_load) -> Any:
     """Return a YAML file's plain values, or what `load` makes of its text. Raises `UserError` naming the place of an error."""
     lines = read_lines(path, made_by)
+    for number, line in enumerate(lines, 1):
+        if half := HALF.search(line):  # no file can hold what is made of it
+            raise UserError(f"{path}:{number}: half a character ({half[0]}); write the character itself")
     try:
         return load("\n".join(lines))
     except yaml.MarkedYAMLError as e:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from local.common.atomic import write_text
 from local.common.errors import UserError
 from local.common.text_files import read_lines
+from local.common.visible import cell, unquoted, visible
 
 MAX_SHOWN = 5  # dropped utterances named on the screen, per reason
 
@@ -22,16 +23,18 @@ class Dropped(NamedTuple):
     kind: str
     detail: str = ""
 
+    def columns(self) -> tuple[str, str, str]:
+        """Return its row of dropped.tsv."""
+        return self.id, self.part, f"{self.kind}: {self.detail}" if self.detail else self.kind
+
     def line(self) -> str:
-        """Return its line of dropped.tsv; bytes of a file name that are not UTF-8 are shown by their number."""
-        reason = f"{self.kind}: {self.detail}" if self.detail else self.kind
-        line = "\t".join(s.replace("\t", " ").replace("\n", " ") for s in (self.id, self.part, reason))
-        return line.encode("utf-8", "backslashreplace").decode("utf-8")
+        """Return the same for the screen."""
+        return ", ".join(map(visible, self.columns()))
 
 
 def write_dropped(path: str | Path, dropped: Sequence[Dropped]) -> None:
-    """Write lines `id<TAB>part<TAB>reason`; an empty file if nothing was dropped."""
-    write_text(path, "".join(d.line() + "\n" for d in dropped))
+    """Write lines `id<TAB>part<TAB>reason` of visible text; an empty file if nothing was dropped."""
+    write_text(path, "".join("\t".join(map(cell, d.columns())) + "\n" for d in dropped))
 
 
 def read_dropped(path: Path, made_by: str) -> list[Dropped]:
@@ -40,7 +43,7 @@ def read_dropped(path: Path, made_by: str) -> list[Dropped]:
     for number, row in enumerate(rows, 1):
         if len(row) != 3:
             raise UserError(f"{path}:{number}: damaged: not 'id<TAB>part<TAB>reason'; let {made_by} make it again (--force)")
-    return [Dropped(*row) for row in rows]
+    return [Dropped(*map(unquoted, row)) for row in rows]
 
 
 def report_dropped(dropped: Sequence[Dropped], listing: str | Path) -> None:
@@ -49,6 +52,6 @@ def report_dropped(dropped: Sequence[Dropped], listing: str | Path) -> None:
     for d in dropped:
         counts[d.part, d.kind] += 1
         if counts[d.part, d.kind] <= MAX_SHOWN:
-            print("  dropped " + d.line().replace("\t", ", ").replace("\n", " "))
+            print(f"  dropped {d.line()}")
     for (part, kind), n in counts.items():
         print(f"{part}: {n} dropped ({kind}); listed in {listing}")

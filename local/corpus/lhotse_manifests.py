@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from local.common.errors import UserError, described
 from local.common.text_files import regular
+from local.common.visible import encodable
 from local.corpus.audio_paths import locate
 from local.corpus.dropped import Dropped
 from local.corpus.manifest_lines import find_problem
@@ -146,9 +147,7 @@ def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> I
                 where = f"{manifest}:{number}"
                 try:
                     values = json.loads(line)
-                    if r"\ud" in line.lower():  # half of a character cannot be written again
-                        json.dumps(values, ensure_ascii=False).encode("utf-8")
-                    item = deserialize_item(values)
+                    item = deserialize_item(encodable(values, line))
                     for segment in getattr(item, "supervisions", [item]):
                         if isinstance(segment, SupervisionSegment):
                             segment.text = " ".join((segment.text or "").split())

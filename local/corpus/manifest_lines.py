@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from local.common.errors import UserError, described
 from local.common.text_files import read_bytes
+from local.common.visible import encodable
 from local.corpus.audio_reading import HIGHEST_RATE, LOWEST_RATE, Downmix
 
 from lhotse import Recording, SupervisionSegment
@@ -46,7 +47,8 @@ def read_manifest(path: Path, kind: type[T], made_by: str) -> Iterator[T]:
 def parse_item(line: bytes, kind: type[T], where: str, made_by: str = "prepare.sh") -> T:
     """Return the item of one line. Raises `UserError` naming `where` if it is not a `kind` or has impossible values."""
     try:
-        item = deserialize_item(decode_json_line(line.decode("utf-8")))
+        text = line.decode("utf-8")
+        item = deserialize_item(encodable(decode_json_line(text), text))
         if not isinstance(item, kind):
             raise TypeError(f"a {type(item).__name__}, not a {kind.__name__}")
         wrong = find_problem(item) or _problem_of_features(item)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from local.common.atomic import atomic_write
 from local.common.errors import UserError, reason
 from local.common.text_files import read_lines, regular
 from local.config.schema import DataConfig
+from local.corpus.archives import members_of, open_tar
 from local.corpus.audio_reading import BadAudio, Source
 from local.corpus.commands import MOST_BYTES, SECONDS, CommandFailed, run
 from local.corpus.corpus_yaml import Corpus
@@ -232,14 +232,14 @@ def recordings_in(tar: Path, location: str) -> Iterator[tuple[str, Recording | N
 
     Raises `ValueError` or `tarfile.TarError` after the last complete one if the file is damaged.
     """
-    with tarfile.open(tar, "r:") as archive:
-        members = iter(archive)
+    with tar.open("rb") as packed, open_tar(packed) as archive:
+        members = members_of(archive)
         for data, meta in zip(members, members, strict=False):  # the audio, then lhotse's description of it
             name = str(Path(data.name).with_suffix(""))
             if meta.name.endswith(".nometa"):
                 yield name, None
                 continue
-            file = archive.extractfile(meta)
+            file = archive.extractfile(meta) if meta.isreg() else None
             recording = deserialize_item(decode_json_line((file.read() if file else b"").decode("utf-8")))
             if not isinstance(recording, Recording) or len(recording.sources) != 1:
                 raise ValueError(f"{meta.name} does not describe a recording")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from local.common.errors import UserError, first_of
+from local.common.visible import visible
 from local.corpus.audio_paths import AUDIO_ENDINGS
 from local.corpus.corpus_yaml import Corpus
 from local.corpus.librispeech import TRANSCRIPTS
@@ -71,7 +72,7 @@ def find_sources(corpus_dir: Path, corpus: Corpus, errors: list[str]) -> dict[st
         if source:
             found[part] = source
             if not named:
-                print(f"part '{part}' is {source.path}")
+                print(f"part '{part}' is {visible(str(source.path))}")
         elif part in needed:
             missing.append(part)
     if missing:

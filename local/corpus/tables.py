@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from local.common.errors import UserError
 from local.common.text_files import first_lines, read_lines
+from local.common.visible import visible
 from local.corpus.audio_paths import AudioFinder
 from local.corpus.dropped import Dropped
 from local.corpus.pairs import Pair, undecoded, whole_file
@@ -64,7 +65,8 @@ def table_rows(table: Path, part: str, dropped: list[Dropped], finder: AudioFind
     head = list(islice(cells_of_lines, SAMPLE))
     layout = find_layout(table, [cells for _, cells in head], finder, delimiter)
     if layout.guessed and head:
-        taken = f"the first line ({', '.join(head[0][1])}) is no header that is known" if layout.header else "it has no header"
+        first = visible(", ".join(head[0][1]))
+        taken = f"the first line ({first}) is no header that is known" if layout.header else "it has no header"
         print(f"{table}: {taken}; columns: {layout.describe()}")
     for n, (number, cells) in enumerate(chain(head, cells_of_lines)):
         where = f"{table}:{number}"

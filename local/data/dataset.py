@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from local.common.errors import UserError, reason
+from local.common.visible import visible
 from local.config.schema import AugmentConfig, Config
 from local.corpus.audio_reading import load_audio
 from local.corpus.shard_store import ShardStore
@@ -102,7 +103,7 @@ class AsrDataset(Dataset):
         self.warned += 1
         more = " (more are counted, but not named)" if self.warned == MAX_WARNINGS else ""
         if self.warned <= MAX_WARNINGS:
-            print(f"warning: left out: {problem}{more}", file=sys.stderr)
+            print(f"warning: left out: {visible(problem)}{more}", file=sys.stderr)
 
     def _load(self, cut: Cut) -> torch.Tensor:
         """Return the features (T, F) of a cut, float32, read or computed."""

@@ -12,6 +12,7 @@ from typing import Any
 from local.common.atomic import write_text
 from local.common.errors import UserError
 from local.common.text_files import read_yaml
+from local.common.visible import markdown, visible
 from local.corpus.audio_files import SILENT
 from local.corpus.corpus_yaml import Corpus
 from local.corpus.dropped import Dropped
@@ -87,14 +88,16 @@ class Summary:
         """
         try:
             shown = self.table(tokens)
-            notes = [f"- {part}: {n['text']}" for part, n in self.content.get("parts", {}).items() if n.get("text")]
+            notes = [
+                f"- {markdown(part)}: {visible(n['text'])}"
+                for part, n in self.content.get("parts", {}).items()
+                if n.get("text")
+            ]
         except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError(f"{self.path}: damaged; let {MADE_BY} make it again (--force)") from None
         text = shown + "".join(f"\n{note}" for note in notes) + "\n" * bool(notes)
-        name = self.content.get("corpus", self.path.parent.name)
-        head = (
-            f"# {name}: the prepared data\n\nWritten by prepare.sh. dropped.tsv lists what was left out, with the reasons.\n\n"
-        )
+        title = f"# {markdown(str(self.content.get('corpus', self.path.parent.name)))}: the prepared data"
+        head = f"{title}\n\nWritten by prepare.sh. dropped.tsv lists what was left out, with the reasons.\n\n"
         write_text(self.path, json.dumps(self.content, indent=1, ensure_ascii=False) + "\n")
         write_text(self.path.with_name("README.md"), head + text)
         return text
@@ -109,7 +112,7 @@ class Summary:
         rows: list[tuple[str, list[Any]]] = [("utterances read", [first.get(p, {}).get("read", "") for p in names])]
         for kind in dict.fromkeys(k for stage in stages for p in names for k in stage.get(p, {}).get("dropped", {})):
             counts = [sum(stage.get(p, {}).get("dropped", {}).get(kind, 0) for stage in stages) for p in names]
-            rows.append((f"dropped: {kind}", counts))
+            rows.append((f"dropped: {markdown(kind)}", counts))
         moved = [first.get(p, {}).get("split off", 0) for p in names]
         if any(moved):
             rows.append(("moved to other parts (-: from train)", moved))
@@ -126,14 +129,17 @@ class Summary:
         )
         rows.append(("speakers", [last[p].get("speakers") or "unknown" for p in names]))
         for key, unit in (("sampling rates", " Hz"), ("channels", "")):
-            rows.append((key, [shares(last[p].get(key, {}), unit) for p in names]))
+            rows.append((key, [markdown(shares(last[p].get(key, {}), unit)) for p in names]))
         if any(last[p].get("silent") for p in names):
             rows.append((f"nearly silent (below {SILENT:g} dB of full scale)", [last[p].get("silent", "") for p in names]))
         for size, found in self.content.get("tokens", {}).items():
             rows.append(
-                (f"tokens per second (lang.vocab_size={size})", [found.get(p, {}).get("per second", "") for p in names])
+                (
+                    f"tokens per second (lang.vocab_size={markdown(size)})",
+                    [found.get(p, {}).get("per second", "") for p in names],
+                )
             )
-        lines = ["| |" + "".join(f" {p} |" for p in names), "|---|" + "--:|" * len(names)]
+        lines = ["| |" + "".join(f" {markdown(p)} |" for p in names), "|---|" + "--:|" * len(names)]
         return "\n".join(lines + [f"| {label} |" + "".join(f" {v} |" for v in values) for label, values in rows]) + "\n"
 
 

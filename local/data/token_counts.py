@@ -8,6 +8,7 @@ from pathlib import Path
 from local.common.atomic import write_text
 from local.common.errors import UserError
 from local.common.text_files import read_lines
+from local.common.visible import quoted, unquoted
 
 UNUSABLE = -1  # number of tokens of a cut that cannot be trained on with these tokens
 MOST = 10**6  # tokens of a cut; a larger number is damage
@@ -21,7 +22,7 @@ def counts_file(lang: Path, part: str) -> Path:
 
 def write_token_counts(counts: Mapping[str, int], path: Path) -> None:
     """Write the number of tokens of each cut, or `UNUSABLE`, by the cut's id."""
-    write_text(path, "".join(f"{name}\t{count}\n" for name, count in counts.items()))
+    write_text(path, "".join(f"{quoted(name)}\t{count}\n" for name, count in counts.items()))
 
 
 def read_token_counts(path: Path) -> dict[str, int]:
@@ -29,6 +30,7 @@ def read_token_counts(path: Path) -> dict[str, int]:
     counts = {}
     for number, line in enumerate(read_lines(path, MADE_BY), 1):
         name, _, count = line.rpartition("\t")
+        name = unquoted(name)
         try:
             counts[name] = int(count)
         except ValueError:

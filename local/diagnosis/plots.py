@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from local.common.html_page import new_figure
+from local.common.visible import shortened
 from local.diagnosis.probe import Probed
 
 import numpy as np
@@ -81,7 +82,7 @@ def depth_curves(modules: dict[str, Probed], ids: Sequence[str], marked: Sequenc
                 ax.plot(values[:, i], color="0.75", linewidth=0.8)
         ax.plot(np.nanmedian(values, axis=1), color="black", linewidth=2, label="median over sequences")
         for name, colour in zip(marked, COLOURS, strict=False):
-            ax.plot(values[:, list(ids).index(name)], color=colour, marker="o", label=name)
+            ax.plot(values[:, list(ids).index(name)], color=colour, marker="o", label=shortened(name))
         _log_axis(ax)
         ax.set_xticks(range(len(names)), [short(n) for n in names])
         ax.set_xlabel("recurrent layer (the loss is on the right)")
@@ -126,4 +127,5 @@ def _name_sequences(ax: Any, ids: Sequence[str], marked: Sequence[str]) -> None:
     named = list(ids) if len(ids) <= LABELLED else list(marked[:MAX_NAMED])
     ax.set_xlabel("utterance, in the order of sequences.tsv")
     if named:
-        ax.set_xticks([list(ids).index(name) for name in named], named, rotation=90, fontsize=8)
+        places = [list(ids).index(name) for name in named]
+        ax.set_xticks(places, list(map(shortened, named)), rotation=90, fontsize=8)

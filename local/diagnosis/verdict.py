@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from local.common.visible import visible
 from local.diagnosis.probe import Probed
 
 import torch
@@ -46,7 +47,7 @@ class Finding:
 
     def names(self) -> str:
         """Return the utterances in words, the first few by name."""
-        named, more = ", ".join(self.utterances[:MAX_NAMED]), len(self.utterances) - MAX_NAMED
+        named, more = ", ".join(map(visible, self.utterances[:MAX_NAMED])), len(self.utterances) - MAX_NAMED
         if len(self.utterances) == self.out_of > 1:
             return f"all {self.out_of} utterances, above all {named}"
         noun = "utterance" if len(self.utterances) == 1 else "utterances"

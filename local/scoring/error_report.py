@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from local.common.visible import quoted, visible
 from local.scoring.align import Score
 
 MAX_LINES = 50  # of each list of frequent errors
 
 
 def error_report(title: str, result: Score) -> str:
-    """Return the report on `result` as plain text; `title` comes first."""
-    return "\n".join([*summary(title, result), "", *frequent(result), *by_word(result), *aligned(result)]) + "\n"
+    """Return the report on `result` as plain, visible text; `title` comes first."""
+    lines = [*summary(title, result), "", *frequent(result), *by_word(result), *aligned(result)]
+    return "".join(f"{visible(line)}\n" for line in lines)
 
 
 def summary(title: str, result: Score) -> Iterator[str]:
@@ -60,4 +62,4 @@ def aligned(result: Score) -> Iterator[str]:
     for utterance, pairs in zip(result.utterances, result.alignments, strict=True):
         if any(ref != hyp for ref, hyp in pairs):
             words = (ref if ref == hyp else f"({ref or '*'}->{hyp or '*'})" for ref, hyp in pairs)
-            yield f"{utterance.id}: {' '.join(words)}"
+            yield f"{quoted(utterance.id)}: {' '.join(words)}"

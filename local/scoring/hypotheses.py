@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from local.artifacts.decoded_sets import DecodedSet
-from local.common.errors import UserError
+from local.common.errors import UserError, reason
 from local.common.text_files import read_lines
+from local.common.visible import encodable, visible
 from local.config.methods import METHODS
 from local.scoring.align import Utterance, word_errors
 
@@ -32,9 +33,9 @@ def read_hypotheses(path: Path) -> list[Utterance]:
             continue
         where = f"{path}:{number}"
         try:
-            row = json.loads(line)
+            row = encodable(json.loads(line), line)
         except (ValueError, RecursionError) as e:
-            raise UserError(f"{where}: damaged ({getattr(e, 'msg', type(e).__name__)}); decode the set again") from None
+            raise UserError(f"{where}: damaged ({reason(e)}); decode the set again") from None
         if not isinstance(row, dict):
             raise UserError(f"{where}: must be an object with the keys id, ref and hyp")
         check_texts(row, ("id", "ref", "hyp"), where)
@@ -131,7 +132,7 @@ def check_same(exp_dir: Path, name: str, methods: dict[str, list[Utterance]]) ->
 def listed(ids: Sequence[str]) -> str:
     """Return `a, b, c and 4 more`."""
     more = f" and {len(ids) - MAX_NAMED} more" if len(ids) > MAX_NAMED else ""
-    return ", ".join(ids[:MAX_NAMED]) + more
+    return ", ".join(map(visible, ids[:MAX_NAMED])) + more
 
 
 def check_complete(data_dir: Path, name: str, utterances: Sequence[Utterance]) -> None:
@@ -152,8 +153,11 @@ def spoken_words(data_dir: Path, name: str) -> dict[str, list[tuple[str, float]]
         for supervision in cut.get("supervisions", ())[:1]:
             try:
                 items = (supervision.get("alignment") or {}).get("word", ())
-                found[cut["id"]] = [(str(word), float(start + duration)) for word, start, duration, *_ in items]
-            except (TypeError, ValueError, AttributeError):
+                ends = [(str(word), float(start + duration)) for word, start, duration, *_ in items]
+                if not all(math.isfinite(end) for _, end in ends):
+                    raise ValueError("not finite")
+                found[cut["id"]] = ends
+            except (TypeError, ValueError, AttributeError, OverflowError):
                 raise UserError(f"{where}: the alignment is damaged; let {STAGE} make it again (--force)") from None
     return found
 
@@ -164,9 +168,9 @@ def prepared(data_dir: Path, name: str) -> Iterator[tuple[dict[str, Any], str]]:
     for number, line in enumerate(read_lines(path, STAGE), 1):
         where = f"{path}:{number}"
         try:
-            cut = json.loads(line)
+            cut = encodable(json.loads(line), line)
             whole = isinstance(cut["id"], str) and all(isinstance(s["id"], str) for s in cut.get("supervisions", ()))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             whole = False
         if not whole:
             raise UserError(f"{where}: damaged: not a cut; let {STAGE} make it again (--force)")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from local.artifacts.decoded_sets import DecodedSet
 from local.common.atomic import atomic_write
+from local.common.html_page import new_figure, save_figure
+from local.common.visible import markdown, shortened
 
 Results = dict[str, dict[str, dict[str, Any]]]  # the content of wer.json: set, method, key
 
 HEAD = ("set", "method", "WER %", "95 % interval", "sub", "del", "ins", "words", "CER %", "RTF", "memory MiB", "delay ms")
 EARLIER_HEAD = ("set", "method", "WER %", "average", "other options", "decoded")
+MOST_PANELS = 50  # of the plot, which may be 65,535 pixels wide
 ORACLE_NOTE = "\n\\* chosen from the n-best list with the reference (fewest errors): a lower bound, not a result.\n"
 
 
@@ -24,10 +28,10 @@ def table(results: Results) -> str:
             interval = "{:.2f} - {:.2f}".format(*r["ci95"]) if r["ci95"] else "-"
             counts = [str(r[key]) for key in ("sub", "del", "ins", "words")]
             costs = [decimals(r["rtf"], 4), decimals(r["peak_memory_mib"], 0), decimals(r["symbol_delay"], 0, factor=1000)]
-            label = method + (" \\*" if r["oracle"] else "")
-            rows.append([name, label, decimals(r["wer"]), interval, *counts, decimals(r["cer"]), *costs])
+            label = markdown(method) + (" \\*" if r["oracle"] else "")
+            rows.append([markdown(name), label, decimals(r["wer"]), interval, *counts, decimals(r["cer"]), *costs])
     note = ORACLE_NOTE if any(r["oracle"] for methods in results.values() for r in methods.values()) else ""
-    return markdown(HEAD, rows, range(2)) + note
+    return markdown_table(HEAD, rows, range(2)) + note
 
 
 def origin(sets: Iterable[DecodedSet]) -> str:
@@ -35,7 +39,8 @@ def origin(sets: Iterable[DecodedSet]) -> str:
     made = max((s.made_by for s in sets if s.made_by), key=lambda m: m["date"], default=None)
     if made is None:
         return ""
-    return f"Average {made['label']} ({made['average']}), decoded {minute(made)} by commit {made['commit']}.\n\n"
+    label, average, when, commit = map(markdown, (made["label"], made["average"], minute(made), made["commit"]))
+    return f"Average {label} ({average}), decoded {when} by commit {commit}.\n\n"
 
 
 def earlier_table(rows: Sequence[tuple[DecodedSet, float | None, DecodedSet | None]]) -> str:
@@ -50,8 +55,9 @@ def earlier_table(rows: Sequence[tuple[DecodedSet, float | None, DecodedSet | No
         ours, theirs = decoded.made_by.get("options", {}), now.made_by.get("options", {}) if now else {}
         differing = ", ".join(f"{key}={value}" for key, value in ours.items() if now and theirs.get(key) != value)
         label, date = decoded.made_by.get("label", "unknown"), minute(decoded.made_by)
-        cells.append([decoded.name, decoded.method, decimals(wer), label, differing or "-", date])
-    return "\nEarlier settings\n\n" + markdown(EARLIER_HEAD, cells, (0, 1, 3, 4, 5))
+        row = [decoded.name, decoded.method, decimals(wer), label, differing or "-", date]
+        cells.append(list(map(markdown, row)))
+    return "\nEarlier settings\n\n" + markdown_table(EARLIER_HEAD, cells, (0, 1, 3, 4, 5))
 
 
 def minute(made_by: dict[str, Any]) -> str:
@@ -59,8 +65,8 @@ def minute(made_by: dict[str, Any]) -> str:
     return made_by["date"][:16].replace("T", " ") if "date" in made_by else "-"
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: Iterable[int]) -> str:
-    """Return a Markdown table with padded cells; left: the columns that are left-aligned."""
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Iterable[int]) -> str:
+    """Return a Markdown table with padded cells, which are Markdown; left: the columns that are left-aligned."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     texts = set(left)
 
@@ -86,23 +92,22 @@ def plot(results: Results, path: Path) -> None:
     if not points:
         path.unlink(missing_ok=True)
         return
-    from matplotlib import colormaps  # takes half a second; pyplot is not used because it looks for a display
-    from matplotlib.figure import Figure
+    from matplotlib import colormaps  # takes half a second
 
-    figure = Figure(figsize=(5.5 * len(points) + 3, 4.5), layout="constrained")
+    points = dict(itertools.islice(points.items(), MOST_PANELS))
+    figure = new_figure(4.5, 5.5 * len(points) + 3)
     shades = colormaps["tab20"]
     colours = {m: shades(i % 20) for i, m in enumerate(dict.fromkeys(m for methods in points.values() for m in methods))}
     for axes, (name, methods) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
         for method, r in methods.items():
             low, high = r["ci95"]
-            label, fill = (f"{method} (oracle)", "none") if r["oracle"] else (method, None)
+            label, fill = (f"{shortened(method)} (oracle)", "none") if r["oracle"] else (shortened(method), None)
             style = {"color": colours[method], "markerfacecolor": fill, "label": label}
             axes.errorbar(r["rtf"], r["wer"], [[r["wer"] - low], [high - r["wer"]]], fmt="o", capsize=3, **style)
-        axes.set(
-            title=name, xlabel="real-time factor", ylabel="WER in %, with its 95 % interval", xlim=(0, None), ylim=(0, None)
-        )
+        axes.set(title=shortened(name), xlabel="real-time factor", ylabel="WER in %, with its 95 % interval")
+        axes.set(xlim=(0, None), ylim=(0, None))
         axes.grid(alpha=0.3)
     handles = {label: h for ax in figure.axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
     with atomic_write(path) as tmp:
-        figure.savefig(tmp, format="png", dpi=120)
+        save_figure(figure, tmp, dpi=120)

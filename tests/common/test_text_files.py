@@ -74,3 +74,10 @@ def test_yaml_of_impossible_values_is_refused(tmp_path: Path, text: str) -> None
     (tmp_path / "corpus.yaml").write_text(text)
     with pytest.raises(UserError, match=r"corpus\.yaml"):
         read_yaml(tmp_path / "corpus.yaml")
+
+
+@pytest.mark.parametrize("text", ['a: b\nc: "\\ud800"\n', 'a: b\n"\\U0000DFFF": 1\n'])
+def test_half_a_character_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"a.yaml:2: .*\\[uU]"):
+        read_yaml(tmp_path / "a.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from local.common.errors import UserError
@@ -116,3 +117,15 @@ def test_shared_speakers_are_warned_of_in_the_users_own_sets_only(corpus: Path, 
     (corpus / "train.tsv").write_text("".join(lines))  # one speaker: dev has to share it
     prepare(corpus, 1)
     assert "speakers are both" not in capsys.readouterr().err
+
+
+def test_names_of_parts_are_text_in_the_table(tmp_path: Path) -> None:
+    hostile = {"a|b`c`": 1, "<img src=x onerror=y>": 2, "[x](z)\n| forged |": 3}
+    summary = Summary(tmp_path, {"corpus": "<b>\n# forged", "parts": {}})
+    for part, silent in hostile.items():
+        summary.add_cuts(part, [1.0], silent, [])
+    summary.write()
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {5} and not any("forged" in line for line in lines[1:4])
+    assert not re.search(r"(?<!\\)[<`\[]", "".join(lines)) and r"a\|b\`c\`" in table[0]
