@@ -175,7 +175,7 @@ class DataConfig(Section):
     min_utterance_seconds: Annotated[float, Limits(0, 1e9)]
     max_utterance_seconds: Duration
     max_lost: Share
-    max_wait: Annotated[float, Limits(0, 1_000_000, is_open=True)]
+    max_wait: Annotated[float, Limits(0.001, 1_000_000)]
 
 
 @dataclass
