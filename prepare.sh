@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # From audio to cuts, tokens and features. Stages that are done are skipped; see --help.
 set -euo pipefail
-cd -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")"  # also if this is called through a link
+here=$(dirname -- "${BASH_SOURCE[0]}")
+[[ -f $here/local/stages.sh ]] || here=$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")  # this is called through a link
+CDPATH='' cd -- "$here"
 source local/stages.sh
 
 usage() {

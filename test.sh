@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # All checks of this repository. Each runs even where one before it failed; the last line sums them up.
 set -uo pipefail
-cd -- "$(dirname -- "$(realpath -- "$0")")"
+here=$(dirname -- "$0")
+[[ -f $here/local/stages.sh ]] || here=$(dirname -- "$(realpath -- "$0")")  # this is called through a link
+CDPATH='' cd -- "$here"
 source local/stages.sh
 
 usage() {
