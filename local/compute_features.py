@@ -127,7 +127,7 @@ def still_good(old: Cut | None, cut: Cut) -> bool:
 def compute_part(
     cuts: Sequence[Cut], part: str, folder: Path, cfg: Config, pool: Executor, num_jobs: int, store: ShardStore
 ) -> list[Failure]:
-    """Store the features of `cuts` and return the failures.
+    """Store the features of `cuts`; name the failures on stderr and return them.
 
     Raises `UserError` if no cut has features, or fewer than data.max_lost allows; <part>.partial.jsonl.gz then keeps them for
     the next run. lhotse's `compute_and_store_features` is not used: one unreadable file would end a worker's whole share.
@@ -148,6 +148,8 @@ def compute_part(
             done |= {cut.id: cut.features for cut in extracted}
             failed += bad
             shown.update(len(extracted) + len(bad))
+    for name, why in failed:
+        print(f"warning: {part}: no features for {visible(name)}: {why}", file=sys.stderr)
     if not done:
         raise UserError(f"part '{part}': none of its {len(cuts)} cuts has features; {failed[-1][0]}: {failed[-1][1]}")
     kept = partial if len(failed) > cfg.data.max_lost * len(cuts) else manifest
@@ -185,8 +187,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         # new workers for each part, so that its archives are closed
         with workers(args.nj, args.dask) as (pool, num_jobs):
             failed = compute_part(cuts, part, args.data_dir / "features", cfg, pool, num_jobs, store)
-        for name, why in failed:
-            print(f"warning: {part}: no features for {visible(name)}: {why}", file=sys.stderr)
         print(f"{part}: features of {len(cuts) - len(failed)} cuts, {sum(c.duration for c in cuts) / 3600:.2f} h")
 
 

@@ -251,14 +251,18 @@ class Soak:
         assert left <= {path.name for path in (self.world / "tmp-whole").iterdir()}, f"left in TMPDIR: {left}"
 
 
-def soak(world: Path, minutes: float, pace: tuple[float, float], seed: int) -> list[str]:
-    """Return what failed."""
+def soak(world: Path, minutes: float, least: int, pace: tuple[float, float], seed: int) -> list[str]:
+    """Attack for `minutes`, and `least` times; return what failed."""
     make_audio(world / "audio")
     shared, test = set(left_in_memory()), Soak(world, seed, pace)
     end, order = time.monotonic() + 60 * minutes, list(test.attacks)
-    while time.monotonic() < end:
+
+    def going_on() -> bool:
+        return time.monotonic() < end or sum(test.counts.values()) < least
+
+    while going_on():
         for attack in order if test.counts else ["group", *order]:  # the first before anything is trained
-            if time.monotonic() < end:
+            if going_on():
                 test.round(attack, early=not test.counts or test.rng.random() < 0.1)
         test.rng.shuffle(order)
     rows = (world / "exp-killed" / "train.csv").read_text().splitlines() if test.counts else []
@@ -282,6 +286,7 @@ def main() -> int:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--least", type=int, default=5, help="attacks, also if they take longer (%(default)s)")
     parser.add_argument("--pace", type=float, nargs=2, default=(30.0, 90.0), metavar=("LEAST", "MOST"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="empty or new; kept (default: a temporary one)")
@@ -294,7 +299,7 @@ def main() -> int:
         print("warning: /dev/shm cannot be a private one here", flush=True)
     with contextlib.ExitStack() as stack:
         world = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        failures = soak(world.resolve(), args.minutes, tuple(args.pace), args.seed)
+        failures = soak(world.resolve(), args.minutes, args.least, tuple(args.pace), args.seed)
     print("\n".join(f"FAILED: {failure}" for failure in failures) or "PASSED")
     return 1 if failures else 0
 

@@ -203,6 +203,7 @@ def test_a_killed_data_worker_ends_the_training(data: Path, tmp_path: Path) -> N
     assert shared_files() == before
 
 
+@pytest.mark.slow
 def test_a_killed_data_worker_ends_the_decoding(data: Path, tmp_path: Path) -> None:
     assert training(data, tmp_path, "train.max_steps=1", before=lambda: None).status() == 0
     arguments = ["--checkpoint", tmp_path / "exp/checkpoints/step-1.pt", "--data-dir", data, "--exp-dir", tmp_path / "exp"]
@@ -216,6 +217,7 @@ def test_a_data_worker_that_stands_still(data: Path, tmp_path: Path) -> None:
     assert "data.max_wait" in (error := program.one_error()) and "1 s" in error
 
 
+@pytest.mark.slow
 def test_a_small_shared_memory_and_a_long_tmpdir(data: Path, tmp_path: Path) -> None:
     """Batches come from the workers without /dev/shm, and without sockets in TMPDIR."""
     long = tmp_path / ("x" * 120)

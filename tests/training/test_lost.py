@@ -49,6 +49,7 @@ def test_the_share_itself_is_allowed() -> None:
         check_lost("epoch 1", 1, 100, 0.0, "x")
 
 
+@pytest.mark.slow
 def test_an_epoch_that_lost_too_many(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = train_ids(data)[:2]
     lose(monkeypatch, lost[:1])
