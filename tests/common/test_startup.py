@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 import pytest
 
 PROGRAMS = [[str(ROOT / "local" / "train.py")], ["-m", "local.wer"], ["-m", "studies.ablation"]]
-SLOW = "import os, time\nopen(os.environ['STARTED'], 'w').close()\ntime.sleep(20)\n"  # instead of a library
+SLOW = "import os, time\nopen(os.environ['STARTED'], 'w').close()\nfor _ in range(400):\n    time.sleep(0.05)\n"  # instead of a library
 
 
 def started(arguments: list[str], folder: Path, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
