@@ -16,7 +16,13 @@ from tests.conftest import ROOT
 import pytest
 
 PROGRAMS = [[str(ROOT / "local" / "train.py")], ["-m", "local.wer"], ["-m", "studies.ablation"]]
-SLOW = "import os, time\nopen(os.environ['STARTED'], 'w').close()\ntime.sleep(20)\n"  # instead of a library
+# Instead of a library. A signal just before one long sleep would wait for its end.
+SLOW = """
+import os, time
+open(os.environ["STARTED"], "w").close()
+for _ in range(400):
+    time.sleep(0.05)
+"""
 
 
 def started(arguments: list[str], folder: Path, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
