@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Iterator
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,25 @@ def why_no_k2() -> str | None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("k2") is not None and (reason := why_no_k2()):
         pytest.skip(reason)
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Return a function that starts a process in a session of its own; all of the session is killed afterwards."""
+    made: list[subprocess.Popen] = []
+
+    def start(command: list[str], **options: object) -> subprocess.Popen:
+        made.append(
+            subprocess.Popen(  # type: ignore[call-overload]
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
+            )
+        )
+        return made[-1]
+
+    yield start
+    for process in made:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.communicate()

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -41,28 +41,6 @@ main()
 def worker(place: Path) -> Path:
     (place / "worker.py").write_text(WORKER)
     return place
-
-
-@pytest.fixture
-def started() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Return a function that starts a process in a session of its own; all of the session is killed afterwards."""
-    made: list[subprocess.Popen] = []
-
-    def start(command: list[str], **options: object) -> subprocess.Popen:
-        made.append(
-            subprocess.Popen(  # type: ignore[call-overload]
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
-            )
-        )
-        return made[-1]
-
-    yield start
-    for process in made:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        process.communicate()
 
 
 def until(reached: Callable[[], object], what: str) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from local.common import children
@@ -95,23 +95,12 @@ def stay(_):
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    started: list[subprocess.Popen[str]] = []
-
+def start(tmp_path: Path, started: Callable[..., subprocess.Popen[str]]) -> Callable[[str], subprocess.Popen[str]]:
     def begin(kind: str) -> subprocess.Popen[str]:
         (tmp_path / "parent.py").write_text(PROGRAM + PARENTS[kind])
-        command, environment = [sys.executable, str(tmp_path / "parent.py")], {**os.environ, "PYTHONPATH": str(ROOT)}
-        pipe = subprocess.PIPE
-        started.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True))
-        return started[-1]
+        return started([sys.executable, str(tmp_path / "parent.py")], env={**os.environ, "PYTHONPATH": str(ROOT)})
 
-    yield begin
-    for process in started:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        process.communicate()
+    return begin
 
 
 def gone(pids: list[int], seconds: float = 5.0) -> bool:
