@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from local.common import startup
-from local.common.children import why_loader_failed
+from local.common.children import end_with_shell, why_loader_failed
 from local.common.errors import UserError, one_line
 from local.common.locks import released
-from local.common.signals import Stopped, end_with_shell, ending_signals
+from local.common.signals import Stopped, ending_signals
 from local.common.visible import escaped_output
 
 if TYPE_CHECKING:

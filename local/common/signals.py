@@ -70,11 +70,3 @@ def _as_before() -> None:
     while _ours:
         number, handler = _ours.popitem()
         signal.signal(number, handler)  # type: ignore[arg-type]
-
-
-def end_with_shell() -> None:
-    """End this program by SIGTERM when the shell script that started it ends, however that happens."""
-    if parent := os.environ.pop(PARENT, ""):
-        from local.common.children import die_with_parent  # loads ctypes; programs started by hand need it not
-
-        die_with_parent(int(parent), signal.SIGTERM)
