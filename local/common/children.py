@@ -27,7 +27,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from local.common.errors import UserError
-from local.common.signals import ENDING, PARENT
+from local.common.signals import PARENT
 
 
 class ChildEnded(UserError):
@@ -68,7 +68,6 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
 def begin_child(parent: int, *_: Any) -> None:
     """Begin a process that works for `parent`: it dies with it, and leaves Ctrl-C, which reaches both, to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # see `ending_signals_wait`
     die_with_parent(parent)
 
 
@@ -115,16 +114,6 @@ def room_for_children() -> Iterator[None]:
             raise
         where = "/dev/shm is full" if e.errno == errno.ENOSPC else f"{e.strerror}; see ulimit -a"
         raise UserError(f"no process can be started: {where}; free it, or use fewer (data.num_workers=0, --nj 1)") from None
-
-
-@contextlib.contextmanager
-def ending_signals_wait() -> Iterator[None]:
-    """Let signals that end this program wait until the block has ended: Python drops what they raise while it forks."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -187,11 +176,12 @@ def each_in_a_process(function: Callable[[A], B], items: Iterable[A], num_jobs: 
         while True:
             for number, item in islice(waiting, num_jobs - len(running)):
                 receiver, sender = context.Pipe(duplex=False)
-                child = context.Process(target=_answer, args=(function, item, sender, os.getpid()))
-                with room_for_children(), ending_signals_wait():
+                # A daemon: Ctrl-C can come before it is in `running`, and Python's exit would wait for it.
+                child = context.Process(target=_answer, args=(function, item, sender, os.getpid()), daemon=True)
+                with room_for_children():
                     child.start()
-                    running[receiver] = number, child
                 sender.close()
+                running[receiver] = number, child
             if not running:
                 return
             for ready in wait(list(running)):

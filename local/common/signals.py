@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PARENT = "RECIPE_PARENT"  # set by run.sh and prepare.sh: the process that this one must not outlive
+SOON = 0.02  # seconds after which a signal comes once more, if Python has dropped its exception
 AGAIN = 2.0  # seconds; a second signal within them is the same wish: the terminal and run.sh both send it
 _forks: list[bool] = []  # of this process: not empty once forked children are looked after
 
@@ -36,6 +38,8 @@ class Stopped(KeyboardInterrupt):
 def ending_signals() -> Iterator[None]:
     """Raise `Stopped` in the block when a signal asks to end, and once more if one comes after `AGAIN` seconds.
 
+    Python drops an exception that is raised while it forks, or while it deletes an object; the signal then comes once more.
+
     Signals that are ignored (nohup) stay so. Forked children get the system's behaviour back. With another program's block
     around it, and in other threads than the main one, nothing changes.
     """
@@ -50,6 +54,16 @@ def ending_signals() -> Iterator[None]:
             last = time.monotonic()
             raise Stopped(number)
 
+    def dropped(args: sys.UnraisableHookArgs) -> None:
+        nonlocal last
+        if not isinstance(args.exc_value, Stopped):
+            report_others(args)
+            return
+        last, number = -AGAIN, args.exc_value.number
+        _ours.setdefault(signal.SIGALRM, signal.getsignal(signal.SIGALRM))
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
+        signal.setitimer(signal.ITIMER_REAL, SOON)
+
     before = {n: signal.getsignal(n) for n in ENDING if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)}
     if not _forks:
         _forks.append(True)
@@ -57,16 +71,20 @@ def ending_signals() -> Iterator[None]:
     for number in before:
         signal.signal(number, stop)
     _ours.update(before)
+    report_others, sys.unraisablehook = sys.unraisablehook, dropped
     try:
         yield
     finally:
         _as_before()
+        sys.unraisablehook = report_others
 
 
 _ours: dict[signal.Signals, object] = {}  # signal -> its handler before ours
 
 
 def _as_before() -> None:
+    if signal.SIGALRM in _ours:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     while _ours:
         number, handler = _ours.popitem()
         signal.signal(number, handler)  # type: ignore[arg-type]

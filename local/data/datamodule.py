@@ -33,9 +33,12 @@ from local.data.training_cuts import ShuffledCuts, read_cut_lines
 
 import torch
 from lhotse.cut import Cut
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, dataloader
 
 assert Float16ArchiveReader.name  # importing the class registers it with lhotse, which reads stored features by its name
+
+# If there is no room for its workers, torch deletes a half-made object, and prints a traceback for want of this attribute.
+dataloader._MultiProcessingDataLoaderIter._shutdown = True
 
 
 class Batches:

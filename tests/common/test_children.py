@@ -79,14 +79,18 @@ def test_no_room_for_processes(number: int, where: str) -> None:
 
 
 PARENTS = {  # programs that print the numbers of their children, which stand still
-    "pool": "with process_pool(2, 'x') as pool: list(pool.map(stay, range(2)))",
-    "apart": "list(each_in_a_process(stay, range(2), 2, 'x'))",
-    "spawned": "if __name__ == '__main__':\n with process_pool(2, 'x', 'spawn') as pool: list(pool.map(stay, range(2)))",
+    "pool": "with ending_signals(), process_pool(2, 'x') as pool: list(pool.map(stay, range(2)))",
+    "apart": "with ending_signals(): list(each_in_a_process(stay, range(2), 2, 'x'))",
+    "spawned": (
+        "if __name__ == '__main__':\n"
+        " with ending_signals(), process_pool(2, 'x', 'spawn') as pool: list(pool.map(stay, range(2)))"
+    ),
     "command": "[subprocess.Popen(['sh', '-c', 'echo $$; exec sleep 60'], preexec_fn=end) for _ in range(2)][0].wait()",
 }
 PROGRAM = """
 import functools, os, subprocess, sys, time
 from local.common.children import die_with_parent, each_in_a_process, process_pool
+from local.common.signals import ending_signals
 end = functools.partial(die_with_parent, os.getpid())
 def stay(_):
     os.write(1, b"%d\\n" % os.getpid())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import math
+import multiprocessing.synchronize
 import os
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -139,6 +142,21 @@ def test_workers_destroy_nothing_that_they_inherit(data: Path, tmp_path: Path, m
     finally:
         gc.enable()
     assert (tmp_path / "destroyed").read_text() == f"{os.getpid()}\n"
+
+
+def test_no_room_for_workers_is_one_line(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The iterator that torch could not make is deleted without a traceback."""
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", full)
+    with pytest.raises(UserError, match="/dev/shm"):
+        next(iter(module(data, *SMALL, "data.num_workers=1").train_dataloader(1)))
+    gc.collect()
+    assert not ignored
 
 
 def test_skipped_batches_are_those_at_the_start(data: Path) -> None:

@@ -1,0 +1,63 @@
+"""Signals that end a program, where Python drops the exceptions that they raise."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+import pytest
+
+PROGRAM = """
+import os, signal, sys, time
+from local.common.cli import program
+
+def told(*_):
+    os.kill(os.getpid(), signal.{signal})
+
+class Deleted:
+    __del__ = told
+
+def fork():
+    os.register_at_fork(after_in_parent=told)
+    if os.fork() == 0:
+        os._exit(0)
+
+@program
+def main():
+    {moment}
+    time.sleep(20)
+    print("still here")
+
+main()
+"""
+
+
+@pytest.mark.parametrize("moment", ["fork()", "Deleted()"])
+@pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_is_not_lost_where_python_drops_exceptions(moment: str, number: str, status: int) -> None:
+    command = [sys.executable, "-c", PROGRAM.format(signal=number, moment=moment)]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == status, done.stderr
+    assert "still here" not in done.stdout and "Exception ignored" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_the_alarm_of_others_is_left_alone() -> None:
+    from local.common.signals import ending_signals
+
+    rung: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, _: rung.append(number))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with ending_signals():
+            pass
+        signal.pause()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert rung == [signal.SIGALRM]
