@@ -53,7 +53,7 @@ parse_options() {
            value=${2-} ;;
       [A-Za-z_]*.*=*)
         value=${1#*=}
-        [[ -e $value || ! -e $called_from/$value ]] || from_elsewhere "$1"
+        [[ -z $value || -e $value || ! -e $called_from/$value ]] || from_elsewhere "$1"
         overrides+=("$1"); shift; continue ;;
       *) fail "unknown argument '$1' (see $0 --help)" ;;
     esac
@@ -214,7 +214,7 @@ stage() {
       return 0
     fi
     echo "stage $number, $name: runs again, because"
-    sed 's/^/  /' <<< "$why" | cut -c 1-300 | head -n 5
+    sed 's/^/  /' <<< "$why" | cut -c 1-300 | awk 'NR <= 5'  # which reads all: an early end would be an error (pipefail)
     [[ -z $alone ]] || echo "  it replaces what experiments on $alone were made with; to keep both, use another --data-dir"
   fi
   perform "$@"

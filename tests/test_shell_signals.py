@@ -124,6 +124,21 @@ def test_a_killed_script_leaves_no_program(worker: Path, started: Callable[..., 
     until(lambda: "stopped by SIGTERM" in (worker / "log" / "first.log").read_text(), "the last lines of the log")
 
 
+def test_python_may_be_a_script_that_waits_for_it(worker: Path, started: Callable[..., subprocess.Popen]) -> None:
+    """Such as one that loads modules of a cluster first; the program's parent is then not the script of the stage."""
+    wrapper = worker / "wrapper"
+    wrapper.write_text(f'#!/bin/sh\n{sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+    script = SCRIPT + f"python={wrapper}; stage first -- program worker"
+    shell = started(["bash", "-c", script, "test", str(worker)])
+    until(lambda: (worker / "pid").is_file() or shell.poll() is not None, "the worker")
+    pid = pid_in(worker / "pid")
+    shell.terminate()
+    shell.wait(PATIENCE)
+    until(lambda: ended(pid), "the end of the program")
+    assert shell.returncode == 143 and (worker / "tidied").is_file()
+
+
 def test_ignored_signals_stay_ignored(worker: Path, started: Callable[..., subprocess.Popen]) -> None:
     """As under nohup."""
     script = SCRIPT + "stage first -- program worker"

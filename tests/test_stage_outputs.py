@@ -39,6 +39,16 @@ def test_a_stage_runs_again_if_a_file_that_it_made_is_gone_or_cut(place: Path) -
     assert again(place)[0] == []
 
 
+def test_many_files_that_are_gone_are_made_again(place: Path) -> None:
+    script = "work() { echo working a; mkdir -p out; touch out/$(printf %0100d 1){0000..1999}; }\n"
+    script += "stage first --input in --made-by zero --output out -- work"
+    assert ran(run(place, script=script)) == ["a"]
+    for path in (place / "out").iterdir():
+        path.unlink()
+    result = run(place, script=script)
+    assert ran(result) == ["a"] and result.stdout.count(" is gone\n") == 5
+
+
 def test_what_others_put_beside_an_output_does_not_count(place: Path) -> None:
     (place / "out").mkdir()
     (place / "out" / "others").write_text("1")

@@ -73,8 +73,22 @@ def _as_before() -> None:
 
 
 def end_with_shell() -> None:
-    """End this program by SIGTERM when the shell script that started it ends, however that happens."""
-    if parent := os.environ.pop(PARENT, ""):
-        from local.common.children import die_with_parent  # loads ctypes; programs started by hand need it not
+    """End this program by SIGTERM when the shell script that started it ends, however that happens.
 
-        die_with_parent(int(parent), signal.SIGTERM)
+    Between the two there may be a wrapper (--python), which waits for this program; then it ends with the wrapper.
+    """
+    if script := os.environ.pop(PARENT, ""):
+        from local.common.children import die_with_parent  # loads ctypes; programs started by hand do not need it
+
+        parent = os.getppid()
+        die_with_parent(parent if _exists(int(script)) else int(script), signal.SIGTERM)
+
+
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True

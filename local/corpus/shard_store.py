@@ -4,8 +4,8 @@ Preparation notes the place of each recording in its tar (source `TAR#OFFSET+SIZ
 used like single files, not as a stream. A remote shard (`s3://...`, `https://...`, `pipe:COMMAND`) is fetched as a whole into
 a folder of bounded size; `local.data.training_cuts` takes shards in groups, so that each is fetched once per epoch.
 
-Commands are run, and URLs fetched, only if corpus.yaml has `options.commands: true`: who wrote a manifest could else run
-what they like.
+Commands are run, and URLs fetched, only if corpus.yaml has `options.commands: true`. Otherwise the author of a manifest could
+run any program here.
 """
 
 from __future__ import annotations
