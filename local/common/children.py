@@ -129,6 +129,8 @@ def process_pool(
     context.Process = process
     with room_for_children():
         pool = ProcessPoolExecutor(num_jobs, context, _begin_worker, (os.getpid(), threads))
+    # Python 3.10 would wait for ever until processes that were killed have read what was submitted.
+    pool._call_queue.cancel_join_thread()  # type: ignore[attr-defined]
     try:
         with room_for_children():
             yield pool
