@@ -41,7 +41,7 @@ CUTS = re.compile(r"\bcuts\.(\d+)\.jsonl(\.gz)?(?=\W*$)")
 GIGABYTE = 10**9
 MOST_SHARDS = 100_000  # of a list: 10^8 utterances
 SHARD_SECONDS, SHARD_BYTES = 3600.0, 50 * GIGABYTE  # limits for a shard that is fetched
-FORBIDDEN = "needs a command or the network, which corpus.yaml allows by options.commands: true"
+FORBIDDEN = "needs a command or the network; options.commands: true in corpus.yaml allows both"
 
 
 def is_remote(location: str) -> bool:
