@@ -195,3 +195,18 @@ def test_every_file_that_a_stage_makes_is_made_again(pipeline: Callable[[], list
     (tmp_path / "exp" / "decode" / "greedy_search" / "test.jsonl").unlink()
     assert pipeline() == ["local.decode"]
     assert pipeline() == []
+
+
+def test_links_in_a_circle_are_left_out(place: Path) -> None:
+    """As is a file that vanishes, or that one may not read: find then fails."""
+    (place / "in").unlink()
+    (place / "in").mkdir()
+    (place / "in" / "one").write_text("1")
+    (place / "in" / "self").symlink_to(".")
+    (place / "out").mkdir()
+    (place / "out" / "self").symlink_to(".")
+    assert again(place)[0] == ["a"] and again(place)[0] == []
+    (place / "in" / "one").write_text("2")
+    assert again(place)[0] == ["a"]
+    (place / "out" / "one").unlink()
+    assert again(place)[0] == ["a"]
