@@ -27,8 +27,8 @@ fingerprint() {
   ) 2>/dev/null | cksum
 }
 
-# content FILE: a check sum. Above 16 MB, of the size and both ends of a file that ends with check sums of its content
-# (checkpoints, .npz, .gz); above 1 GB, of these and the time for every file.
+# content FILE: a check sum of its content. Large files are not read whole: of .pt, .npz and .gz above 16 MB, which end with
+# check sums of their content, the size and both ends count; of other files above 1 GB, these and the time.
 content() {
   local size
   size=$(wc -c < "$1")

@@ -37,7 +37,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a fork of a program with threads must not
-WATCH_EVERY = 1.0  # seconds between looks at the parent, where the system tells nothing
+WATCH_EVERY = 1.0  # seconds between looks at the parent, if the system does not tell that it ended
 KILLED = re.compile(
     r"DataLoader worker \(pids?\(?s?\)? [\d, ]+\) (?:is killed by signal: (?P<signal>[^.]*)|exited unexpectedly)"
 )
@@ -65,7 +65,7 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
 
 
 def begin_child(parent: int, *_: Any) -> None:
-    """Begin a process that works for `parent`: it dies with it, and leaves Ctrl-C, which reaches both, to it."""
+    """Begin a process that works for `parent`: it ends with `parent`. It ignores Ctrl-C, which reaches `parent` as well."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(parent)
 

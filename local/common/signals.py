@@ -13,7 +13,7 @@ from types import FrameType
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PARENT = "RECIPE_PARENT"  # set by run.sh and prepare.sh: the process that this one must not outlive
 AGAIN = 2.0  # seconds; a second signal within them is the same wish: the terminal and run.sh both send it
-_forks: list[bool] = []  # of this process: not empty once forked children are looked after
+_forks: list[bool] = []  # not empty once this process resets its signals in forked children
 
 
 class Stopped(KeyboardInterrupt):
