@@ -81,7 +81,8 @@ def end_with_shell() -> None:
         from local.common.children import die_with_parent  # loads ctypes; programs started by hand do not need it
 
         parent = os.getppid()
-        die_with_parent(parent if _exists(int(script)) else int(script), signal.SIGTERM)
+        wrapped = parent > 1 and _exists(int(script))  # 1 adopts orphans; a script that ended may exist until it is reaped
+        die_with_parent(parent if wrapped else int(script), signal.SIGTERM)
 
 
 def _exists(process: int) -> bool:
