@@ -165,7 +165,7 @@ lock() {
   shift 2
   while [[ $status -eq 75 ]]; do
     [[ -w $file || ! -e $file && -w ${file%/*} ]] || return 0  # a stage that must write there will say so
-    eval "exec $number>>\"\$file\""
+    eval "exec $number<>\"\$file\""  # NFS shares a lock only of a file that can be read
     status=0
     RECIPE_PARENT=$$ follow exec "$python" -m local.lock_folder --file "$number" --path "$file" --pid $$ --command "${call:-$0}" "$@" || status=$?
     end_if_stopped
