@@ -179,3 +179,18 @@ def test_a_program_that_is_killed_alone_fails_its_stage(worker: Path, started: C
     os.kill(pid, signal.SIGKILL)
     _, err = shell.communicate(timeout=PATIENCE)
     assert shell.returncode == 1 and "first" in err.splitlines()[-1]
+
+
+def test_the_second_of_two_signals_may_come_late() -> None:
+    """Ctrl-C reaches the program twice, from the terminal and from run.sh: perhaps after it has said that it ends."""
+    code = "import atexit, time\nfrom local.common.cli import program\natexit.register(time.sleep, 0.5)\n"
+    code += "@program\ndef main():\n    print('begun', flush=True)\n    time.sleep(60)\nmain()\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "interrupted\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130 and process.stderr.read() == ""

@@ -60,7 +60,8 @@ def ending_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        _as_before()
+        if last == -AGAIN:  # else the program ends, and the second of two signals may still come
+            _as_before()
 
 
 _ours: dict[signal.Signals, object] = {}  # signal -> its handler before ours
