@@ -1,6 +1,6 @@
 """Lock a folder for the shell script that calls this, which has opened the lock's file.
 
-    exec 7>> data/tiny/.lock
+    exec 7<> data/tiny/.lock
     .venv/bin/python -m local.lock_folder --file 7 --path data/tiny/.lock --pid $$ --command ./prepare.sh [--wait]
 
 The lock lasts until the shell, and the programs that it started, have ended. Exit status 75: the folder was removed

@@ -3,6 +3,9 @@
 # What counts in a folder: not locks, and not the temporaries of a killed program.
 counts=(-type f ! -name .lock ! -name .readers ! -name '.tmp-*')
 
+# files TEST...: those below this folder that count. What vanishes meanwhile or cannot be read is left out.
+files() { find -L . "${counts[@]}" "$@" || true; }
+
 # fingerprint PATH: of a file's content, or of the names and contents of a folder's files. Links are followed; copies are
 # equal. Of more than 128 MB of audio in a folder, names, sizes and times count.
 fingerprint() {
@@ -14,18 +17,18 @@ fingerprint() {
   (
     export LC_ALL=C
     cd -- "$1"
-    if [[ $(find -L . "${counts[@]}" -iregex "$audio" -printf '%s\n' | awk '{n += $1} END {print (n > 134217728)}') == 1 ]]; then
-      find -L . "${counts[@]}" -iregex "$audio" -printf '%p %s %T@\n' | sort
+    if [[ $(files -iregex "$audio" -printf '%s\n' | awk '{n += $1} END {print (n > 134217728)}') == 1 ]]; then
+      files -iregex "$audio" -printf '%p %s %T@\n' | sort
     else
-      find -L . "${counts[@]}" -iregex "$audio" -exec cksum {} + | sort -k 3
+      files -iregex "$audio" -exec cksum {} + | sort -k 3
     fi
-    find -L . "${counts[@]}" ! -iregex "$audio" ! -size +16384k -exec cksum {} + | sort -k 3
-    find -L . "${counts[@]}" ! -iregex "$audio" -size +16384k | sort | while IFS= read -r file; do echo "$file $(content "$file")"; done
+    files ! -iregex "$audio" ! -size +16384k -exec cksum {} + | sort -k 3
+    files ! -iregex "$audio" -size +16384k | sort | while IFS= read -r file; do echo "$file $(content "$file")"; done
   ) 2>/dev/null | cksum
 }
 
-# content FILE: a check sum. Above 16 MB, of the size and both ends of a file that ends with check sums of its content
-# (checkpoints, .npz, .gz); above 1 GB, of these and the time for every file.
+# content FILE: a check sum of its content. Large files are not read whole: of .pt, .npz and .gz above 16 MB, which end with
+# check sums of their content, the size and both ends count; of other files above 1 GB, these and the time.
 content() {
   local size
   size=$(wc -c < "$1")
@@ -56,7 +59,7 @@ listing() {
   local path there=()
   for path in "$@"; do [[ ! -e $path ]] || there+=("$path"); done
   [[ ${#there[@]} -gt 0 ]] || return 0
-  find -L "${there[@]}" "${counts[@]}" -printf 'made %p\t%s\n' | EXCLUDED=$excluded awk '
+  { find -L "${there[@]}" "${counts[@]}" -printf 'made %p\t%s\n' || true; } | EXCLUDED=$excluded awk '
     BEGIN {n = split(ENVIRON["EXCLUDED"], prefixes, "\n")}
     {for (i = 1; i <= n; i++) if (prefixes[i] != "" && index($0, "made " prefixes[i]) == 1) next; print}'
 }

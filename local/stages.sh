@@ -53,7 +53,7 @@ parse_options() {
            value=${2-} ;;
       [A-Za-z_]*.*=*)
         value=${1#*=}
-        [[ -e $value || ! -e $called_from/$value ]] || from_elsewhere "$1"
+        [[ -z $value || -e $value || ! -e $called_from/$value ]] || from_elsewhere "$1"
         overrides+=("$1"); shift; continue ;;
       *) fail "unknown argument '$1' (see $0 --help)" ;;
     esac
@@ -165,7 +165,7 @@ lock() {
   shift 2
   while [[ $status -eq 75 ]]; do
     [[ -w $file || ! -e $file && -w ${file%/*} ]] || return 0  # a stage that must write there will say so
-    eval "exec $number>>\"\$file\""
+    eval "exec $number<>\"\$file\""  # NFS shares a lock only of a file that can be read
     status=0
     RECIPE_PARENT=$$ follow exec "$python" -m local.lock_folder --file "$number" --path "$file" --pid $$ --command "${call:-$0}" "$@" || status=$?
     end_if_stopped
@@ -214,7 +214,7 @@ stage() {
       return 0
     fi
     echo "stage $number, $name: runs again, because"
-    sed 's/^/  /' <<< "$why" | cut -c 1-300 | head -n 5
+    sed 's/^/  /' <<< "$why" | cut -c 1-300 | awk 'NR <= 5'  # which reads all: an early end would be an error (pipefail)
     [[ -z $alone ]] || echo "  it replaces what experiments on $alone were made with; to keep both, use another --data-dir"
   fi
   perform "$@"

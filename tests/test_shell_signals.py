@@ -102,6 +102,21 @@ def test_a_killed_script_leaves_no_program(worker: Path, started: Callable[..., 
     until(lambda: "stopped by SIGTERM" in (worker / "log" / "first.log").read_text(), "the last lines of the log")
 
 
+def test_python_may_be_a_script_that_waits_for_it(worker: Path, started: Callable[..., subprocess.Popen]) -> None:
+    """Such as one that loads modules of a cluster first; the program's parent is then not the script of the stage."""
+    wrapper = worker / "wrapper"
+    wrapper.write_text(f'#!/bin/sh\n{sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+    script = SCRIPT + f"python={wrapper}; stage first -- program worker"
+    shell = started(["bash", "-c", script, "test", str(worker)])
+    until(lambda: (worker / "pid").is_file() or shell.poll() is not None, "the worker")
+    pid = pid_in(worker / "pid")
+    shell.terminate()
+    shell.wait(PATIENCE)
+    until(lambda: ended(pid), "the end of the program")
+    assert shell.returncode == 143 and (worker / "tidied").is_file()
+
+
 def test_ignored_signals_stay_ignored(worker: Path, started: Callable[..., subprocess.Popen]) -> None:
     """As under nohup."""
     script = SCRIPT + "stage first -- program worker"
@@ -142,3 +157,18 @@ def test_a_program_that_is_killed_alone_fails_its_stage(worker: Path, started: C
     os.kill(pid, signal.SIGKILL)
     _, err = shell.communicate(timeout=PATIENCE)
     assert shell.returncode == 1 and "first" in err.splitlines()[-1]
+
+
+def test_the_second_of_two_signals_may_come_late() -> None:
+    """Ctrl-C reaches the program twice, from the terminal and from run.sh: perhaps after it has said that it ends."""
+    code = "import atexit, time\nfrom local.common.cli import program\natexit.register(time.sleep, 0.5)\n"
+    code += "@program\ndef main():\n    print('begun', flush=True)\n    time.sleep(60)\nmain()\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "interrupted\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130 and process.stderr.read() == ""

@@ -39,6 +39,16 @@ def test_a_stage_runs_again_if_a_file_that_it_made_is_gone_or_cut(place: Path) -
     assert again(place)[0] == []
 
 
+def test_many_files_that_are_gone_are_made_again(place: Path) -> None:
+    script = "work() { echo working a; mkdir -p out; touch out/$(printf %0100d 1){0000..1999}; }\n"
+    script += "stage first --input in --made-by zero --output out -- work"
+    assert ran(run(place, script=script)) == ["a"]
+    for path in (place / "out").iterdir():
+        path.unlink()
+    result = run(place, script=script)
+    assert ran(result) == ["a"] and result.stdout.count(" is gone\n") == 5
+
+
 def test_what_others_put_beside_an_output_does_not_count(place: Path) -> None:
     (place / "out").mkdir()
     (place / "out" / "others").write_text("1")
@@ -185,3 +195,18 @@ def test_every_file_that_a_stage_makes_is_made_again(pipeline: Callable[[], list
     (tmp_path / "exp" / "decode" / "greedy_search" / "test.jsonl").unlink()
     assert pipeline() == ["local.decode"]
     assert pipeline() == []
+
+
+def test_links_in_a_circle_are_left_out(place: Path) -> None:
+    """As is a file that vanishes, or that one may not read: find then fails."""
+    (place / "in").unlink()
+    (place / "in").mkdir()
+    (place / "in" / "one").write_text("1")
+    (place / "in" / "self").symlink_to(".")
+    (place / "out").mkdir()
+    (place / "out" / "self").symlink_to(".")
+    assert again(place)[0] == ["a"] and again(place)[0] == []
+    (place / "in" / "one").write_text("2")
+    assert again(place)[0] == ["a"]
+    (place / "out" / "one").unlink()
+    assert again(place)[0] == ["a"]

@@ -85,6 +85,10 @@ def test_what_makes_a_stage_run_again_is_said_in_words(place: Path) -> None:
     assert ran(run(place, "--force")) == ["a", "b"]
 
 
+def test_a_value_may_be_empty(place: Path) -> None:
+    assert ran(run(place, "decode.hotwords=")) == ["a", "b"] and ran(run(place, "decode.hotwords=null")) == []
+
+
 def test_the_same_values_in_another_form_are_the_same(place: Path) -> None:
     run(place, "decode.methods=[greedy_search, fast_beam_search]", "lang.vocab_size=6")
     for text in (

@@ -1,4 +1,4 @@
-"""Models of any configuration: their size is computed before they are built, for it may exceed every memory."""
+"""Models of any configuration: their size is computed before they are built, because it may exceed the memory."""
 
 from __future__ import annotations
 

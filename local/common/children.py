@@ -38,7 +38,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a fork of a program with threads must not
-WATCH_EVERY = 1.0  # seconds between looks at the parent, where the system tells nothing
+WATCH_EVERY = 1.0  # seconds between looks at the parent, if the system does not tell that it ended
 KILLED = re.compile(
     r"DataLoader worker \(pids?\(?s?\)? [\d, ]+\) (?:is killed by signal: (?P<signal>[^.]*)|exited unexpectedly)"
 )
@@ -66,15 +66,30 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
 
 
 def begin_child(parent: int, *_: Any) -> None:
-    """Begin a process that works for `parent`: it dies with it, and leaves Ctrl-C, which reaches both, to it."""
+    """Begin a process that works for `parent`: it ends with `parent`. It ignores Ctrl-C, which reaches `parent` as well."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(parent)
 
 
 def end_with_shell() -> None:
-    """End this program by SIGTERM when the shell script that started it ends, however that happens."""
-    if parent := os.environ.pop(PARENT, ""):
-        die_with_parent(int(parent), signal.SIGTERM)
+    """End this program by SIGTERM when the shell script that started it ends, however that happens.
+
+    Between the two there may be a wrapper (--python), which waits for this program; then it ends with the wrapper.
+    """
+    if script := os.environ.pop(PARENT, ""):
+        parent = os.getppid()
+        wrapped = parent > 1 and _exists(int(script))  # 1 adopts orphans; a script that ended may exist until it is reaped
+        die_with_parent(parent if wrapped else int(script), signal.SIGTERM)
+
+
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
 
 
 def how_it_ended(status: int | None) -> str:
@@ -136,6 +151,8 @@ def process_pool(
     context.Process = process
     with room_for_children():
         pool = ProcessPoolExecutor(num_jobs, context, _begin_worker, (os.getpid(), threads))
+    # Python 3.10 would wait for ever until processes that were killed have read what was submitted.
+    pool._call_queue.cancel_join_thread()  # type: ignore[attr-defined]
     try:
         with room_for_children():
             yield pool

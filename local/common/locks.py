@@ -50,7 +50,10 @@ def writes(folder: Path, *, wait: bool = False, new: bool = False, shared: bool 
 
 
 def replaces(folder: Path) -> None:
-    """Lock a folder that may be replaced as a whole by its neighbour .NAME.lock, which goes at the end; wait for another."""
+    """Lock a folder that may be replaced as a whole; wait while another process has the lock.
+
+    The lock is .NAME.lock beside the folder. It is removed at the end.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f".{folder.name}.lock")
     _hold(path, fcntl.LOCK_EX, wait=True)
@@ -69,7 +72,7 @@ def released() -> Iterator[None]:
     try:
         yield
     finally:
-        while _passing:  # removed while it is locked: who waits for it sees that, and opens a new one
+        while _passing:  # removed while it is locked: a process that waits for it sees that and opens a new one
             with contextlib.suppress(OSError):
                 _passing.pop().unlink()
         for key in set(_held) - before:
@@ -134,7 +137,7 @@ def _hold(path: Path, kind: int, wait: bool) -> None:
 
 
 def _open(path: Path) -> int | None:
-    """Return the open file; None where this user may not write, whose own writing will say so."""
+    """Return the open file, or None if this user may not write there; what the program writes then fails with a line."""
     for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
         with contextlib.suppress(PermissionError, FileNotFoundError):
             try:

@@ -165,7 +165,7 @@ def launch(module: str, args: Sequence[str], nproc: int, nnodes: int = 1, rdzv: 
     try:
         run(parse_args([*options, "--module", module, *args]))
     except ChildFailedError as e:
-        # One that was killed comes before those that missed it. SIGTERM is the launcher's own.
+        # A process that was killed comes first: the others failed without it. SIGTERM is the launcher's own.
         killed = {rank for rank, found in e.failures.items() if found.exitcode < 0 and found.exitcode != -signal.SIGTERM}
         rank, failure = min(e.failures.items(), key=lambda found: (found[0] not in killed, found[1].timestamp))
         error = TrainingDiverged if failure.exitcode == TrainingDiverged.exit_status else UserError

@@ -15,7 +15,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PARENT = "RECIPE_PARENT"  # set by run.sh and prepare.sh: the process that this one must not outlive
 SOON = 0.02  # seconds after which a signal comes once more, if Python has dropped its exception
 AGAIN = 2.0  # seconds; a second signal within them is the same wish: the terminal and run.sh both send it
-_forks: list[bool] = []  # of this process: not empty once forked children are looked after
+_forks: list[bool] = []  # not empty once this process resets its signals in forked children
 
 
 class Stopped(KeyboardInterrupt):
@@ -75,7 +75,8 @@ def ending_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        _as_before()
+        if last == -AGAIN:  # else the program ends, and the second of two signals may still come
+            _as_before()
         sys.unraisablehook = report_others
 
 

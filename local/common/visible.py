@@ -1,6 +1,6 @@
-"""Foreign text that goes out: ids, paths, transcripts and names of others are shown as text, never obeyed.
+"""Text from others that is shown or written: ids, paths, transcripts, names. It is shown as text, never obeyed.
 
-On a terminal they could move the cursor or reverse the line, in Markdown be markup, in a spreadsheet a formula.
+On a terminal they could move the cursor or reverse the line, in Markdown they could be markup, in a spreadsheet a formula.
 """
 
 from __future__ import annotations

@@ -69,14 +69,14 @@ MUSAN = Archive(17, "musan.tar.gz", "0c472d4fc0c5141eca47ad1ffeb2a7df", "musan")
 def get(archive: Archive, out: Path, part: str = "") -> None:
     """Download an archive to `out`, check it, unpack it, and move its folder to `out`; `part` in it replaces an older one.
 
-    An earlier download goes on where it stopped. Raises `UserError` if the network fails, or if the archive is not the
+    An earlier download continues where it stopped. Raises `UserError` if the network fails, or if the archive is not the
     published one or has what it must not have; then nothing but the archive has changed.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / archive.name
     download(f"{URL}/{archive.resource}/{archive.name}", path)
     if (found := md5_of(path)) != archive.md5:
-        hint = "run the same command again to resume the download; if it says this again, remove the file first"
+        hint = "run the same command again to resume the download; if this message returns, remove the file first"
         raise UserError(f"{path} is not complete or not the published archive: MD5 {found}, not {archive.md5}; {hint}")
     unpacked = out / f".unpacked-{archive.name}"
     shutil.rmtree(unpacked, ignore_errors=True)  # of a killed run

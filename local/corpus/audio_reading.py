@@ -81,7 +81,7 @@ def open_audio(source: Source) -> Iterator[soundfile.SoundFile]:
 
 
 def check_size(rate: int, channels: int, frames: int, most: int | None = None) -> None:
-    """Raise `BadAudio` if a sampling rate (Hz), a number of channels or of samples per channel is none of speech.
+    """Raise `BadAudio` if a sampling rate (Hz), or a number of channels or of samples per channel, is too small or too large.
 
     most: samples of all channels together, by default `MOST_SAMPLES`.
     """
@@ -170,7 +170,7 @@ def convert(source: Source, programs: tuple[str, ...]) -> io.BytesIO:
         path = f"/dev/fd/{copy.fileno()}"
         if isinstance(source, io.BytesIO):  # these programs seek in their input
             copy.write(source.getbuffer())
-            copy.flush()
+            copy.seek(0)  # on macOS /dev/fd shares the place in the file
         else:
             path = os.path.abspath(source)  # no option, no protocol of ffmpeg's
         command = [program, "-f", "wav", "-p", path]

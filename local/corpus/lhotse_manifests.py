@@ -132,15 +132,15 @@ def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> I
     Raises `UserError` naming the line where the file is damaged, or has too long or too many malformed lines.
     """
     opener: Callable[..., Any] = gzip.open if manifest.suffix == ".gz" else open
-    number, most, total = 0, len(dropped) + MOST_MALFORMED, 0
+    number = total = malformed = 0
     longest = max(LONGEST_LINE, MOST_PACKED * regular(manifest).stat().st_size)
     try:
         with opener(manifest, "rt", encoding="utf-8") as file:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
                 total += len(line)
-                if len(line) == LONGEST_LINE or total > longest or len(dropped) > most:
+                if len(line) == LONGEST_LINE or total > longest or malformed > MOST_MALFORMED:
                     what = "a line is too long" if len(line) == LONGEST_LINE else "it unpacks without end"
-                    what = f"{MOST_MALFORMED} lines before are not" if len(dropped) > most else what
+                    what = f"{malformed} lines before are malformed" if malformed > MOST_MALFORMED else what
                     raise UserError(f"{manifest}:{number}: not a manifest of lhotse: {what}")
                 if not line.strip():
                     continue
@@ -156,6 +156,7 @@ def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> I
                     if not isinstance(item, kind):
                         raise TypeError(f"a {type(item).__name__}, not a {kind.__name__}")
                 except Exception as e:  # lhotse raises KeyError, TypeError, AssertionError and others
+                    malformed += 1
                     dropped.append(Dropped(where, part, "malformed line", described(e)))
                 else:
                     yield where, item

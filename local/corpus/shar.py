@@ -65,7 +65,7 @@ def read_shar(source: Path, part: str, dropped: list[Dropped], store: ShardStore
         except (OSError, ValueError, UserError) as e:
             dropped.append(damaged(cuts, part, e))
         dropped += [Dropped(name, part, "audio in a shard without a cut", tar) for name in audio.left()]
-    if not pairs and all(d.kind == FORBIDDEN for d in dropped if d.part == part):
+    if not pairs and {d.kind for d in dropped if d.part == part} == {FORBIDDEN}:
         raise UserError(f"{source}: it {FORBIDDEN}")
     return nonempty(pairs, source)
 

@@ -4,8 +4,8 @@ Preparation notes the place of each recording in its tar (source `TAR#OFFSET+SIZ
 used like single files, not as a stream. A remote shard (`s3://...`, `https://...`, `pipe:COMMAND`) is fetched as a whole into
 a folder of bounded size; `local.data.training_cuts` takes shards in groups, so that each is fetched once per epoch.
 
-Commands are run, and URLs fetched, only if corpus.yaml has `options.commands: true`: who wrote a manifest could else run
-what they like.
+Commands are run, and URLs fetched, only if corpus.yaml has `options.commands: true`. Otherwise the author of a manifest could
+run any program here.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CUTS = re.compile(r"\bcuts\.(\d+)\.jsonl(\.gz)?(?=\W*$)")
 GIGABYTE = 10**9
 MOST_SHARDS = 100_000  # of a list: 10^8 utterances
 SHARD_SECONDS, SHARD_BYTES = 3600.0, 50 * GIGABYTE  # limits for a shard that is fetched
-FORBIDDEN = "needs a command or the network, which corpus.yaml allows by options.commands: true"
+FORBIDDEN = "needs a command or the network; options.commands: true in corpus.yaml allows both"
 
 
 def is_remote(location: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,3 +27,16 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"].cpu())
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+def restore_random_state(saved: dict[str, Any], device: torch.device, rank: int, seed: int, step: int) -> int:
+    """Restore the state of process `rank` from a checkpoint at `step`; return how many processes wrote it.
+
+    saved: the state of the first process, and with the key `others` those of the others. A process that had none is seeded.
+    """
+    states = [saved, *saved.get("others", [])]
+    if rank < len(states):
+        set_random_state(states[rank], device)
+    else:
+        seed_apart(seed, rank, step)
+    return len(states)

@@ -1,4 +1,4 @@
-"""Whether the optimiser, the schedule and the average of a checkpoint are those of this run, before any of them is used."""
+"""Whether the optimiser, schedule, average and progress of a checkpoint are those of this run, before any of them is used."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 from typing import Any
 
 from local.config.schema import OptimConfig
+from local.training.resume_checks import seconds_at_once
 from model.optim import make_optimizer
 
 import torch
 from torch import Tensor, nn
 
+COUNTS = ("epoch", "batch", "step", "bad_steps")  # in section `progress` of a checkpoint
 LARGEST = 1e30  # of numbers; larger ones are no floats on a GPU
 
 
@@ -20,6 +22,17 @@ def check_saved_state(saved: dict[str, Any], model: nn.Module, optim: OptimConfi
     _check_optimizer(saved["optimizer"], list(model.parameters()), optim)
     for name in ("batch", "epoch"):
         _check_number(f"schedule.{name}", saved["schedule"][name], 0)
+    _check_progress(saved)
+
+
+def _check_progress(saved: dict[str, Any]) -> None:
+    progress = saved["progress"]
+    least = {**dict.fromkeys(COUNTS, 0), **({"warm_batches": 1} if "warm_batches" in progress else {})}  # older ones lack it
+    for name, number in least.items():
+        if type(progress[name]) is not int or progress[name] < number:
+            raise ValueError(f"'progress.{name}' must be a whole number from {number}")
+    if not 0 < seconds_at_once(saved):
+        raise ValueError("'progress.max_duration' must be above 0")
 
 
 def _check_average(average: dict[str, Any], model: dict[str, Tensor]) -> None:

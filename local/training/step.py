@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from local.artifacts.checkpoint import save_file
+from local.common.errors import UserError
 from local.common.out_of_memory import in_halves_on_oom
 from local.common.processes import Processes
 from local.config.schema import Config
@@ -94,6 +95,10 @@ class StepGradient:
         self.processes.sum_gradients(self.params)
         self.processes.sum(self.sums)
 
+    def norms(self) -> Tensor:
+        """Return the gradient's norm of each parameter, (parameters,)."""
+        return torch.stack(torch._foreach_norm([p.grad if p.grad is not None else torch.zeros_like(p) for p in self.params]))
+
     def read(self, gradient_norm: Tensor) -> StepSums:
         """Return the sums with the norm, a scalar tensor. This is a step's only wait for a GPU, after all work is queued."""
         return StepSums(*torch.cat([self.sums, gradient_norm.double().unsqueeze(0)]).tolist())
@@ -125,8 +130,12 @@ class StepGradient:
         return what, [i for ids, _ in found for i in ids], [p for _, paths in found for p in paths]
 
 
-def make_scaler(enabled: bool) -> Any:
-    """Return the gradient scaler of fp16; its class has another name in torch 1."""
+def make_scaler(precision: str, device: torch.device) -> Any:
+    """Return the gradient scaler, which does something with fp16 alone. Raises `UserError` for fp16 without a GPU."""
+    enabled = precision == "fp16"
+    if enabled and device.type != "cuda":
+        raise UserError("key 'train.precision': fp16 needs a GPU; bf16 and float32 run on a CPU")
+    # The class has another name in torch 1.
     if hasattr(torch.amp, "GradScaler"):
         return torch.amp.GradScaler("cuda", enabled=enabled)
     return torch.cuda.amp.GradScaler(enabled=enabled)

@@ -21,7 +21,7 @@ from local.artifacts.checkpoint import (
 from local.artifacts.new_model import new_model
 from local.common.allocator import release_free_memory
 from local.common.atomic import remove_abandoned
-from local.common.errors import TrainingDiverged, UserError, first_of
+from local.common.errors import TrainingDiverged, UserError, described, first_of
 from local.common.processes import Processes
 from local.common.progress import Progress
 from local.config.keys import leaves
@@ -30,10 +30,10 @@ from local.data.batch import Batch, check_lost
 from local.data.datamodule import AsrDataModule, Batches
 from local.training.mask_log import MaskLog
 from local.training.memory_plan import choose_max_duration
-from local.training.random_state import random_state, seed_apart, set_random_state
-from local.training.resume_checks import changes, check_same_data, check_same_run, seconds_at_once, write_config
+from local.training.random_state import random_state, restore_random_state, seed_apart
+from local.training.resume_checks import changes, check_same_data, check_same_run, write_config
 from local.training.run_length import RunLength
-from local.training.saved_state import check_saved_state
+from local.training.saved_state import COUNTS, check_saved_state
 from local.training.step import StepGradient, StepSums, make_scaler
 from local.training.telemetry import Telemetry
 from local.training.validation import Validator, last, left_out
@@ -41,9 +41,7 @@ from model.average import RunningAverage
 from model.optim import Eden, make_optimizer
 
 import torch
-from torch import Tensor
 
-COUNTS = ("epoch", "batch", "step", "bad_steps")
 DAMAGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)  # raised for damaged values of a checkpoint
 MONITOR_EVERY = 10  # steps between measurements of the posterior mass outside the pruning bounds
 
@@ -69,9 +67,7 @@ class Trainer:
         self.average = RunningAverage(self.model, cfg.train.average_period)
         self.optimizer = make_optimizer(self.model.parameters(), cfg.optim)
         self.schedule = Eden(self.optimizer, cfg.optim.lr_batches, cfg.optim.lr_epochs)
-        if cfg.train.precision == "fp16" and device.type != "cuda":
-            raise UserError("key 'train.precision': fp16 needs a GPU; bf16 and float32 run on a CPU")
-        self.scaler = make_scaler(enabled=cfg.train.precision == "fp16")
+        self.scaler = make_scaler(cfg.train.precision, device)
         self.masks = MaskLog(self.model, exp_dir / "outliers.tsv", self.processes)
         self.gradient = StepGradient(self.model, cfg, self.scaler, self.masks, self.processes, device)
         if not self.first:
@@ -195,7 +191,9 @@ class Trainer:
         if all(p.grad is None for p in self.gradient.params):
             return None  # none of its utterances could be loaded
         self.scaler.unscale_(self.optimizer)
-        norms = self._gradient_norms()
+        norms = self.gradient.norms()
+        if self.cfg.gradient.control == "clip":
+            torch.nn.utils.clip_grad_norm_(self.gradient.params, self.cfg.gradient.clip_norm)
         self.step += 1
         sums = self.gradient.read(norms.norm())
         finite = math.isfinite(sums.loss + sums.gradient_norm)
@@ -216,14 +214,6 @@ class Trainer:
         self.masks.collect()
         if self.telemetry is not None:
             self.telemetry.flush(self.epoch, self.step, self.schedule.get_last_lr()[0], self.masks.flush())
-
-    def _gradient_norms(self) -> Tensor:
-        """Return the gradient's norm of each parameter, (parameters,); then clip if gradient.control is clip."""
-        params = list(self.model.parameters())
-        norms = torch.stack(torch._foreach_norm([p.grad if p.grad is not None else torch.zeros_like(p) for p in params]))
-        if self.cfg.gradient.control == "clip":
-            torch.nn.utils.clip_grad_norm_(params, self.cfg.gradient.clip_norm)
-        return norms
 
     def _skip_step(self) -> None:
         """Save and name the utterances of a non-finite step; raise `UserError` after train.max_bad_steps of them."""
@@ -275,8 +265,7 @@ class Trainer:
         try:
             self._restore(path, saved)
         except DAMAGED as e:
-            why = f"{type(e).__name__}: {str(e).strip()[:200]}"
-            raise UserError(f"{path}: damaged ({why}); remove it to resume from an earlier one") from None
+            raise UserError(f"{path}: damaged ({described(e)}); remove it to resume from an earlier one") from None
         return saved
 
     def _restore(self, path: Path, saved: dict[str, Any]) -> None:
@@ -291,31 +280,17 @@ class Trainer:
         if self.scaler.is_enabled() and saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
         check_finite(dict(leaves(saved)), path)
-        progress = [saved["progress"][name] for name in COUNTS]
-        warm = saved["progress"].get("warm_batches", 1)  # older checkpoints have none
-        whole = all(type(value) is int and value >= 0 for value in progress) and type(warm) is int and warm > 0
-        if not whole or not 0 < seconds_at_once(saved):
-            raise ValueError(f"progress is {saved['progress']}")
-        self.epoch, self.batch, self.step, self.bad_steps = progress
+        self.epoch, self.batch, self.step, self.bad_steps = (saved["progress"][name] for name in COUNTS)
         self.resumed = path, {key: saved[key] for key in ("data", "progress") if key in saved}
-        self._restore_rng(saved["rng"], path)
+        rank, size = self.processes.rank, self.processes.size
+        if (before := restore_random_state(saved["rng"], self.device, rank, self.cfg.train.seed, self.step)) != size:
+            what = "dropout differs" if self.cfg.train.batch_seconds else "dropout and the size of steps differ"
+            print(f"warning: {path} was written by {before} processes, now there are {size}; {what} from here on")
         self.masks.load_state_dict(saved.get("telemetry", {}))
         print(f"resuming from {path}: {self.step} batches done, now in epoch {self.epoch}")
         if self.first:
             for key, before, now in changes(saved, self.origin["config"]):
                 print(f"warning: {key} was {before}, is {now} from here on; --force trains from the start", file=sys.stderr)
-
-    def _restore_rng(self, saved: dict[str, Any], path: Path) -> None:
-        """Restore the random numbers of this process."""
-        states = [saved, *saved.get("others", [])]
-        rank, size = self.processes.rank, self.processes.size
-        if len(states) != size:
-            what = "dropout differs" if self.cfg.train.batch_seconds else "dropout and the size of steps differ"
-            print(f"warning: {path} was written by {len(states)} processes, now there are {size}; {what} from here on")
-        if rank >= len(states):
-            seed_apart(self.cfg.train.seed, rank, self.step)
-        else:
-            set_random_state(states[rank], self.device)
 
     def _tidy(self) -> None:
         """Remove old checkpoints, except those that averaging or train.keep_last needs."""

@@ -52,6 +52,16 @@ def test_a_killed_process_is_one_line(way: Callable[[Callable[[int], int]], list
     assert way(abs) == list(range(8))
 
 
+@pytest.mark.parametrize("work", ["time.sleep, 0.5", """eval, '__import__("os").kill(__import__("os").getpid(), 9)'"""])
+def test_a_pool_with_much_to_do_ends(work: str) -> None:
+    """What is submitted fills the pipe to the processes; with Python 3.10 the program then never ended."""
+    code = "import time; from local.common.children import process_pool\nwith process_pool(2, 'numbers') as pool:\n"
+    code += f"    found = [pool.submit({work}) for _ in range(2)] + [pool.submit(len, bytes(10**6)) for _ in range(9)]\n"
+    code += "    time.sleep(0.2)\n    raise KeyboardInterrupt\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert done.returncode != 0
+
+
 def test_each_item_has_a_process_of_its_own() -> None:
     found = list(each_in_a_process(lambda _: os.getpid(), range(5), 2, "numbers"))
     assert len(set(found)) == 5 and os.getpid() not in found

@@ -374,3 +374,12 @@ def test_cuts_that_a_training_reads_are_not_replaced(tmp_path: Path, holder: Hol
     done = subprocess.run(other, **run)  # type: ignore[call-overload]
     assert done.returncode == 0
     assert "data.max_utterance_seconds was" in done.stdout and "--data-dir" in done.stdout  # what shares them is told of
+
+
+def test_a_script_s_lock_can_be_read(tmp_path: Path) -> None:
+    """NFS shares a lock (LOCK_SH, of machines that train together) only of a file that is open for reading."""
+    script = f'set -euo pipefail; source local/stages.sh; python={sys.executable}; lock 8 "$1/.lock" --shared; read -r line <&8'
+    done = subprocess.run(
+        ["bash", "-c", f'{script}; echo "$line"', "x", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "process" in done.stdout, done.stderr

@@ -17,6 +17,7 @@ from local.common.errors import UserError
 from local.corpus import audio_reading, lhotse_manifests
 from local.corpus.audio_files import check_audio, what_is_missing
 from local.corpus.audio_reading import BadAudio, load_audio, read_audio
+from local.corpus.dropped import Dropped
 from local.corpus.shard_store import ShardStore
 from local.prepare_noise import main as prepare_noise
 from local.stream import read_audio as read_for_stream
@@ -214,6 +215,17 @@ def test_a_manifest_that_unpacks_without_end_is_an_error(corpus: Path, monkeypat
     (corpus / "cuts_train.jsonl.gz").write_bytes(gzip.compress(b"x\n" * 10**6, 1))
     with pytest.raises(UserError, match=r"cuts_train\.jsonl\.gz:1002"):
         read()
+
+
+def test_what_is_left_out_for_other_reasons_is_not_malformed(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(corpus / "good.wav", 1)
+    line = json.dumps(recording(corpus / "good.wav").to_cut().to_dict()) + "\n"
+    (corpus / "cuts_train.jsonl.gz").write_bytes(gzip.compress(3 * line.encode()))
+    monkeypatch.setattr(lhotse_manifests, "MOST_MALFORMED", 1)
+    dropped: list[Dropped] = []
+    for _ in lhotse_manifests.items(corpus / "cuts_train.jsonl.gz", MonoCut, "train", dropped):
+        dropped += 2 * [Dropped("a", "train", "supervision exceeds its cut")]
+    assert len(dropped) == 6 and not any(d.kind == "malformed line" for d in dropped)
 
 
 def test_a_place_in_a_shard_is_bounded(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 import tarfile
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from local.compute_features import main as compute_features
 from local.config import load_config
 from local.corpus import shard_store as shar
 from local.corpus.dropped import read_dropped
+from local.corpus.shar import read_shar
 from local.corpus.shard_store import ShardStore, recordings_in, shards_of
 from local.data.datamodule import AsrDataModule
 from local.data.tokenizer import Tokenizer
@@ -194,3 +197,11 @@ def test_a_recording_in_a_shard_is_checked(shards: Path, tmp_path: Path) -> None
     (tmp_path / "recording.000000.tar").write_bytes(whole.replace(b'"channels": [0]', b'"channels": "a"'))
     with pytest.raises(ValueError, match="channels"):
         list(recordings_in(tmp_path / "recording.000000.tar", "x"))
+
+
+def test_shards_without_a_cut_need_no_command(tmp_path: Path) -> None:
+    (tmp_path / "cuts.000000.jsonl.gz").write_bytes(gzip.compress(b""))
+    tarfile.open(tmp_path / "recording.000000.tar", "w").close()
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))) as error:
+        read_shar(tmp_path, "train", [], ShardStore(tmp_path, 1.0))
+    assert "options.commands" not in str(error.value)
