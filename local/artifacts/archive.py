@@ -126,7 +126,9 @@ class _Check(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Pyt
         self.stack.pop()
 
     def refuse(self) -> None:
-        """Refuse what no pickle of torch has: sets, which hash their values, and what makes or changes objects."""
+        """Refuse what no pickle of torch has: sets, which hash their values, what makes or changes objects, and arrays of
+        bytes, which take their stated size of memory before there are as many bytes.
+        """
         raise ValueError("has values that are neither plain nor tensors")
 
     def _check_keys(self, keys: list[Any]) -> None:
@@ -143,5 +145,6 @@ class _Check(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Pyt
         pickle.NEWOBJ_EX,
         pickle.INST,
         pickle.OBJ,
+        pickle.BYTEARRAY8,
     ):
         dispatch[_code[0]] = refuse
