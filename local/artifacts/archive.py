@@ -126,8 +126,9 @@ class _Check(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Pyt
         self.stack.pop()
 
     def refuse(self) -> None:
-        """Refuse what no pickle of torch has: sets, which hash their values, what makes or changes objects, and arrays of
-        bytes, which take their stated size of memory before there are as many bytes.
+        """Refuse what no pickle of torch has: sets, which hash their values, and what makes or changes objects.
+
+        An array of bytes takes the memory that it states before its bytes are read.
         """
         raise ValueError("has values that are neither plain nor tensors")
 
