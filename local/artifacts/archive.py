@@ -126,7 +126,10 @@ class _Check(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Pyt
         self.stack.pop()
 
     def refuse(self) -> None:
-        """Refuse what no pickle of torch has: sets, which hash their values, and what makes or changes objects."""
+        """Refuse what no pickle of torch has: sets, which hash their values, and what makes or changes objects.
+
+        An array of bytes takes the memory that it states before its bytes are read.
+        """
         raise ValueError("has values that are neither plain nor tensors")
 
     def _check_keys(self, keys: list[Any]) -> None:
@@ -143,5 +146,6 @@ class _Check(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Pyt
         pickle.NEWOBJ_EX,
         pickle.INST,
         pickle.OBJ,
+        pickle.BYTEARRAY8,
     ):
         dispatch[_code[0]] = refuse

@@ -248,9 +248,9 @@ def progress_of(content: dict[str, Any], where: Path) -> dict[str, int] | None:
 
 
 def check_finite(state: dict[str, Any], where: Path) -> None:
-    """Raise `UserError` naming the first tensor with NaN or infinite values."""
+    """Raise `UserError` naming the first tensor with NaN or infinite values; those that float32 cannot hold are infinite."""
     for key, value in state.items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
             raise UserError(f"{where}: '{key}' contains NaN or infinite values")
 
 

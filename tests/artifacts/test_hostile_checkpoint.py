@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -286,6 +287,16 @@ def test_a_pickle_calls_nothing_else(good: Path, tmp_path: Path, name: str) -> N
     refused(tmp_path / "a.pt")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS reserves memory that is never used")
+@pytest.mark.parametrize("size", [1 << 31, 1 << 62])
+def test_an_array_of_bytes_that_the_file_does_not_have(good: Path, tmp_path: Path, size: int) -> None:
+    """Python takes the memory that a bytearray states before it reads its bytes."""
+    with_pickle(good, tmp_path / "a.pt", lambda _: b"\x80\x05\x96" + size.to_bytes(8, "little") + b".")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(tmp_path / "a.pt", "neither plain nor tensors")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make EXP/checkpoints/epoch-1.pt, as averaging, decoding and training need it, and EXP/lm.pt."""
@@ -442,6 +453,18 @@ def test_a_damaged_progress_is_named(experiment: Path, tmp_path: Path, progress:
     exp = changed(experiment, tmp_path, lambda content: content.update(progress=progress))
     with pytest.raises(UserError, match=r"epoch-1\.pt: .*'progress'"):
         diagnose.load_model(load_config(None, SMALL), toy_tokenizer(), exp, exp / "checkpoints" / "epoch-1.pt")
+
+
+def test_a_weight_that_is_infinite_in_float32_is_named(experiment: Path, tmp_path: Path) -> None:
+    """Weights may be stored as float64; the model's are float32."""
+
+    def change(content: dict[str, Any]) -> None:
+        key = next(iter(content["model"]))
+        content["model"][key] = content["model"][key].double() + 1e300
+
+    exp = changed(experiment, tmp_path, change)
+    with pytest.raises(UserError, match=r"epoch-1\.pt: .*NaN"):
+        load_averaged(exp / "checkpoints" / "epoch-1.pt")
 
 
 def test_files_that_a_checkpoint_names_are_told(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
