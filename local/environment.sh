@@ -18,6 +18,9 @@ ensure_python() {
 
 environment_is_whole() { [[ ! -e .venv/.unfinished ]] && .venv/bin/python -c 'import pip' 2>/dev/null; }
 
+# add_pip: to an environment that has none, such as one of `uv venv`; its packages stay.
+add_pip() { [[ ! -e .venv/.unfinished ]] && .venv/bin/python -m ensurepip >/dev/null 2>&1 && environment_is_whole; }
+
 environment_is_new() {
   local file
   for file in "$@"; do [[ "$(cat ".venv/.installed-$file" 2>/dev/null)" == "$(cksum < "$file")" ]] || return 1; done
@@ -33,7 +36,7 @@ make_environment() {
   [[ $candidate != none ]] || fail "Python 3.10 or newer is needed; name one with --python"
   make_folder .venv-lock
   python=$candidate lock 5 .venv-lock/.lock --wait
-  if ! environment_is_whole; then
+  if ! environment_is_whole && ! add_pip; then
     echo "making .venv with $("$candidate" --version)"
     rm -rf .venv
     make_folder .venv

@@ -25,6 +25,7 @@ echo "ready $python"
 PYTHON = f"""#!/bin/bash
 case "$1 $2" in
   "-c import pip") [[ -e .venv/has-pip ]]; exit ;;
+  "-m ensurepip") [[ -e ensurepip ]] && touch .venv/has-pip ;;
   "-m venv") echo venv >> calls; mkdir -p .venv/bin .venv/lib/python3.11/site-packages; cp python3 .venv/bin/python
              [[ ! -e slow-venv ]] || sleep 60
              touch .venv/has-pip ;;
@@ -85,6 +86,16 @@ def test_a_half_made_environment_is_made_again(place: Path) -> None:
     (place / ".venv" / "bin" / "python").chmod(0o755)
     (place / ".venv" / "left").touch()
     assert made(place) == ["venv", "pip"] and not (place / ".venv" / "left").exists()
+
+
+def test_pip_is_added_to_an_environment_without_it(place: Path) -> None:
+    """`uv venv` makes such ones; the packages in it stay."""
+    (place / "ensurepip").touch()
+    (place / ".venv" / "bin").mkdir(parents=True)
+    (place / ".venv" / "bin" / "python").write_text(PYTHON)
+    (place / ".venv" / "bin" / "python").chmod(0o755)
+    (place / ".venv" / "left").touch()
+    assert made(place) == ["pip"] and (place / ".venv" / "left").exists()
 
 
 @pytest.mark.parametrize("slow", ["slow-venv", "slow-pip"])
