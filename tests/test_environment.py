@@ -92,6 +92,7 @@ def test_pip_is_added_to_an_environment_without_it(place: Path) -> None:
     """`uv venv` makes such ones; the packages in it stay."""
     (place / "ensurepip").touch()
     (place / ".venv" / "bin").mkdir(parents=True)
+    (place / ".venv" / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
     (place / ".venv" / "bin" / "python").write_text(PYTHON)
     (place / ".venv" / "bin" / "python").chmod(0o755)
     (place / ".venv" / "left").touch()
