@@ -13,6 +13,7 @@ from pathlib import Path
 
 from local.artifacts.checkpoint import load_averaged, load_file
 from local.artifacts.decoding_graph import load_graph
+from local.common import locks
 from local.config import load_config, to_dict
 from local.corpus.corpus_yaml import load_corpus
 from local.data.feature_store import _memory_map
@@ -115,8 +116,12 @@ class World:
 
     def results(self, run: Run, damaged: Path | None = None) -> dict[str, object]:
         """Return a run's output and the content of all files by name, without times and without the damaged file."""
-        files = [p for p in self.now.rglob("*") if p.is_file() and p.parent.name != "tensorboard" and p != damaged]
+        files = [p for p in self.files() if p.parent.name != "tensorboard" and p != damaged]
         return {**{self.name(path): content(path) for path in files}, "output": without_times(run.out)}
+
+    def files(self) -> list[Path]:
+        """Return all files but locks, which tell who had them last."""
+        return sorted(p for p in self.now.rglob("*") if p.is_file() and p.name not in (locks.WRITER, locks.READERS))
 
     def name(self, path: Path) -> str:
         """Return a file's path within the world, without times."""
@@ -134,7 +139,7 @@ class World:
     def changed(self) -> list[Path]:
         """Return the new and the changed files."""
         found = []
-        for path in sorted(p for p in self.now.rglob("*") if p.is_file()):
+        for path in self.files():
             before = self.pristine / path.relative_to(self.now)
             if not before.is_file() or before.read_bytes() != path.read_bytes():
                 found.append(path)
