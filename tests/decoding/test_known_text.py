@@ -6,6 +6,7 @@ from pathlib import Path
 
 from local import decode, tune
 from local.common.errors import UserError
+from local.common.locks import WRITER
 from local.data.tokenizer import train_tokenizer
 from local.decoding.known_text import check_known, compare_tokens
 from tests.toy_experiment import make_experiment, toy_tokenizer, write_toy_lang
@@ -85,7 +86,7 @@ def test_decoding_and_tuning_stop_before_they_write(
         program.main([*paths(folder, tmp_path / "exp"), "tune.blank_penalty=[0.0]"])  # type: ignore[attr-defined]
     error = capsys.readouterr().err
     assert all(word in error for word in ("8 of 8", "δ", str(folder / "averaged.pt"), str(folder / "data")))
-    assert not (tmp_path / "exp").exists()
+    assert [path.name for path in (tmp_path / "exp").rglob("*")] == [WRITER]
 
 
 LM = "modified_beam_search_lm_shallow_fusion"
