@@ -86,7 +86,7 @@ def test_decoding_and_tuning_stop_before_they_write(
         program.main([*paths(folder, tmp_path / "exp"), "tune.blank_penalty=[0.0]"])  # type: ignore[attr-defined]
     error = capsys.readouterr().err
     assert all(word in error for word in ("8 of 8", "δ", str(folder / "averaged.pt"), str(folder / "data")))
-    assert [path.name for path in (tmp_path / "exp").rglob("*")] == [WRITER]
+    assert {path.name for path in (tmp_path / "exp").rglob("*")} <= {WRITER}
 
 
 LM = "modified_beam_search_lm_shallow_fusion"
