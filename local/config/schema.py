@@ -77,7 +77,7 @@ class ModelConfig(Section):
 class GradientConfig(Section):
     control: GradientControl
     threshold: Annotated[float, Limits(1e-6, 1e30)]
-    clip_norm: Annotated[float, Limits(1e-12, 1e30)]
+    clip_norm: Annotated[float, Limits(1e-30, 1e30)]
 
 
 @dataclass
