@@ -134,7 +134,7 @@ def test_a_file_system_without_locks_gives_a_warning(
     assert said.startswith("warning: ") and str(tmp_path) in said and said.count("\n") == 1
 
 
-def test_a_removed_folder_is_locked_anew(tmp_path: Path, holder: Holder) -> None:
+def test_a_removed_folder_is_locked_again(tmp_path: Path, holder: Holder) -> None:
     folder = tmp_path / "f"
     folder.mkdir()
     first = holder(folder, "writes(f)")

@@ -42,7 +42,7 @@ def without_pool() -> None:
 
 
 def emptied(folder: Path) -> Path:
-    """Return the folder, made anew."""
+    """Empty the folder and return it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
