@@ -10,13 +10,12 @@ meanwhile; open the file again.
 from __future__ import annotations
 
 import fcntl
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from local.common.cli import make_parser, program
-from local.common.locks import inherited, lock_open_file
+from local.common.locks import inherited, is_open_file, lock_open_file
 
 
 @program
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if inherited(args.path, args.file):  # run.sh has it: its experiment is in the folder of the data
         return
     lock_open_file(args.file, args.path, fcntl.LOCK_SH if args.shared else fcntl.LOCK_EX, args.wait, args.command, args.pid)
-    if not (args.path.exists() and os.path.samestat(os.fstat(args.file), args.path.stat())):
+    if not is_open_file(args.file, args.path):
         sys.exit(75)
 
 

@@ -94,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     left_out: list[Dropped] = []
     cuts = CutSet((read_folder if source.is_dir() else read_cuts)(source, args.nj, left_out))
     for noise in left_out[:MOST_NAMED]:
-        why = f"{noise.kind} ({noise.detail})" if noise.detail else noise.kind
-        print(f"warning: noise left out: {one_line(f'{noise.id}: {why}')}", file=sys.stderr)
+        why = one_line(f"{noise.id}: {BadAudio(noise.kind, noise.detail)}")
+        print(f"warning: noise left out: {why}", file=sys.stderr)
     if len(left_out) > MOST_NAMED:
         print(f"warning: {len(left_out)} noises of augment.musan={source} are left out", file=sys.stderr)
     rate = cfg.features.sampling_rate

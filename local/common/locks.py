@@ -110,7 +110,7 @@ def lock_open_file(file: int, path: Path, kind: int, wait: bool, command: str = 
 
 def inherited(path: Path, besides: int = -1) -> bool:
     """Return whether the lock `path` is that of a shell script above, by an open file other than `besides`."""
-    return any(_is_same(file, path) for file in SHELL_FILES if file != besides)
+    return any(is_open_file(file, path) for file in SHELL_FILES if file != besides)
 
 
 def _holder(path: Path) -> str:
@@ -129,7 +129,7 @@ def _hold(path: Path, kind: int, wait: bool) -> None:
         except BaseException:
             os.close(file)
             raise
-        if _is_same(file, path):
+        if is_open_file(file, path):
             break
         os.close(file)  # somebody removed the folder meanwhile
     status = os.fstat(file)
@@ -148,8 +148,8 @@ def _open(path: Path) -> int | None:
     return None
 
 
-def _is_same(file: int, path: Path) -> bool:
-    """Return whether `path` is the name of an open file."""
+def is_open_file(file: int, path: Path) -> bool:
+    """Return whether `path` is the name of the open file with number `file`."""
     try:
         return os.path.samestat(os.fstat(file), os.stat(path))
     except OSError:  # not open, or no such file
@@ -157,4 +157,4 @@ def _is_same(file: int, path: Path) -> bool:
 
 
 def _is_held(path: Path) -> bool:
-    return inherited(path) or any(_is_same(file, path) for file in _held.values())
+    return inherited(path) or any(is_open_file(file, path) for file in _held.values())

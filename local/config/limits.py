@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
+from local.common.visible import visible
+
 LONGEST_PART = 200  # bytes: names of files with 255 bytes hold it
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, on Linux and macOS
 
@@ -78,12 +80,12 @@ def bytes_of(text: str) -> bytes | None:
 
 
 def shown(value: Any) -> str:
-    """Return a value as text for a message, at most 100 characters."""
+    """Return a value as visible text for a message, at most 100 characters."""
     try:
         text = "null" if value is None else str(value)
     except ValueError:  # of whole numbers with thousands of digits
         return "a very large number"
-    return ascii(text[:100])[1:-1] if bytes_of(text) is None else text if len(text) <= 100 else f"{text[:100]}..."
+    return visible(text if len(text) <= 100 else f"{text[:100]}...")
 
 
 # Types with limits. They are wider than anything useful, and narrow enough that numbers stay finite and programs end.

@@ -58,7 +58,8 @@ def run(
     if status is None or time.monotonic() > end:
         raise CommandFailed(f"stopped: it took longer than {seconds:g} s")
     if status != 0:
-        raise CommandFailed(f"exit {status}{': ' if message.strip() else ''}{last_line(message) if message.strip() else ''}")
+        said = f": {last_line(message)}" if message.strip() else ""
+        raise CommandFailed(f"exit {status}{said}")
 
 
 @contextlib.contextmanager
