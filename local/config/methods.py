@@ -80,7 +80,7 @@ METHODS: dict[str, Method] = {
 }
 
 # Keys of section decode that all methods of a run share: `by_method` cannot have them.
-SHARED_BY_METHODS = {"methods", "max_duration", "tail_frames", "max_utterances", "num_threads", "by_method"}
+SHARED_BY_METHODS = {"methods", "max_duration", "tail_frames", "feature_floor", "max_utterances", "num_threads", "by_method"}
 
 
 @dataclass
@@ -90,6 +90,7 @@ class DecodeConfig(Section):
     methods: list[str]
     max_duration: Duration
     tail_frames: Annotated[int, Limits(0, 10_000)]
+    feature_floor: bool
     max_utterances: Count
     max_sym_per_frame: Annotated[int, Limits(1, 1000)]
     beam: Annotated[int, Limits(1, 10_000)]

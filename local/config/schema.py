@@ -156,6 +156,7 @@ class AugmentConfig(Section):
     musan: File
     musan_prob: Share
     musan_snr: list[Annotated[float, Limits(-200, 200)]]
+    silence_prob: Share
 
     def cross_check(self) -> Iterator[tuple[str, str]]:
         if len(self.musan_snr) != 2:

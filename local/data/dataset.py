@@ -14,6 +14,7 @@ from local.corpus.audio_reading import load_audio
 from local.corpus.shard_store import ShardStore
 from local.data.batch import Batch
 from local.data.batching import Share, seeded, utterance_seed
+from local.data.digital_silence import with_silence
 from local.data.features import PADDING, make_extractor
 from local.data.tokenizer import BLANK_ID, Tokenizer
 from local.data.training_cuts import ShuffledCuts
@@ -62,16 +63,17 @@ class AsrDataset(Dataset):
         return replace(self._collate([self.cuts.cut(number) for number in item.numbers]), ends_step=item.ends_step)
 
     def _augmented(self, cut: Cut) -> torch.Tensor:
-        """Return features (T, F) with noise and masks."""
+        """Return features (T, F) with noise, masks and digital silence."""
         seed = utterance_seed(self.cfg.train.seed, self.epoch, cut)
         with seeded(seed):
             if self.noise:
                 cut = self._mix(cut, random.Random(seed))
             features = self._load(cut)
             # lhotse cannot draw time masks of less than a frame
-            if self.spec_augment is None or len(features) * self.spec_augment.max_frames_mask_fraction < 1:
-                return features
-            return self.spec_augment(features.unsqueeze(0), torch.tensor([[0, 0, len(features)]]))[0]
+            if self.spec_augment is not None and len(features) * self.spec_augment.max_frames_mask_fraction >= 1:
+                features = self.spec_augment(features.unsqueeze(0), torch.tensor([[0, 0, len(features)]]))[0]
+        rng = random.Random(f"{seed} silence")  # its own, so that other augmentation is the same without it
+        return with_silence(features, rng) if rng.random() < self.cfg.augment.silence_prob else features
 
     def _mix(self, cut: Cut, rng: random.Random) -> Cut:
         noise = CutSet(rng.sample(self.noise, min(len(self.noise), MAX_NOISES)))

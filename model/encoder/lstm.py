@@ -94,13 +94,20 @@ class RecurrentStack(nn.Module):
 
 
 class LstmEncoder(nn.Module):
-    """Features (N, T, F) -> encoder output (N, T', d_model), left to right, with states for streaming."""
+    """Features (N, T, F) -> encoder output (N, T', d_model), left to right, with states for streaming.
+
+    feature_floor: (F,), or None. In evaluation, features below it are lifted to it: to digital silence, far below all that
+    training had, a model would answer with words. It is no weight: checkpoints keep it apart.
+    """
+
+    feature_floor: Tensor | None
 
     def __init__(self, num_features: int, num_layers: int, o: LayerOptions) -> None:
         super().__init__()
         self.num_features, self.d_model, self.rnn_hidden_size = num_features, o.d_model, o.rnn_hidden_size
         self.encoder_embed = Conv2dSubsampling(num_features, o.d_model, o.balance_prob, o.norm, o.activation)
         self.encoder = RecurrentStack([RecurrentLayer(o) for _ in range(num_layers)])
+        self.register_buffer("feature_floor", None, persistent=False)
 
     def initial_states(self, batch_size: int, like: Tensor) -> States:
         """Return zero states for `batch_size` sequences, on the device and in the type of `like`."""
@@ -119,6 +126,8 @@ class LstmEncoder(nn.Module):
         """
         if x.ndim != 3 or x.size(2) != self.num_features:
             raise ValueError(f"features must have the shape (N, T, {self.num_features}), got {tuple(x.shape)}")
+        if self.feature_floor is not None and not self.training:
+            x = torch.maximum(x, self.feature_floor)
         y = self.encoder_embed(x).transpose(0, 1)
         if states is None:
             states = self.initial_states(x.size(0), y)
