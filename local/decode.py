@@ -13,7 +13,6 @@ other options moves to EXP/decode_earlier.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -22,7 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from local.artifacts.checkpoint import git_commit, load_file, model_from
+from local.artifacts.checkpoint import git_commit, load_file, model_from, weights_hash
 from local.artifacts.decoded_sets import write_set
 from local.artifacts.tuned_settings import with_tuned
 from local.common.cli import choose_device, make_parser, program
@@ -105,14 +104,11 @@ def origin_of(path: Path, content: dict[str, Any], tuned: bool, max_utterances: 
     """
     older = re.sub(r"\W+", "-", str(content.get("averaged", path.stem)))  # older files have no label
     marks = ("-tuned" if tuned else "") + (f"-first-{max_utterances}" if max_utterances else "")
-    weights = hashlib.sha256()
-    for name, value in sorted(content["model"].items()):
-        weights.update(name.encode() + value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {
         "checkpoint": str(path),
         "average": str(content.get("averaged") or f"weights of {path.name}"),
         "label": str(content.get("label") or older) + marks,
-        "weights": weights.hexdigest()[:16],
+        "weights": weights_hash(content["model"]),
         "commit": git_commit(),
     }
 

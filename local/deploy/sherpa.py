@@ -21,7 +21,7 @@ from local.deploy.tokens_files import client_token
 
 import numpy as np
 
-THREADS = 4  # at most; more do not make one stream faster
+THREADS, LARGE = 4, 50_000_000  # threads at most, for an encoder of more bytes than that; a smaller one is faster on one
 SECONDS_PER_SECOND = 60.0  # of recognition per second of audio, at most: else it hangs
 
 
@@ -49,8 +49,9 @@ def recogniser_options(folder: Path, features: FeaturesConfig, method: str, int8
     """Return the arguments of sherpa-onnx's recogniser for an exported folder. more: such as max_active_paths, lm."""
     ending = ".int8.onnx" if int8 else ".onnx"
     graphs = {name: str(folder / f"{name}{ending}") for name in ("encoder", "decoder", "joiner")}
+    threads = min(THREADS, cores()) if (folder / f"encoder{ending}").stat().st_size > LARGE else 1
     rate = {"sample_rate": features.sampling_rate, "feature_dim": features.num_mel_bins}
-    shared = {"tokens": str(folder / "tokens.txt"), "model_type": "lstm", "num_threads": min(THREADS, cores())}
+    shared = {"tokens": str(folder / "tokens.txt"), "model_type": "lstm", "num_threads": threads}
     return {**graphs, **rate, **shared, "decoding_method": method, **more}
 
 
