@@ -87,7 +87,6 @@ def load(args: argparse.Namespace) -> tuple[Transducer, Config, Tokenizer, dict[
     if why := graph_problem(model):
         raise UserError(f"{args.checkpoint}: cannot be exported: {why}")
     check_tokens(tokenizer, args.checkpoint)
-    ensure_floor(model, cfg, tokenizer, args.checkpoint, args.data_dir)
     return model, cfg, tokenizer, origin
 
 
@@ -119,7 +118,12 @@ def write_models(model: Transducer, lm: LstmLm | None, cfg: Config, chunk: int, 
 
 
 def card_of(
-    args: argparse.Namespace, words: Sequence[str], record: dict[str, Any], corpus: str, wavs: list[Utterance], asked: DecodeConfig
+    args: argparse.Namespace,
+    words: Sequence[str],
+    record: dict[str, Any],
+    corpus: str,
+    wavs: list[Utterance],
+    asked: DecodeConfig,
 ) -> Card:
     """Return what the model card tells. words: the command line. asked: section decode as it was configured."""
     results = results_of(args.checkpoint.parent, record["checkpoint"]["weights"], args.lm is not None)
@@ -145,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     hotwords = hotwords_of(args, asked, tokenizer)
     lost = list(left_out(asked.decode, lm is not None, bool(hotwords)))
     corpus, utterances = utterances_of(args, cfg)
+    ensure_floor(model, cfg, tokenizer, args.checkpoint, args.data_dir)
     for line in lost:
         print(f"not in the client: {line}")
     with atomic_folder(args.out) as folder:

@@ -174,7 +174,11 @@ class Gate:
             found = self.by_client(folder, utterances, audio, BEAM, lm=str(lm), lm_scale=lm_scale)
             report["lm"] = {"utterances": len(utterances), "lm_scale": lm_scale, "wer": found.wer}
         if (hotwords := folder / "hotwords.txt").exists():
-            words = {"hotwords_file": str(hotwords), "modeling_unit": "bpe", "bpe_vocab": str(folder / "bpe.vocab")}
+            words: dict[str, Any] = {
+                "hotwords_file": str(hotwords),
+                "modeling_unit": "bpe",
+                "bpe_vocab": str(folder / "bpe.vocab"),
+            }
             found = self.by_client(folder, utterances, audio, BEAM, **words)
             report["hotwords"] = {"utterances": len(utterances), "wer": found.wer}
         return report
