@@ -98,8 +98,6 @@ class Graph:
 
     def write(self, path: Path, metadata: Mapping[str, str | int]) -> None:
         """Check the graph and write it to a file, with its metadata. Raises `UserError` if it is too large for one file."""
-        import onnx
-
         size = sum(len(w.raw_data) for w in self._weights.values())
         if size > LARGEST:
             raise UserError(f"{path}: {size / 1e9:.1f} GB of weights; an ONNX file with its weights inside has at most 2 GB")
@@ -107,6 +105,13 @@ class Graph:
         opset = self._helper.make_opsetid("", OPSET)
         model = self._helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
         self._helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
-        onnx.checker.check_model(model, full_check=True)
-        with atomic_write(path) as tmp:
-            tmp.write_bytes(model.SerializeToString(deterministic=True))
+        save_model(model, path)
+
+
+def save_model(model: Any, path: Path) -> None:
+    """Check an ONNX model and write it to a file; equal models give equal bytes."""
+    import onnx
+
+    onnx.checker.check_model(model, full_check=True)
+    with atomic_write(path) as tmp:
+        tmp.write_bytes(model.SerializeToString(deterministic=True))
