@@ -111,10 +111,10 @@ def write_models(model: Transducer, lm: LstmLm | None, cfg: Config, chunk: int, 
     """Write all graphs."""
     folded = {"temperature": cfg.decode.temperature, "blank_penalty": cfg.decode.blank_penalty}
     write_graphs(model, folder, chunk, **folded, source={"checkpoint_sha256": sha256})
-    if int8:
-        write_int8(folder)
     if lm is not None:
         write_lm(lm, folder / "lm.onnx")
+    if int8:
+        write_int8(folder)
 
 
 def card_of(

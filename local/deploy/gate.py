@@ -170,9 +170,10 @@ class Gate:
     ) -> dict[str, Any]:
         """Check that the client takes the language model and the hotwords; its results with them are its own."""
         report: dict[str, Any] = {}
-        if (lm := folder / "lm.onnx").exists():
-            found = self.by_client(folder, utterances, audio, BEAM, lm=str(lm), lm_scale=lm_scale)
-            report["lm"] = {"utterances": len(utterances), "lm_scale": lm_scale, "wer": found.wer}
+        for name, int8 in (("lm", False), ("lm.int8", True)):
+            if (lm := folder / f"{name}.onnx").exists():
+                found = self.by_client(folder, utterances, audio, BEAM, int8, lm=str(lm), lm_scale=lm_scale)
+                report[name] = {"utterances": len(utterances), "lm_scale": lm_scale, "wer": found.wer}
         if (hotwords := folder / "hotwords.txt").exists():
             words: dict[str, Any] = {
                 "hotwords_file": str(hotwords),
