@@ -52,7 +52,7 @@ LONGEST_CHUNK = 2.56  # seconds: the encoder's graph has the layers once per fra
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the arguments. Raises `UserError` for a chunk out of range, or without data for the gate."""
+    """Return the arguments. Raises `UserError` for a number out of range, or without data for the gate."""
     parser = make_parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="averaged.pt, or a checkpoint of training")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; an earlier export there is replaced")
@@ -69,6 +69,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.chunk > LONGEST_CHUNK:
         raise UserError(f"--chunk {args.chunk:g}: must be from 0.04 to {LONGEST_CHUNK} seconds")
+    if not 0 <= args.wavs <= MOST:
+        raise UserError(f"--wavs {args.wavs}: must be from 0 to {MOST}")
     if args.data_dir is None and not args.no_gate:
         raise UserError("the gate needs --data-dir DIR, prepared data whose dev parts it decodes; --no-gate exports without it")
     return args

@@ -138,7 +138,12 @@ def test_bad_weights_of_int8_are_found(gate: Gate, graphs: Path, utterances: lis
 
 @pytest.mark.parametrize(
     ("graph", "key", "value"),
-    [("encoder", "T", "38"), ("encoder", "decode_chunk_len", "16"), ("encoder", "d_model", None), ("encoder", "model_type", "x")]
+    [
+        ("encoder", "T", "38"),
+        ("encoder", "decode_chunk_len", "16"),
+        ("encoder", "d_model", None),
+        ("encoder", "model_type", "x"),
+    ]
     + [("decoder", "context_size", "1"), ("decoder.int8", "vocab_size", None), ("joiner", "joiner_dim", "1")],
 )
 def test_a_wrong_key_is_named(gate: Gate, graphs: Path, tmp_path: Path, graph: str, key: str, value: str | None) -> None:
