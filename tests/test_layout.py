@@ -25,6 +25,7 @@ BANNED = {  # folder: packages that it must not import
     "local/config": tuple(f"local.{room}" for room in ROOMS if room not in ("common", "config")),
     "local/data": ("local.training", "local.decoding", "local.scoring", "local.diagnosis"),
     "local/decoding": ("local.training", "local.scoring", "local.diagnosis"),
+    "local/deploy": ("local.training", "local.diagnosis"),
     "local/scoring": ("local.training", "local.decoding", "local.diagnosis", "torch"),
     "studies": ("benchmarks", "tests"),
     "benchmarks": ("studies",),
