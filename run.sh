@@ -8,7 +8,7 @@ source local/stages.sh
 
 usage() {
   cat <<'HELP'
-./run.sh [options] [key.sub=value ...]     prepare -> train -> average -> lm -> tune -> decode -> score
+./run.sh [options] [key.sub=value ...]     prepare -> train -> average -> lm -> tune -> decode -> score; export on demand
 
 Stages
   0  prepare        ./prepare.sh: audio -> data/<corpus> (manifests, cuts, tokens, features)
@@ -19,6 +19,8 @@ Stages
                     tune has a list); EXP/tune.tsv: all that was tried
   5  decode         test sets by all of decode.methods -> EXP/decode/<method>/<set>.jsonl
   6  score          -> EXP/wer.json, EXP/wer.md, EXP/wer.png, EXP/errors/; prints the WER table
+  7  export         -> EXP/export/: the model for sherpa-onnx (ONNX, float32 and int8), checked by sherpa-onnx on the dev
+                    sets, with a model card. Only on demand: --stage export runs it alone, --stop-stage export after the rest
 
 Other commands, never part of a run:  ./run.sh COMMAND [options] [key.sub=value ...]
   evaluate          -> EXP/wer.md: decodes a test set with a trained model, from --checkpoint FILE and --corpus-dir DIR;
@@ -37,7 +39,7 @@ Options
                      data/<corpus>/conf.yaml, which stage prepare chooses to fit the hours of speech and this machine)
   --checkpoint FILE  command evaluate: the trained model, such as exp/mine/averaged.pt
   --stage N          first stage, a number or a name
-  --stop-stage N     last stage, a number or a name
+  --stop-stage N     last stage, a number or a name (default: score)
   --nj N             processes that prepare data (default: the number of cores)
   --dask HOST:PORT   see ./prepare.sh --help
   --nproc N          processes that train together on this machine (default: one per GPU; 1 without GPUs)
@@ -65,13 +67,28 @@ train_lm() {
   run local.train_lm --data-dir "$data_dir" --exp-dir "$exp_dir"
 }
 
-decode() {
-  local checkpoint=$exp_dir/averaged.pt tuned=()
+# name_model: $model, the arguments that name what stages decode and export take.
+name_model() {
+  model=(--checkpoint "$exp_dir/averaged.pt")
   if [[ $tuning == true ]]; then
-    tuned=(--tuned "$exp_dir/tuned.yaml")
-    [[ ! -f $exp_dir/tuned.pt ]] || checkpoint=$exp_dir/tuned.pt
+    [[ ! -f $exp_dir/tuned.pt ]] || model=(--checkpoint "$exp_dir/tuned.pt")
+    model+=(--tuned "$exp_dir/tuned.yaml")
   fi
-  run local.decode --checkpoint "$checkpoint" --data-dir "$data_dir" --exp-dir "$exp_dir" "${tuned[@]}"
+}
+
+decode() {
+  local model
+  name_model
+  run local.decode "${model[@]}" --data-dir "$data_dir" --exp-dir "$exp_dir"
+}
+
+export_model() {
+  local model lm
+  name_model
+  lm=$(value_of decode.lm)
+  lm=${lm:-$exp_dir/lm/lm.pt}
+  [[ ! -f $lm ]] || model+=(--lm "$lm")
+  run local.export "${model[@]}" --data-dir "$data_dir" --out "$exp_dir/export" --int8
 }
 
 # name_table: $table, what stage score makes.
@@ -136,9 +153,9 @@ other_command() {
 # All of it is read before any of it runs, so that the file may be edited meanwhile.
 main() {
   options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nj dask nproc nnodes rdzv python checkpoint"
-  stages="prepare train average lm tune decode score"
+  stages="prepare train average lm tune decode score export"
   corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=6 nj='' dask='' nproc=0 nnodes=1 rdzv='' python=''
-  local other='' lang needed given table sharing=() tuning=false checkpoint=''
+  local other='' lang needed given table sharing=() tuning=false checkpoint='' requirements=(requirements.txt)
   case ${1:-} in evaluate|diagnose|ablation|study) other=$1; shift ;; esac
   [[ $other != evaluate ]] || corpus=custom
   parse_options "$@"
@@ -147,6 +164,7 @@ main() {
     return
   fi
   [[ -z $checkpoint ]] || fail "--checkpoint is an option of command evaluate"
+  [[ $first -ne 7 ]] || last=7  # --stage export: the last stage is score by default
   [[ $nproc =~ ^[0-9]+$ ]] || fail "option --nproc must be a whole number, not '$nproc'"
   [[ $nnodes =~ ^[1-9][0-9]*$ ]] || fail "option --nnodes must be a whole number above 0, not '$nnodes'"
   resolve_options
@@ -155,13 +173,14 @@ main() {
     [[ $force == false ]] || fail "--force with --nnodes: remove $exp_dir instead, on one machine"
     first=1 last=1
   fi
-  ensure_python
+  [[ -n $other || $last -lt 7 ]] || requirements+=(requirements-export.txt)
+  ensure_python "${requirements[@]}"
   read_config
   check_data
   done_dir=$exp_dir/.done log_dir=$exp_dir/log
   name_table
   lang=$data_dir/lang_bpe_$(value_of lang.vocab_size)
-  if [[ -n $other || $last -ge 1 && $first -le 6 ]]; then
+  if [[ -n $other || $last -ge 1 && $first -le 7 ]]; then
     [[ -d $exp_dir ]] || make_folder "$exp_dir"
     [[ $nnodes -eq 1 ]] || sharing=(--shared)  # the machines that train together
     lock 8 "$exp_dir/.lock" "${sharing[@]}"
@@ -216,7 +235,9 @@ main() {
   fi
   stage decode --config "decode data.test_parts" "${needed[@]}" --output "$exp_dir/decode" -- decode
   stage score --input "$exp_dir/decode" --made-by decode --watch "$exp_dir/lm/perplexity.json" "${table[@]}" -- score
-  [[ $last -lt 6 ]] || cat "$exp_dir/wer.md"
+  [[ $last -lt 6 || $first -gt 6 ]] || cat "$exp_dir/wer.md"
+  stage export --config "decode data.dev_parts" "${needed[@]}" --watch "$exp_dir/wer.json" --output "$exp_dir/export" -- \
+    export_model
 }
 
 main "$@"; exit

@@ -14,7 +14,7 @@ Runs ruff, mypy, a syntax check of the shell scripts and the tests; then, where 
 the tests that need k2 and 20 training steps with its loss, in an environment of their own. What is skipped is named.
 
   --fast            leaves out the slow tests and k2
-  --python PROGRAM  a Python with requirements.txt and requirements-dev.txt installed (default: .venv, made by this)
+  --python PROGRAM  a Python with requirements.txt, -dev.txt and -export.txt installed (default: .venv, made by this)
   -- ARGUMENTS      handed to pytest, such as -k greedy or tests/test_wer.py; then nothing but pytest runs
 EOF
 }
@@ -35,7 +35,7 @@ main() {
       *) fail "unknown argument '$1' (see ./test.sh --help)" ;;
     esac
   done
-  ensure_python requirements.txt requirements-dev.txt
+  ensure_python requirements.txt requirements-dev.txt requirements-export.txt
   if [[ ${#pytest_args[@]} -gt 0 ]]; then
     exec "$python" -m pytest -rfEs "${pytest_args[@]}"
   fi

@@ -13,7 +13,6 @@ other options moves to EXP/decode_earlier.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -22,7 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from local.artifacts.checkpoint import git_commit, load_file, model_from
+from local.artifacts.checkpoint import git_commit, load_file, model_from, weights_hash
 from local.artifacts.decoded_sets import write_set
 from local.artifacts.tuned_settings import with_tuned
 from local.common.cli import choose_device, make_parser, program
@@ -35,6 +34,7 @@ from local.data.durations import FRAME_SECONDS
 from local.data.text import TextNormaliser
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.decoding.batch_decoder import BatchDecoder, with_progress
+from local.decoding.feature_floor import ensure_floor
 from local.decoding.known_text import check_known, compare_tokens
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
@@ -93,7 +93,11 @@ def statistics(decoder: BatchDecoder, method: str, audio_seconds: float) -> dict
         "peak_memory_mib": round(max(peak["encoder"], peak[method]), 1),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "options": {**decoder.recognisers[method].options, "tail_frames": decoder.tail_frames},
+        "options": {
+            **decoder.recognisers[method].options,
+            "tail_frames": decoder.tail_frames,
+            "feature_floor": decoder.model.encoder.feature_floor is not None,
+        },
     }
 
 
@@ -105,14 +109,11 @@ def origin_of(path: Path, content: dict[str, Any], tuned: bool, max_utterances: 
     """
     older = re.sub(r"\W+", "-", str(content.get("averaged", path.stem)))  # older files have no label
     marks = ("-tuned" if tuned else "") + (f"-first-{max_utterances}" if max_utterances else "")
-    weights = hashlib.sha256()
-    for name, value in sorted(content["model"].items()):
-        weights.update(name.encode() + value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {
         "checkpoint": str(path),
         "average": str(content.get("averaged") or f"weights of {path.name}"),
         "label": str(content.get("label") or older) + marks,
-        "weights": weights.hexdigest()[:16],
+        "weights": weights_hash(content["model"]),
         "commit": git_commit(),
     }
 
@@ -169,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder, lang = args.trained_in or args.exp_dir, lang_dir(args.data_dir, cfg.lang)
     resources = Resources(model.to(device), tokenizer, device, folder, lang, clean=TextNormaliser(cfg.lang))
     recognisers = make_recognisers(resources, cfg.decode, leave_out=args.trained_in is not None)
+    ensure_floor(model, cfg, tokenizer, args.checkpoint, args.data_dir)
     decoder = BatchDecoder(model, recognisers, cfg.decode.tail_frames, device)
     for name, batches in parts.items():
         decode_set(decoder, batches, name, tokenizer, args.exp_dir, origin)

@@ -32,13 +32,15 @@ def experiment(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_sh(folder: Path, stage: int | str, last: int, *overrides: str) -> subprocess.CompletedProcess:
-    command = ["bash", "run.sh", f"--stage={stage}", f"--stop-stage={last}", f"--python={folder}/python"]
+def run_sh(folder: Path, stage: int | str, last: int | str, *overrides: str) -> subprocess.CompletedProcess:
+    """Run run.sh; last: "" for its default."""
+    command = ["bash", "run.sh", f"--stage={stage}", f"--python={folder}/python"]
+    command += [f"--stop-stage={last}"] if last != "" else []
     command += [f"--data-dir={folder}/data", f"--exp-dir={folder}/exp", "--conf=conf/base.yaml", *overrides]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
-def calls(folder: Path, stage: int | str, last: int, *overrides: str) -> list[str]:
+def calls(folder: Path, stage: int | str, last: int | str, *overrides: str) -> list[str]:
     """Return what Python is called with, without -m and the folders; an error if a program is not given all overrides."""
     (folder / "calls").write_text("")
     done = run_sh(folder, stage, last, *overrides)
@@ -140,8 +142,8 @@ def test_every_program_understands_its_call(experiment: Path, monkeypatch: pytes
         "augment.musan=musan",
         "lang.vocab_size=500",
     ]
-    found = calls(experiment, 0, 6, "--nproc=1", *options)
-    assert len(found) == 12
+    found = calls(experiment, 0, 7, "--nproc=1", *options)
+    assert len(found) == 13
     for line in (experiment / "calls").read_text().splitlines():
         _, module, *words = line.split(" ")  # an empty argument leaves two blanks
         parsed(monkeypatch, module, words)
@@ -163,6 +165,29 @@ def test_decoding_takes_the_tuned_average(experiment: Path) -> None:
     (found,) = calls(experiment, 5, 5, lists)
     assert f"--checkpoint {experiment}/exp/tuned.pt" in found
     assert calls(experiment, 5, 5) == ["local.decode"]
+
+
+def test_export_runs_on_demand_alone(experiment: Path) -> None:
+    exp = experiment / "exp"
+    assert calls(experiment, 5, "") == ["local.decode", "local.wer"]  # up to the default last stage
+    (exp / "export").mkdir()
+    ours = f"local.export --out {exp}/export"
+    for stage in ("export", 7):
+        calls(experiment, stage, "", f"decode.beam={4 + len(str(stage))}")
+        (found,) = (experiment / "calls").read_text().splitlines()
+        assert f"--lm {exp}/lm/lm.pt" in found and "--int8" in found and ours.split()[2] in found
+        assert f"--checkpoint {exp}/averaged.pt" in found and f"--data-dir {experiment}/data" in found
+    assert calls(experiment, "export", "", "decode.beam=5") == []  # done
+    again = run_sh(experiment, "export", "", "decode.beam=6")
+    assert "runs again" in again.stdout and "decode.beam" in again.stdout and "WER" not in again.stdout
+
+
+def test_export_takes_the_tuned_average(experiment: Path) -> None:
+    lists = "tune.average_num=[1]"
+    calls(experiment, 4, 4, lists)
+    (experiment / "exp" / "tuned.pt").touch()
+    (found,) = calls(experiment, 7, 7, lists)
+    assert f"--checkpoint {experiment}/exp/tuned.pt" in found and f"--tuned {experiment}/exp/tuned.yaml" in found
 
 
 def test_the_table_ends_the_output_also_if_all_is_done(experiment: Path) -> None:

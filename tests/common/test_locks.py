@@ -199,6 +199,7 @@ OPTIONS = {  # what else they need before they work
     "prepare_manifests": ["--corpus-yaml", "x", "--corpus-dir", "x"],
     "decode": ["--checkpoint", "x"],
     "tune": ["--checkpoint", "x"],
+    "export": ["--checkpoint", "x"],
 }
 EXPECTED = {  # program: the locks that it asks for
     "average": ["exp/.lock"],
@@ -206,6 +207,7 @@ EXPECTED = {  # program: the locks that it asks for
     "compute_features": ["data/.lock", "data/.readers"],
     "decode": ["exp/.lock", "data/.readers"],
     "diagnose": ["exp/.lock", "data/.readers"],
+    "export": [".out.lock", "data/.readers"],
     "get_audio": [".out.lock"],
     "prepare_cuts": ["data/.lock", "data/.readers"],
     "prepare_graph": ["data/.lock"],
