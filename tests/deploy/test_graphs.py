@@ -258,5 +258,5 @@ def test_too_many_weights_for_a_file_are_refused(tmp_path: Path, monkeypatch: py
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(UserError, match="pip install onnx"):
+    with pytest.raises(UserError, match="onnx.*pip install"):
         write_graphs(make_model(), tmp_path, 4)

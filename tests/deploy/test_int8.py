@@ -63,6 +63,6 @@ def test_agreement_with_float32(folder: Path, name: str) -> None:
 
 
 def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)
-    with pytest.raises(UserError, match="pip install .*onnxruntime"):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match="onnxruntime.*pip install"):
         write_int8(folder)
