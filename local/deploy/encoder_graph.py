@@ -6,19 +6,21 @@ Values are (frames, N, channels), as in the model, so that a frame is a slice.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from local.deploy.nodes import Graph
 from model.encoder.lstm import LstmEncoder, RecurrentLayer
 from model.encoder.subsampling import Conv2dSubsampling
 from model.layers.activation import DoubleSwish
+from model.layers.balancer import ActivationBalancer
+from model.layers.dropout import Dropout
 from model.layers.norm import BasicNorm
 from model.layers.scaled import ScaledConv2d, ScaledLinear, ScaledRNN
 
 import torch
 from torch import Tensor, nn
 
-ACTIVATIONS = {nn.ReLU: "Relu", nn.Sigmoid: "Sigmoid", nn.Tanh: "Tanh"}  # besides DoubleSwish
+ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "Relu", nn.Sigmoid: "Sigmoid", nn.Tanh: "Tanh"}  # besides DoubleSwish
 
 
 def encoder_problem(encoder: LstmEncoder) -> str | None:
@@ -111,13 +113,12 @@ def _activation(graph: Graph, module: nn.Module, x: str) -> str:
     """Return a module's output; balancers and dropout do nothing in evaluation."""
     if isinstance(module, DoubleSwish):
         return graph.node("Mul", x, graph.node("Sigmoid", graph.node("Add", x, graph.scalar(-1.0))))
-    kind = ACTIVATIONS.get(type(module))
-    return x if kind is None else graph.node(kind, x)
+    return x if isinstance(module, ActivationBalancer | Dropout) else graph.node(ACTIVATIONS[type(module)], x)
 
 
-def _norm(graph: Graph, norm: nn.Module, name: str, x: str) -> str:
+def _norm(graph: Graph, module: nn.Module, name: str, x: str) -> str:
     """Return x (T', N, C) after a norm that treats each frame by itself; in evaluation, batch norm does."""
-    norm = getattr(norm, "norm", norm)  # batch norm is inside a change of axes
+    norm: Any = getattr(module, "norm", module)  # batch norm is inside a change of axes
     if isinstance(norm, BasicNorm):
         square = graph.node("ReduceMean", graph.node("Mul", x, x), axes=[-1])
         eps = graph.weight(f"{name}.eps", norm.eps.exp())
@@ -126,8 +127,9 @@ def _norm(graph: Graph, norm: nn.Module, name: str, x: str) -> str:
         return x
     weight, bias = norm.weight, norm.bias
     if isinstance(norm, nn.BatchNorm1d):
-        weight = weight * (norm.running_var + norm.eps).rsqrt()
-        bias = bias - norm.running_mean * weight
+        mean, variance = (cast(Tensor, x) for x in (norm.running_mean, norm.running_var))
+        weight = weight * (variance + norm.eps).rsqrt()
+        bias = bias - mean * weight
     elif isinstance(norm, nn.GroupNorm):
         grouped = graph.reshape(x, [0, 0, norm.num_groups, -1])
         x = graph.reshape(_standard(graph, grouped, norm.eps), [0, 0, -1])

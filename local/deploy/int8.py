@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from local.common.atomic import scratch_folder
-from local.common.errors import UserError
 from local.deploy.nodes import save_model
+from local.deploy.packages import need
 
 # Operators whose weights become int8. Convolutions stay in float32: they are small.
 KINDS = {"encoder": ["MatMul"], "decoder": ["MatMul", "Gather"], "joiner": ["MatMul"], "lm": ["MatMul", "Gather", "LSTM"]}
@@ -19,11 +19,10 @@ def write_int8(folder: Path) -> None:
     Each column of a weight has a scale of its own. Activations are quantised by their range in one call, over all streams, so
     results depend slightly on the batch. Raises `UserError` if the package onnxruntime or onnx is missing.
     """
-    try:
-        from onnx import helper, load_model
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-    except ImportError as e:
-        raise UserError(f"int8 graphs need the packages onnx and onnxruntime ({e}): pip install onnx onnxruntime") from None
+    need("onnx", "onnxruntime")
+    from onnx import helper, load_model
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
     for name, kinds in KINDS.items():
         if not (folder / f"{name}.onnx").exists():
             continue

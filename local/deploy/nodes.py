@@ -8,6 +8,7 @@ from typing import Any
 
 from local.common.atomic import atomic_write
 from local.common.errors import UserError
+from local.deploy.packages import need
 
 import numpy as np
 import torch
@@ -29,10 +30,9 @@ class Graph:
 
     def __init__(self, name: str) -> None:
         """Begin a graph. Raises `UserError` if the package onnx is missing."""
-        try:
-            from onnx import TensorProto, helper, numpy_helper
-        except ImportError as e:
-            raise UserError(f"an ONNX graph needs the package onnx ({e}): pip install onnx") from None
+        need("onnx")
+        from onnx import TensorProto, helper, numpy_helper
+
         self._name, self._helper, self._numpy_helper = name, helper, numpy_helper
         self._types = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
         self._nodes: list[Any] = []

@@ -54,7 +54,7 @@ def write_graphs(
     encoder, joiner = model.encoder, model.joiner
     graph = Graph("encoder")
     add_encoder(graph, encoder, joiner.encoder_proj, chunk_frames + OVERLAP, chunk_frames // STRIDE)
-    facts = {
+    facts: dict[str, str | int] = {
         "model_type": "lstm",
         "version": "1",
         "model_author": "",
