@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from local.common.atomic import scratch_folder
 from local.common.errors import UserError
 from local.common.processes import cores
 from local.common.progress import Progress
@@ -63,8 +63,8 @@ def recognise(options: dict[str, Any], samples: Sequence[np.ndarray], tokenizer:
     """
     ids = {client_token(token): number for number, token in enumerate(tokenizer.tokens)}
     seconds = 60.0 + SECONDS_PER_SECOND * sum(map(len, samples)) / options["sample_rate"]
-    with tempfile.TemporaryDirectory() as folder, Progress(len(samples), what, "utt") as bar:
-        job, arrays = Path(folder, "job.json"), Path(folder, "samples.npz")
+    with scratch_folder(Path(options["tokens"]).with_name("job")) as scratch, Progress(len(samples), what, "utt") as bar:
+        job, arrays = scratch / "job.json", scratch / "samples.npz"
         np.savez(arrays, **{str(number): array for number, array in enumerate(samples)})  # type: ignore[arg-type]
         job.write_text(json.dumps({"recogniser": options, "samples": str(arrays)}), encoding="utf-8")
         out = _Lines(bar)
