@@ -241,7 +241,7 @@ def test_a_missing_package_is_named(
 ) -> None:
     find: Any = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == module else find(name) or object())
-    words = ["--checkpoint", str(toy / "averaged.pt"), "--data-dir", str(toy / "data"), "--int8"]
+    words = ["--checkpoint", str(tmp_path / "none.pt"), "--data-dir", str(toy / "data"), "--int8"]  # first of all
     said = refused(toy, tmp_path, capsys, *words)
     assert module.replace("_", "-") in said and "requirements-export.txt" in said
 
