@@ -128,11 +128,12 @@ def card_of(
     asked: DecodeConfig,
 ) -> Card:
     """Return what the model card tells. words: the command line. asked: section decode as it was configured."""
-    results = results_of(args.checkpoint.parent, record["checkpoint"]["weights"], args.lm is not None)
+    exp = args.checkpoint.resolve().parent
+    exp = exp.parent if exp.name == "checkpoints" else exp
+    results = results_of(exp, record["checkpoint"]["weights"], args.lm is not None)
     command = shlex.join(["python", "-m", "local.export", *words])
     beam, lm_scale = asked.of_method(BEAM).beam, asked.of_method(FUSION).lm_scale
-    name = args.checkpoint.resolve().parent.name
-    return Card(record, results, name, corpus, args.language, args.license, command, wavs, beam, lm_scale)
+    return Card(record, results, exp.name, corpus, args.language, args.license, command, wavs, beam, lm_scale)
 
 
 @program
