@@ -16,8 +16,10 @@ ADVISED = {"onnx.quant.pre_process": "onnxruntime.quant"}  # else onnxruntime ad
 def write_int8(folder: Path) -> None:
     """Write encoder.int8.onnx, ... beside the float32 graphs that are in `folder`, with their metadata.
 
-    Each column of a weight has a scale of its own. Activations are quantised by their range in one call, over all streams, so
-    results depend slightly on the batch. Raises `UserError` if the package onnxruntime or onnx is missing.
+    Each column of a weight has a scale of its own, and weights have 7 bits: x86 processors without VNNI add two products in 16
+    bits, which 8 bits overflow (the digits model's outputs then differ by 3.3 % instead of 0.8 %). Activations are quantised by
+    their range in one call, over all streams, so results depend slightly on the batch. Raises `UserError` if the package
+    onnxruntime or onnx is missing.
     """
     need("onnx", "onnxruntime")
     from onnx import helper, load_model
@@ -32,7 +34,7 @@ def write_int8(folder: Path) -> None:
         with scratch_folder(folder / f"{name}.int8") as scratch:
             before, after = scratch / "before.onnx", scratch / "after.onnx"
             before.write_bytes(model.SerializeToString())
-            quantize_dynamic(before, after, kinds, per_channel=True, weight_type=QuantType.QInt8)
+            quantize_dynamic(before, after, kinds, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
             model = load_model(after)
         helper.set_model_props(model, metadata)
         model.graph.ClearField("value_info")  # the shapes that the library inferred

@@ -28,6 +28,7 @@ from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("packages")
 VOCAB = 40
+SMALL = str(ROOT / "conf" / "model" / "small.yaml")
 TOLERANCE = 1e-5  # of the largest value
 SIZES = ("d_model=48", "rnn_hidden_size=64", "dim_feedforward=40", "num_layers=2")
 TINY = [*(f"model.encoder.{size}" for size in SIZES), "model.decoder.dim=20", "model.joiner.dim=28"]
@@ -87,7 +88,7 @@ def encoder_error(model: Transducer, folder: Path, frames: int, n: int, chunks: 
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_encoder_of_the_default_architecture(tmp_path: Path, n: int) -> None:
-    model = make_model(conf="conf/model/small.yaml", tiny=False)
+    model = make_model(conf=SMALL, tiny=False)
     write_graphs(model, tmp_path, 32)
     assert encoder_error(model, tmp_path, 32, n) <= TOLERANCE
 

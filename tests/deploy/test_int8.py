@@ -10,7 +10,7 @@ from local.deploy.int8 import write_int8
 from local.deploy.lm_graph import write_lm
 from local.deploy.transducer_graphs import GRAPHS, write_graphs
 from model.lm import LstmLm
-from tests.deploy.test_graphs import make_model, run, start
+from tests.deploy.test_graphs import SMALL, make_model, run, start
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("packages")
 @pytest.fixture(scope="module")
 def folder(packages: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graphs")
-    write_graphs(make_model(conf="conf/model/small.yaml", tiny=False), folder, 32)
+    write_graphs(make_model(conf=SMALL, tiny=False), folder, 32)
     torch.manual_seed(0)
     write_lm(LstmLm(40, 128, 128, 1).eval(), folder / "lm.onnx")
     write_int8(folder)
@@ -42,7 +42,11 @@ def test_files(folder: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.L
         assert (before.graph.input, before.graph.output) == (after.graph.input, after.graph.output)
     sizes = [(folder / f"encoder{kind}.onnx").stat().st_size for kind in (".int8", "")]
     assert sizes[0] <= 0.3 * sizes[1]
-    assert not [n for n in onnx.load(folder / "encoder.int8.onnx").graph.node if n.op_type == "MatMul"]
+    graph = onnx.load(folder / "encoder.int8.onnx").graph
+    weights = {w.name: onnx.numpy_helper.to_array(w) for w in graph.initializer}
+    used = [weights[node.input[1]] for node in graph.node if node.op_type == "MatMulInteger"]
+    assert not [node for node in graph.node if node.op_type == "MatMul"] and len(used) == 3 * 4 + 2 + 4 * 2 * 8
+    assert {int(np.abs(w.astype(int)).max()) for w in used} == {64}  # two products fit into 16 bits: 2 * 255 * 64 < 2 ** 15
 
 
 @pytest.mark.parametrize("name", [*GRAPHS, "lm"])
