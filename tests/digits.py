@@ -14,6 +14,7 @@ from local.decoding.batch_decoder import BatchDecoder
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
 from local.scoring.align import word_errors
+from model.search import Hypothesis
 from tests.reference import BATCH, RATE, load_reference_model, read_audio, reference_config
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 
 TRAIN, DEV = "train-clean-5", "dev-clean-2"
 Utterance = tuple[np.ndarray, str]  # samples (S,) and transcript
+BETWEEN = 5.0  # seconds of zeros between two utterances, and alone
 EVERY = 15  # one of so many training utterances makes the floor
 
 
@@ -65,25 +67,30 @@ def silent_places(shared: Path) -> dict[str, list[Utterance]]:
         "alone": alone,
         "after": [(np.concatenate([x, zeros(0.66)]), text) for x, text in alone],  # as sherpa's Python example
         "around": [(np.concatenate([zeros(0.5), x, zeros(0.8)]), text) for x, text in alone],  # as sherpa's programs
-        "between": [(np.concatenate([x, zeros(5), y]), f"{first} {second}") for (x, first), (y, second) in pairs],
-        "nothing else": [(zeros(5), "")],
+        "between": [(np.concatenate([x, zeros(BETWEEN), y]), f"{first} {second}") for (x, first), (y, second) in pairs],
+        "nothing else": [(zeros(BETWEEN), "")],
     }
 
 
 def recognise(loaded: Loaded, audio: list[np.ndarray], method: str = "greedy_search") -> list[str]:
     """Return the texts of samples (S,) as local/decode.py finds them."""
+    return [loaded[2].decode(hypothesis.tokens) for hypothesis in hypotheses(loaded, audio, method)]
+
+
+def hypotheses(loaded: Loaded, audio: list[np.ndarray], method: str = "greedy_search") -> list[Hypothesis]:
+    """Return what local/decode.py finds in samples (S,)."""
     model, cfg, tokenizer = loaded
     device = torch.device("cpu")
     resources = Resources(model, tokenizer, device, Path(), clean=str)
     decoder = BatchDecoder(model, {method: Recogniser(method, resources, cfg.decode)}, cfg.decode.tail_frames, device)
-    texts: dict[int, str] = {}
+    results: dict[int, Hypothesis] = {}
     by_length = sorted(enumerate(features(cfg.features, audio)), key=lambda item: len(item[1]))
     for start in range(0, len(by_length), BATCH):
         numbers, matrices = zip(*by_length[start : start + BATCH], strict=True)
         x = torch.nn.utils.rnn.pad_sequence(list(matrices), batch_first=True, padding_value=PADDING)
         found = decoder.run(x, torch.tensor([len(m) for m in matrices]), [str(n) for n in numbers])[method]
-        texts.update((n, tokenizer.decode(h.tokens)) for n, h in zip(numbers, found, strict=True))
-    return [texts[n] for n in range(len(audio))]
+        results.update(zip(numbers, found, strict=True))
+    return [results[n] for n in range(len(audio))]
 
 
 def wer(utterances: list[Utterance], found: list[str]) -> float:
