@@ -20,6 +20,7 @@ from local.common.visible import escaped_output
 from local.config import load_config
 from local.config.methods import METHODS
 from local.data.features import make_extractor
+from local.decoding.audio_pieces import open_checked
 from local.decoding.batch_decoder import BatchDecoder
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
@@ -105,8 +106,10 @@ def test_several_channels(capsys: pytest.CaptureFixture[str], folder: Path) -> N
 
 def test_the_mean_of_the_channels(folder: Path) -> None:
     both = soundfile.read(folder / "two.wav")[0]
-    assert np.abs(stream.read_audio(folder / "two.wav", RATE, "mix").numpy() - both.mean(1)).max() < 1e-4
-    assert stream.read_audio(folder / "two.wav", RATE // 2, "mix").shape == (len(both) // 2,)
+    audio = open_checked(folder / "two.wav", "mix")
+    (samples,) = torch.cat(list(audio.pieces(RATE)), 1).numpy()
+    assert np.abs(samples - both.mean(1)).max() < 1e-4
+    assert torch.cat(list(audio.pieces(RATE // 2)), 1).shape == (1, len(both) // 2)
 
 
 def test_real_time(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
