@@ -95,12 +95,12 @@ class Cutter:
         if high - low < LEAST_RANGE:
             return None
         edges = np.diff((level < low + SHARE * (high - low)).astype(np.int8), prepend=0, append=0)
-        for begin, end in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True):
+        for begin, end in zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist(), strict=True):
             # What is quiet from the beginning on is the pause that ended the window before; its rest, if long, stands alone.
             cut = end - self._lead if begin == 0 else begin + min((end - begin) // 2, self._lead)
             long = 2 * self._lead if begin == 0 else self._pause
             if end - begin >= long and self._shared < cut < len(level):
-                return int(cut)
+                return cut
         return None
 
 
