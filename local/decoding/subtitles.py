@@ -49,7 +49,7 @@ def spoken(words: Iterable[Word]) -> str:
 def ends(words: Sequence[Word]) -> list[float]:
     """Return the end of each word: a frame after its last token, or the next word's beginning if that is earlier."""
     following = [word["start"] for word in words[1:]] + [math.inf]
-    return [max(w["start"], min(w["end"] + TOKEN_SECONDS, after)) for w, after in zip(words, following, strict=True)]
+    return [max(w["start"], min(w["end"] + TOKEN_SECONDS, after)) for w, after in zip(words, following, strict=False)]
 
 
 def broken(words: Iterable[str]) -> list[str]:
