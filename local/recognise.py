@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from local.artifacts.checkpoint import load_averaged
@@ -24,10 +24,9 @@ from local.common.cli import add_files_and_config, choose_device, make_parser, p
 from local.common.errors import UserError
 from local.common.progress import Progress
 from local.config.methods import METHODS
-from local.config.schema import Channel
 from local.data.text import TextNormaliser
 from local.data.tokenizer import lang_dir
-from local.decoding.audio_pieces import Audio, open_checked
+from local.decoding.audio_pieces import open_checked
 from local.decoding.batch_decoder import BatchDecoder
 from local.decoding.endpoint import EndpointRules
 from local.decoding.feature_floor import ensure_floor
@@ -79,17 +78,6 @@ class Output:
             write_text(self.path, self._written)
 
 
-def open_all(files: Iterable[Path], channel: Channel) -> list[Audio]:
-    """Return the files, each decoded once. Raises `UserError` naming the first that is missing or damaged."""
-    found = []
-    for path in files:
-        audio = open_checked(path, channel)
-        if audio.note:
-            print(audio.note, file=sys.stderr)
-        found.append(audio)
-    return found
-
-
 @program
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
@@ -117,9 +105,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, cfg, tokenizer = load_averaged(args.checkpoint, args.overrides, args.conf)
     if args.tuned:
         cfg.decode = with_tuned(cfg.decode, args.tuned, args.overrides)
-    audios = open_all(args.files, cfg.data.channel)
+    audios = [open_checked(path, cfg.data.channel) for path in args.files]
     recordings = [recording for audio in audios for recording in recordings_of(audio)]
     output = Output(args.output, args.format, [recording.name for recording in recordings])
+    for audio in audios:
+        if audio.note:
+            print(audio.note, file=sys.stderr)
     device = choose_device(cfg.decode.num_threads)
     lang = lang_dir(args.data_dir, cfg.lang) if args.data_dir else None
     resources = Resources(model.to(device), tokenizer, device, args.checkpoint.parent, lang, clean=TextNormaliser(cfg.lang))

@@ -19,7 +19,7 @@ import torch
 
 LEAD = 0.5  # seconds of a pause that stay with the speech before it and with the speech after it, at most
 SMOOTH = 5  # frames; levels are means over so many
-QUIETEST, LOUDEST, SHARE = 0.05, 0.9, 0.25  # quantiles of the level; a pause is below this share of the way between them
+QUIETEST, LOUDEST, SHARE = 0.05, 0.9, 0.55  # quantiles of the level; a pause is below this share of the way between them
 LEAST_RANGE = 2.0  # nats from the quietest to the loudest; audio with less has no pauses, it is noise, music or silence
 SHORTEST, LONGEST = 1.0, 600.0  # seconds of a window
 WIDEST = 30.0  # seconds of an overlap
@@ -128,7 +128,10 @@ def join(earlier: Sequence[Word], later: Sequence[Word], begin: float, end: floa
 
 
 def agreement(earlier: Sequence[Word], later: Sequence[Word], begin: float, end: float) -> list[tuple[int, int]]:
-    """Return the places (i, j) of the words that both have in the overlap, the most that are possible in order."""
+    """Return the places (i, j) of the words that both have in the overlap, in order.
+
+    They are the most, each counted by how near its times are: of repeated words the right ones are paired.
+    """
     a = [i for i, w in enumerate(earlier) if w["start"] >= begin - TOLERANCE]
     b = [j for j, w in enumerate(later) if w["start"] <= end + TOLERANCE]
     best: dict[tuple[int, int], tuple[float, list[tuple[int, int]]]] = {}
@@ -136,11 +139,11 @@ def agreement(earlier: Sequence[Word], later: Sequence[Word], begin: float, end:
     for i in a:
         for j in b:
             found = max(best.get((i - 1, j), none), best.get((i, j - 1), none), key=lambda x: x[0])
-            apart = abs(earlier[i]["start"] - later[j]["start"])
-            if earlier[i]["word"] == later[j]["word"] and apart <= TOLERANCE:
-                count, pairs = best.get((i - 1, j - 1), none)
-                if count + 1 - 0.1 * apart > found[0]:  # of equal words the nearest in time
-                    found = (count + 1 - 0.1 * apart, [*pairs, (i, j)])
+            near = 1 - abs(earlier[i]["start"] - later[j]["start"]) / TOLERANCE
+            if earlier[i]["word"] == later[j]["word"] and near > 0:
+                total, pairs = best.get((i - 1, j - 1), none)
+                if total + near > found[0]:
+                    found = (total + near, [*pairs, (i, j)])
             best[i, j] = found
     return best[a[-1], b[-1]][1] if a and b else []
 
