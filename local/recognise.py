@@ -23,6 +23,7 @@ from local.common.atomic import write_text
 from local.common.cli import add_files_and_config, choose_device, make_parser, program
 from local.common.errors import UserError
 from local.common.progress import Progress
+from local.common.visible import visible
 from local.config.methods import METHODS
 from local.data.text import TextNormaliser
 from local.data.tokenizer import lang_dir
@@ -63,10 +64,10 @@ class Output:
         """Write a result; one that shares its file with others waits for `close`."""
         written = FORMATS[self.kind](result)
         if self.folder is not None:
-            write_text(self.folder / f"{result.name}{ENDINGS[self.kind]}", written)
+            self._write(self.folder / f"{result.name}{ENDINGS[self.kind]}", written)
             return
         if self._several and self.kind == "text":
-            written = "".join(f"{result.name}: {line}\n" for line in text(result).splitlines())
+            written = "".join(f"{visible(result.name)}: {line}\n" for line in text(result).splitlines())
         if self.path is None:
             print(written, end="", flush=True)
         else:
@@ -75,7 +76,11 @@ class Output:
     def close(self) -> None:
         """Write the file of all results, if there is one."""
         if self.path is not None and self.folder is None:
-            write_text(self.path, self._written)
+            self._write(self.path, self._written)
+
+    def _write(self, path: Path, written: str) -> None:
+        write_text(path, written)
+        print(path, flush=True)
 
 
 @program
