@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
+import io
+import json
 import re
+import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,15 +22,19 @@ pytest.importorskip("soundfile")
 from local import stream
 from local.artifacts.checkpoint import load_averaged, provenance, save_file
 from local.artifacts.decoding_graph import save_graph
+from local.common.signals import Stopped
 from local.common.visible import escaped_output
 from local.config import load_config
 from local.config.methods import METHODS
 from local.data.features import make_extractor
+from local.decoding.audio_pieces import open_checked
 from local.decoding.batch_decoder import BatchDecoder
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
 from model.build import build_model
 from model.search.graph import trivial_graph
+from tests.digits import DEV, digits_folder, write_digits_checkpoint
+from tests.reference import read_audio
 from tests.toy_experiment import SMALL, save_toy_lm, toy_tokenizer
 
 import soundfile
@@ -105,8 +115,10 @@ def test_several_channels(capsys: pytest.CaptureFixture[str], folder: Path) -> N
 
 def test_the_mean_of_the_channels(folder: Path) -> None:
     both = soundfile.read(folder / "two.wav")[0]
-    assert np.abs(stream.read_audio(folder / "two.wav", RATE, "mix").numpy() - both.mean(1)).max() < 1e-4
-    assert stream.read_audio(folder / "two.wav", RATE // 2, "mix").shape == (len(both) // 2,)
+    audio = open_checked(folder / "two.wav", "mix")
+    (samples,) = torch.cat(list(audio.pieces(RATE)), 1).numpy()
+    assert np.abs(samples - both.mean(1)).max() < 1e-4
+    assert torch.cat(list(audio.pieces(RATE // 2)), 1).shape == (1, len(both) // 2)
 
 
 def test_real_time(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
@@ -135,6 +147,107 @@ def test_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     *partials, final = line.split("\r\x1b[K")[1:]
     assert len(partials) > 1 and max(map(len, partials)) == 9
     assert final == "0.00 - 1.30: " + whole(folder, "one.wav", "greedy_search")[0]
+
+
+def pcm(path: Path) -> bytes:
+    return soundfile.read(path, dtype="int16")[0].tobytes()
+
+
+class Pipe(io.BytesIO):
+    """Standard input whose pieces have odd numbers of bytes; at the end of its data it raises, if it has something to raise."""
+
+    def __init__(self, data: bytes, end: BaseException | None = None) -> None:
+        super().__init__(data)
+        self.end = end
+
+    def read1(self, size: int | None = -1) -> bytes:
+        if not (piece := super().read1(333)) and self.end is not None:
+            raise self.end
+        return piece
+
+
+def live(monkeypatch: pytest.MonkeyPatch, data: bytes, end: BaseException | None = None) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Pipe(data, end), isatty=lambda: False))
+
+
+def final(out: str) -> str:
+    return next(line for line in out.splitlines() if " - " in line)
+
+
+@pytest.mark.parametrize("rest", [b"", b"\x01"])
+def test_raw_samples_on_standard_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, rest: bytes
+) -> None:
+    run(folder, "one.wav", "--method", "greedy_search")
+    expected = final(capsys.readouterr().out)
+    live(monkeypatch, pcm(folder / "one.wav") + rest)
+    stream.main(["-", "--checkpoint", str(folder / "averaged.pt"), "--method", "greedy_search", "--no-endpoint"])
+    assert final(capsys.readouterr().out) == expected
+
+
+def test_ctrl_c_ends_the_audio(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    live(monkeypatch, pcm(folder / "one.wav"), Stopped(signal.SIGINT))
+    with pytest.raises(SystemExit) as ended:
+        stream.main(["-", "--checkpoint", str(folder / "averaged.pt"), "--method", "greedy_search", "--no-endpoint"])
+    assert ended.value.code == 130 and whole(folder, "one.wav", "greedy_search")[0] in final(capsys.readouterr().out)
+
+
+def test_several_files_and_json(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    run(folder, "one.wav", str(folder / "low.wav"), "--method", "greedy_search", "--json")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    finals = [line for line in lines if line["type"] == "final"]
+    assert [line["source"] for line in finals] == [str(folder / "one.wav"), str(folder / "low.wav")] and len(lines) > 4
+    for file, line in zip(("one.wav", "low.wav"), finals, strict=True):
+        assert line["text"] == whole(folder, file, "greedy_search")[0] == " ".join(word["word"] for word in line["words"])
+        times = [word["start"] for word in line["words"]]
+        assert times == sorted(times) and line["begin"] <= times[0] and all(0 <= w["confidence"] <= 1 for w in line["words"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["-"], "ffmpeg"), (["-", "one.wav"], "-"), (["-", "--real-time"], "--real-time"), ([], "FILE")],
+)
+def test_inputs_that_cannot_be_used(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, arguments: list[str], named: str
+) -> None:
+    live(monkeypatch, (folder / "one.wav").read_bytes())  # a WAV, with its header
+    with pytest.raises(SystemExit):
+        stream.main([*arguments, "--checkpoint", str(folder / "averaged.pt")])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and named in error
+
+
+@pytest.mark.parametrize(("problem", "named"), [(ImportError("no"), "pip install"), (OSError("PortAudio"), "PortAudio")])
+def test_no_microphone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, problem: Exception, named: str
+) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *rest: Any, **more: Any) -> Any:
+        if name == "sounddevice":
+            raise problem
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(SystemExit):
+        stream.main(["--microphone", "--checkpoint", str(folder / "averaged.pt"), "--method", "greedy_search"])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and named in error
+
+
+def test_a_muted_microphone_says_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shared: Path, tmp_path: Path
+) -> None:
+    checkpoint = write_digits_checkpoint(shared, tmp_path)
+    first, second = list(read_audio(digits_folder(shared, DEV)).values())[:2]
+    zeros = np.zeros(5 * RATE, dtype=np.float32)
+    texts = []
+    for parts in ([zeros], [first, zeros, second], [first], [second]):
+        live(monkeypatch, (np.concatenate(parts) * 32767).astype("<i2").tobytes())
+        stream.main(["-", "--checkpoint", str(checkpoint), "--method", "greedy_search"])
+        lines = [line for line in capsys.readouterr().out.splitlines() if " - " in line]
+        texts.append(" ".join(line.split(": ")[1] for line in lines))
+    assert texts[0] == "" and texts[1] == f"{texts[2]} {texts[3]}" and texts[2] and texts[3]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from local.common.visible import escaped_output
 
 if TYPE_CHECKING:
     import torch
+
+OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")  # the beginning of key.sub=value
 
 
 def make_parser(
@@ -40,6 +43,25 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --conf and `overrides`; a program with positional arguments of its own calls this after adding them."""
     parser.add_argument("--conf", type=Path, help="experiment's YAML; it changes values of conf/base.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes values of both")
+
+
+def add_files_and_config(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add FILE arguments, `what` they are for --help, beside those of `add_config_arguments`.
+
+    Of the arguments without option, `key.sub=value` goes to `overrides` and the others to `files`.
+    """
+    parser.add_argument("--conf", type=Path, help="experiment's YAML; it changes values of conf/base.yaml")
+    parser.add_argument("words", nargs="*", action=_FilesAndOverrides, metavar="FILE | key.sub=value", help=what)
+    parser.set_defaults(files=[], overrides=[])
+
+
+class _FilesAndOverrides(argparse.Action):
+    """Tell FILE from key.sub=value; a file of such a name can be given as ./NAME."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: object, option: str | None = None) -> None:
+        words = [str(value) for value in values] if isinstance(values, list) else []
+        namespace.overrides = [word for word in words if OVERRIDE.match(word)]
+        namespace.files = [Path(word) for word in words if not OVERRIDE.match(word)]
 
 
 def choose_device(num_threads: int = 0) -> torch.device:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -78,6 +78,46 @@ def ending_signals() -> Iterator[None]:
         if last == -AGAIN:  # else the program ends, and the second of two signals may still come
             _as_before()
         sys.unraisablehook = report_others
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """Yield `may_stop`: in the block a signal to end raises `Stopped` only within `with may_stop():`, or there later.
+
+    So it never leaves work half done that has to be completed. A second signal after `AGAIN` seconds raises everywhere.
+    """
+    pending: list[int] = []
+    waiting, first = False, -AGAIN
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        again = bool(pending) and time.monotonic() - first >= AGAIN
+        if not pending:
+            pending.append(number)
+            first = time.monotonic()
+        if waiting or again:
+            raise Stopped(number)
+
+    @contextlib.contextmanager
+    def may_stop() -> Iterator[None]:
+        nonlocal waiting
+        waiting = True
+        try:
+            if pending:
+                raise Stopped(pending[0])
+            yield
+        finally:
+            waiting = False
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {n: handler for n in ENDING if main and callable(handler := signal.getsignal(n))}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield may_stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 _ours: dict[signal.Signals, object] = {}  # signal -> its handler before ours

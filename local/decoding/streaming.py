@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from local.common.errors import UserError
-from local.config.schema import FeaturesConfig
+from local.config.methods import METHODS
+from local.config.schema import Config, FeaturesConfig
 from local.data.durations import FRAME_SECONDS
 from local.data.features import make_extractor
 from local.data.tokenizer import Tokenizer
 from local.decoding.endpoint import EndpointRules
-from local.decoding.word_times import TOKEN_SECONDS
+from local.decoding.recogniser import make_stream
+from local.decoding.resources import Resources
+from local.decoding.word_times import TOKEN_SECONDS, Word, shifted, timed_words
 from model.encoder.lstm import LstmEncoder, States
 from model.encoder.subsampling import MIN_FRAMES, Conv2dSubsampling, subsampled
 from model.search import Hypothesis, Stream, rescore
@@ -247,6 +250,37 @@ class StreamingRecogniser:
     def _segment(self, hypothesis: Hypothesis, end: int) -> Segment:
         text = self.tokenizer.decode(hypothesis.tokens)
         return Segment(text, hypothesis, self._begin * FRAME_SECONDS, end * FRAME_SECONDS)
+
+
+def words_of(segment: Segment, tokenizer: Tokenizer) -> list[Word]:
+    """Return the words of an utterance with times from the beginning of the audio."""
+    return shifted(timed_words(segment.hypothesis, tokenizer), segment.begin)
+
+
+def streaming_recogniser(
+    name: str, resources: Resources, cfg: Config, chunk: float, endpoint: EndpointRules | None
+) -> StreamingRecogniser:
+    """Return a method of a model ready to take audio: the first call, which compiles and loads, is done.
+
+    chunk: seconds per call of the encoder. Raises `UserError` if the method cannot be streamed, or one of its files is missing
+    or does not fit.
+    """
+    method, own = METHODS[name], cfg.decode.of_method(name)
+    if method.oracle:
+        raise UserError(f"{name}: oracle methods need reference transcripts and cannot be used for streaming")
+    recogniser = StreamingRecogniser(
+        resources.model.encoder,
+        make_stream(name, resources, own),
+        resources.tokenizer,
+        cfg.features,
+        chunk_frames=frames_per_chunk(chunk),
+        tail_frames=cfg.decode.tail_frames,
+        endpoint=endpoint,
+        second_pass=[resources.scorer(term, own) for term in method.second_pass],
+    )
+    recogniser.accept(torch.zeros(cfg.features.sampling_rate), cfg.features.sampling_rate)
+    recogniser.finish()
+    return recogniser
 
 
 def frames_per_chunk(seconds: float) -> int:

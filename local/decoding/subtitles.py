@@ -1,0 +1,136 @@
+"""Words with times as text, JSON, subtitles (SRT, WebVTT) or CTM."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from local.common.visible import visible
+from local.decoding.word_times import TOKEN_SECONDS, Word
+
+LINE, LINES, LONGEST = 42, 2, 6.0  # characters of a line, lines and seconds of a subtitle, at most
+PAUSE = 0.7  # seconds between the times of two words that end a subtitle
+STAYS = 1.0  # seconds that a subtitle stays after its last word, if none follows
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was recognised in one channel of a file: `segments` have the words between two pauses; times in seconds."""
+
+    name: str
+    channel: int
+    duration: float
+    segments: Sequence[Sequence[Word]]
+
+    @property
+    def words(self) -> list[Word]:
+        """All words in order."""
+        return [word for segment in self.segments for word in segment]
+
+
+@dataclass(frozen=True)
+class Cue:
+    """One subtitle: its lines and its times in seconds."""
+
+    begin: float
+    end: float
+    lines: Sequence[str]
+
+
+def spoken(words: Iterable[Word]) -> str:
+    """Return the words with a blank between each."""
+    return " ".join(word["word"] for word in words)
+
+
+def ends(words: Sequence[Word]) -> list[float]:
+    """Return the end of each word: a frame after its last token, or the next word's beginning if that is earlier."""
+    following = [word["start"] for word in words[1:]] + [math.inf]
+    return [max(w["start"], min(w["end"] + TOKEN_SECONDS, after)) for w, after in zip(words, following, strict=False)]
+
+
+def broken(words: Iterable[str]) -> list[str]:
+    """Return the words in lines of at most `LINE` characters; a longer word is broken."""
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + 1 + len(word) <= LINE:
+            lines[-1] += f" {word}"
+        else:
+            lines += [word[i : i + LINE] for i in range(0, len(word), LINE)]
+    return lines
+
+
+def cues(words: Sequence[Word]) -> list[Cue]:
+    """Return subtitles that hold every word in order and do not overlap; a long word may need more lines than `LINES`."""
+    groups: list[list[Word]] = []
+    for word in words:
+        fits = bool(groups) and word["start"] - groups[-1][-1]["end"] < PAUSE
+        fits = fits and word["end"] - groups[-1][0]["start"] <= LONGEST - TOKEN_SECONDS
+        if fits and len(broken([visible(w["word"]) for w in (*groups[-1], word)])) <= LINES:
+            groups[-1].append(word)
+        else:
+            groups.append([word])
+    found = []
+    for place, group in enumerate(groups):
+        begin = group[0]["start"]
+        following = groups[place + 1][0]["start"] if place + 1 < len(groups) else math.inf
+        end = max(ends(group)[-1], min(group[-1]["end"] + STAYS, begin + LONGEST))
+        found.append(Cue(begin, min(end, following), broken([visible(w["word"]) for w in group])))
+    return found
+
+
+def clock(seconds: float, point: str) -> str:
+    """Return `hh:mm:ss,mmm` with `point` before the milliseconds."""
+    ms = round(1000 * seconds)
+    return f"{ms // 3_600_000:02d}:{ms // 60_000 % 60:02d}:{ms // 1000 % 60:02d}{point}{ms % 1000:03d}"
+
+
+def srt(result: Result) -> str:
+    """Return a file of SubRip."""
+    blocks = (
+        f"{number}\n{clock(cue.begin, ',')} --> {clock(cue.end, ',')}\n" + "\n".join(cue.lines)
+        for number, cue in enumerate(cues(result.words), 1)
+    )
+    return "".join(f"{block}\n\n" for block in blocks)
+
+
+def vtt(result: Result) -> str:
+    """Return a file of WebVTT; `&`, `<` and `>` of words are written as its entities."""
+    text = "WEBVTT\n\n"
+    for cue in cues(result.words):
+        lines = "\n".join(cue.lines).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        text += f"{clock(cue.begin, '.')} --> {clock(cue.end, '.')}\n{lines}\n\n"
+    return text
+
+
+def ctm(result: Result) -> str:
+    """Return a line `name channel start duration word confidence` per word; channels count from 1."""
+    words, name = result.words, re.sub(r"\s", "_", visible(result.name))
+    return "".join(
+        f"{name} {result.channel + 1} {w['start']:.2f} {end - w['start']:.2f} {visible(w['word'])} {w['confidence']:.4f}\n"
+        for w, end in zip(words, ends(words), strict=True)
+    )
+
+
+def text(result: Result) -> str:
+    """Return a line per segment that has words."""
+    return "".join(f"{visible(spoken(segment))}\n" for segment in result.segments if segment)
+
+
+def as_json(result: Result) -> str:
+    """Return one line: name, channel (from 1), duration, text, and segments with their words, times and confidences."""
+    segments: list[dict[str, Any]] = [
+        {"begin": segment[0]["start"], "end": segment[-1]["end"], "text": spoken(segment), "words": list(segment)}
+        for segment in result.segments
+        if segment
+    ]
+    line = {"name": result.name, "channel": result.channel + 1, "duration": round(result.duration, 3)}
+    return json.dumps({**line, "text": spoken(result.words), "segments": segments}) + "\n"
+
+
+FORMATS = {"text": text, "json": as_json, "srt": srt, "vtt": vtt, "ctm": ctm}
+ENDINGS = {"text": ".txt", **{name: f".{name}" for name in FORMATS if name != "text"}}
+ONE_RECORDING = ("srt", "vtt")  # formats in which a file can hold only one recording
