@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.encoder.subsampling import Conv2dSubsampling, subsampled
+from model.kernels.matmul import is_chunk
 from model.layers.activation import make_activation
 from model.layers.balancer import ActivationBalancer, Bounds
 from model.layers.dropout import Dropout
@@ -56,9 +57,12 @@ class RecurrentLayer(nn.Module):
         self.balancer = ActivationBalancer(-1, o.balance_prob, Bounds(0.45, 0.55, max_abs=6.0))
         self.norm_final = make_norm(o.norm, o.d_model, time_axis=0)
         self.gradient_filter = None if o.filter_threshold is None else GradientFilter(o.filter_threshold)
+        self.compilable = (o.rnn, o.norm, o.activation) == ("lstm", "basic", "double_swish")
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor, warmup: float) -> tuple[Tensor, Tensor, Tensor]:
         """Run x (T, N, C), h (1, N, C), c (1, N, hidden) -> out (T, N, C), last h and c; `warmup` as in `LstmEncoder`."""
+        if self.compilable and self.lstm.folded and not self.training and is_chunk(x, x.size(0) * x.size(1)):
+            return self._by_chunk(x, h, c)
         alpha = 1.0
         if self.training:
             keep = self.layer_dropout == 0 or torch.rand(()).item() >= self.layer_dropout
@@ -74,6 +78,14 @@ class RecurrentLayer(nn.Module):
         y = y + self.dropout(self.feed_forward(y))
         y = self.norm_final(self.balancer(y))
         return (y if alpha == 1.0 else torch.lerp(residual.to(y.dtype), y, alpha)), h, c
+
+    def _by_chunk(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Do what `forward` does in evaluation, for few rows and folded parameters."""
+        from model.kernels.chunk import layer
+
+        first, last = self.feed_forward[0], self.feed_forward[-1]
+        feed_forward = [first.weight, first.bias, last.weight, last.bias]
+        return layer(x, h, c, self.lstm.scaled_parameters(), feed_forward, self.norm_final.eps)
 
 
 class RecurrentStack(nn.Module):
