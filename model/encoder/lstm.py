@@ -61,8 +61,6 @@ class RecurrentLayer(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor, warmup: float) -> tuple[Tensor, Tensor, Tensor]:
         """Run x (T, N, C), h (1, N, C), c (1, N, hidden) -> out (T, N, C), last h and c; `warmup` as in `LstmEncoder`."""
-        if self.compilable and self.lstm.folded and not self.training and is_chunk(x, x.size(0) * x.size(1)):
-            return self._by_chunk(x, h, c)
         alpha = 1.0
         if self.training:
             keep = self.layer_dropout == 0 or torch.rand(()).item() >= self.layer_dropout
@@ -79,13 +77,14 @@ class RecurrentLayer(nn.Module):
         y = self.norm_final(self.balancer(y))
         return (y if alpha == 1.0 else torch.lerp(residual.to(y.dtype), y, alpha)), h, c
 
-    def _by_chunk(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Do what `forward` does in evaluation, for few rows and folded parameters."""
-        from model.kernels.chunk import layer
-
+    def folded_parameters(self) -> tuple[list[Tensor], list[Tensor], Tensor] | None:
+        """Return weights, biases and the norm's parameter as `model.kernels.chunk` takes them; None if it does not."""
+        if not (self.compilable and self.lstm.folded):
+            return None
+        w_ih, w_hh, b_ih, b_hh, *w_hr = self.lstm.scaled_parameters()
         first, last = self.feed_forward[0], self.feed_forward[-1]
-        feed_forward = [first.weight, first.bias, last.weight, last.bias]
-        return layer(x, h, c, self.lstm.scaled_parameters(), feed_forward, self.norm_final.eps)
+        weights = [w_ih, w_hh, w_hr[0] if w_hr else w_hh.new_empty(0, 1), first.weight, last.weight]
+        return weights, [b_ih, b_hh, first.bias, last.bias], self.norm_final.eps
 
 
 class RecurrentStack(nn.Module):
@@ -97,6 +96,13 @@ class RecurrentStack(nn.Module):
 
     def forward(self, x: Tensor, states: States, warmup: float) -> tuple[Tensor, States]:
         """Run all layers: x (T, N, C) -> out (T, N, C) and new states."""
+        if not self.training and is_chunk(x, x.size(0) * x.size(1)):
+            parameters = [p for layer in self.layers if (p := layer.folded_parameters()) is not None]
+            if len(parameters) == len(self.layers):
+                from model.kernels.chunk import layers
+
+                x, h, c = layers(x, *states, *zip(*parameters, strict=True))
+                return x, (h, c)
         hs, cs = [], []
         for i, layer in enumerate(self.layers):
             x, h, c = layer(x, states[0][i : i + 1], states[1][i : i + 1], warmup)

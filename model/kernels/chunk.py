@@ -1,24 +1,32 @@
-"""One layer of the encoder over a chunk of few frames, compiled, for float32 and recognition: one call, no gradients.
+"""The encoder's layers over a chunk of few frames, compiled, for float32 and recognition: one call, no gradients.
 
 With few rows a product takes as long as its weights take to come from memory. So each row of weights is read once, in order,
-which a processor fetches ahead: for one row of x twice as fast as four rows of weights at once.
+which a processor fetches ahead: for one row of x that is twice as fast as four rows of weights at once. Between two layers no
+other code runs: after so many weights nothing of it would be left in the caches.
+
+Threads share the rows of the weights. They meet several times per frame, which takes about a microsecond each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
-from model.kernels.lstm import cell, rows_by_rows
-from model.kernels.math import FLAGS, ONE, SUMS, ZERO, as_numpy, sigmoid
+from model.kernels.lstm import rows_by_rows
+from model.kernels.math import FLAGS, ONE, SUMS, ZERO, as_numpy, sigmoid, tanh
 from model.kernels.threads import run_parallel
 
 import numpy as np
 import torch
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 from torch import Tensor
 
 BY_SINGLE_ROWS = 8  # with more rows of x, the products cost more than the reading
-PART = 1 << 18  # weights per thread at least: calling a thread takes as long as reading so many
+PART = 1 << 18  # weights of a matrix per thread at least: fewer take less time than the threads' meetings
+SPINS = 1000  # looks at the other threads before a thread lets others run
+
+sched_yield = types.ExternalFunction("sched_yield", types.intc())
 
 
 @njit(**SUMS)
@@ -49,46 +57,83 @@ def _product(x, w, first, last, out):
 
 
 @njit(**FLAGS)
-def _product_and_bias(x, w, bias, first, last, out):
+def _linear(x, w, bias, first, last, out):
     """Set out[:, first:last] of out (N, M) = x (N, K) w' + bias for w (M, K)."""
     _product(x, w, first, last, out)
     for n in range(x.shape[0]):
+        row = out[n]
         for m in range(first, last):
-            out[n, m] += bias[m]
+            row[m] += bias[m]
+
+
+@intrinsic
+def _add_atomically(context, counter, amount):
+    """Add `amount` to counter[0], an int64; return the sum. All that other threads wrote before their calls is visible."""
+
+    def generate(context, builder, signature, args):
+        pointer = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.add(builder.atomic_rmw("add", pointer, args[1], "seq_cst"), args[1])
+
+    return types.int64(counter, types.int64), generate
 
 
 @njit(**FLAGS)
-def _recurrence(by_x, b_ih, b_hh, h, c, w_hh, w_hr, out):
-    """Run the LSTM over by_x (T, N, 4H) from h (N, P) and c (N, H), which become the last states; out (T, N, P)."""
-    by_h, gates = np.empty(by_x.shape[1:], np.float32), np.empty(by_x.shape[2], np.float32)
-    m, bias = np.empty_like(c), b_ih + b_hh
-    for t in range(by_x.shape[0]):
-        before = h if t == 0 else out[t - 1]
-        _product(before, w_hh, 0, w_hh.shape[0], by_h)
-        for n in range(by_x.shape[1]):
-            cell(by_x[t, n], by_h[n], bias, gates, c[n].copy(), c[n], m[n])
-        if w_hr.shape[0] > 0:
-            _product(m, w_hr, 0, w_hr.shape[0], out[t])
+def _meet(counter, calls):
+    """Wait until all threads together have called this `calls` times."""
+    arrived, looks = _add_atomically(counter, np.int64(1)), 0
+    while arrived < calls:
+        looks += 1
+        if looks % SPINS == 0:
+            sched_yield()
+        arrived = _add_atomically(counter, np.int64(0))
+
+
+@njit(**FLAGS)
+def _cells(by_x, by_h, b_ih, b_hh, c, m, first, last):
+    """Compute cells first, ..., last - 1 of one frame of one sequence; by_h (4H,) becomes the gates."""
+    hidden = c.size
+    for gate in range(4):
+        for j in range(gate * hidden + first, gate * hidden + last):
+            by_h[j] = by_x[j] + by_h[j] + (b_ih[j] + b_hh[j])
+        if gate == 2:
+            for j in range(gate * hidden + first, gate * hidden + last):
+                by_h[j] = tanh(by_h[j])
         else:
-            out[t] = m
-    h[:] = out[-1]
+            for j in range(gate * hidden + first, gate * hidden + last):
+                by_h[j] = sigmoid(by_h[j])
+    i, f, g, o = by_h[:hidden], by_h[hidden : 2 * hidden], by_h[2 * hidden : 3 * hidden], by_h[3 * hidden :]
+    for j in range(first, last):
+        c[j] = f[j] * c[j] + i[j] * g[j]
+    for j in range(first, last):
+        m[j] = o[j] * tanh(c[j])
 
 
 @njit(**FLAGS)
-def _hidden(x, w, bias, first, last, out):
-    """Set columns first, ..., last - 1 of out (N, M) to double swish of x (N, K) w' + bias."""
-    _product_and_bias(x, w, bias, first, last, out)
-    for n in range(x.shape[0]):
-        for m in range(first, last):
-            out[n, m] = out[n, m] * sigmoid(out[n, m] - ONE)
+def _recurrence(part, parts, counter, met, by_x, b_ih, b_hh, h, c, w_hh, w_hr, by_h, m, out):
+    """Run the LSTM over by_x (T N, 4H) from h (N, P) and c (N, H), which become the last states; out (T N, P).
 
-
-@njit(**SUMS)
-def _add(x, y):
-    """Add y (N, C) to x (N, C)."""
-    for n in range(x.shape[0]):
-        for k in range(x.shape[1]):
-            x[n, k] += y[n, k]
+    A thread computes its cells and its columns of out. Return the number of meetings so far; `met` were before.
+    """
+    rows, hidden, width = c.shape[0], c.shape[1], out.shape[1]
+    a, b, p, q = hidden * part // parts, hidden * (part + 1) // parts, width * part // parts, width * (part + 1) // parts
+    before = h
+    for t in range(0, by_x.shape[0], rows):
+        for gate in range(4):
+            _product(before, w_hh, gate * hidden + a, gate * hidden + b, by_h)
+        for n in range(rows):
+            _cells(by_x[t + n], by_h[n], b_ih, b_hh, c[n], m[n], a, b)
+        met += parts
+        _meet(counter, met)
+        after = out[t : t + rows]
+        if w_hr.shape[0] > 0:
+            _product(m, w_hr, p, q, after)
+        else:
+            after[:, p:q] = m[:, p:q]
+        met += parts
+        _meet(counter, met)
+        before = after
+    h[:, p:q] = before[:, p:q]
+    return met
 
 
 @njit(**SUMS)
@@ -104,43 +149,63 @@ def _add_and_normalise(x, y, eps):
             x[n, k] *= r
 
 
-def _by_columns(w: np.ndarray, work: Callable[[int, int], object]) -> None:
-    """Call work(first, last) for each thread's share of the rows of w, which make columns of the result."""
-    columns, parts = len(w), max(1, min(torch.get_num_threads(), w.size // PART))
-    run_parallel(parts, lambda i: work(columns * i // parts, columns * (i + 1) // parts))
+@njit(**FLAGS)
+def _layers(part, parts, counter, x, h, c, weights, biases, eps, by_x, by_h, m, back, hidden):
+    """Do one thread's part of `layers`; all threads share all arrays. eps: those of the norms, after exp."""
+    met, rows, width = 0, x.shape[0], x.shape[1]
+    cells, columns = c.shape[2], hidden.shape[1]
+    a, b, p, q = cells * part // parts, cells * (part + 1) // parts, width * part // parts, width * (part + 1) // parts
+    for i in range(h.shape[0]):
+        w_ih, w_hh, w_hr, w_in, w_out = weights[i]
+        b_ih, b_hh, b_in, b_out = biases[i]
+        for gate in range(4):
+            _product(x, w_ih, gate * cells + a, gate * cells + b, by_x)
+        met = _recurrence(part, parts, counter, met, by_x, b_ih, b_hh, h[i], c[i], w_hh, w_hr, by_h, m, back)
+        x[:, p:q] += back[:, p:q]
+        met += parts
+        _meet(counter, met)
+        first, last = columns * part // parts, columns * (part + 1) // parts
+        _linear(x, w_in, b_in, first, last, hidden)
+        for n in range(rows):
+            row = hidden[n]
+            for k in range(first, last):
+                row[k] = row[k] * sigmoid(row[k] - ONE)
+        met += parts
+        _meet(counter, met)
+        _linear(hidden, w_out, b_out, p, q, back)
+        met += parts
+        _meet(counter, met)
+        first, last = rows * part // parts, rows * (part + 1) // parts
+        _add_and_normalise(x[first:last], back[first:last], eps[i])
+        met += parts
+        _meet(counter, met)
 
 
-def layer(x: Tensor, h: Tensor, c: Tensor, lstm: list[Tensor], feed_forward: list[Tensor], eps: Tensor) -> tuple[Tensor, ...]:
-    """Return y = x + lstm(x), norm(y + ff(y)) and the last states, for x (T, N, C), h (1, N, C) and c (1, N, H).
+def layers(
+    x: Tensor, h: Tensor, c: Tensor, weights: Sequence[Sequence[Tensor]], biases: Sequence[Sequence[Tensor]], eps: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return out (T, N, C) and the last states of all layers, for x (T, N, C), h (L, N, C) and c (L, N, H).
 
-    lstm: w_ih, w_hh, b_ih, b_hh[, w_hr]. feed_forward: weight and bias of the layer before double swish, and of that after it.
-    eps: the basic norm's parameter. Everything is float32 on the CPU, and contiguous but for x, h and c.
+    A layer: y = x + lstm(x); out = norm(y + ff(y)). weights: of each layer w_ih, w_hh, w_hr (without rows if there is no
+    projection) and the two of the feed-forward block, around double swish. biases: b_ih, b_hh and those of the feed-forward
+    block. eps: the parameters of the basic norms. All are float32 on the CPU.
     """
-    frames, rows = x.shape[:2], x.size(0) * x.size(1)
-    new_h, new_c = h.clone(memory_format=torch.contiguous_format), c.clone(memory_format=torch.contiguous_format)
-    out = x.clone(memory_format=torch.contiguous_format)
-    source, y, last_h, last_c = (as_numpy(a) for a in (out.flatten(0, 1), out.flatten(0, 1), new_h[0], new_c[0]))
-    w_ih, w_hh, b_ih, b_hh, *projection = (as_numpy(a) for a in lstm)
-    w_in, b_in, w_out, b_out = (as_numpy(a) for a in feed_forward)
-    w_hr = projection[0] if projection else np.empty((0, 1), np.float32)
-    by_x, by_h = np.empty((rows, len(w_ih)), np.float32), np.empty((*frames, x.size(2)), np.float32)
-    _by_columns(w_ih, lambda first, last: _product(source, w_ih, first, last, by_x))
-    _recurrence(by_x.reshape(*frames, -1), b_ih, b_hh, last_h, last_c, w_hh, w_hr, by_h)
-    _add(y, by_h.reshape(rows, -1))
-    hidden, back = np.empty((rows, len(w_in)), np.float32), np.empty((rows, len(w_out)), np.float32)
-    _by_columns(w_in, lambda first, last: _hidden(y, w_in, b_in, first, last, hidden))
-    _by_columns(w_out, lambda first, last: _product_and_bias(hidden, w_out, b_out, first, last, back))
-    _add_and_normalise(y, back, np.float32(eps.exp()))
-    return out, new_h, new_c
+    x, h, c = (a.clone(memory_format=torch.contiguous_format) for a in (x, h, c))
+    arrays = [as_numpy(a) for a in (x.view(-1, x.size(2)), h, c)]
+    of_layers = [tuple(tuple(as_numpy(w) for w in layer) for layer in group) for group in (weights, biases)]
+    rows, n, cells, (w_ih, _, _, w_in, _) = len(arrays[0]), h.size(1), c.size(2), of_layers[0][0]
+    shapes = [(rows, len(w_ih)), (n, len(w_ih)), (n, cells), (rows, x.size(2)), (rows, len(w_in))]
+    work = [np.empty(shape, np.float32) for shape in shapes]
+    exp_eps = torch.stack(list(eps)).exp()
+    parts = max(1, min(torch.get_num_threads(), cells * h.size(2) // PART))
+    counter = np.zeros(1, np.int64)
+    run_parallel(parts, lambda i: _layers(i, parts, counter, *arrays, *of_layers, as_numpy(exp_eps), *work))
+    return x, h, c
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return `F.linear` of x (..., K), float32 on the CPU, for weight (M, K) and bias (M,) or None: (..., M)."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return `F.linear` of x (..., K), weight (M, K) and bias (M,), all float32 on the CPU: (..., M)."""
     out = x.new_empty(*x.shape[:-1], len(weight))
-    source, w, target = (as_numpy(a) for a in (x.reshape(-1, x.size(-1)), weight, out.view(-1, len(weight))))
-    if bias is None:
-        _by_columns(w, lambda first, last: _product(source, w, first, last, target))
-    else:
-        b = as_numpy(bias)
-        _by_columns(w, lambda first, last: _product_and_bias(source, w, b, first, last, target))
+    source, target = x.reshape(-1, x.size(-1)).contiguous(), out.view(-1, len(weight))
+    _linear(as_numpy(source), as_numpy(weight), as_numpy(bias), 0, len(weight), as_numpy(target))
     return out

@@ -66,7 +66,7 @@ def rows_by_rows(x, w, out):
 
 
 @njit(**FLAGS)
-def cell(by_x, by_h, bias, gates, c_before, c, m):
+def _cell(by_x, by_h, bias, gates, c_before, c, m):
     """Compute one frame of one sequence."""
     hidden = c.size
     for j in range(4 * hidden):
@@ -116,7 +116,7 @@ def _forward(first, last, by_x, bias, gates, c, m, h, w_hh, w_hr):
     for t in range(by_x.shape[0]):
         rows_by_rows(h[t, first:last], w_hh, by_h)
         for n in range(first, last):
-            cell(by_x[t, n], by_h[n - first], bias, gates[t, n], c[t, n], c[t + 1, n], m[t, n])
+            _cell(by_x[t, n], by_h[n - first], bias, gates[t, n], c[t, n], c[t + 1, n], m[t, n])
         if w_hr.shape[0] > 0:
             rows_by_rows(m[t, first:last], w_hr, h[t + 1, first:last])
         else:

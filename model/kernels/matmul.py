@@ -69,7 +69,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, folded: bool = Fal
     """
     dtype = product_dtype(x)
     own = (policy.onednn and dtype == torch.float32) or (policy.bfloat16_in_float32 and dtype == torch.bfloat16)
-    if folded and is_chunk(x, x.numel() // max(1, x.size(-1))):
+    if folded and bias is not None and is_chunk(x, x.numel() // max(1, x.size(-1))):
         from model.kernels.chunk import linear as linear_of_chunk
 
         return linear_of_chunk(x, weight, bias)
