@@ -1,0 +1,1 @@
+"""Deployment: a trained model as ONNX graphs that other programs run."""
