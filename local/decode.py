@@ -35,6 +35,7 @@ from local.data.durations import FRAME_SECONDS
 from local.data.text import TextNormaliser
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.decoding.batch_decoder import BatchDecoder, with_progress
+from local.decoding.feature_floor import ensure_floor
 from local.decoding.known_text import check_known, compare_tokens
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
@@ -93,7 +94,11 @@ def statistics(decoder: BatchDecoder, method: str, audio_seconds: float) -> dict
         "peak_memory_mib": round(max(peak["encoder"], peak[method]), 1),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "options": {**decoder.recognisers[method].options, "tail_frames": decoder.tail_frames},
+        "options": {
+            **decoder.recognisers[method].options,
+            "tail_frames": decoder.tail_frames,
+            "feature_floor": decoder.model.encoder.feature_floor is not None,
+        },
     }
 
 
@@ -169,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder, lang = args.trained_in or args.exp_dir, lang_dir(args.data_dir, cfg.lang)
     resources = Resources(model.to(device), tokenizer, device, folder, lang, clean=TextNormaliser(cfg.lang))
     recognisers = make_recognisers(resources, cfg.decode, leave_out=args.trained_in is not None)
+    ensure_floor(model, cfg, tokenizer, args.checkpoint, args.data_dir)
     decoder = BatchDecoder(model, recognisers, cfg.decode.tail_frames, device)
     for name, batches in parts.items():
         decode_set(decoder, batches, name, tokenizer, args.exp_dir, origin)

@@ -31,6 +31,7 @@ from local.data.datamodule import AsrDataModule
 from local.data.text import TextNormaliser
 from local.data.tokenizer import lang_dir
 from local.decoding.batch_decoder import BatchDecoder, Encoded, search, with_progress
+from local.decoding.feature_floor import ensure_floor
 from local.decoding.known_text import check_known
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
@@ -206,10 +207,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     for num in nums:
         average_of(folder, cfg.average, num)
     tuner.check(model.to(device), values)
+    ensure_floor(model, cfg, tokenizer, args.checkpoint, args.data_dir)
+    floor = model.encoder.feature_floor  # of the training: all averages have the same
     best = None if nums else tuner.try_average(model, None, None, values)
     for num in nums:
         content = average_of(folder, cfg.average, num)
         model = model_from(content, folder, args.overrides, args.conf)[0].to(device)
+        model.encoder.feature_floor = floor
         trial = tuner.try_average(model, content, num, values)
         if best is None or trial.best.rank < best.best.rank:
             best = trial  # only the best encoder output is kept

@@ -60,6 +60,9 @@ class RandomData:
     def identity(self) -> dict[str, Any]:
         return {"cuts": 8, "hours": 0.1, "noises": 0, "hash": "0"}
 
+    def feature_floor(self) -> torch.Tensor:
+        return torch.full((80,), -1.0)
+
     def valid_ids(self) -> list[str]:
         return ["7-b", "7-a"]
 

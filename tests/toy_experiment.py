@@ -9,6 +9,7 @@ from local.artifacts.checkpoint import provenance, save_file
 from local.artifacts.language_model import lm_sizes, save_lm
 from local.config import load_config
 from local.config.schema import Config
+from local.data.feature_floor import KEY
 from local.data.token_counts import counts_file, write_token_counts
 from local.data.tokenizer import Tokenizer, train_tokenizer
 from local.prepare_lang import write_lang
@@ -79,7 +80,8 @@ def make_experiment(root: Path) -> None:
     tokenizer, cfg = toy_tokenizer(), load_config(None, SMALL)
     (root / "lm").mkdir()
     save_toy_lm(cfg, tokenizer, root / "lm")
-    save_file({"model": toy_weights(cfg, tokenizer, 0), **provenance(cfg, tokenizer)}, root / "averaged.pt")
+    content = {"model": toy_weights(cfg, tokenizer, 0), KEY: torch.full((80,), -12.0)}
+    save_file({**content, **provenance(cfg, tokenizer)}, root / "averaged.pt")
 
 
 def levenshtein(a: list[str] | str, b: list[str] | str) -> int:

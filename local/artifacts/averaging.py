@@ -9,6 +9,7 @@ from local.artifacts.checkpoint import check_finite, check_trained, checkpoints,
 from local.common.errors import UserError
 from local.config import config_from_dict
 from local.config.schema import AverageConfig
+from local.data.feature_floor import KEY, saved_floor
 from model.average import State, average_between, average_plain
 
 import torch
@@ -30,9 +31,11 @@ def make_average(folder: Path, options: AverageConfig) -> dict[str, Any]:
     weights = {k: v.to(end["model"][k].dtype) for k, v in state.items()}  # averages are float64, models are not
     check_finite(weights, folder)
     tokenizer_of(end, folder)
-    config_from_dict(end["config"], where=str(folder))
+    config = config_from_dict(end["config"], where=str(folder))
     facts = {"averaged": f"{options.mode}: {described}", "label": label}
-    return {"model": weights, **facts, **{k: end[k] for k in CHECKPOINT_KEYS}}
+    floor = saved_floor(end, config.features.num_mel_bins, folder)
+    found = {} if floor is None else {KEY: floor}
+    return {"model": weights, **facts, **found, **{k: end[k] for k in CHECKPOINT_KEYS}}
 
 
 def load_for_averaging(path: Path, running: bool) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from local.common.text_files import is_file
 from local.config import config_from_dict, config_hash, load_config, named_files, to_dict
 from local.config.limits import shown
 from local.config.schema import Config
+from local.data.feature_floor import saved_floor
 from local.data.tokenizer import Tokenizer
 from model.build import weights_by_key
 from model.transducer import Transducer
@@ -199,7 +200,10 @@ def load_averaged(path: Path, overrides: Sequence[str] = (), conf: str | Path | 
 
 
 def model_from(content: dict[str, Any], path: Path, overrides: Sequence[str] = (), conf: str | Path | None = None) -> Loaded:
-    """Return what `load_averaged` returns, from the file's content; `path` is for messages."""
+    """Return what `load_averaged` returns, from the file's content; `path` is for messages.
+
+    The encoder has the checkpoint's feature floor, unless key decode.feature_floor is false or the checkpoint has none.
+    """
     for key, kind in (("config", dict), ("bpe_model", torch.Tensor)):
         if not isinstance(content.get(key), kind):
             raise UserError(f"{path}: has no '{key}'; decoding needs a file of local/average.py")
@@ -211,6 +215,8 @@ def model_from(content: dict[str, Any], path: Path, overrides: Sequence[str] = (
         model = new_model(cfg, tokenizer.vocab_size)
     load_weights(model, content["model"], path)
     check_finite(content["model"], path)
+    floor = saved_floor(content, cfg.features.num_mel_bins, path)
+    model.encoder.feature_floor = floor if cfg.decode.feature_floor else None
     return model.eval(), cfg, tokenizer
 
 

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from local.data.batch import Batch
 from local.data.batching import Shares, pack_by_length, train_batches
 from local.data.dataset import AsrDataset
 from local.data.durations import SPEED
+from local.data.feature_floor import UTTERANCES, floor_of, utterances_of
 from local.data.feature_store import Float16ArchiveReader
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.data.training_cuts import ShuffledCuts, read_cut_lines
@@ -106,7 +108,6 @@ class AsrDataModule:
         self.corpus = load_corpus(self.data_dir / "corpus.yaml", cfg.data)
         self._store = shard_store(self.data_dir, cfg.data, self.corpus)
         self._train: ShuffledCuts | None = None
-        self._noise: list[Cut] | None = None
         self._read: dict[str, list[Cut]] = {}  # by part
 
     def train_dataloader(self, epoch: int, skip_batches: int = 0) -> Batches:
@@ -116,7 +117,7 @@ class AsrDataModule:
         """
         cfg, cuts, steps = self.cfg, self._train_cuts(), self._steps(epoch)[skip_batches:]
         shares = Shares(steps, cuts, self._limit(), self.processes.rank, self.processes.size)
-        dataset = AsrDataset(cfg, self.tokenizer, self._noise, augment=True, epoch=epoch, store=self._store, cuts=cuts)
+        dataset = AsrDataset(cfg, self.tokenizer, self._noise(), augment=True, epoch=epoch, store=self._store, cuts=cuts)
         return Batches(self._loader(dataset, shares), sum(map(len, steps)), cfg.data.max_lost, with_empty=True)
 
     def batches_per_epoch(self) -> int:
@@ -131,7 +132,7 @@ class AsrDataModule:
 
     def identity(self) -> dict[str, Any]:
         """Return what the training data are: numbers of cuts and noises, hours, a hash of ids, lengths and transcripts."""
-        cuts, noise = self._train_cuts(), self._noise or []
+        cuts, noise = self._train_cuts(), self._noise()
         content = hashlib.sha256(cuts.content.digest())
         for cut in noise:
             content.update(f"\n{cut.id}\t{cut.duration}".encode("utf-8", "surrogatepass"))
@@ -142,6 +143,18 @@ class AsrDataModule:
         """Return seconds and tokens of the training cuts, or of `most` random ones if there are more."""
         cuts = self._train_cuts()
         return [(float(cuts.seconds[number]), cuts.tokens_of(number)) for number in cuts.order(0)[:most].tolist()]
+
+    def feature_floor(self) -> torch.Tensor | None:
+        """Return the feature floor (F,) of training utterances; None if none of them can be loaded.
+
+        They are the first of the first epoch, without copies at other speeds, so that of a corpus in shards only those are
+        read that training reads first. No random number is drawn.
+        """
+        cuts = self._train_cuts()
+        originals = (cuts.cut(number) for number in cuts.order(1).tolist() if number < len(cuts.lines))
+        chosen = list(islice((cut for cut in originals if SPEED not in (cut.custom or {})), UTTERANCES))
+        batches = self._plain(chosen, self.cfg.decode.max_duration, Processes(), warn=False)
+        return floor_of(utterances_of(batches))
 
     def valid_dataloader(self) -> Batches:
         """Return this process's share of the dev parts, not augmented, in batches of train.max_duration."""
@@ -172,15 +185,17 @@ class AsrDataModule:
         return [cut.supervisions[0].text or "" for part in parts for cut in self._cuts(part)]
 
     def _train_cuts(self) -> ShuffledCuts:
-        """Return the training cuts; the first call reads them, and the noise."""
+        """Return the training cuts; the first call reads them."""
         cfg = self.cfg
         if self._train is None:
             manifests = [self._manifest(part) for part in self.corpus.train]
             options = cfg.augment.speed_perturb, self._precomputed, cfg.data.shuffle_shards
             self._train = ShuffledCuts(manifests, lang_dir(self.data_dir, cfg.lang), cfg.train.seed, *options)
-            if cfg.augment.musan is not None:
-                self._noise = self._cuts("musan")
         return self._train
+
+    def _noise(self) -> list[Cut]:
+        """Return the noise to mix in; none if key augment.musan is null."""
+        return [] if self.cfg.augment.musan is None else self._cuts("musan")
 
     def _limit(self) -> float:
         if self.max_duration is None:
@@ -203,9 +218,12 @@ class AsrDataModule:
             self._read[part] = [cut for cut in cuts if SPEED not in (cut.custom or {})]
         return self._read[part]
 
-    def _plain(self, cuts: list[Cut], max_duration: float, by: Processes) -> Batches:
-        """Return the share of `by` in the cuts, longest first, in batches of up to `max_duration` seconds."""
-        dataset = AsrDataset(self.cfg, self.tokenizer, None, augment=False, epoch=0, store=self._store)
+    def _plain(self, cuts: list[Cut], max_duration: float, by: Processes, warn: bool = True) -> Batches:
+        """Return the share of `by` in the cuts, longest first, in batches of up to `max_duration` seconds.
+
+        warn: name the utterances that cannot be loaded.
+        """
+        dataset = AsrDataset(self.cfg, self.tokenizer, None, augment=False, epoch=0, store=self._store, warn=warn)
         cuts = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
         batches = list(pack_by_length(cuts, (cut.duration for cut in cuts), max_duration))
         return Batches(self._loader(dataset, batches[by.rank :: by.size]), len(cuts), self.cfg.data.max_lost)

@@ -42,21 +42,23 @@ class AsrDataset(Dataset):
         epoch: int,
         store: ShardStore,
         cuts: ShuffledCuts | None = None,
+        warn: bool = True,
     ) -> None:
         """Augment batches if `augment` is set, with noise from `noise` if it is not empty.
 
-        store: the corpus's audio in shards. cuts: what the numbers of a `Share` stand for.
+        store: the corpus's audio in shards. cuts: what the numbers of a `Share` stand for. warn: name the first `MAX_WARNINGS`
+        utterances that cannot be loaded.
         """
         self.cfg, self.tokenizer, self.noise, self.augment, self.epoch = cfg, tokenizer, noise or [], augment, epoch
         self.store, self.cuts = store, cuts
         self.precomputed = cfg.features.type == "precomputed"
         self.num_bins = cfg.features.num_mel_bins
         self.extractor: Fbank | None = None
-        self.warned = 0
+        self.warned = 0 if warn else MAX_WARNINGS
         self.spec_augment = make_spec_augment(cfg.augment) if augment and cfg.augment.spec_augment else None
 
     def __getitem__(self, item: list[Cut] | Share) -> Batch:
-        """Return the batch; utterances that cannot be loaded are named on stderr and left out."""
+        """Return the batch; utterances that cannot be loaded are left out, and named on stderr with `warn`."""
         if not isinstance(item, Share):
             return self._collate(item)
         assert self.cuts is not None

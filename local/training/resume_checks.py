@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,9 @@ def changes(saved: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str
     for key in now:
         if key in before and before[key] != now[key] and not key.startswith(OTHER_STAGES):
             yield key, before[key], now[key]
+
+
+def warn_of_changes(saved: dict[str, Any], config: dict[str, Any]) -> None:
+    """Print a line on stderr for each of `changes`."""
+    for key, before, now in changes(saved, config):
+        print(f"warning: {key} was {before}, is {now} from here on; --force trains from the start", file=sys.stderr)

@@ -28,10 +28,11 @@ from local.config.keys import leaves
 from local.config.schema import Config
 from local.data.batch import Batch, check_lost
 from local.data.datamodule import AsrDataModule, Batches
+from local.data.feature_floor import KEY, saved_floor
 from local.training.mask_log import MaskLog
 from local.training.memory_plan import choose_max_duration
 from local.training.random_state import random_state, restore_random_state, seed_apart
-from local.training.resume_checks import changes, check_same_data, check_same_run, write_config
+from local.training.resume_checks import check_same_data, check_same_run, warn_of_changes, write_config
 from local.training.run_length import RunLength
 from local.training.saved_state import COUNTS, check_saved_state
 from local.training.step import StepGradient, StepSums, make_scaler
@@ -100,7 +101,7 @@ class Trainer:
             self.length.check_warm_up(self.first)
             if self.step == 0 and self.first:  # later, `save` writes it: it describes the newest checkpoint
                 write_config(self.origin, self.max_duration, self.exp_dir / "config.yaml")
-            self._check_data()
+            self._take_data()
         self.length.begin(self.step)
         while not self._finished():
             self._run_epoch()
@@ -114,14 +115,19 @@ class Trainer:
         if self.telemetry is not None:
             self.telemetry.close()
 
-    def _check_data(self) -> None:
-        """Warn if the data are not those of the checkpoint. Raises `UserError` if it is within an epoch."""
+    def _take_data(self) -> None:
+        """Record what the training data are, and the feature floor: the checkpoint's or, without one, that of the data.
+
+        Warn if the data are not those of the checkpoint. Raises `UserError` if it is within an epoch.
+        """
         self.origin["data"] = self.data.identity()
-        if self.resumed is None:
-            return
-        path, saved = self.resumed
+        path, saved = self.resumed or (self.folder, {})
         if (warning := check_same_data(saved, self.origin["data"], path)) and self.first:
             print(f"warning: {warning}", file=sys.stderr)
+        if self.origin.get(KEY) is None:
+            self.origin[KEY] = self.processes.gather(self.data.feature_floor() if self.first else None)[0]
+        if self.origin[KEY] is not None and self.cfg.decode.feature_floor:
+            self.model.encoder.feature_floor = self.origin[KEY].to(self.device)
 
     def _finished(self) -> bool:
         return self.epoch > self.cfg.train.num_epochs or self._at_limit()
@@ -280,6 +286,7 @@ class Trainer:
         if self.scaler.is_enabled() and saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
         check_finite(dict(leaves(saved)), path)
+        self.origin[KEY] = saved_floor(saved, self.cfg.features.num_mel_bins, path)
         self.epoch, self.batch, self.step, self.bad_steps = (saved["progress"][name] for name in COUNTS)
         self.resumed = path, {key: saved[key] for key in ("data", "progress") if key in saved}
         rank, size = self.processes.rank, self.processes.size
@@ -289,8 +296,7 @@ class Trainer:
         self.masks.load_state_dict(saved.get("telemetry", {}))
         print(f"resuming from {path}: {self.step} batches done, now in epoch {self.epoch}")
         if self.first:
-            for key, before, now in changes(saved, self.origin["config"]):
-                print(f"warning: {key} was {before}, is {now} from here on; --force trains from the start", file=sys.stderr)
+            warn_of_changes(saved, self.origin["config"])
 
     def _tidy(self) -> None:
         """Remove old checkpoints, except those that averaging or train.keep_last needs."""
