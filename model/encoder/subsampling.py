@@ -57,7 +57,7 @@ class Conv2dSubsampling(nn.Module):
         self.register_buffer("folded_by_bin", None, persistent=False)
 
     def by_bin(self) -> Tensor:
-        """Return the weight of `out` with its inputs bin by bin, as x lies in memory: it is the smaller of the two to reorder."""
+        """Return the weight of `out` with its inputs bin by bin, as x lies in memory: the weight is smaller than x."""
         channels = self.CHANNELS[-1]
         return self.out.get_weight().view(len(self.out.weight), channels, -1).transpose(1, 2).flatten(1)
 

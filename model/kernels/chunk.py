@@ -17,7 +17,6 @@ from model.kernels.threads import run_parallel
 
 import numpy as np
 import torch
-from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
@@ -182,7 +181,12 @@ def _layers(part, parts, counter, x, h, c, weights, biases, eps, by_x, by_h, m, 
 
 
 def layers(
-    x: Tensor, h: Tensor, c: Tensor, weights: Sequence[Sequence[Tensor]], biases: Sequence[Sequence[Tensor]], eps: Sequence[Tensor]
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    weights: Sequence[Sequence[Tensor]],
+    biases: Sequence[Sequence[Tensor]],
+    eps: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return out (T, N, C) and the last states of all layers, for x (T, N, C), h (L, N, C) and c (L, N, H).
 

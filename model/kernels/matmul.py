@@ -51,7 +51,7 @@ class _Linear(torch.autograd.Function):
 
 
 def is_chunk(x: Tensor, rows: int) -> bool:
-    """Return whether `model.kernels.chunk` takes x with this many rows: it must be few, float32, on the CPU, without gradients."""
+    """Return whether `model.kernels.chunk` takes x with so many rows: few, float32, on the CPU, without gradients."""
     if rows > CHUNK_ROWS or x.dtype != torch.float32 or not compiled_on(x.device) or _traced():
         return False
     return rows > 0 and product_dtype(x) == torch.float32 and not torch.is_grad_enabled()
