@@ -9,7 +9,8 @@ Threads share the rows of the weights. They meet several times per frame, which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 
 from model.kernels.lstm import rows_by_rows
 from model.kernels.math import FLAGS, ONE, SUMS, ZERO, as_numpy, sigmoid, tanh
@@ -25,6 +26,7 @@ BY_SINGLE_ROWS = 8  # with more rows of x, the products cost more than the readi
 PART = 1 << 18  # weights of a matrix per thread at least: fewer take less time than the threads' meetings
 SPINS = 1000  # looks at the other threads before a thread lets others run
 
+_threads_in_use = threading.Lock()  # of two teams at once, each could have too few of the pool's threads to ever meet
 sched_yield = types.ExternalFunction("sched_yield", types.intc())
 
 
@@ -202,9 +204,23 @@ def layers(
     work = [np.empty(shape, np.float32) for shape in shapes]
     exp_eps = torch.stack(list(eps)).exp()
     parts = max(1, min(torch.get_num_threads(), cells * h.size(2) // PART))
-    counter = np.zeros(1, np.int64)
-    run_parallel(parts, lambda i: _layers(i, parts, counter, *arrays, *of_layers, as_numpy(exp_eps), *work))
+    _run_meeting(parts, lambda i, n, counter: _layers(i, n, counter, *arrays, *of_layers, as_numpy(exp_eps), *work))
     return x, h, c
+
+
+def _run_meeting(parts: int, work: Callable[[int, int, np.ndarray], object]) -> None:
+    """Call work(part, parts, counter) in threads that meet at the counter; in one thread while other streams have them."""
+    if parts == 1 or not _threads_in_use.acquire(blocking=False):
+        work(0, 1, np.zeros(1, np.int64))
+        return
+    counter = np.zeros(1, np.int64)
+    try:
+        run_parallel(parts, lambda i: work(i, parts, counter))
+    except BaseException:  # a signal came before this thread's part began: the others must not wait for it
+        counter[0] = 1 << 62
+        raise
+    finally:
+        _threads_in_use.release()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 from local.config import load_config
 from model.build import build_model
@@ -12,6 +14,7 @@ from model.kernels.matmul import CHUNK_ROWS
 from model.search import get_search
 from model.transducer import Transducer
 
+import numpy as np
 import pytest
 import torch
 
@@ -84,6 +87,49 @@ def test_compiled_chunks(streams: int, threads: int, overrides: tuple[str, ...],
     for a, b in zip(expected, got, strict=True):
         assert a.shape == b.shape
         assert float((a - b).abs().max()) <= 3e-6 * float(a.abs().max())
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not numba_available(), reason="numba is not installed")
+def test_streams_in_several_python_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from model.kernels import chunk
+
+    monkeypatch.setattr(chunk, "PART", 1)
+    _, folded = models()
+    x = torch.randn(1, 205, 80)
+
+    def work(threads: int) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            return by_chunks(folded, x)
+
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(work, [3] * 6))
+    expected = work(1)
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for result in results for a, b in zip(result, expected, strict=True))
+
+
+@pytest.mark.skipif(not numba_available(), reason="numba is not installed")
+def test_a_signal_before_a_part_begins() -> None:
+    from model.kernels import chunk
+
+    left = []
+
+    def work(part: int, parts: int, counter: np.ndarray) -> None:
+        if part == 0:
+            raise KeyboardInterrupt
+        chunk._meet(counter, parts)
+        left.append(part)
+
+    with pytest.raises(KeyboardInterrupt):
+        chunk._run_meeting(2, work)
+    for _ in range(1000):  # the other thread does not wait for ever
+        if left:
+            break
+        time.sleep(0.01)
+    assert left == [1]
 
 
 def test_what_folding_changes() -> None:
