@@ -51,21 +51,21 @@ def measure(graphs: Path, chunk: float, threads: int, args: argparse.Namespace) 
     options += ["--audio", *map(str, args.audio)] if args.audio else []
     options += ["--sizes", *args.sizes] if args.sizes else []
     workers = [Worker(backend, "stream_worker.py", options, Path()) for backend in BACKENDS]
-    found: dict[tuple[int, str], list[float]] = {}
+    found: dict[tuple[int, str], list[dict[str, float]]] = {}
     for _ in range(args.rounds):
         for streams in args.streams:
             for worker in workers:
                 # more streams make more work per second of audio; the seconds of all together stay the same
                 seconds = max(chunk, args.seconds / (1 if streams == 1 else 4))
                 got = ask(worker, {"streams": streams, "seconds": seconds})
-                found.setdefault((streams, worker.backend), []).append(got["rtf"])
+                found.setdefault((streams, worker.backend), []).append(got)
         if threads == 1 and 1 in args.streams:
-            found.setdefault((1, READ), []).append(ask(workers[0], {"read": args.seconds})["rtf"])
+            found.setdefault((1, READ), []).append(ask(workers[0], {"read": args.seconds}))
     base: dict[str, Any] = {"chunk": chunk, "threads": threads}
-    rows = [{**base, "streams": n, "backend": b, "rtf": statistics.median(v), "all": v} for (n, b), v in found.items()]
+    rows = [{**base, "streams": n, "backend": b, **medians(v), "all": v} for (n, b), v in found.items()]
     if args.audio:
         for worker in workers:
-            (row,) = [r for r in rows if (r["streams"], r["backend"]) == (args.streams[0], worker.backend)]
+            (row,) = [r for r in rows if (r["streams"], r["backend"]) == (1, worker.backend)]
             got = ask(worker, {"latency": True})["latencies"]
             for name in ("first", "final"):
                 known = [g[name] for g in got if g[name] is not None]
@@ -75,22 +75,28 @@ def measure(graphs: Path, chunk: float, threads: int, args: argparse.Namespace) 
     return rows
 
 
+def medians(found: list[dict[str, float]]) -> dict[str, float]:
+    """Return the median of each figure."""
+    return {name: statistics.median(f[name] for f in found) for name in ("rtf", "cpu")}
+
+
 def table(rows: list[dict[str, Any]], args: argparse.Namespace, loads: tuple[float, float]) -> str:
     """Return the results as Markdown."""
     what = args.checkpoint.name if args.checkpoint else "the published size, random weights"
     lines = ["# Streaming", "", f"{datetime.date.today().isoformat()}, {hardware()}; {what}; greedy search; medians of"]
     lines[-1] += f" {args.rounds} rounds in turns; load of the machine {loads[0]:.1f} before, {loads[1]:.1f} after."
-    lines += ["", "RTF: seconds of work per second of audio of one stream. Latency: milliseconds, one stream."]
+    lines += ["", "RTF: seconds per second of audio of one stream; in brackets those of the processor, which other programs on"]
+    lines += ["the machine lengthen less. Latency: milliseconds, one stream, " + ", ".join(BACKENDS) + "."]
     columns = [*BACKENDS, READ]
     for streams in args.streams:
-        with_latency = bool(args.audio) and streams == args.streams[0]
+        with_latency = bool(args.audio) and streams == 1
         lines += ["", f"## {streams} stream{'s' * (streams > 1)} at once", ""]
         lines.append(f"| chunk (s) | threads | {' | '.join(columns)} |" + " first token | final |" * with_latency)
         lines.append("|--:|--:|" + "--:|" * len(columns) + "--:|--:|" * with_latency)
         for chunk in args.chunks:
             for threads in args.threads:
                 of = {r["backend"]: r for r in rows if (r["streams"], r["chunk"], r["threads"]) == (streams, chunk, threads)}
-                cells = [f"{of[b]['rtf']:.3f}" if b in of else "" for b in columns]
+                cells = [f"{of[b]['rtf']:.3f} ({of[b]['cpu']:.3f})" if b in of else "" for b in columns]
                 if with_latency:
                     cells += [" / ".join(milliseconds(of[b][name]) for b in BACKENDS) for name in ("first", "final")]
                 lines.append(f"| {chunk} | {threads} | {' | '.join(cells)} |")
@@ -117,6 +123,8 @@ def main() -> None:
     parser.add_argument("--name", default="stream", help="of the two files in --out")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args()
+    if args.audio and 1 not in args.streams:
+        raise UserError("--audio: the latency is that of one stream; add 1 to --streams")
     before = os.getloadavg()[0]
     rows: list[dict[str, Any]] = []
     for chunk in args.chunks:

@@ -110,16 +110,20 @@ class OnnxEngine(Engine):
         return len(self.tokens[0]) - self.context
 
 
-def rtf(engine: Engine, streams: int, seconds: float, chunk: int, bins: int) -> float:
-    """Return the processing time per second of audio, of one of N streams, over random features."""
+def timed(work: Callable[[], object], seconds: float) -> dict[str, float]:
+    """Return the time that `work` takes, and that of the processor, per second of the `seconds` of audio that it is for."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return {"rtf": (time.perf_counter() - wall) / seconds, "cpu": (time.process_time() - cpu) / seconds}
+
+
+def rtf(engine: Engine, streams: int, seconds: float, chunk: int, bins: int) -> dict[str, float]:
+    """Return what `timed` does, for one of N streams, over random features."""
     x = torch.randn(streams, chunk + OVERLAP, bins, generator=torch.Generator().manual_seed(0))
     engine.start(streams)
     engine.accept(x)
     count = max(1, round(seconds / (chunk * FRAME_SECONDS)))
-    start = time.perf_counter()
-    for _ in range(count):
-        engine.accept(x)
-    return (time.perf_counter() - start) / (count * chunk * FRAME_SECONDS * streams)
+    return timed(lambda: [engine.accept(x) for _ in range(count)], count * chunk * FRAME_SECONDS * streams)
 
 
 def latency(engine: Engine, audio: torch.Tensor, chunk: int, cfg: Config) -> dict[str, float | None]:
@@ -147,20 +151,16 @@ def latency(engine: Engine, audio: torch.Tensor, chunk: int, cfg: Config) -> dic
     return {"first": first, "final": now - len(audio) / rate}
 
 
-def read_weights(model: Transducer, seconds: float, chunk: int) -> float:
-    """Return the time per second of audio to read each layer's weights as often as its products do, without the products."""
+def read_weights(model: Transducer, seconds: float, chunk: int) -> dict[str, float]:
+    """Return what `timed` does, for reading each layer's weights as often as its products do, without the products."""
     steps, count = chunk // STRIDE, max(1, round(seconds / (chunk * FRAME_SECONDS)))
     layers = []
     for layer in model.encoder.encoder.layers:
         names = dict(layer.named_parameters())
         recurrent = [p.flatten() for n, p in names.items() if "weight_h" in n]
         layers.append((recurrent, [p.flatten() for n, p in names.items() if p.dim() == 2 and "weight_h" not in n]))
-    start = time.perf_counter()
-    for _ in range(count):
-        for recurrent, others in layers:
-            for w in others + recurrent * steps:
-                torch.dot(w, w)
-    return (time.perf_counter() - start) / (count * chunk * FRAME_SECONDS)
+    used = [w for recurrent, others in layers for w in others + recurrent * steps]
+    return timed(lambda: [torch.dot(w, w) for _ in range(count) for w in used], count * chunk * FRAME_SECONDS)
 
 
 def main() -> None:
@@ -186,8 +186,8 @@ def main() -> None:
         if "latency" in request:
             return {"latencies": [latency(engine, samples, args.chunk, cfg) for samples in audio]}
         if "read" in request:
-            return {"rtf": read_weights(model, request["read"], args.chunk)}
-        return {"rtf": rtf(engine, request["streams"], request["seconds"], args.chunk, cfg.features.num_mel_bins)}
+            return read_weights(model, request["read"], args.chunk)
+        return rtf(engine, request["streams"], request["seconds"], args.chunk, cfg.features.num_mel_bins)
 
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     if args.backend != "torch":
