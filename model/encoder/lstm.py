@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from model.encoder.subsampling import Conv2dSubsampling, subsampled
 from model.kernels.matmul import is_chunk
@@ -82,9 +83,9 @@ class RecurrentLayer(nn.Module):
         if not (self.compilable and self.lstm.folded):
             return None
         w_ih, w_hh, b_ih, b_hh, *w_hr = self.lstm.scaled_parameters()
-        first, last = self.feed_forward[0], self.feed_forward[-1]
+        first, last = (cast(ScaledLinear, self.feed_forward[i]) for i in (0, -1))
         weights = [w_ih, w_hh, w_hr[0] if w_hr else w_hh.new_empty(0, 1), first.weight, last.weight]
-        return weights, [b_ih, b_hh, first.bias, last.bias], self.norm_final.eps
+        return weights, [b_ih, b_hh, first.bias, last.bias], cast(Tensor, self.norm_final.eps)
 
 
 class RecurrentStack(nn.Module):
@@ -97,7 +98,8 @@ class RecurrentStack(nn.Module):
     def forward(self, x: Tensor, states: States, warmup: float) -> tuple[Tensor, States]:
         """Run all layers: x (T, N, C) -> out (T, N, C) and new states."""
         if not self.training and is_chunk(x, x.size(0) * x.size(1)):
-            parameters = [p for layer in self.layers if (p := layer.folded_parameters()) is not None]
+            found = [cast(RecurrentLayer, layer).folded_parameters() for layer in self.layers]
+            parameters = [p for p in found if p is not None]
             if len(parameters) == len(self.layers):
                 from model.kernels.chunk import layers
 
