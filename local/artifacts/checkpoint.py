@@ -28,6 +28,7 @@ from local.config.schema import Config
 from local.data.feature_floor import saved_floor
 from local.data.tokenizer import Tokenizer
 from model.build import weights_by_key
+from model.folding import fold
 from model.transducer import Transducer
 
 import torch
@@ -203,7 +204,7 @@ def report_files(cfg: Config, where: Path, given: Collection[str] = ()) -> None:
 def load_averaged(path: Path, overrides: Sequence[str] = (), conf: str | Path | None = None) -> Loaded:
     """Read a model in evaluation mode, its config and its tokens from averaged.pt or a checkpoint of training (last weights).
 
-    overrides, conf: as in `config_for_recognition`.
+    The model only recognises: its scales are folded. overrides, conf: as in `config_for_recognition`.
     """
     return model_from(load_file(path), path, overrides, conf)
 
@@ -226,6 +227,7 @@ def model_from(content: dict[str, Any], path: Path, overrides: Sequence[str] = (
     check_finite(content["model"], path)
     floor = saved_floor(content, cfg.features.num_mel_bins, path)
     model.encoder.feature_floor = floor if cfg.decode.feature_floor else None
+    fold(model)
     return model.eval(), cfg, tokenizer
 
 

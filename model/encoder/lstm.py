@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from model.encoder.subsampling import Conv2dSubsampling, subsampled
+from model.kernels.matmul import is_chunk
 from model.layers.activation import make_activation
 from model.layers.balancer import ActivationBalancer, Bounds
 from model.layers.dropout import Dropout
@@ -56,6 +58,7 @@ class RecurrentLayer(nn.Module):
         self.balancer = ActivationBalancer(-1, o.balance_prob, Bounds(0.45, 0.55, max_abs=6.0))
         self.norm_final = make_norm(o.norm, o.d_model, time_axis=0)
         self.gradient_filter = None if o.filter_threshold is None else GradientFilter(o.filter_threshold)
+        self.compilable = (o.rnn, o.norm, o.activation) == ("lstm", "basic", "double_swish")
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor, warmup: float) -> tuple[Tensor, Tensor, Tensor]:
         """Run x (T, N, C), h (1, N, C), c (1, N, hidden) -> out (T, N, C), last h and c; `warmup` as in `LstmEncoder`."""
@@ -75,6 +78,15 @@ class RecurrentLayer(nn.Module):
         y = self.norm_final(self.balancer(y))
         return (y if alpha == 1.0 else torch.lerp(residual.to(y.dtype), y, alpha)), h, c
 
+    def folded_parameters(self) -> tuple[list[Tensor], list[Tensor], Tensor] | None:
+        """Return weights, biases and the norm's parameter as `model.kernels.chunk` takes them; None if it does not."""
+        if not (self.compilable and self.lstm.folded):
+            return None
+        w_ih, w_hh, b_ih, b_hh, *w_hr = self.lstm.scaled_parameters()
+        first, last = (cast(ScaledLinear, self.feed_forward[i]) for i in (0, -1))
+        weights = [w_ih, w_hh, w_hr[0] if w_hr else w_hh.new_empty(0, 1), first.weight, last.weight]
+        return weights, [b_ih, b_hh, first.bias, last.bias], cast(Tensor, self.norm_final.eps)
+
 
 class RecurrentStack(nn.Module):
     """The layers one after another."""
@@ -85,6 +97,14 @@ class RecurrentStack(nn.Module):
 
     def forward(self, x: Tensor, states: States, warmup: float) -> tuple[Tensor, States]:
         """Run all layers: x (T, N, C) -> out (T, N, C) and new states."""
+        if not self.training and is_chunk(x, x.size(0) * x.size(1)):
+            found = [cast(RecurrentLayer, layer).folded_parameters() for layer in self.layers]
+            parameters = [p for p in found if p is not None]
+            if len(parameters) == len(self.layers):
+                from model.kernels.chunk import layers
+
+                x, h, c = layers(x, *states, *zip(*parameters, strict=True))
+                return x, (h, c)
         hs, cs = [], []
         for i, layer in enumerate(self.layers):
             x, h, c = layer(x, states[0][i : i + 1], states[1][i : i + 1], warmup)

@@ -37,6 +37,7 @@ class Conv2dSubsampling(nn.Module):
 
     CHANNELS = (8, 32, 128)
     STRIDES = (1, 2, 2)
+    folded_by_bin: Tensor | None  # `by_bin()` of folded parameters
 
     def __init__(self, num_features: int, d_model: int, balance_prob: float, norm: str, activation: str) -> None:
         super().__init__()
@@ -53,6 +54,12 @@ class Conv2dSubsampling(nn.Module):
         self.out = ScaledLinear(channels * subsampled(num_features), d_model)
         self.out_norm = make_norm(norm, d_model, time_axis=1, learn_eps=False)
         self.out_balancer = ActivationBalancer(-1, balance_prob, Bounds(min_positive=0.45, max_positive=0.55))
+        self.register_buffer("folded_by_bin", None, persistent=False)
+
+    def by_bin(self) -> Tensor:
+        """Return the weight of `out` with its inputs bin by bin, as x lies in memory: the weight is smaller than x."""
+        channels = self.CHANNELS[-1]
+        return self.out.get_weight().view(len(self.out.weight), channels, -1).transpose(1, 2).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, T', d_model) for x (N, T, F); fewer than 9 frames are padded with silence, so that T' is at least 1."""
@@ -63,7 +70,7 @@ class Conv2dSubsampling(nn.Module):
             x = x.to(memory_format=torch.channels_last)
         x = self.conv(x)
         n, c, t, f = x.shape
-        # the weight's inputs are ordered channel by channel, x in memory bin by bin: reorder the weight, the smaller of the two
-        weight = self.out.get_weight().view(-1, c, f).transpose(1, 2).reshape(-1, f * c)
-        x = linear(x.permute(0, 2, 3, 1).reshape(n, t, f * c), weight, self.out.get_bias())
+        folded = self.folded_by_bin is not None
+        weight = self.by_bin() if self.folded_by_bin is None else self.folded_by_bin
+        x = linear(x.permute(0, 2, 3, 1).reshape(n, t, f * c), weight, self.out.get_bias(), folded=folded)
         return self.out_balancer(self.out_norm(x))

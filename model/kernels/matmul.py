@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from model.kernels import policy
+from model.kernels import compiled_on, policy
 from model.precision import product_dtype
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+CHUNK_ROWS = 32  # with more rows, a library's products are as fast as those of `model.kernels.chunk`
 
 
 def _by_onednn(a: Tensor, b: Tensor) -> bool:
@@ -48,12 +50,30 @@ class _Linear(torch.autograd.Function):
         return d_x, d_weight, d_bias, None
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return `F.linear` of x (..., K), weight (M, K), bias (M,) or None: (..., M), in the type that autocast asks for."""
+def is_chunk(x: Tensor, rows: int) -> bool:
+    """Return whether `model.kernels.chunk` takes x with so many rows: few, float32, on the CPU, without gradients."""
+    if rows > CHUNK_ROWS or x.dtype != torch.float32 or not compiled_on(x.device) or _traced():
+        return False
+    return rows > 0 and product_dtype(x) == torch.float32 and not torch.is_grad_enabled()
+
+
+def _traced() -> bool:
+    """Return whether a model is being exported, which knows none of these operations."""
+    return torch.jit.is_tracing() or torch.jit.is_scripting()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, folded: bool = False) -> Tensor:
+    """Return `F.linear` of x (..., K), weight (M, K), bias (M,) or None: (..., M), in the type that autocast asks for.
+
+    folded: the weights serve recognition alone (`model.folding`), so that chunks of few rows may take `model.kernels.chunk`.
+    """
     dtype = product_dtype(x)
     own = (policy.onednn and dtype == torch.float32) or (policy.bfloat16_in_float32 and dtype == torch.bfloat16)
-    traced = torch.jit.is_tracing() or torch.jit.is_scripting()  # an exported model knows no such operation
-    if own and x.device.type == "cpu" and x.dim() > 1 and not traced:
+    if folded and bias is not None and is_chunk(x, x.numel() // max(1, x.size(-1))):
+        from model.kernels.chunk import linear as linear_of_chunk
+
+        return linear_of_chunk(x, weight, bias)
+    if own and x.device.type == "cpu" and x.dim() > 1 and not _traced():
         return _Linear.apply(x, weight, bias, dtype)
     return F.linear(x, weight, bias)
 

@@ -60,9 +60,9 @@ class _Scale(torch.autograd.Function):
         return grad * factor, (grad * p).sum(dtype=torch.float64).to(p.dtype) * factor
 
 
-def scaled(p: Tensor, s: Tensor) -> Tensor:
-    """Return p * exp(s), the tensor in use, for a parameter p of any shape and its scalar s."""
-    return _Scale.apply(p, s)
+def scaled(p: Tensor, s: Tensor | None) -> Tensor:
+    """Return p * exp(s), the tensor in use, for a parameter p of any shape and its scalar s; p itself if s is folded (None)."""
+    return p if s is None else _Scale.apply(p, s)
 
 
 class _Scaled(nn.Module):
@@ -101,7 +101,7 @@ class ScaledLinear(nn.Linear, _Scaled):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output (..., out_features) for x (..., in_features)."""
-        return linear(x, self.get_weight(), self.get_bias())
+        return linear(x, self.get_weight(), self.get_bias(), folded=self.weight_scale is None)
 
 
 class ScaledConv1d(nn.Conv1d, _Scaled):
@@ -139,7 +139,9 @@ class ScaledEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the embeddings (..., embedding_dim) of ids (...)."""
-        embedded = F.embedding(ids.clamp(min=0), self.weight) * self.scale.exp()
+        embedded = F.embedding(ids.clamp(min=0), self.weight)
+        if self.scale is not None:
+            embedded = embedded * self.scale.exp()
         return embedded * (ids >= 0).unsqueeze(-1)
 
 
@@ -176,6 +178,11 @@ class ScaledRNN(nn.Module):
             scale = _initial_weight_scale(hidden_size, _init_uniform(param, 1.0), 1.0) if is_weight else 0.0
             self.register_parameter(name, nn.Parameter(param))
             self.register_parameter(name + "_scale", nn.Parameter(torch.tensor(scale)))
+
+    @property
+    def folded(self) -> bool:
+        """Return whether the parameters have no scales any more (`model.folding`)."""
+        return self.weight_ih_l0_scale is None
 
     def scaled_parameters(self) -> list[Tensor]:
         """Return the parameters in use, in torch's order: w_ih, w_hh, b_ih, b_hh and, with a projection, w_hr."""
