@@ -72,7 +72,16 @@ def test_files(folder: Path, tmp_path: Path) -> None:
         assert stats["audio_seconds"] == pytest.approx(sum(DURATIONS.values()), abs=0.1)
         assert (stats["utterances"], stats["threads"]) == (4, torch.get_num_threads())
         assert 10 < stats["peak_memory_mib"] < 1e5
+        assert stats["made_by"]["options"]["feature_floor"] is True
     assert not list(tmp_path.rglob(".tmp*"))
+
+
+def test_the_record_tells_whether_the_feature_floor_was_used(folder: Path, tmp_path: Path) -> None:
+    for use in ("true", "false"):
+        run(folder, tmp_path, "decode.methods=[greedy_search]", f"decode.feature_floor={use}")
+    assert read_stats(tmp_path / "decode" / "greedy_search")["options"]["feature_floor"] is False
+    [earlier] = (tmp_path / "decode_earlier").rglob("test.stats.json")
+    assert json.loads(earlier.read_text())["options"]["feature_floor"] is True
 
 
 def test_an_oracle_method_writes_its_list(folder: Path, tmp_path: Path) -> None:

@@ -151,8 +151,8 @@ class AsrDataModule:
         read that training reads first. No random number is drawn.
         """
         cuts = self._train_cuts()
-        originals = (cuts.cut(number) for number in cuts.order(1).tolist() if number < len(cuts.lines))
-        chosen = list(islice((cut for cut in originals if SPEED not in (cut.custom or {})), UTTERANCES))
+        ordered = map(cuts.cut, cuts.order(1).tolist())
+        chosen = list(islice((cut for cut in ordered if SPEED not in (cut.custom or {})), UTTERANCES))
         batches = self._plain(chosen, self.cfg.decode.max_duration, Processes(), warn=False)
         return floor_of(utterances_of(batches))
 
