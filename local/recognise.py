@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from local.artifacts.checkpoint import load_averaged
@@ -27,9 +28,9 @@ from local.common.visible import visible
 from local.config.methods import METHODS
 from local.data.text import TextNormaliser
 from local.data.tokenizer import lang_dir
-from local.decoding.audio_pieces import open_checked
+from local.decoding.audio_pieces import Audio, open_checked
 from local.decoding.batch_decoder import BatchDecoder
-from local.decoding.endpoint import EndpointRules
+from local.decoding.endpoint import add_endpoint_rules, rules_of
 from local.decoding.feature_floor import ensure_floor
 from local.decoding.long_audio import WindowRecogniser, by_endpoints, recordings_of
 from local.decoding.recogniser import Recogniser
@@ -86,7 +87,6 @@ class Output:
 @program
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    rules = EndpointRules()
     parser = make_parser(__doc__, conf=False)
     add_files_and_config(parser, "audio of any length, sampling rate and format; keys of the configuration")
     parser.add_argument("--checkpoint", type=Path, required=True, help="averaged.pt, or a checkpoint of training")
@@ -98,9 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overlap", type=float, default=4.0, metavar="SECONDS", help="without a pause; %(default)s")
     parser.add_argument("--pause", type=float, default=0.4, metavar="SECONDS", help="that ends a window; %(default)s")
     parser.add_argument("--endpoint", action="store_true", help="recognise a stream that is cut by endpoint rules")
-    defaults = f"{rules.nothing_said} {rules.silence} {rules.longest}"
-    help_rules = f"silence before the first word, silence after a word, longest utterance: {defaults}"
-    parser.add_argument("--endpoint-rules", type=float, nargs=3, metavar="SECONDS", help=help_rules)
+    add_endpoint_rules(parser)
     parser.add_argument("--data-dir", type=Path, help="prepared data, for fast_beam_search_LG")
     args = parser.parse_intermixed_args(argv)
     if not args.files:
@@ -119,24 +117,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(cfg.decode.num_threads)
     lang = lang_dir(args.data_dir, cfg.lang) if args.data_dir else None
     resources = Resources(model.to(device), tokenizer, device, args.checkpoint.parent, lang, clean=TextNormaliser(cfg.lang))
+    results: Callable[[Sequence[Audio], Progress], Iterator[Result]]
+    if args.endpoint or args.endpoint_rules:
+        results = partial(by_endpoints, streaming_recogniser(args.method, resources, cfg, CHUNK, rules_of(args)))
+    else:
+        recogniser = Recogniser(args.method, resources, cfg.decode)
+        results = WindowRecogniser(
+            BatchDecoder(model, {args.method: recogniser}, cfg.decode.tail_frames, device),
+            tokenizer,
+            cfg.features,
+            batch_seconds=cfg.decode.max_duration,
+            window=args.window,
+            overlap=args.overlap,
+            pause=args.pause,
+        )
+    ensure_floor(model, cfg, tokenizer, args.checkpoint, args.data_dir)
     with Progress(round(sum(r.duration for r in recordings)), "recognising", "s") as bar:
-        if args.endpoint or args.endpoint_rules:
-            rules = EndpointRules(*args.endpoint_rules) if args.endpoint_rules else rules
-            results = by_endpoints(streaming_recogniser(args.method, resources, cfg, CHUNK, rules), audios, bar)
-        else:
-            recogniser = Recogniser(args.method, resources, cfg.decode)
-            windows = WindowRecogniser(
-                BatchDecoder(model, {args.method: recogniser}, cfg.decode.tail_frames, device),
-                tokenizer,
-                cfg.features,
-                batch_seconds=cfg.decode.max_duration,
-                window=args.window,
-                overlap=args.overlap,
-                pause=args.pause,
-            )
-            results = windows(audios, bar)
-        ensure_floor(model, cfg, tokenizer, args.checkpoint, args.data_dir)
-        for result in results:
+        for result in results(audios, bar):
             output.add(result)
     output.close()
 
