@@ -168,6 +168,7 @@ def test_a_model_without_floor_says_why(toy: Path, tmp_path: Path, packages: Non
     assert record["folded"]["feature_floor"] == {"folded": False, "why": "decode.feature_floor=false"}
 
 
+@pytest.mark.slow
 def test_the_gate_of_a_toy(toy: Path, tmp_path: Path, packages: None, capsys: pytest.CaptureFixture[str]) -> None:
     """It also takes the language model and the hotwords through the client."""
     (tmp_path / "words.txt").write_text("ONE TWO\n")

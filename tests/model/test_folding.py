@@ -104,10 +104,12 @@ def test_streams_in_several_python_threads(monkeypatch: pytest.MonkeyPatch) -> N
             return by_chunks(folded, x)
 
     before = torch.get_num_threads()
-    with ThreadPoolExecutor(3) as pool:
-        results = list(pool.map(work, [3] * 6))
-    expected = work(1)
-    torch.set_num_threads(before)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            results = list(pool.map(work, [3] * 6))
+        expected = work(1)
+    finally:
+        torch.set_num_threads(before)
     assert all(torch.equal(a, b) for result in results for a, b in zip(result, expected, strict=True))
 
 
