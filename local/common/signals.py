@@ -82,9 +82,10 @@ def ending_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
-    """Yield `may_stop`: in the block a signal to end raises `Stopped` only within `with may_stop():`, or there later.
+    """Yield `may_stop`: in the block, a signal to end raises `Stopped` only within `with may_stop():`.
 
-    So it never leaves work half done that has to be completed. A second signal after `AGAIN` seconds raises everywhere.
+    A signal that comes outside raises at the next `may_stop`, so that no other work is left half done. A second signal,
+    `AGAIN` seconds after the first or later, raises everywhere.
     """
     pending: list[int] = []
     waiting, first = False, -AGAIN

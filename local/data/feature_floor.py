@@ -6,7 +6,7 @@ below those of any room, and a model that was trained on recordings alone answer
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ QUANTILE = 0.05  # of the utterances' minima: a few damaged utterances do not ma
 
 
 def floor_of(features: Iterable[Tensor]) -> Tensor | None:
-    """Return the floor (F,) of utterances' features, each (T, F); None if there is no frame."""
+    """Return the floor (F,), float32, of utterances' features, each (T, F); None if there is no frame."""
     minima = [matrix.amin(0) for matrix in features if len(matrix)]
     return torch.stack(minima).float().quantile(QUANTILE, 0) if minima else None
 
 
-def utterances_of(batches: Iterable[Batch]) -> Iterable[Tensor]:
+def utterances_of(batches: Iterable[Batch]) -> Iterator[Tensor]:
     """Yield the features (T, F) of each utterance without padding."""
     for batch in batches:
         for matrix, length in zip(batch.inputs, batch.input_lens.tolist(), strict=True):

@@ -33,12 +33,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def packages() -> None:
-    for package in ("onnx", "onnxruntime", "sherpa_onnx"):
-        pytest.importorskip(package, reason="needs requirements-export.txt")
-
-
 def decode_section(*overrides: str) -> DecodeConfig:
     return load_config(None, [f"decode.{override}" for override in overrides]).decode
 
@@ -171,6 +165,7 @@ def test_a_model_without_floor_says_why(toy: Path, tmp_path: Path, packages: Non
 @pytest.mark.slow
 def test_the_gate_of_a_toy(toy: Path, tmp_path: Path, packages: None, capsys: pytest.CaptureFixture[str]) -> None:
     """It also takes the language model and the hotwords through the client."""
+    pytest.importorskip("sherpa_onnx", reason="needs requirements-export.txt")
     (tmp_path / "words.txt").write_text("ONE TWO\n")
     words = ["--lm", str(toy / "lm" / "lm.pt"), "--hotwords", str(tmp_path / "words.txt"), "data.dev_parts=[test]"]
     record = run_export(toy, tmp_path / "out", *words)
