@@ -94,12 +94,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", choices=list(METHODS), default="modified_beam_search", help="%(default)s")
     parser.add_argument("--format", choices=list(FORMATS), help="by the ending of --output, else text")
     parser.add_argument("--output", type=Path, help="a folder, or a file that ends as its format; default: standard output")
-    parser.add_argument("--window", type=float, default=20.0, metavar="SECONDS", help="the longest; %(default)s")
-    parser.add_argument("--overlap", type=float, default=4.0, metavar="SECONDS", help="without a pause; %(default)s")
-    parser.add_argument("--pause", type=float, default=0.4, metavar="SECONDS", help="that ends a window; %(default)s")
-    parser.add_argument("--endpoint", action="store_true", help="recognise a stream that is cut by endpoint rules")
+    parser.add_argument("--window", type=float, default=20.0, metavar="SECONDS", help="of the longest window; %(default)s")
+    parser.add_argument(
+        "--overlap", type=float, default=4.0, metavar="SECONDS", help="of windows without a pause between them; %(default)s"
+    )
+    parser.add_argument(
+        "--pause", type=float, default=0.4, metavar="SECONDS", help="of the shortest pause that ends a window; %(default)s"
+    )
+    parser.add_argument("--endpoint", action="store_true", help="recognise as a stream, cut by the endpoint rules")
     add_endpoint_rules(parser)
-    parser.add_argument("--data-dir", type=Path, help="prepared data, for fast_beam_search_LG")
+    parser.add_argument("--data-dir", type=Path, help="prepared data, for fast_beam_search_LG and a feature floor")
     args = parser.parse_intermixed_args(argv)
     if not args.files:
         raise UserError("nothing to recognise: name a FILE")

@@ -185,18 +185,20 @@ def check_inputs(args: argparse.Namespace) -> bool:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = make_parser(__doc__, conf=False)
-    what = "audio of any sampling rate (data.channel chooses of several channels), or '-': raw 16-bit samples at the model's"
+    what = "audio of any sampling rate (data.channel chooses of several channels), or '-': 16-bit samples at the model's rate"
     add_files_and_config(parser, what)
     parser.add_argument("--microphone", action="store_true", help="listen to the microphone (needs the package sounddevice)")
     parser.add_argument("--checkpoint", type=Path, default=Path("exp/tiny/averaged.pt"), help="%(default)s")
     parser.add_argument("--method", choices=list(METHODS), default="modified_beam_search", help="%(default)s")
-    parser.add_argument("--chunk", type=float, default=0.32, metavar="SECONDS", help="%(default)s")
+    parser.add_argument(
+        "--chunk", type=float, default=0.32, metavar="SECONDS", help="of audio per call of the encoder; %(default)s"
+    )
     parser.add_argument("--real-time", action="store_true", help="files arrive at the speed of speech")
     parser.add_argument("--json", action="store_true", help="one JSON object per result, and nothing else")
     help_endpoint = "find the ends of utterances; the default for '-' and --microphone"
     parser.add_argument("--endpoint", action=argparse.BooleanOptionalAction, help=help_endpoint)
     add_endpoint_rules(parser)
-    parser.add_argument("--data-dir", type=Path, help="prepared data, for fast_beam_search_LG")
+    parser.add_argument("--data-dir", type=Path, help="prepared data, for fast_beam_search_LG and a feature floor")
     args = parser.parse_intermixed_args(argv)
     live = check_inputs(args)
     rules = rules_of(args)
