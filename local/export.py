@@ -57,9 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, required=True, help="averaged.pt, or a checkpoint of training")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; an earlier export there is replaced")
     parser.add_argument("--data-dir", type=Path, help="prepared data, such as data/tiny: dev parts for the gate")
-    parser.add_argument(
-        "--chunk", type=float, default=0.32, metavar="SECONDS", help="of audio per call of the encoder; %(default)s"
-    )
+    parser.add_argument("--chunk", type=float, default=0.32, metavar="SECONDS", help="per call of the encoder; %(default)s")
     parser.add_argument("--int8", action="store_true", help="also write graphs with 8-bit weights")
     parser.add_argument("--lm", type=Path, help="a language model of local/train_lm.py for shallow fusion")
     parser.add_argument("--tuned", type=Path, help="settings chosen by local/tune.py; they replace those of --conf")

@@ -95,11 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=list(FORMATS), help="by the ending of --output, else text")
     parser.add_argument("--output", type=Path, help="a folder, or a file that ends as its format; default: standard output")
     parser.add_argument("--window", type=float, default=20.0, metavar="SECONDS", help="of the longest window; %(default)s")
+    parser.add_argument("--overlap", type=float, default=4.0, metavar="SECONDS", help="of windows without a pause; %(default)s")
     parser.add_argument(
-        "--overlap", type=float, default=4.0, metavar="SECONDS", help="of windows without a pause between them; %(default)s"
-    )
-    parser.add_argument(
-        "--pause", type=float, default=0.4, metavar="SECONDS", help="of the shortest pause that ends a window; %(default)s"
+        "--pause", type=float, default=0.4, metavar="SECONDS", help="of a pause that ends a window; %(default)s"
     )
     parser.add_argument("--endpoint", action="store_true", help="recognise as a stream, cut by the endpoint rules")
     add_endpoint_rules(parser)

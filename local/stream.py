@@ -190,9 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--microphone", action="store_true", help="listen to the microphone (needs the package sounddevice)")
     parser.add_argument("--checkpoint", type=Path, default=Path("exp/tiny/averaged.pt"), help="%(default)s")
     parser.add_argument("--method", choices=list(METHODS), default="modified_beam_search", help="%(default)s")
-    parser.add_argument(
-        "--chunk", type=float, default=0.32, metavar="SECONDS", help="of audio per call of the encoder; %(default)s"
-    )
+    parser.add_argument("--chunk", type=float, default=0.32, metavar="SECONDS", help="per call of the encoder; %(default)s")
     parser.add_argument("--real-time", action="store_true", help="files arrive at the speed of speech")
     parser.add_argument("--json", action="store_true", help="one JSON object per result, and nothing else")
     help_endpoint = "find the ends of utterances; the default for '-' and --microphone"
