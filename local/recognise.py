@@ -96,9 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="a folder, or a file that ends as its format; default: standard output")
     parser.add_argument("--window", type=float, default=20.0, metavar="SECONDS", help="of the longest window; %(default)s")
     parser.add_argument("--overlap", type=float, default=4.0, metavar="SECONDS", help="of windows without a pause; %(default)s")
-    parser.add_argument(
-        "--pause", type=float, default=0.4, metavar="SECONDS", help="of a pause that ends a window; %(default)s"
-    )
+    parser.add_argument("--pause", type=float, default=0.4, metavar="SECONDS", help="of a pause that ends one; %(default)s")
     parser.add_argument("--endpoint", action="store_true", help="recognise as a stream, cut by the endpoint rules")
     add_endpoint_rules(parser)
     parser.add_argument("--data-dir", type=Path, help="prepared data, for fast_beam_search_LG and a feature floor")
