@@ -67,6 +67,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--license", default="other", help="of the model card: such as cc-by-4.0; %(default)s")
     parser.add_argument("--wavs", type=int, default=1, help="dev utterances that go into the folder as examples; 0: none")
     args = parser.parse_args(argv)
+    if args.out.name in ("", ".."):
+        raise UserError(f"--out {args.out}: has no name of its own; name the folder from outside it")
     if args.chunk > LONGEST_CHUNK:
         raise UserError(f"--chunk {args.chunk:g}: must be from 0.04 to {LONGEST_CHUNK} seconds")
     if not 0 <= args.wavs <= MOST:

@@ -36,7 +36,7 @@ from local.decoding.long_audio import WindowRecogniser, by_endpoints, recordings
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
 from local.decoding.streaming import streaming_recogniser
-from local.decoding.subtitles import ENDINGS, FORMATS, ONE_RECORDING, Result, text
+from local.decoding.subtitles import ENDINGS, FORMATS, ONE_RECORDING, Result, ctm_name, text
 
 CHUNK = 0.32  # seconds per call of the encoder with --endpoint
 
@@ -57,7 +57,8 @@ class Output:
             raise UserError(f"--output {path}: is a file; name a folder, or a file that ends in {endings}")
         if self.folder is None and len(names) > 1 and self.kind in ONE_RECORDING:
             raise UserError(f"format {self.kind} holds one recording, these are {len(names)}; name a folder by --output")
-        if twice := [name for name, count in Counter(names).items() if count > 1]:
+        written = map(ctm_name, names) if self.kind == "ctm" else names
+        if twice := [name for name, count in Counter(written).items() if count > 1]:
             raise UserError(f"two recordings have the name '{twice[0]}'; rename one of their files, or recognise it alone")
         self._several, self._written = len(names) > 1, ""
 

@@ -177,7 +177,7 @@ def check_inputs(args: argparse.Namespace) -> bool:
     if live and args.real_time:
         raise UserError("--real-time is for files; '-' and --microphone arrive at their own speed")
     if not args.microphone and live and (sys.stdin is None or sys.stdin.isatty()):
-        raise UserError("standard input is a terminal; pipe raw 16-bit samples into '-'")
+        raise UserError("standard input is closed, or a terminal; pipe raw 16-bit samples into '-'")
     return live
 
 

@@ -35,6 +35,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     audio = 0.2 * np.random.default_rng(0).standard_normal((3 * RATE, 2)) * np.sin(np.linspace(0, 30, 3 * RATE))[:, None] ** 2
     soundfile.write(root / "one.wav", audio[:, 0], RATE)
     soundfile.write(root / "two.wav", audio, RATE)
+    for name in ("a b.wav", "a_b.wav"):  # equal in CTM, which has no blanks in names
+        soundfile.write(root / name, audio[:, 0], RATE)
     soundfile.write(root / "short.wav", audio[:100, 0], RATE)
     return root
 
@@ -95,6 +97,7 @@ def test_a_stream_is_cut_by_endpoints(toy: Path, tmp_path: Path) -> None:
         (["none.wav"], "none.wav"),
         (["averaged.pt"], "averaged.pt"),
         (["one.wav", "one.wav"], "one"),
+        (["a b.wav", "a_b.wav", "--format", "ctm"], "a_b"),
         (["one.wav", "two.wav", "--format", "srt"], "--output"),
         (["one.wav", "--output", "x.srt", "--format", "vtt"], "vtt"),
         (["one.wav", "--output", "one.wav"], "one.wav"),

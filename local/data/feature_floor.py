@@ -18,6 +18,7 @@ from torch import Tensor
 
 KEY = "feature_floor"  # of checkpoints
 UTTERANCES = 500  # of the training data, at most
+MOST = 100.0  # nats, of either sign
 QUANTILE = 0.05  # of the utterances' minima: a few damaged utterances do not matter
 
 
@@ -41,6 +42,7 @@ def saved_floor(content: dict[str, Any], num_channels: int, where: Path) -> Tens
         return None
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != (num_channels,):
         raise UserError(f"{where}: '{KEY}' must be a tensor of {num_channels} floating-point numbers, one per feature channel")
-    if not torch.isfinite(floor := value.float()).all():
-        raise UserError(f"{where}: '{KEY}' contains NaN or infinite values")
+    floor = value.float()
+    if not (floor.abs() <= MOST).all():
+        raise UserError(f"{where}: '{KEY}' contains NaN or values beyond {MOST:g}, which no log-energy of speech has")
     return floor

@@ -47,7 +47,8 @@ class Cutter:
         """
         if not SHORTEST <= window <= LONGEST:
             raise UserError(f"a window of {window:g} seconds: must be from {SHORTEST:g} to {LONGEST:g}")
-        if not 0.1 <= overlap <= (widest := min(window / 2, WIDEST)):
+        widest = min(window / 2, WIDEST)
+        if not 0.1 <= overlap <= widest:
             raise UserError(f"an overlap of {overlap:g} seconds: must be from 0.1 to {widest:g}, at most half of the window")
         if not SHORTEST_PAUSE <= pause:
             raise UserError(f"a pause of {pause:g} seconds: must be at least {SHORTEST_PAUSE:g}")

@@ -217,6 +217,8 @@ def test_what_is_refused(toy: Path, tmp_path: Path, packages: None, capsys: pyte
     assert "--chunk 9" in said("--no-gate", "--chunk", "9")
     assert "0.04" in said("--no-gate", "--chunk", "0.01")
     assert "--wavs -1" in said("--no-gate", "--wavs", "-1")
+    for unnamed in (".", "..", "/"):
+        assert f"--out {unnamed}:" in said("--no-gate", "--out", unnamed)
     assert "lm.pt" in said("--no-gate", "--lm", str(tmp_path / "lm.pt"))
     assert "words.txt" in said("--no-gate", "--hotwords", str(tmp_path / "words.txt"))
     assert "tuned.yaml" in said("--no-gate", "--tuned", str(tmp_path / "tuned.yaml"))
