@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.stream_worker import make_model
+from benchmarks.stream_worker import BACKENDS, make_model
 from benchmarks.worker import ROOT, Worker, hardware, write_results
 from local.common.cli import program
 from local.common.errors import UserError
@@ -32,7 +32,6 @@ from local.decoding.streaming import frames_per_chunk
 from local.deploy.int8 import write_int8
 from local.deploy.transducer_graphs import write_graphs
 
-BACKENDS = ("torch", "onnxruntime", "onnxruntime-int8")
 READ = "weights read"
 
 

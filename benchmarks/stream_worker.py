@@ -14,7 +14,10 @@ from benchmarks.worker import serve
 from local.artifacts.checkpoint import load_averaged
 from local.config import load_config
 from local.config.schema import Config
+from local.data.durations import FRAME_SECONDS
+from local.decoding.live_audio import PIECE_SECONDS
 from local.decoding.streaming import OVERLAP, STRIDE, FeatureStream
+from local.deploy.transducer_graphs import GRAPHS
 from model.build import build_model
 from model.folding import fold
 from model.search import get_stream
@@ -24,9 +27,8 @@ import lhotse
 import numpy as np
 import torch
 
+BACKENDS = ("torch", "onnxruntime", "onnxruntime-int8")
 VOCABULARY = 500
-PIECE_SECONDS = 0.02  # audio arrives in pieces of this length, as from a sound card
-FRAME_SECONDS = 0.01
 
 
 def make_model(checkpoint: Path | None, sizes: list[str]) -> tuple[Transducer, Config]:
@@ -79,8 +81,7 @@ class OnnxEngine(Engine):
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        names = ("encoder", "decoder", "joiner")
-        files = [str(graphs / f"{name}{suffix}.onnx") for name in names]
+        files = [str(graphs / f"{name}{suffix}.onnx") for name in GRAPHS]
         sessions = [onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"]) for file in files]
         self.encoder, self.decoder, self.joiner = sessions
         self.quiet = (model.blank_id, model.unk_id)  # ids that make no token
@@ -118,7 +119,7 @@ def timed(work: Callable[[], object], seconds: float) -> dict[str, float]:
 
 
 def rtf(engine: Engine, streams: int, seconds: float, chunk: int, bins: int) -> dict[str, float]:
-    """Return what `timed` does, for one of N streams, over random features."""
+    """Return what `timed` does, per second of one of N streams, over random features in chunks of `chunk` frames of `bins`."""
     x = torch.randn(streams, chunk + OVERLAP, bins, generator=torch.Generator().manual_seed(0))
     engine.start(streams)
     engine.accept(x)
@@ -127,7 +128,7 @@ def rtf(engine: Engine, streams: int, seconds: float, chunk: int, bins: int) -> 
 
 
 def latency(engine: Engine, audio: torch.Tensor, chunk: int, cfg: Config) -> dict[str, float | None]:
-    """Return the seconds to the first token and to the final result, as bench_stream.py defines them."""
+    """Return the seconds to the first token and to the final result for audio (S,), as bench_stream.py defines them."""
     rate, tail = cfg.features.sampling_rate, cfg.decode.tail_frames
     stream, waiting, first, encoded, now = FeatureStream(cfg.features), torch.empty(0, cfg.features.num_mel_bins), None, 0, 0.0
     engine.start(1)
@@ -166,7 +167,7 @@ def read_weights(model: Transducer, seconds: float, chunk: int) -> dict[str, flo
 def main() -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backend", choices=["torch", "onnxruntime", "onnxruntime-int8"], required=True)
+    parser.add_argument("--backend", choices=BACKENDS, required=True)
     parser.add_argument("--graphs", type=Path, required=True)
     parser.add_argument("--chunk", type=int, required=True, help="feature frames")
     parser.add_argument("--threads", type=int, required=True)

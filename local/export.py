@@ -56,17 +56,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="averaged.pt, or a checkpoint of training")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; an earlier export there is replaced")
-    parser.add_argument("--data-dir", type=Path, help="prepared data, such as data/tiny, whose dev parts the gate decodes")
-    parser.add_argument("--chunk", type=float, default=0.32, help="seconds of audio per call of the encoder")
+    parser.add_argument("--data-dir", type=Path, help="prepared data, such as data/tiny: dev parts for the gate")
+    parser.add_argument("--chunk", type=float, default=0.32, metavar="SECONDS", help="per call of the encoder; %(default)s")
     parser.add_argument("--int8", action="store_true", help="also write graphs with 8-bit weights")
     parser.add_argument("--lm", type=Path, help="a language model of local/train_lm.py for shallow fusion")
     parser.add_argument("--tuned", type=Path, help="settings chosen by local/tune.py; they replace those of --conf")
     parser.add_argument("--hotwords", type=Path, help="phrases, as for decode.hotwords")
     parser.add_argument("--no-gate", action="store_true", help="do not check the export by sherpa-onnx")
     parser.add_argument("--language", help="of the model card: a code of ISO 639 such as en")
-    parser.add_argument("--license", default="other", help="of the model card: an identifier such as cc-by-4.0")
+    parser.add_argument("--license", default="other", help="of the model card: such as cc-by-4.0; %(default)s")
     parser.add_argument("--wavs", type=int, default=1, help="dev utterances that go into the folder as examples; 0: none")
     args = parser.parse_args(argv)
+    if args.out.name in ("", ".."):
+        raise UserError(f"--out {args.out}: has no name of its own; name the folder from outside it")
     if args.chunk > LONGEST_CHUNK:
         raise UserError(f"--chunk {args.chunk:g}: must be from 0.04 to {LONGEST_CHUNK} seconds")
     if not 0 <= args.wavs <= MOST:

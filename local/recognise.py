@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from local.artifacts.checkpoint import load_averaged
@@ -27,15 +28,15 @@ from local.common.visible import visible
 from local.config.methods import METHODS
 from local.data.text import TextNormaliser
 from local.data.tokenizer import lang_dir
-from local.decoding.audio_pieces import open_checked
+from local.decoding.audio_pieces import Audio, open_checked
 from local.decoding.batch_decoder import BatchDecoder
-from local.decoding.endpoint import EndpointRules
+from local.decoding.endpoint import add_endpoint_rules, rules_of
 from local.decoding.feature_floor import ensure_floor
 from local.decoding.long_audio import WindowRecogniser, by_endpoints, recordings_of
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
 from local.decoding.streaming import streaming_recogniser
-from local.decoding.subtitles import ENDINGS, FORMATS, ONE_RECORDING, Result, text
+from local.decoding.subtitles import ENDINGS, FORMATS, ONE_RECORDING, Result, ctm_name, text
 
 CHUNK = 0.32  # seconds per call of the encoder with --endpoint
 
@@ -56,7 +57,8 @@ class Output:
             raise UserError(f"--output {path}: is a file; name a folder, or a file that ends in {endings}")
         if self.folder is None and len(names) > 1 and self.kind in ONE_RECORDING:
             raise UserError(f"format {self.kind} holds one recording, these are {len(names)}; name a folder by --output")
-        if twice := [name for name, count in Counter(names).items() if count > 1]:
+        written = map(ctm_name, names) if self.kind == "ctm" else names
+        if twice := [name for name, count in Counter(written).items() if count > 1]:
             raise UserError(f"two recordings have the name '{twice[0]}'; rename one of their files, or recognise it alone")
         self._several, self._written = len(names) > 1, ""
 
@@ -86,7 +88,6 @@ class Output:
 @program
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    rules = EndpointRules()
     parser = make_parser(__doc__, conf=False)
     add_files_and_config(parser, "audio of any length, sampling rate and format; keys of the configuration")
     parser.add_argument("--checkpoint", type=Path, required=True, help="averaged.pt, or a checkpoint of training")
@@ -94,14 +95,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", choices=list(METHODS), default="modified_beam_search", help="%(default)s")
     parser.add_argument("--format", choices=list(FORMATS), help="by the ending of --output, else text")
     parser.add_argument("--output", type=Path, help="a folder, or a file that ends as its format; default: standard output")
-    parser.add_argument("--window", type=float, default=20.0, metavar="SECONDS", help="the longest; %(default)s")
-    parser.add_argument("--overlap", type=float, default=4.0, metavar="SECONDS", help="without a pause; %(default)s")
-    parser.add_argument("--pause", type=float, default=0.4, metavar="SECONDS", help="that ends a window; %(default)s")
-    parser.add_argument("--endpoint", action="store_true", help="recognise a stream that is cut by endpoint rules")
-    defaults = f"{rules.nothing_said} {rules.silence} {rules.longest}"
-    help_rules = f"silence before the first word, silence after a word, longest utterance: {defaults}"
-    parser.add_argument("--endpoint-rules", type=float, nargs=3, metavar="SECONDS", help=help_rules)
-    parser.add_argument("--data-dir", type=Path, help="prepared data, for fast_beam_search_LG")
+    parser.add_argument("--window", type=float, default=20.0, metavar="SECONDS", help="of the longest window; %(default)s")
+    parser.add_argument("--overlap", type=float, default=4.0, metavar="SECONDS", help="of windows without a pause; %(default)s")
+    parser.add_argument("--pause", type=float, default=0.4, metavar="SECONDS", help="of a pause that ends one; %(default)s")
+    parser.add_argument("--endpoint", action="store_true", help="recognise as a stream, cut by the endpoint rules")
+    add_endpoint_rules(parser)
+    parser.add_argument("--data-dir", type=Path, help="prepared data, for fast_beam_search_LG and a feature floor")
     args = parser.parse_intermixed_args(argv)
     if not args.files:
         raise UserError("nothing to recognise: name a FILE")
@@ -119,24 +118,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(cfg.decode.num_threads)
     lang = lang_dir(args.data_dir, cfg.lang) if args.data_dir else None
     resources = Resources(model.to(device), tokenizer, device, args.checkpoint.parent, lang, clean=TextNormaliser(cfg.lang))
+    results: Callable[[Sequence[Audio], Progress], Iterator[Result]]
+    if args.endpoint or args.endpoint_rules:
+        results = partial(by_endpoints, streaming_recogniser(args.method, resources, cfg, CHUNK, rules_of(args)))
+    else:
+        recogniser = Recogniser(args.method, resources, cfg.decode)
+        results = WindowRecogniser(
+            BatchDecoder(model, {args.method: recogniser}, cfg.decode.tail_frames, device),
+            tokenizer,
+            cfg.features,
+            batch_seconds=cfg.decode.max_duration,
+            window=args.window,
+            overlap=args.overlap,
+            pause=args.pause,
+        )
+    ensure_floor(model, cfg, tokenizer, args.checkpoint, args.data_dir)
     with Progress(round(sum(r.duration for r in recordings)), "recognising", "s") as bar:
-        if args.endpoint or args.endpoint_rules:
-            rules = EndpointRules(*args.endpoint_rules) if args.endpoint_rules else rules
-            results = by_endpoints(streaming_recogniser(args.method, resources, cfg, CHUNK, rules), audios, bar)
-        else:
-            recogniser = Recogniser(args.method, resources, cfg.decode)
-            windows = WindowRecogniser(
-                BatchDecoder(model, {args.method: recogniser}, cfg.decode.tail_frames, device),
-                tokenizer,
-                cfg.features,
-                batch_seconds=cfg.decode.max_duration,
-                window=args.window,
-                overlap=args.overlap,
-                pause=args.pause,
-            )
-            results = windows(audios, bar)
-        ensure_floor(model, cfg, tokenizer, args.checkpoint, args.data_dir)
-        for result in results:
+        for result in results(audios, bar):
             output.add(result)
     output.close()
 

@@ -14,9 +14,7 @@ standard output is an object {"type": "partial" | "final", "source", "begin", "e
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -33,7 +31,7 @@ from local.config.schema import Channel
 from local.data.text import TextNormaliser
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.decoding.audio_pieces import Audio, open_checked
-from local.decoding.endpoint import EndpointRules
+from local.decoding.endpoint import add_endpoint_rules, rules_of
 from local.decoding.feature_floor import ensure_floor
 from local.decoding.live_audio import PIECE_SECONDS, from_microphone, from_pcm
 from local.decoding.resources import Resources
@@ -179,43 +177,29 @@ def check_inputs(args: argparse.Namespace) -> bool:
     if live and args.real_time:
         raise UserError("--real-time is for files; '-' and --microphone arrive at their own speed")
     if not args.microphone and live and (sys.stdin is None or sys.stdin.isatty()):
-        raise UserError("standard input is a terminal; pipe raw 16-bit samples into '-'")
+        raise UserError("standard input is closed, or a terminal; pipe raw 16-bit samples into '-'")
     return live
-
-
-@contextlib.contextmanager
-def for_reader() -> Iterator[None]:
-    """Raise `UserError` if whoever reads standard output has closed it."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered is lost without an error
-        raise UserError("standard output: its reader has closed it") from None
 
 
 @program
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    rules = EndpointRules()
     parser = make_parser(__doc__, conf=False)
-    what = "audio of any sampling rate (data.channel chooses of several channels), or '-': raw 16-bit samples at the model's"
+    what = "audio of any sampling rate (data.channel chooses of several channels), or '-': 16-bit samples at the model's rate"
     add_files_and_config(parser, what)
     parser.add_argument("--microphone", action="store_true", help="listen to the microphone (needs the package sounddevice)")
     parser.add_argument("--checkpoint", type=Path, default=Path("exp/tiny/averaged.pt"), help="%(default)s")
     parser.add_argument("--method", choices=list(METHODS), default="modified_beam_search", help="%(default)s")
-    parser.add_argument("--chunk", type=float, default=0.32, metavar="SECONDS", help="%(default)s")
+    parser.add_argument("--chunk", type=float, default=0.32, metavar="SECONDS", help="per call of the encoder; %(default)s")
     parser.add_argument("--real-time", action="store_true", help="files arrive at the speed of speech")
     parser.add_argument("--json", action="store_true", help="one JSON object per result, and nothing else")
     help_endpoint = "find the ends of utterances; the default for '-' and --microphone"
     parser.add_argument("--endpoint", action=argparse.BooleanOptionalAction, help=help_endpoint)
-    defaults = f"{rules.nothing_said} {rules.silence} {rules.longest}"
-    help_rules = f"silence before the first word, silence after a word, longest utterance: {defaults}"
-    parser.add_argument("--endpoint-rules", type=float, nargs=3, metavar="SECONDS", help=help_rules)
-    parser.add_argument("--data-dir", type=Path, help="prepared data, for fast_beam_search_LG")
+    add_endpoint_rules(parser)
+    parser.add_argument("--data-dir", type=Path, help="prepared data, for fast_beam_search_LG and a feature floor")
     args = parser.parse_intermixed_args(argv)
     live = check_inputs(args)
-    if args.endpoint_rules:
-        rules = EndpointRules(*args.endpoint_rules)
+    rules = rules_of(args)
     endpoint = live or bool(args.endpoint_rules) if args.endpoint is None else args.endpoint
     model, cfg, tokenizer = load_averaged(args.checkpoint, args.overrides, args.conf)
     inputs = list(sources(args, cfg.features.sampling_rate, cfg.data.channel))  # all are checked before one is recognised
@@ -224,11 +208,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     resources = Resources(model.to(device), tokenizer, device, args.checkpoint.parent, lang, clean=TextNormaliser(cfg.lang))
     recogniser = streaming_recogniser(args.method, resources, cfg, args.chunk, rules if endpoint else None)
     ensure_floor(model, cfg, tokenizer, args.checkpoint, args.data_dir)
-    with for_reader():
-        for name, pieces in inputs:
-            if len(inputs) > 1 and not args.json:
-                print(f"{name}:")
-            stream(recogniser, pieces, JsonDisplay(name, tokenizer) if args.json else Display(), args.real_time)
+    for name, pieces in inputs:
+        if len(inputs) > 1 and not args.json:
+            print(f"{name}:")
+        stream(recogniser, pieces, JsonDisplay(name, tokenizer) if args.json else Display(), args.real_time)
 
 
 if __name__ == "__main__":

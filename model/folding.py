@@ -1,4 +1,4 @@
-"""Fold the learned scales into the parameters, for models that only recognise: a product over all weights less per chunk."""
+"""Fold the learned scales into the parameters, for models that only recognise: else every chunk multiplies all weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 def fold(model: nn.Module) -> None:
     """Replace each parameter p of scale s by p exp(s), in place; the scales become None. A folded model stays as it is.
 
-    Results stay equal bit by bit, except that chunks of few frames then take `model.kernels.chunk`, whose sums are made in
-    another order. The model takes no gradients any more, and its state fits no model that has scales.
+    Results stay equal bit by bit, except for chunks of few frames: these then take `model.kernels.chunk`, which adds in another
+    order. The model takes no gradients any more, and a model with scales cannot load its state.
     """
     for module in model.modules():
         for name, scale in _scales(module).items():

@@ -31,6 +31,12 @@ def digits_folder(shared: Path, part: str) -> Path:
     return shared / "speech" / "LibriSpeech-digits" / part
 
 
+def references(shared: Path) -> dict[str, str]:
+    """Return the transcripts of the development part, by id, in order."""
+    files = sorted(digits_folder(shared, DEV).rglob("*.trans.txt"))
+    return dict(sorted(line.split(maxsplit=1) for path in files for line in path.read_text().splitlines()))
+
+
 def write_digits_checkpoint(shared: Path, folder: Path, floor: bool = True) -> Path:
     """Write averaged.pt of the recorded digits model into `folder` and return its path; floor: with a feature floor."""
     path = shared / "reference" / "digits_model.npz"
@@ -58,10 +64,8 @@ def zeros(seconds: float) -> np.ndarray:
 
 def silent_places(shared: Path) -> dict[str, list[Utterance]]:
     """Return the development utterances with digital silence at several places: (samples, transcript) by place."""
-    folder = digits_folder(shared, DEV)
-    lines = [line for path in folder.rglob("*.trans.txt") for line in path.read_text().splitlines()]
-    texts = dict(line.split(maxsplit=1) for line in lines)
-    alone = [(samples, texts[name]) for name, samples in read_audio(folder).items()]
+    texts = references(shared)
+    alone = [(samples, texts[name]) for name, samples in read_audio(digits_folder(shared, DEV)).items()]
     pairs = zip(alone[::2], alone[1::2], strict=True)
     return {
         "alone": alone,

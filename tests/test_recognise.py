@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("lhotse")
 pytest.importorskip("soundfile")
@@ -16,11 +15,9 @@ pytest.importorskip("soundfile")
 from local import recognise
 from local.artifacts.checkpoint import load_averaged, provenance, save_file
 from local.config import load_config
-from local.decoding.batch_decoder import BatchDecoder
-from local.decoding.recogniser import Recogniser
-from local.decoding.resources import Resources
 from local.scoring.align import word_errors
-from tests.digits import DEV, digits_folder, features, write_digits_checkpoint
+from tests.digits import DEV, digits_folder, references, write_digits_checkpoint
+from tests.digits import recognise as recognise_utterances
 from tests.reference import RATE, read_audio
 from tests.toy_experiment import SMALL, toy_tokenizer, toy_weights
 
@@ -38,6 +35,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     audio = 0.2 * np.random.default_rng(0).standard_normal((3 * RATE, 2)) * np.sin(np.linspace(0, 30, 3 * RATE))[:, None] ** 2
     soundfile.write(root / "one.wav", audio[:, 0], RATE)
     soundfile.write(root / "two.wav", audio, RATE)
+    for name in ("a b.wav", "a_b.wav"):  # equal in CTM, which has no blanks in names
+        soundfile.write(root / name, audio[:, 0], RATE)
     soundfile.write(root / "short.wav", audio[:100, 0], RATE)
     return root
 
@@ -98,6 +97,7 @@ def test_a_stream_is_cut_by_endpoints(toy: Path, tmp_path: Path) -> None:
         (["none.wav"], "none.wav"),
         (["averaged.pt"], "averaged.pt"),
         (["one.wav", "one.wav"], "one"),
+        (["a b.wav", "a_b.wav", "--format", "ctm"], "a_b"),
         (["one.wav", "two.wav", "--format", "srt"], "--output"),
         (["one.wav", "--output", "x.srt", "--format", "vtt"], "vtt"),
         (["one.wav", "--output", "one.wav"], "one.wav"),
@@ -125,18 +125,10 @@ def test_errors_in_one_line(
 def spoken(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[np.ndarray], list[str], int]:
     """Return a checkpoint, utterances, their texts, and the errors of the utterances decoded alone."""
     checkpoint = write_digits_checkpoint(shared, tmp_path_factory.mktemp("digits"))
-    folder = digits_folder(shared, DEV)
-    lines = (line.partition(" ") for path in folder.rglob("*.trans.txt") for line in path.read_text().splitlines())
-    texts = {name: text for name, _, text in lines}
-    chosen = dict(list(read_audio(folder).items())[:: 180 // SPOKEN][:SPOKEN])
-    model, cfg, tokenizer = load_averaged(checkpoint)
-    resources = Resources(model, tokenizer, torch.device("cpu"), checkpoint.parent, clean=str)
-    recogniser = {"greedy_search": Recogniser("greedy_search", resources, cfg.decode)}
-    decoder = BatchDecoder(model, recogniser, cfg.decode.tail_frames, torch.device("cpu"))
-    errors = 0
-    for name, x in zip(chosen, features(cfg.features, list(chosen.values())), strict=True):
-        hypothesis = decoder.run(x.unsqueeze(0), torch.tensor([len(x)]), [name])["greedy_search"][0]
-        errors += word_errors(texts[name], tokenizer.decode(hypothesis.tokens))
+    texts = references(shared)
+    chosen = dict(list(read_audio(digits_folder(shared, DEV)).items())[:: 180 // SPOKEN][:SPOKEN])
+    found = recognise_utterances(load_averaged(checkpoint), list(chosen.values()))
+    errors = sum(word_errors(texts[name], text) for name, text in zip(chosen, found, strict=True))
     return checkpoint, list(chosen.values()), [texts[name] for name in chosen], errors
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import os
 import re
 import signal
 import sys
@@ -76,9 +77,9 @@ def choose_device(num_threads: int = 0) -> torch.device:
 def program(main: Callable[..., None]) -> Callable[..., None]:
     """Wrap a program's main: an error that the user can fix becomes one line on stderr and an exit status.
 
-    These are a `UserError` (its `exit_status`), a file that cannot be read or written, and too little memory (both 1).
-    Ctrl-C gives 130, `kill` 143. Anything else is a bug and keeps its traceback. What the program prints is visible text. At
-    the end, locks are released.
+    These are a `UserError` (its `exit_status`), a file that cannot be read or written, a standard output that its reader has
+    closed, and too little memory (all 1). Ctrl-C gives 130, `kill` 143. Anything else is a bug and keeps its traceback. What
+    the program prints is visible text. At the end, locks are released.
     """
 
     @functools.wraps(main)
@@ -91,6 +92,9 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
                 main(*args, **kwargs)
         except UserError as e:
             _stop(one_line(str(e)), e.exit_status)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else what is still buffered fails again at the end
+            _stop("standard output: its reader has closed it")
         except OSError as e:
             if e.errno in (errno.ENOSPC, errno.EDQUOT):
                 _stop(f"no space left on the disk while writing {e.filename or 'a file'}")

@@ -82,28 +82,31 @@ def ending_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
-    """Yield `may_stop`: in the block a signal to end raises `Stopped` only within `with may_stop():`, or there later.
+    """Yield `may_stop`: in the block, a signal to end raises `Stopped` only within `with may_stop():`.
 
-    So it never leaves work half done that has to be completed. A second signal after `AGAIN` seconds raises everywhere.
+    A signal that comes outside raises at the next `may_stop`, else at the end of the block, so that no other work is left half
+    done. A second signal, `AGAIN` seconds after the first or later, raises everywhere.
     """
     pending: list[int] = []
-    waiting, first = False, -AGAIN
+    waiting, told, first = False, False, -AGAIN
 
     def note(number: int, frame: FrameType | None) -> None:
-        nonlocal first
+        nonlocal first, told
         again = bool(pending) and time.monotonic() - first >= AGAIN
         if not pending:
             pending.append(number)
             first = time.monotonic()
         if waiting or again:
+            told = True
             raise Stopped(number)
 
     @contextlib.contextmanager
     def may_stop() -> Iterator[None]:
-        nonlocal waiting
+        nonlocal waiting, told
         waiting = True
         try:
             if pending:
+                told = True
                 raise Stopped(pending[0])
             yield
         finally:
@@ -118,6 +121,8 @@ def held_back() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if pending and not told:
+        raise Stopped(pending[0])
 
 
 _ours: dict[signal.Signals, object] = {}  # signal -> its handler before ours

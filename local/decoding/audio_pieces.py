@@ -22,7 +22,7 @@ CONTEXT = 0.25  # seconds of samples on both sides of a resampled piece; filters
 
 @dataclass(frozen=True)
 class Audio:
-    """A file that was decoded once and is complete; `rows` are the channels that were chosen, `mix` whether to take their mean.
+    """A file that decodes to its end; `rows` are the channels that were chosen, `mix` whether to take their mean.
 
     note: what to say about its channels, "" for a file with one.
     """
@@ -35,7 +35,7 @@ class Audio:
 
     @property
     def seconds(self) -> float:
-        """The length."""
+        """The length of the file, in seconds."""
         return self.info.num_samples / self.info.sampling_rate
 
     def pieces(self, sampling_rate: int) -> Iterator[torch.Tensor]:
@@ -57,7 +57,7 @@ class Audio:
 
 
 def open_checked(path: Path, channel: Channel) -> Audio:
-    """Decode a file once, and choose of several channels as data.channel says. Raises `UserError` naming a bad file."""
+    """Decode a file once to check it; of several channels choose as data.channel says. Raises `UserError` naming a bad file."""
     try:
         info = check_audio(path)
     except BadAudio as e:

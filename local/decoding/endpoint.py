@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from dataclasses import dataclass
 
@@ -40,3 +41,15 @@ class EndpointRules:
         if quiet > limit - ROUNDING:
             return rule
         return "longest" if heard > self.longest - ROUNDING else None
+
+
+def add_endpoint_rules(parser: argparse.ArgumentParser) -> None:
+    """Add --endpoint-rules; `rules_of` reads it."""
+    limits = "silence before the first word, silence after a word, longest utterance"
+    defaults = " ".join(str(value) for value in vars(EndpointRules()).values())
+    parser.add_argument("--endpoint-rules", type=float, nargs=3, metavar="SECONDS", help=f"{limits}: {defaults}")
+
+
+def rules_of(args: argparse.Namespace) -> EndpointRules:
+    """Return the rules that were given, else the defaults. Raises `UserError` for a time that is not positive and finite."""
+    return EndpointRules(*(args.endpoint_rules or ()))

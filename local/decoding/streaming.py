@@ -260,7 +260,7 @@ def words_of(segment: Segment, tokenizer: Tokenizer) -> list[Word]:
 def streaming_recogniser(
     name: str, resources: Resources, cfg: Config, chunk: float, endpoint: EndpointRules | None
 ) -> StreamingRecogniser:
-    """Return a method of a model ready to take audio: the first call, which compiles and loads, is done.
+    """Return a recogniser for a method, ready for audio: its first call, which compiles and loads, is done.
 
     chunk: seconds per call of the encoder. Raises `UserError` if the method cannot be streamed, or one of its files is missing
     or does not fit.

@@ -106,9 +106,14 @@ def vtt(result: Result) -> str:
     return text
 
 
+def ctm_name(name: str) -> str:
+    """Return the name of a recording as CTM has it, without blanks."""
+    return re.sub(r"\s", "_", visible(name))
+
+
 def ctm(result: Result) -> str:
     """Return a line `name channel start duration word confidence` per word; channels count from 1."""
-    words, name = result.words, re.sub(r"\s", "_", visible(result.name))
+    words, name = result.words, ctm_name(result.name)
     return "".join(
         f"{name} {result.channel + 1} {w['start']:.2f} {end - w['start']:.2f} {visible(w['word'])} {w['confidence']:.4f}\n"
         for w, end in zip(words, ends(words), strict=True)

@@ -1,8 +1,8 @@
 """Long audio as windows: cut at its pauses, or overlapping where there is none; and the words of windows joined.
 
-A model is trained on utterances, each from a zero state. Over several utterances in one state it loses words after pauses, so a
-window ends at the first pause. Where none comes, windows overlap: the first words of a later window and the last ones of an
-earlier window are unsure, and the seam is put between them.
+A model is trained on utterances, each from a zero state. If the state passes from one utterance to the next, it loses words
+after pauses. So a window ends at the first pause. Without a pause, windows overlap. The first words of a later window and the
+last ones of an earlier window are unsure, so the seam is put between them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLEAR = 1.0  # seconds before the earlier window's end from which on its words a
 
 @dataclass(frozen=True)
 class Window:
-    """Features (T, F) from frame `begin` of the audio on; `overlap` frames of them are the end of the window before."""
+    """Features (T, F) from frame `begin` of the audio on. The first `overlap` frames are also the end of the window before."""
 
     begin: int
     features: torch.Tensor
@@ -47,7 +47,8 @@ class Cutter:
         """
         if not SHORTEST <= window <= LONGEST:
             raise UserError(f"a window of {window:g} seconds: must be from {SHORTEST:g} to {LONGEST:g}")
-        if not 0.1 <= overlap <= (widest := min(window / 2, WIDEST)):
+        widest = min(window / 2, WIDEST)
+        if not 0.1 <= overlap <= widest:
             raise UserError(f"an overlap of {overlap:g} seconds: must be from 0.1 to {widest:g}, at most half of the window")
         if not SHORTEST_PAUSE <= pause:
             raise UserError(f"a pause of {pause:g} seconds: must be at least {SHORTEST_PAUSE:g}")

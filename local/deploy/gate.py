@@ -150,7 +150,8 @@ class Gate:
         show(f"float32, {method}", utterances, recipe, client, different)
         most = allowed(DIFFERENT[method], len(utterances))
         if len(different) > most:
-            raise UserError(refusal(f"float32, {method}", different, utterances, most))
+            hint = "requirements-export.txt has the versions that agree; --no-gate exports without this check"
+            raise UserError(f"{refusal(f'float32, {method}', different, utterances, most)}; {hint}")
         return {"different": len(different), "wer": client.wer, "wer_of_recipe": recipe.wer}
 
     def _close(self, utterances: Sequence[Utterance], method: str, float32: Heard, int8: Heard) -> dict[str, Any]:

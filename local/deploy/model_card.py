@@ -22,7 +22,7 @@ import soundfile
 import yaml
 
 WAVS = "test_wavs"
-PADDING = 0.8  # seconds of zeros that the client's programs append
+APPENDED = 0.8  # seconds of zeros that the client's programs put after the audio
 Rows = list[tuple[str, str, dict[str, Any]]]  # set, method, entry of wer.json
 
 
@@ -144,7 +144,7 @@ def _commands(card: Card, folder: Path) -> str:
     """Return the section of the command lines."""
     int8, rate = (folder / "encoder.int8.onnx").exists(), card.record["features"]["sampling_rate"]
     options, small, tail = client_options(card), client_options(card, int8), tail_seconds(card)
-    longer = tail > PADDING
+    longer = tail > APPENDED
     file = f"sherpa-onnx {options} --left-padding=0{f' --right-padding={tail:g}' if longer else ''}"
     beam = f"--decoding-method={BEAM} --max-active-paths={card.beam}"
     blocks = [("A file", [f"{file} {example(card)}"])]
@@ -173,7 +173,7 @@ def _commands(card: Card, folder: Path) -> str:
 
 def _python(card: Card) -> str:
     """Return the example in Python."""
-    features, tail = card.record["features"], max(tail_seconds(card), PADDING)
+    features, tail = card.record["features"], max(tail_seconds(card), APPENDED)
     return f'''In Python:
 
 ```python

@@ -27,7 +27,7 @@ def check_folder(out: Path) -> None:
     if out.is_symlink() or out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file or a link; name a folder")
     if out.is_dir() and any(out.iterdir()) and not is_export(out):
-        raise UserError(f"--out {out}: is not empty, and no earlier export; name another folder")
+        raise UserError(f"--out {out}: is not empty and was not made by {PROGRAM}; name another folder")
 
 
 def is_export(folder: Path) -> bool:

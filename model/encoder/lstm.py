@@ -116,8 +116,8 @@ class RecurrentStack(nn.Module):
 class LstmEncoder(nn.Module):
     """Features (N, T, F) -> encoder output (N, T', d_model), left to right, with states for streaming.
 
-    feature_floor: (F,), or None. In evaluation, features below it are lifted to it: to digital silence, far below all that
-    training had, a model would answer with words. It is no weight: checkpoints keep it apart.
+    feature_floor: (F,), or None. In evaluation, features below it are lifted to it: digital silence is far below all that a
+    model was trained on, and is answered with words. It is not a weight: checkpoints keep it apart.
     """
 
     feature_floor: Tensor | None

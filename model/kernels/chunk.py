@@ -26,7 +26,7 @@ BY_SINGLE_ROWS = 8  # with more rows of x, the products cost more than the readi
 PART = 1 << 18  # weights of a matrix per thread at least: fewer take less time than the threads' meetings
 SPINS = 1000  # looks at the other threads before a thread lets others run
 
-_threads_in_use = threading.Lock()  # of two teams at once, each could have too few of the pool's threads to ever meet
+_threads_in_use = threading.Lock()  # two teams at once could wait for each other's threads for ever
 sched_yield = types.ExternalFunction("sched_yield", types.intc())
 
 

@@ -21,7 +21,7 @@ CHUNK = 1 << 13  # the random bits of this many elements are made together
 FLAGS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
 SUMS = {**FLAGS, "fastmath": {"contract", "reassoc"}}  # for loops whose sums LLVM may make in any order
 
-_LOG2_E = np.float32(np.log2(np.e))
+_LOG2_E = np.float32(np.log2(np.exp(1.0)))
 _LN_2_HIGH = np.float32(0.693359375)  # 9 bits, so that its multiples are exact
 _LN_2_LOW = np.float32(np.log(2.0) - 0.693359375)
 _ROUND = np.float32(3 << 22)  # added to a float32 it leaves an integer in the low bits

@@ -51,14 +51,14 @@ class _Linear(torch.autograd.Function):
 
 
 def is_chunk(x: Tensor, rows: int) -> bool:
-    """Return whether `model.kernels.chunk` takes x with so many rows: few, float32, on the CPU, without gradients."""
+    """Return whether `model.kernels.chunk` takes x, which has `rows` rows: few, float32, on the CPU, without gradients."""
     if rows > CHUNK_ROWS or x.dtype != torch.float32 or not compiled_on(x.device) or _traced():
         return False
     return rows > 0 and product_dtype(x) == torch.float32 and not torch.is_grad_enabled()
 
 
 def _traced() -> bool:
-    """Return whether a model is being exported, which knows none of these operations."""
+    """Return whether torch.jit traces or scripts a model: its graphs cannot hold these operations."""
     return torch.jit.is_tracing() or torch.jit.is_scripting()
 
 

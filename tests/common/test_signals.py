@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+from local.common.signals import Stopped, ending_signals, held_back
 from tests.conftest import ROOT
 
 import pytest
@@ -61,3 +62,31 @@ def test_the_alarm_of_others_is_left_alone() -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert rung == [signal.SIGALRM]
+
+
+@pytest.mark.parametrize("moment", ["work", "wait", "end", "never"])
+def test_a_signal_held_back_ends_no_work(moment: str) -> None:
+    done: list[str] = []
+
+    def work(name: str) -> None:
+        if name == moment:
+            os.kill(os.getpid(), signal.SIGTERM)
+        done.append(name)
+
+    def run() -> None:
+        with ending_signals(), held_back() as may_stop:
+            work("work")
+            try:
+                with may_stop():
+                    work("wait")
+            finally:
+                work("end")
+
+    if moment == "never":
+        run()
+    else:
+        with pytest.raises(Stopped) as stopped:
+            run()
+        assert stopped.value.number == signal.SIGTERM
+    assert done == ["work", "end"] if moment in ("work", "wait") else ["work", "wait", "end"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -110,6 +110,7 @@ WRONG = [
     torch.zeros(80, dtype=torch.int64),
     torch.full((80,), torch.nan),
     torch.full((80,), 1e300, dtype=torch.float64),
+    torch.full((80,), 1e30),
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 pytest.importorskip("lhotse")
@@ -60,7 +62,10 @@ def test_steady_sound_has_no_pause() -> None:
     assert [w.begin for w in cut(speech((1300, -9)))] == [0, 400, 800]
 
 
-@pytest.mark.parametrize(("values", "named"), [((0.5, 0.1, 1), "0.5"), ((20, 11, 1), "10"), ((20, 4, 0.01), "0.01")])
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [((0.5, 0.1, 1), "0.5"), ((20, 11, 1), "10"), ((20, 0, 1), "overlap"), ((20, math.nan, 1), "nan"), ((20, 4, 0.01), "0.01")],
+)
 def test_limits(values: tuple[float, float, float], named: str) -> None:
     with pytest.raises(UserError, match=named):
         Cutter(*values)

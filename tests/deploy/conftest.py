@@ -12,7 +12,7 @@ import torch
 def packages() -> None:
     """Skip a test where the packages that write and run graphs are missing; requirements-export.txt installs them."""
     for package in ("onnx", "onnxruntime"):
-        pytest.importorskip(package)
+        pytest.importorskip(package, reason="needs requirements-export.txt")
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -8,17 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from local import export
-from tests.digits import DEV, digits_folder, write_digits_checkpoint
+from tests.digits import DEV, digits_folder, references, write_digits_checkpoint
 
 from lhotse import CutSet, Recording, SupervisionSegment
 
 NUMBER = 12  # utterances of the gate's quick tests
-
-
-def references(shared: Path) -> dict[str, str]:
-    """Return the transcripts of the recorded digits' dev part, by id."""
-    lines = [line for path in sorted(digits_folder(shared, DEV).rglob("*.trans.txt")) for line in path.read_text().splitlines()]
-    return {name: text for name, _, text in (line.partition(" ") for line in lines)}
 
 
 def write_digits_data(shared: Path, data: Path, number: int | None = NUMBER) -> Path:

@@ -33,12 +33,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def packages() -> None:
-    for package in ("onnx", "onnxruntime", "sherpa_onnx"):
-        pytest.importorskip(package, reason="needs requirements-export.txt")
-
-
 def decode_section(*overrides: str) -> DecodeConfig:
     return load_config(None, [f"decode.{override}" for override in overrides]).decode
 
@@ -168,8 +162,10 @@ def test_a_model_without_floor_says_why(toy: Path, tmp_path: Path, packages: Non
     assert record["folded"]["feature_floor"] == {"folded": False, "why": "decode.feature_floor=false"}
 
 
+@pytest.mark.slow
 def test_the_gate_of_a_toy(toy: Path, tmp_path: Path, packages: None, capsys: pytest.CaptureFixture[str]) -> None:
     """It also takes the language model and the hotwords through the client."""
+    pytest.importorskip("sherpa_onnx", reason="needs requirements-export.txt")
     (tmp_path / "words.txt").write_text("ONE TWO\n")
     words = ["--lm", str(toy / "lm" / "lm.pt"), "--hotwords", str(tmp_path / "words.txt"), "data.dev_parts=[test]"]
     record = run_export(toy, tmp_path / "out", *words)
@@ -221,6 +217,8 @@ def test_what_is_refused(toy: Path, tmp_path: Path, packages: None, capsys: pyte
     assert "--chunk 9" in said("--no-gate", "--chunk", "9")
     assert "0.04" in said("--no-gate", "--chunk", "0.01")
     assert "--wavs -1" in said("--no-gate", "--wavs", "-1")
+    for unnamed in (".", "..", "/"):
+        assert f"--out {unnamed}:" in said("--no-gate", "--out", unnamed)
     assert "lm.pt" in said("--no-gate", "--lm", str(tmp_path / "lm.pt"))
     assert "words.txt" in said("--no-gate", "--hotwords", str(tmp_path / "words.txt"))
     assert "tuned.yaml" in said("--no-gate", "--tuned", str(tmp_path / "tuned.yaml"))

@@ -15,11 +15,12 @@ from local.deploy.dev_audio import Utterance, read_utterances
 from local.deploy.gate import Gate, allowed, frames_decoded, padded
 from local.deploy.int8 import write_int8
 from local.deploy.sherpa import Said, recognise, recogniser_options
+from local.deploy.tokens_files import write_tokens
 from local.deploy.transducer_graphs import write_graphs
 from local.scoring.align import word_errors
 from model.transducer import Transducer
-from tests.deploy.exported import copied, references, run_export, write_digits
-from tests.digits import DEV, digits_folder
+from tests.deploy.exported import copied, run_export, write_digits
+from tests.digits import DEV, digits_folder, references, zeros
 from tests.reference import RATE, read_audio
 
 import numpy as np
@@ -54,13 +55,12 @@ def graphs(gate: Gate, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graphs")
     write_graphs(gate.model, folder, CHUNK)
     write_int8(folder)
-    lines = (f"{token} {number}\n" for number, token in enumerate(gate.tokenizer.tokens))
-    (folder / "tokens.txt").write_text("".join(lines), encoding="utf-8")
+    write_tokens(gate.tokenizer, folder)
     return folder
 
 
 def test_the_frames_that_the_client_decodes() -> None:
-    """Count as sherpa-onnx does: while processed + T < ready, decode T frames and go on by a chunk."""
+    """Count as sherpa-onnx does: while processed + T < ready, decode T frames and move on by a chunk."""
     for chunk in (4, 32, 64):
         for ready in range(300):
             processed, seen = 0, 0
@@ -191,10 +191,6 @@ def test_an_export_that_fails_leaves_nothing(
 def heard(gate: Gate, graphs: Path, audio: list[np.ndarray]) -> list[Said]:
     options = recogniser_options(graphs, gate.cfg.features, GREEDY, False)
     return recognise(options, audio, gate.tokenizer, "silence")
-
-
-def zeros(seconds: float) -> np.ndarray:
-    return np.zeros(int(seconds * RATE), np.float32)
 
 
 def test_zeros_alone_have_no_word(gate: Gate, graphs: Path) -> None:

@@ -15,13 +15,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from local.artifacts.checkpoint import load_file, weights_hash
+from local import export
+from local.artifacts.checkpoint import load_file, provenance, save_file, weights_hash
 from local.artifacts.decoded_sets import write_set
+from local.config import load_config
 from local.deploy.model_card import results_of
-from tests.deploy.exported import references, run_export, write_digits
-from tests.toy_experiment import make_experiment
+from local.deploy.sherpa import recogniser_options
+from model.build import build_model
+from tests.deploy.exported import run_export, write_digits
+from tests.digits import references
+from tests.toy_experiment import SMALL, make_experiment, toy_tokenizer
 
 import pytest
+import soundfile
 import yaml
 
 for package in ("onnx", "onnxruntime", "sherpa_onnx"):
@@ -167,17 +173,9 @@ def test_unknown_facts_are_not_invented(toy: Path, tmp_path: Path) -> None:
 
 def test_another_rate_and_long_chunks_are_in_the_command_lines(tmp_path: Path) -> None:
     """Features are no metadata of the graphs: the caller names them."""
-    from local.artifacts.checkpoint import provenance, save_file
-    from local.config import load_config
-    from local.deploy.sherpa import recogniser_options
-    from model.build import build_model
-    from tests.toy_experiment import SMALL, toy_tokenizer
-
     cfg, tokenizer = load_config(None, [*SMALL, "features.sampling_rate=8000", "features.num_mel_bins=40"]), toy_tokenizer()
     content = {"model": build_model(cfg, tokenizer.vocab_size).state_dict(), **provenance(cfg, tokenizer)}
     save_file(content, tmp_path / "averaged.pt")
-    from local import export
-
     words = ["--checkpoint", str(tmp_path / "averaged.pt"), "--out", str(tmp_path / "out"), "--no-gate", "--chunk", "0.64"]
     export.main(words)
     lines = command_lines(tmp_path / "out")
@@ -189,10 +187,8 @@ def test_another_rate_and_long_chunks_are_in_the_command_lines(tmp_path: Path) -
     options = recogniser_options(tmp_path / "out", cfg.features, "greedy_search", False)
     assert (options["sample_rate"], options["feature_dim"]) == (8000, 40)
     if PROGRAM is not None:
-        import soundfile
-
         soundfile.write(tmp_path / "out" / "audio.wav", [0.0] * 8000, 8000)
-        assert result(run(shlex.split(lines[0]), tmp_path / "out"))["text"].strip() is not None
+        assert "text" in result(run(shlex.split(lines[0]), tmp_path / "out"))
 
 
 def decoded(exp: Path, weights: str) -> None:
@@ -215,8 +211,6 @@ def test_results_are_those_of_the_same_weights(toy: Path, tmp_path: Path) -> Non
     (row,) = results_of(tmp_path / "exp", weights, False)  # the client has no fast beam search
     assert row[:2] == ("test", "greedy_search") and row[2]["wer"] == 4.25
     assert results_of(tmp_path / "nothing", weights, False) == []
-    from local import export
-
     export.main(["--checkpoint", str(tmp_path / "exp" / "averaged.pt"), "--out", str(tmp_path / "out"), "--no-gate"])
     (entry,) = head_of(tmp_path / "out")["model-index"][0]["results"]
     assert entry["metrics"][0]["value"] == 4.25 and entry["metrics"][0]["args"]["ci95"] == [3.5, 5.0]
