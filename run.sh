@@ -164,7 +164,7 @@ main() {
     return
   fi
   [[ -z $checkpoint ]] || fail "--checkpoint is an option of command evaluate"
-  [[ $first -ne 7 ]] || last=7  # so that --stage export runs, although the last stage is score by default
+  [[ $first -ne 7 || $last -ne 6 ]] || last=7  # so that --stage export runs, although the last stage is score by default
   [[ $nproc =~ ^[0-9]+$ ]] || fail "option --nproc must be a whole number, not '$nproc'"
   [[ $nnodes =~ ^[1-9][0-9]*$ ]] || fail "option --nnodes must be a whole number above 0, not '$nnodes'"
   resolve_options

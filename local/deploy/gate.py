@@ -7,6 +7,7 @@ at equal times. An 8-bit graph rounds, therefore only its share of equal utteran
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,6 +63,10 @@ class Heard:
     def wer(self) -> float | None:
         """Word error rate in percent; None if the references have no word."""
         return round(100 * self.errors / self.words, 4) if self.words else None
+
+    def __str__(self) -> str:
+        """Return the rate for messages."""
+        return f"{self.errors} word errors without references" if self.wer is None else f"WER {self.wer:.2f} %"
 
 
 def frames_decoded(num_frames: int, chunk_frames: int) -> int:
@@ -164,7 +169,7 @@ class Gate:
             raise UserError(f"{refusal(f'int8, {method}', different, utterances, most)}; {hint}")
         if int8.errors - float32.errors > max(INT8_WER / 100 * float32.words, 1):
             raise UserError(
-                f"the gate: int8, {method}: WER {int8.wer} % instead of {float32.wer} %, more than {INT8_WER} % above; {hint}"
+                f"the gate: int8, {method}: {int8} instead of {float32}, more than {INT8_WER} % above; {hint}"
             )
         return {"different": len(different), "wer": int8.wer}
 
@@ -207,7 +212,9 @@ def show(what: str, utterances: Sequence[Utterance], expected: Heard, found: Hea
         print(f"  {utterances[i].id}: '{expected.texts[i]}' -> '{found.texts[i]}'")
         if expected.texts[i] == found.texts[i]:
             print(f"    at frames {expected.said[i].times} -> {found.said[i].times}")
-    print(f"gate: {what}: {len(utterances) - len(different)} of {len(utterances)} utterances equal, WER {found.wer} %")
+    print(f"gate: {what}: {len(utterances) - len(different)} of {len(utterances)} utterances equal, {found}")
+    if not any(found.texts):
+        print(f"warning: gate: {what}: no word was recognised; was the model trained?", file=sys.stderr)
 
 
 def refusal(what: str, different: Sequence[int], utterances: Sequence[Utterance], most: int) -> str:
