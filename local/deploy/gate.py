@@ -168,9 +168,7 @@ class Gate:
         if len(different) > most:
             raise UserError(f"{refusal(f'int8, {method}', different, utterances, most)}; {hint}")
         if int8.errors - float32.errors > max(INT8_WER / 100 * float32.words, 1):
-            raise UserError(
-                f"the gate: int8, {method}: {int8} instead of {float32}, more than {INT8_WER} % above; {hint}"
-            )
+            raise UserError(f"the gate: int8, {method}: {int8} instead of {float32}, more than {INT8_WER} % above; {hint}")
         return {"different": len(different), "wer": int8.wer}
 
     def _extras(
