@@ -23,9 +23,9 @@ from local.corpus.corpus_yaml import load_corpus
 from local.corpus.shard_store import ShardStore, shards_of
 from local.data.datamodule import AsrDataModule
 from local.data.tokenizer import Tokenizer
+from local.decoding.audio_pieces import open_checked
 from local.prepare_lang import main as prepare_lang
 from local.prepare_noise import main as prepare_noise
-from local.stream import read_audio as read_for_stream
 from tests.conftest import ROOT
 from tests.corpus.noise_corpus import (
     RATE,
@@ -95,7 +95,8 @@ def test_names_of_files_reach_no_shell(corpus: Path, here: Path, capfd: pytest.C
     compute_features(["--data-dir", str(data), "features.type=precomputed", *options])
     assert batches(data, "features.type=precomputed", *options)["skipped"] == 0
     for name, expected in audio.items():
-        assert np.allclose(read_for_stream(corpus / name, RATE).numpy(), expected, atol=1e-6)
+        streamed = np.concatenate(list(open_checked(corpus / name, "first").pieces(RATE)), 1)[0]
+        assert np.allclose(streamed, expected, atol=1e-6)
     assert not list(here.iterdir()) and not list(corpus.rglob("PWNED")) and "PWNED:" not in capfd.readouterr().err
 
 

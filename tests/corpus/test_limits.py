@@ -19,8 +19,8 @@ from local.corpus.audio_files import check_audio, what_is_missing
 from local.corpus.audio_reading import BadAudio, load_audio, read_audio
 from local.corpus.dropped import Dropped
 from local.corpus.shard_store import ShardStore
+from local.decoding.audio_pieces import open_checked
 from local.prepare_noise import main as prepare_noise
-from local.stream import read_audio as read_for_stream
 from tests.corpus.noise_corpus import (
     RATE,
     TEXT,
@@ -348,7 +348,7 @@ def test_raw_audio_is_one_line(corpus: Path, capsys: pytest.CaptureFixture[str])
     assert set(found) == {"good", "c"} and equal(found["c"], noise)
     assert set(reasons) == {"a", "b", "k"} and all("without a header" in reason for reason in reasons.values())
     with pytest.raises(UserError, match=r"a\.raw: .*without a header"):
-        read_for_stream(corpus / "a.raw", RATE)
+        open_checked(corpus / "a.raw", "first")
     with pytest.raises(BadAudio, match="without a header"):
         read_audio(corpus / "b.RAW")
     (good,) = noise_cuts(corpus)

@@ -74,7 +74,7 @@ from pathlib import Path
 from local.corpus.audio_reading import load_audio
 from local.data.durations import at_speed
 from local.prepare_cuts import make_cuts
-from local.stream import read_audio
+from local.decoding.audio_pieces import open_checked
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.augmentation import Narrowband
 
@@ -91,7 +91,7 @@ for name, load in {
     "stage 2": lambda: load_audio(next(make_cuts([pair], 16000, "first", "x"))),
     "training": lambda: load_audio(at_speed(next(make_cuts([pair], 16000, "first", "x")), 0.9)),
     "noise": lambda: load_audio(list(recording.to_cut().cut_into_windows(1.5))[0].resample(16000)),
-    "stream": lambda: read_audio(file, 16000),
+    "stream": lambda: list(open_checked(file, "first").pieces(16000)),
     "speed at its rate": lambda: load_audio(recording.to_cut().perturb_speed(0.9)),
     "speed of 1.0001": lambda: load_audio(recording.to_cut().perturb_speed(1.0001).resample(16000)),
     "up and down": lambda: load_audio(recording.resample(44100).resample(16000).to_cut()),
