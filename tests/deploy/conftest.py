@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 
 @pytest.fixture(scope="session")
@@ -15,9 +12,6 @@ def packages() -> None:
         pytest.importorskip(package, reason="needs requirements-export.txt")
 
 
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True, scope="module")
+def in_one_thread(one_thread: None) -> None:
+    """Use it in all tests of exported models."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from tests.loss.problems import Problem, make_problem
 
 import pytest
-import torch
 
 
 @pytest.fixture
@@ -17,9 +14,5 @@ def problem() -> Problem:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Use one thread: operations this small are faster so, on a busy machine many times."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def in_one_thread(one_thread: None) -> None:
+    """Use it in all tests of the loss."""
