@@ -41,8 +41,8 @@ img { max-width: 100%; }
 figure { margin: 1.5em 0; }
 figcaption, .note { color: var(--soft); }
 .note { font-size: .875em; margin: .4em 0; }
-.drawing { overflow-x: auto; }
-.drawing svg { display: block; width: 100%; min-width: 34em; height: auto; }
+figure.narrow { display: inline-block; vertical-align: top; width: min(100%, 36em); margin: 1em .5em 1em 0; }
+.drawing svg { display: block; width: 100%; height: auto; }
 .drawing svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .drawing text { fill: currentColor; }
 @media (max-width: 600px) { body { margin: 1em auto; padding: 0 .7em; } th, td { padding: .2em .5em; } }
@@ -179,9 +179,10 @@ class Page:
     def drawing(self, figure: Figure, caption: str) -> None:
         """Show a figure in the page as lines and text, legible on light and dark ground; there is no file of it.
 
-        Figures 7 to 9 inches wide can be read on a phone. Use colours of medium lightness, and black.
+        Figures up to 7 inches wide can be read on a phone, and are side by side on a wide screen. Use colours of medium
+        lightness, and black.
         """
-        label = f'<figure><div class="drawing" role="img" aria-label="{_text(caption)}">'
+        label = f'<figure class="narrow"><div class="drawing" role="img" aria-label="{_text(caption)}">'
         self.parts.append(f"{label}{svg(figure)}</div><figcaption>{_text(caption)}</figcaption></figure>")
 
     def contents(self) -> str:
