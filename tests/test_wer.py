@@ -394,8 +394,7 @@ def test_times_that_are_no_numbers_are_named(tmp_path: Path, time: str) -> None:
     cuts = tmp_path / "cuts" / "test.jsonl.gz"
     cuts.parent.mkdir()
     with gzip.open(cuts, "wt") as file:
-        file.write(
-            f'{{"id": "u", "duration": 2.0, "supervisions": [{{"id": "u", "alignment": {{"word": [["one", {time}, 1, null]]}}}}]}}\n'
-        )
+        alignment = f'{{"word": [["one", {time}, 1, null]]}}'
+        file.write(f'{{"id": "u", "duration": 2.0, "supervisions": [{{"id": "u", "alignment": {alignment}}}]}}\n')
     with pytest.raises(UserError, match="test.jsonl.gz:1: "):
         read_speech(tmp_path, "test")
