@@ -21,9 +21,10 @@ from local.common.errors import UserError
 from local.common.locks import writes
 from local.common.text_files import read_lines
 from local.common.visible import visible
-from local.scoring.align import Score, Utterance, compare, score, symbol_delay, word_errors
+from local.scoring.align import Score, Utterance, compare, score, symbol_delays, word_errors
 from local.scoring.error_report import error_report
-from local.scoring.hypotheses import check_complete, cost, is_oracle, read_hypotheses, read_sets, spoken_words
+from local.scoring.hypotheses import check_complete, cost, is_oracle, read_hypotheses, read_sets
+from local.scoring.speech import read_speech
 from local.scoring.table import Results, decimals, earlier_table, origin, plot, table
 
 
@@ -109,10 +110,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         spoken = {}
         if args.data_dir is not None:
             check_complete(args.data_dir, name, next(iter(methods.values())))
-            spoken = spoken_words(args.data_dir, name)
+            spoken = {i: speech.words for i, speech in read_speech(args.data_dir, name).items()}
         for method, utterances in methods.items():
             scored, costs = score(utterances), cost(current[name, method])
-            row = as_row(scored, *costs, symbol_delay(scored, spoken), is_oracle(method))
+            delays = symbol_delays(scored, spoken)
+            row = as_row(scored, *costs, sum(delays) / len(delays) if delays else None, is_oracle(method))
             results.setdefault(name, {})[method] = row
             reports[f"{name}.{method}.txt"] = error_report(f"set {name}, {method}", scored)
     text = origin(sets) + table(results) + perplexity_line(args.exp_dir / "lm" / "perplexity.json")

@@ -12,8 +12,9 @@ from pathlib import Path
 from local.artifacts.decoded_sets import find_sets
 from local.common.errors import UserError
 from local.common.visible import visible
-from local.scoring.align import Utterance, compare, score, symbol_delay
-from local.scoring.hypotheses import read_hypotheses, read_sets, spoken_words
+from local.scoring.align import Utterance, compare, score, symbol_delays
+from local.scoring.hypotheses import read_hypotheses, read_sets
+from local.scoring.speech import Speech, read_speech
 from local.wer import main
 from tests.conftest import ROOT
 from tests.toy_experiment import levenshtein
@@ -94,14 +95,14 @@ def test_symbol_delay_by_hand() -> None:
         Utterance("f", "nine", "nine"),  # no times
     ]
     spoken = {
-        "a": [("one", 0.4), ("two", 1.0), ("three", 1.5)],
-        "b": [("four", 0.3)],
-        "c": [("five", 0.5), ("six", 1.0)],
-        "e": [("eighty", 0.0)],
-        "f": [("nine", 0.0)],
+        "a": [("one", 0.0, 0.4), ("two", 0.4, 1.0), ("three", 1.2, 1.5)],
+        "b": [("four", 0.0, 0.3)],
+        "c": [("five", 0.0, 0.5), ("six", 0.5, 1.0)],
+        "e": [("eighty", 0.0, 0.0)],
+        "f": [("nine", 0.0, 0.0)],
     }
-    assert symbol_delay(score(utterances), spoken) == pytest.approx((0.1 - 0.2 + 0.4 + 1.0) / 4)
-    assert symbol_delay(score(utterances), {}) is None
+    assert symbol_delays(score(utterances), spoken) == pytest.approx([0.1, -0.2, 0.4, 1.0])
+    assert symbol_delays(score(utterances), {}) == []
 
 
 def test_costs_delay_oracle_plot_and_perplexity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +110,7 @@ def test_costs_delay_oracle_plot_and_perplexity(tmp_path: Path, capsys: pytest.C
     cuts.mkdir(parents=True)
     supervision = {"id": "u", "alignment": {"word": [["one", 0.25, 0.5, None], ["two", 1.0, 0.5, None]]}}
     with gzip.open(cuts / "test.jsonl.gz", "wt") as f:
-        f.write(json.dumps({"id": "u", "supervisions": [supervision]}) + "\n")
+        f.write(json.dumps({"id": "u", "duration": 2.0, "supervisions": [supervision]}) + "\n")
     words = [{"word": w, "start": 0.0, "end": e, "confidence": 1.0} for w, e in (("one", 0.8), ("two", 1.7))]
     for method in ("greedy_search", "fast_beam_search_nbest_oracle"):
         path = write(tmp_path, method, [])
@@ -303,7 +304,7 @@ def test_sets_are_checked_against_the_corpus(tmp_path: Path, capsys: pytest.Capt
     cuts.mkdir(parents=True)
     with gzip.open(cuts / "test.jsonl.gz", "wt") as f:
         for i in ("u1", "u2"):
-            f.write(json.dumps({"id": f"{i}-cut", "supervisions": [{"id": i}]}) + "\n")
+            f.write(json.dumps({"id": f"{i}-cut", "duration": 2.0, "supervisions": [{"id": i}]}) + "\n")
     argv = ["--exp-dir", str(tmp_path), "--data-dir", str(tmp_path / "data")]
     path = write(tmp_path, "greedy_search", [("u1", "a", "a")])
     main(argv)
@@ -374,11 +375,26 @@ def test_half_a_character_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"{cuts}:1: " in capsys.readouterr().err
 
 
+def test_speech_of_a_cut(tmp_path: Path) -> None:
+    supervision = {"id": "u", "speaker": "ann", "alignment": {"word": [["one", 0.25, 0.5, None]]}}
+    sources = [{"type": "file", "channels": [0, 1], "source": "/x/a.wav"}]
+    whole = {"id": "u", "start": 2.5, "duration": 1.5, "channel": 1, "supervisions": [supervision]}
+    shar = {"id": "v", "start": 0, "duration": 1, "recording": {"sources": [{"type": "shar", "channels": [0], "source": ""}]}}
+    (path := tmp_path / "cuts" / "test.jsonl.gz").parent.mkdir()
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(cut) + "\n" for cut in ({**whole, "recording": {"sources": sources}}, shar))
+    assert read_speech(tmp_path, "test") == {
+        "u": Speech("u", "ann", 1.5, Path("/x/a.wav"), 2.5, 1, (("one", 0.25, 0.75),)),
+        "v": Speech("v", "", 1.0, None, 0.0, 0),
+    }
+
+
 @pytest.mark.parametrize("time", ["1" + "0" * 400, "NaN", "Infinity", '"x"', "null"])
 def test_times_that_are_no_numbers_are_named(tmp_path: Path, time: str) -> None:
     cuts = tmp_path / "cuts" / "test.jsonl.gz"
     cuts.parent.mkdir()
     with gzip.open(cuts, "wt") as file:
-        file.write(f'{{"id": "u", "supervisions": [{{"id": "u", "alignment": {{"word": [["one", {time}, 1, null]]}}}}]}}\n')
+        alignment = f'{{"word": [["one", {time}, 1, null]]}}'
+        file.write(f'{{"id": "u", "duration": 2.0, "supervisions": [{{"id": "u", "alignment": {alignment}}}]}}\n')
     with pytest.raises(UserError, match="test.jsonl.gz:1: "):
-        spoken_words(tmp_path, "test")
+        read_speech(tmp_path, "test")

@@ -106,24 +106,24 @@ def interval(result: Score) -> tuple[float, float] | None:
     return max(0.0, result.wer - half), result.wer + half
 
 
-def symbol_delay(result: Score, spoken: Mapping[str, Sequence[tuple[str, float]]]) -> float | None:
-    """Return the mean seconds from a correct word's end in the audio to its last token; None without correct words.
+def symbol_delays(result: Score, spoken: Mapping[str, Sequence[tuple[str, float, float]]]) -> list[float]:
+    """Return the seconds from each correct word's end in the audio to its last token.
 
     A word that comes out before it ends counts as negative. The frames that the front end must have seen by then do not
-    count. spoken: by utterance id, the words and the seconds at which they end; utterances without the same words are left out.
+    count. spoken: by utterance id, the words with their first and last seconds; utterances without the same words are left out.
     """
     delays: list[float] = []
     for utterance, pairs in zip(result.utterances, result.alignments, strict=True):
         words = spoken.get(utterance.id, ())
-        if [word for word, _ in words] != utterance.ref.split() or len(utterance.ends) != len(utterance.hyp.split()):
+        if [word for word, *_ in words] != utterance.ref.split() or len(utterance.ends) != len(utterance.hyp.split()):
             continue
-        ref_ends, hyp_ends = (end for _, end in words), iter(utterance.ends)
+        ref_ends, hyp_ends = (end for *_, end in words), iter(utterance.ends)
         for ref, hyp in pairs:
             ref_end = next(ref_ends) if ref != EPS else 0.0
             hyp_end = next(hyp_ends) if hyp != EPS else 0.0
             if ref == hyp:
                 delays.append(hyp_end - ref_end)
-    return sum(delays) / len(delays) if delays else None
+    return delays
 
 
 def compare(refs: Sequence[str], hyps_a: Sequence[str], hyps_b: Sequence[str]) -> float:
