@@ -110,7 +110,7 @@ def test_costs_delay_oracle_plot_and_perplexity(tmp_path: Path, capsys: pytest.C
     cuts.mkdir(parents=True)
     supervision = {"id": "u", "alignment": {"word": [["one", 0.25, 0.5, None], ["two", 1.0, 0.5, None]]}}
     with gzip.open(cuts / "test.jsonl.gz", "wt") as f:
-        f.write(json.dumps({"id": "u", "supervisions": [supervision]}) + "\n")
+        f.write(json.dumps({"id": "u", "duration": 2.0, "supervisions": [supervision]}) + "\n")
     words = [{"word": w, "start": 0.0, "end": e, "confidence": 1.0} for w, e in (("one", 0.8), ("two", 1.7))]
     for method in ("greedy_search", "fast_beam_search_nbest_oracle"):
         path = write(tmp_path, method, [])
@@ -304,7 +304,7 @@ def test_sets_are_checked_against_the_corpus(tmp_path: Path, capsys: pytest.Capt
     cuts.mkdir(parents=True)
     with gzip.open(cuts / "test.jsonl.gz", "wt") as f:
         for i in ("u1", "u2"):
-            f.write(json.dumps({"id": f"{i}-cut", "supervisions": [{"id": i}]}) + "\n")
+            f.write(json.dumps({"id": f"{i}-cut", "duration": 2.0, "supervisions": [{"id": i}]}) + "\n")
     argv = ["--exp-dir", str(tmp_path), "--data-dir", str(tmp_path / "data")]
     path = write(tmp_path, "greedy_search", [("u1", "a", "a")])
     main(argv)
@@ -379,13 +379,13 @@ def test_speech_of_a_cut(tmp_path: Path) -> None:
     supervision = {"id": "u", "speaker": "ann", "alignment": {"word": [["one", 0.25, 0.5, None]]}}
     sources = [{"type": "file", "channels": [0, 1], "source": "/x/a.wav"}]
     whole = {"id": "u", "start": 2.5, "duration": 1.5, "channel": 1, "supervisions": [supervision]}
-    shar = {"id": "v", "start": 0, "duration": 1, "channel": [2], "recording": {"sources": [{"type": "shar", "source": ""}]}}
+    shar = {"id": "v", "start": 0, "duration": 1, "recording": {"sources": [{"type": "shar", "channels": [0], "source": ""}]}}
     (path := tmp_path / "cuts" / "test.jsonl.gz").parent.mkdir()
     with gzip.open(path, "wt") as file:
         file.writelines(json.dumps(cut) + "\n" for cut in ({**whole, "recording": {"sources": sources}}, shar))
     assert read_speech(tmp_path, "test") == {
         "u": Speech("u", "ann", 1.5, Path("/x/a.wav"), 2.5, 1, (("one", 0.25, 0.75),)),
-        "v": Speech("v", "", 1.0, None, 0.0, 2, ()),
+        "v": Speech("v", "", 1.0, None, 0.0, 0),
     }
 
 
@@ -394,6 +394,7 @@ def test_times_that_are_no_numbers_are_named(tmp_path: Path, time: str) -> None:
     cuts = tmp_path / "cuts" / "test.jsonl.gz"
     cuts.parent.mkdir()
     with gzip.open(cuts, "wt") as file:
-        file.write(f'{{"id": "u", "supervisions": [{{"id": "u", "alignment": {{"word": [["one", {time}, 1, null]]}}}}]}}\n')
+        alignment = f'{{"word": [["one", {time}, 1, null]]}}'
+        file.write(f'{{"id": "u", "duration": 2.0, "supervisions": [{{"id": "u", "alignment": {alignment}}}]}}\n')
     with pytest.raises(UserError, match="test.jsonl.gz:1: "):
         read_speech(tmp_path, "test")
