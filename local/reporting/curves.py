@@ -17,7 +17,7 @@ LARGEST = 1e30  # a larger number is not drawn: matplotlib's axes overflow
 # Colours that can be seen on white and on black.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#3b82c4", "#e07b1f", "#3a9e5c", "#d1495b", "#9467bd", "#888888"
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, "#17a2a2", "#b8860b", "#c2559d", "#7a9a01", "#8d6e63", GREY)
-SIZE = {"height": 3.4, "width": 6.5}  # inches of a drawing: a column that can still be read on a phone
+SIZE = {"height": 3.4, "width": 5.5}  # inches of a drawing: a column that can still be read on a phone
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ def shades(count: int) -> list[Any]:
 
 
 def finish(axes: Any) -> None:
-    """Give a drawing a grid, and a legend beside the lines if it has labels."""
+    """Give a drawing a grid, and a legend above the lines if it has labels: beside them, a phone has no room."""
     axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    if count := len(axes.get_legend_handles_labels()[1]):
+        place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2, "handlelength": 1.2}
+        axes.legend(fontsize=9, ncols=min(count, 4), frameon=False, columnspacing=1.0, **place)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from local.common.errors import UserError, reason
-from local.common.html_page import Page, escape
+from local.common.html_page import Page, escape, table_html
 from local.common.text_files import read_lines
 from local.common.visible import unquoted
 from local.reporting.audio import AudioBudget
-from local.reporting.experiment import Experiment, speech_of
+from local.reporting.experiment import Experiment
 from local.reporting.prepared import parts_of, scan, text_of
+from local.scoring.speech import speech_of
 
 MOST = 10  # utterances shown
 COPY = re.compile(r"_sp(0\.9|1\.1)$")  # end of the ids of copies at another speed; see local.data.durations
@@ -74,13 +75,13 @@ def as_table(outliers: Sequence[Outlier], experiment: Experiment, budget: AudioB
     if experiment.data_dir is not None:
         wanted = {name for o in outliers for name in (o.id, COPY.sub("", o.id))}
         cuts = scan(experiment.data_dir, parts_of(experiment).get("train", []), wanted).cuts
-    lines = ["<tr>" + "".join(f"<th>{escape(name)}</th>" for name in HEAD) + "</tr>"]
+    rows = []
     for o in outliers:
         cut = cuts.get(o.id) or cuts.get(COPY.sub("", o.id))
         cells = [escape(text) for text in (o.id, o.steps, o.mask, o.layer)]
         cells += ["-", "not in the prepared data", "-"] if cut is None else described(cut, budget)
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>"
+        rows.append(cells)
+    return table_html(HEAD, rows)
 
 
 def described(cut: dict[str, Any], budget: AudioBudget) -> list[str]:
