@@ -96,7 +96,8 @@ def article_start(
     facts += [f"{speech.duration:.2f} s"] if speech else []
     level = levels.get(w.name, {}).get(w.id)
     facts += [f"speech {level:.0f} dB above noise"] if level is not None else []
-    facts += [f"{words} words", f"{min(c.errors for c in w.counts.values())} to {max(c.errors for c in w.counts.values())} errors"]
+    least, most = (f(c.errors for c in w.counts.values()) for f in (min, max))
+    facts += [f"{words} words", f"{least} to {most} errors" if least < most else f"{most} errors"]
     return f'<article id="u{number}"{attributes}><h3><bdi>{escape(w.id)}</bdi></h3><p>{" · ".join(facts)}</p>'
 
 
@@ -192,8 +193,8 @@ def controls(wrong: Sequence[Wrong], experiment: Experiment, methods: Sequence[s
 
 
 PICTURE_NOTE = (
-    "Pictures: log-mel features, low frequencies below, time to the right; above, the words where they are in the audio, if known; "
-    "below, the tokens of the best method where they came, with their confidence in percent."
+    "Pictures: log-mel features, low frequencies below, time to the right. Above are the words where they are in the audio, if "
+    "that is known. Below are the tokens of the best method where they came, with their confidence in percent."
 )
 
 
