@@ -36,19 +36,22 @@ DEFAULTS = FeaturesConfig("precomputed", 80, 16000)  # of conf/base.yaml
 
 @dataclass(frozen=True)
 class Painter:
-    """Make pictures of the utterances of one experiment. tokens: the text of each; empty if unknown."""
+    """Make pictures of the utterances of one experiment.
 
-    features: FeaturesConfig
+    extractor: of its features, from audio at `rate` Hz. tokens: the text of each; empty if unknown.
+    """
+
+    extractor: Any
+    rate: int
     tokens: tuple[str, ...]
 
     def picture(self, speech: Speech, row: Row, method: str) -> str:
         """Return the picture as HTML; "" if the audio cannot be read. row: the line of a decoded set. method: that made it."""
         if speech.duration > LONGEST:
             return ""
-        rate = self.features.sampling_rate
         try:
-            samples = samples_of(speech, rate)
-            x = extractor(self.features).extract(torch.from_numpy(samples).unsqueeze(0), rate)
+            samples = samples_of(speech, self.rate)
+            x = self.extractor.extract(torch.from_numpy(samples).unsqueeze(0), self.rate)
         except (*UNREADABLE, AssertionError, RuntimeError):  # the extractor refuses what is shorter than a window
             return ""
         marks = self.token_marks(row) or word_marks(row)
@@ -80,7 +83,7 @@ def make_painter(experiment: Experiment) -> Painter:
     lang = experiment.config.get("lang")
     size = lang.get("vocab_size") if isinstance(lang, dict) else None
     found = experiment.data_dir and experiment.data_dir / f"lang_bpe_{size}" / "tokens.txt"
-    return Painter(features, read_tokens(found) if found and found.is_file() else ())
+    return Painter(make_extractor(features), features.sampling_rate, read_tokens(found) if found and found.is_file() else ())
 
 
 def read_tokens(path: Path) -> tuple[str, ...]:
@@ -90,12 +93,6 @@ def read_tokens(path: Path) -> tuple[str, ...]:
         return tuple(text for text, _ in sorted(pairs, key=lambda pair: int(pair[1])))
     except (UserError, ValueError, IndexError):
         return ()
-
-
-@cache
-def extractor(features: FeaturesConfig) -> Any:
-    """Return the extractor of an experiment's features."""
-    return make_extractor(features)
 
 
 def word_marks(row: Row) -> list[Mark]:

@@ -1,0 +1,62 @@
+"""Stage "report": one page that shows an experiment, to be opened in a browser.
+
+    .venv/bin/python -m local.report --exp-dir exp/tiny [--data-dir data/tiny] [--max-mb 12]
+
+It writes EXP/report.html: WER and its errors, all wrong utterances with their audio, the training, the data, and where all
+this came from. The page needs no other file and no network, except for the audio that is too large for it: that is linked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from local.common.cli import make_parser, program
+from local.common.html_page import Page
+from local.common.locks import writes
+from local.reporting.errors import Confusions, add_errors, measured
+from local.reporting.experiment import read_experiment
+from local.reporting.overview import add_overview
+from local.reporting.pictures import make_painter
+from local.reporting.utterances import add_utterances
+
+FOLDER = Path(__file__).parent / "reporting"
+LEAST_MB, MOST_MB = 1.0, 1000.0
+REST = 0.25  # share of the limit that the sections without utterances may take
+
+
+def megabytes(text: str) -> float:
+    """Return a limit of the page's size. Raises `argparse.ArgumentTypeError` unless it is a number in the range."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not LEAST_MB <= value <= MOST_MB:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number from {LEAST_MB:g} to {MOST_MB:g}")
+    return value
+
+
+@program
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    parser = make_parser(__doc__, conf=False, exp_dir=True)
+    parser.add_argument("--data-dir", type=Path, help="prepared data: speakers, audio and pictures of the utterances")
+    parser.add_argument("--max-mb", type=megabytes, default=12.0, metavar="MB", help="limit of the page's size (default: 12)")
+    args = parser.parse_args(argv)
+    writes(args.exp_dir)
+    limit = int(1e6 * args.max_mb)
+    experiment = read_experiment(args.exp_dir, args.data_dir)
+    levels, confusions = measured(experiment), Confusions()
+    style, script = ((FOLDER / f"report.{form}").read_text(encoding="utf-8") for form in ("css", "js"))
+    page = Page(f"Report of {args.exp_dir}", args.exp_dir, style, script)
+    add_overview(page, experiment)
+    add_errors(page, experiment, levels, confusions)
+    add_utterances(page, experiment, levels, confusions, make_painter(experiment), int((1 - REST) * limit))
+    path = page.write("report")
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
