@@ -39,7 +39,7 @@ def scan(data_dir: Path, parts: Sequence[str], wanted: Collection[str] = ()) -> 
         for cut, where in itertools.islice(cuts, MOST):
             try:
                 result.seconds.append(float(cut["duration"]))
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 raise UserError(f"{where}: damaged: a cut without duration; let {STAGE} make it again (--force)") from None
             if cut["id"] in wanted:
                 result.cuts[cut["id"]] = cut
@@ -59,4 +59,5 @@ def parts_of(experiment: Experiment) -> dict[str, list[str]]:
 
 def text_of(cut: dict[str, Any]) -> str:
     """Return a cut's transcript; "" if it has none."""
-    return str(next(iter(cut.get("supervisions") or ()), {}).get("text") or "")
+    supervision: dict[str, Any] = next(iter(cut.get("supervisions") or ()), {})
+    return str(supervision.get("text") or "")

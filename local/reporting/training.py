@@ -13,6 +13,7 @@ from local.reporting.curves import (
     GREEN,
     GREY,
     HEIGHT,
+    LARGEST,
     LOW,
     ORANGE,
     WIDTH,
@@ -90,7 +91,7 @@ def warm_up(config: Mapping[str, Any]) -> float | None:
     """Return the step at which the warm-up ends; None if it is a share of the training, or unknown."""
     train = config.get("train")
     step, share = (train.get(key) for key in ("warm_step", "warm_share")) if isinstance(train, Mapping) else (None, None)
-    return float(step) if isinstance(step, int) and step > 0 and not share else None
+    return float(step) if isinstance(step, int) and 0 < step < LARGEST and not share else None
 
 
 def drawings(train: Curves | None, valid: Curves | None, warm_step: float | None) -> Iterator[tuple[Figure, str]]:
