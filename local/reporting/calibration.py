@@ -163,7 +163,7 @@ def catches(found: Mapping[str, Mapping[str, Words]]) -> Iterator[list[str]]:
         for method, words in methods.items():
             wrong = int((~words.right).sum())
             cells = [caught(words, threshold) for threshold in THRESHOLDS]
-            yield [name, method, *(f"{below} words, {hit} of {wrong} wrong" for below, hit in cells)]
+            yield [name, method, *(f"{below} words, {hit} of {wrong} wrong".replace(" ", "\u00a0") for below, hit in cells)]
 
 
 def diagram(name: str, methods: Mapping[str, Words]) -> Figure:

@@ -23,7 +23,7 @@ WIDTH, HEIGHT, LOW = 5.5, 3.4, 2.8  # inches of a drawing that can still be read
 
 @dataclass(frozen=True)
 class Curves:
-    """The columns of a table by name: floats, one per row, NaN if missing. `damaged` rows were left out."""
+    """The columns of a table by name: floats, one per row, NaN if missing or huge. `damaged` rows were left out."""
 
     steps: np.ndarray
     columns: dict[str, np.ndarray]
@@ -64,7 +64,7 @@ def read_curves(path: Path, key: str = "step") -> Curves | None:
     found: dict[float, list[float]] = {}
     for row in filter(None, rows):
         numbers = [_number(text) for text in row]
-        if len(row) == len(head) and drawable(np.array(numbers[place])):
+        if len(row) == len(head) and np.isfinite(numbers[place]):
             found[numbers[place]] = numbers
         else:
             damaged += 1
@@ -76,10 +76,12 @@ def read_curves(path: Path, key: str = "step") -> Curves | None:
 
 
 def _number(text: str) -> float:
+    """Return the number of a cell; NaN for what is none, and for one that is too large to be drawn."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return float("nan")
+    return value if abs(value) < LARGEST else float("nan")
 
 
 def drawable(values: np.ndarray, log: bool = False) -> np.ndarray:

@@ -20,7 +20,7 @@ from local.scoring.speech import speech_of
 
 MOST = 10  # utterances shown
 COPY = re.compile(r"_sp(0\.9|1\.1)$")  # end of the ids of copies at another speed; see local.data.durations
-HEAD = ("utterance", "steps damped", "lowest mask", "layer", "seconds", "transcript", "audio")
+HEAD = ("transcript", "audio", "seconds", "utterance", "steps damped", "lowest mask", "layer")
 
 
 @dataclass(frozen=True)
@@ -74,20 +74,19 @@ def as_table(outliers: Sequence[Outlier], experiment: Experiment, budget: AudioB
     cuts: dict[str, dict[str, Any]] = {}
     if experiment.data_dir is not None:
         wanted = {name for o in outliers for name in (o.id, COPY.sub("", o.id))}
-        cuts = scan(experiment.data_dir, parts_of(experiment).get("train", []), wanted).cuts
+        cuts = scan(experiment.data_dir, parts_of(experiment)["train"], wanted).cuts
     rows = []
     for o in outliers:
         cut = cuts.get(o.id) or cuts.get(COPY.sub("", o.id))
-        cells = [escape(text) for text in (o.id, o.steps, o.mask, o.layer)]
-        cells += ["-", "not in the prepared data", "-"] if cut is None else described(cut, budget)
-        rows.append(cells)
+        shown = ["not in the prepared data", "-", "-"] if cut is None else described(cut, budget)
+        rows.append([*shown, *(escape(text) for text in (o.id, o.steps, o.mask, o.layer))])
     return table_html(HEAD, rows)
 
 
 def described(cut: dict[str, Any], budget: AudioBudget) -> list[str]:
-    """Return seconds, transcript and audio of a cut as HTML."""
+    """Return transcript, audio and seconds of a cut as HTML."""
     try:
         speech = speech_of(cut)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        return ["-", escape(text_of(cut)), "the cut is damaged"]
-    return [f"{speech.duration:.2f}", escape(text_of(cut)), budget.element(speech)]
+        return [escape(text_of(cut)), "the cut is damaged", "-"]
+    return [escape(text_of(cut)), budget.element(speech), f"{speech.duration:.2f}"]

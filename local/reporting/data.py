@@ -52,7 +52,7 @@ def add_data(page: Page, experiment: Experiment) -> None:
     if most:
         page.text("The training utterances with most tokens:")
         rows = longest_rows({name: counts[name] for name in most}, found["train"].cuts)
-        page.table(("utterance", "tokens", "seconds", "tokens per s", "transcript"), rows)
+        page.table(("transcript", "tokens", "seconds", "tokens per s", "utterance"), rows)
     add_dropped(page, experiment.data_dir, lang)
     if text := lm_text(experiment):
         page.text(text)
@@ -95,6 +95,7 @@ def add_durations(page: Page, found: Mapping[str, Scanned]) -> None:
     axes = figure.subplots()
     seconds = {kind: np.array([s for s in scanned.seconds if 0 <= s < LARGEST]) for kind, scanned in found.items()}
     if not any(map(len, seconds.values())):
+        page.text("There is no list of the parts (corpus.yaml), or the parts have no utterance.")
         return
     edges = np.histogram_bin_edges(np.concatenate(list(seconds.values())), bins=30)
     for (kind, values), colour in zip(seconds.items(), COLOURS, strict=False):
@@ -144,13 +145,13 @@ def token_counts(lang: Path, parts: Sequence[str]) -> dict[str, int]:
 
 
 def longest_rows(counts: Mapping[str, int], cuts: Mapping[str, dict[str, Any]]) -> list[list[str]]:
-    """Return id, tokens, seconds, tokens per second and transcript; dashes for utterances that are not in `cuts`."""
+    """Return transcript, tokens, seconds, tokens per second and id; dashes for utterances that are not in `cuts`."""
     rows = []
     for name, count in counts.items():
         seconds = float(cuts[name]["duration"]) if name in cuts else 0.0
         text = shortened(text_of(cuts[name]), LONGEST_TEXT) if name in cuts else "-"
         known = (f"{seconds:.2f}", f"{count / seconds:.1f}") if seconds > 0 else ("-", "-")
-        rows.append([shortened(name), str(count), *known, text])
+        rows.append([text, str(count), *known, shortened(name)])
     return rows
 
 

@@ -48,13 +48,12 @@ def scan(data_dir: Path, parts: Sequence[str], wanted: Collection[str] = ()) -> 
 
 
 def parts_of(experiment: Experiment) -> dict[str, list[str]]:
-    """Return the parts for training, dev and test: those of the configuration, else of corpus.yaml; {} without data."""
-    if experiment.data_dir is None:
-        return {}
-    corpus = load_corpus(experiment.data_dir / "corpus.yaml")
+    """Return the parts for training, dev and test: those of the configuration, else of corpus.yaml if it is there."""
+    path = experiment.data_dir / "corpus.yaml" if experiment.data_dir is not None else None
+    corpus = load_corpus(path) if path is not None and path.is_file() else None
     found = experiment.config.get("data")
     chosen: dict[str, Any] = found if isinstance(found, dict) else {}
-    return {kind: list(map(str, chosen.get(f"{kind}_parts") or getattr(corpus, kind))) for kind in KINDS}
+    return {kind: list(map(str, chosen.get(f"{kind}_parts") or getattr(corpus, kind, ()))) for kind in KINDS}
 
 
 def text_of(cut: dict[str, Any]) -> str:
