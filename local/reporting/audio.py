@@ -80,7 +80,7 @@ class AudioBudget:
             return f'<audio controls preload="{load}" aria-label="Audio of {escape(speech.id)}" src="{source}"></audio>'
         self.left = (
             min(self.left, 0) if speech.duration <= LONGEST else self.left
-        )  # no smaller one later: the first matter most
+        )  # no later, smaller one
         end = speech.start + speech.duration
         link = f"{address(speech.audio, self.folder)}#t={speech.start:.3f},{end:.3f}"
         return f'<p><a href="{link}">Audio file</a>, from {speech.start:.2f} to {end:.2f} s</p>'

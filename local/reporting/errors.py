@@ -170,4 +170,4 @@ def confusion_table(name: str, method: str, score: Score, confusions: Confusions
         rows.append([said, heard, str(n), button])
     more = len(ordered) - len(rows)
     rest = f'<p class="note">{more} more are in errors/{escape(name)}.{escape(method)}.txt.</p>' if more else ""
-    return f'<div class="group">{table_html(("said", "recognised", "times", ""), rows)}{rest}</div>'
+    return f'<div class="group">{table_html(("said", "recognised", "times", ""), rows, left=(0, 1))}{rest}</div>'

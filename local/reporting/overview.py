@@ -19,7 +19,7 @@ def add_overview(page: Page, experiment: Experiment) -> None:
     page.section("WER", "wer")
     rows = [cells(name, method, r) for name, methods in experiment.results.items() for method, r in methods.items()]
     first = 1 if len(experiment.results) == 1 else 0  # a single set needs no column
-    page.html(table_html([escape(c) for c in HEAD[first:]], [row[first:] for row in rows], "wer" if first else "wer sets"))
+    page.html(table_html([escape(c) for c in HEAD[first:]], [row[first:] for row in rows], "wer", range(2 - first)))
     methods = list(dict.fromkeys(m for found in experiment.results.values() for m in found))
     terms = [(name, explain(name)) for name in HEAD[first:]]
     terms += [(m if (brief := short(m)) == m else f"{m} (below: {brief})", explain(m)) for m in methods]
