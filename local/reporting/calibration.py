@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from local.common.html_page import Page, new_figure
 from local.common.visible import shortened
-from local.reporting.curves import COLOURS, GREY, SIZE, finish
+from local.reporting.curves import COLOURS, GREY, WIDTH, finish
 from local.reporting.experiment import Experiment
 from local.reporting.glossary import short
 from local.scoring.align import EPS, Score
@@ -129,23 +129,23 @@ def add_calibration(page: Page, experiment: Experiment) -> None:
         page.text("The decoded sets have no word confidences; local/decode.py writes them.")
         return
     page.text(
-        "A word's confidence is the product of the probabilities of its tokens. It is well calibrated if words of confidence 0.8 "
-        "are right in 80 % of all cases."
+        "A word's confidence is the product of the probabilities of its tokens. It is well calibrated if words of confidence "
+        "0.8 are right in 80 % of all cases."
     )
     for name, methods in list(found.items())[:MOST_DRAWN]:
         page.drawing(
             diagram(name, methods),
-            f"Set {name}: words are sorted by confidence into bins of equal numbers; each point is a bin. Healthy: the points lie "
-            "near the dotted line. Below it the model is too sure, above it too modest. A bin of few words is rough.",
+            f"Set {name}: words are sorted by confidence into bins of equal numbers; each point is a bin. Healthy: the points "
+            "lie near the dotted line. Below it the model is too sure, above it too modest. A bin of few words is rough.",
         )
     page.table(("set", "method", "words", "wrong", "mean confidence", "calibration error", "NCE"), list(summary(found)))
     page.note(
         "calibration error: the mean distance between confidence and share of right words, 0 is best. NCE: normalised cross "
-        "entropy, 1 is best; 0 means that the confidences say no more than the share of right words alone, below 0 they say less. "
-        "Deleted words have no confidence and do not count."
+        "entropy, 1 is best; 0 means that the confidences say no more than the share of right words alone, below 0 they say "
+        "less. Both are rough if few words are wrong. Deleted words have no confidence and do not count."
     )
     page.text("What a threshold catches: how many words have a lower confidence, and how many of these are wrong.")
-    page.table(("set", "method", "threshold", "words below", "of these wrong", "of all wrong words"), list(catches(found)))
+    page.table(("set", "method", *(f"below {t}" for t in THRESHOLDS)), list(catches(found)))
 
 
 def summary(found: Mapping[str, Mapping[str, Words]]) -> Iterator[list[str]]:
@@ -158,18 +158,17 @@ def summary(found: Mapping[str, Mapping[str, Words]]) -> Iterator[list[str]]:
 
 
 def catches(found: Mapping[str, Mapping[str, Words]]) -> Iterator[list[str]]:
-    """Yield a row for each set, method and threshold."""
+    """Yield a row for each set and method, with a cell for each threshold."""
     for name, methods in found.items():
         for method, words in methods.items():
             wrong = int((~words.right).sum())
-            for threshold in THRESHOLDS:
-                below, hit = caught(words, threshold)
-                yield [name, method, str(threshold), str(below), str(hit), f"{100 * hit / wrong:.0f} %" if wrong else "-"]
+            cells = [caught(words, threshold) for threshold in THRESHOLDS]
+            yield [name, method, *(f"{below} words, {hit} of {wrong} wrong" for below, hit in cells)]
 
 
 def diagram(name: str, methods: Mapping[str, Words]) -> Figure:
     """Draw the share of right words against the confidence, a line for each method."""
-    figure = new_figure(**{**SIZE, "height": 4.4})
+    figure = new_figure(4.4, WIDTH)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":")
     for i, (method, words) in enumerate(methods.items()):

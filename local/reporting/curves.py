@@ -17,7 +17,8 @@ LARGEST = 1e30  # a larger number is not drawn: matplotlib's axes overflow
 # Colours that can be seen on white and on black.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#3b82c4", "#e07b1f", "#3a9e5c", "#d1495b", "#9467bd", "#888888"
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, "#17a2a2", "#b8860b", "#c2559d", "#7a9a01", "#8d6e63", GREY)
-SIZE = {"height": 3.4, "width": 5.5}  # inches of a drawing: a column that can still be read on a phone
+LEGEND = 68  # letters in a line of a legend, with the marks before them
+WIDTH, HEIGHT, LOW = 5.5, 3.4, 2.8  # inches of a drawing that can still be read on a phone; height of a simple one
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def shades(count: int) -> list[Any]:
 def finish(axes: Any) -> None:
     """Give a drawing a grid, and a legend above the lines if it has labels: beside them, a phone has no room."""
     axes.grid(alpha=0.3)
-    if count := len(axes.get_legend_handles_labels()[1]):
+    if labels := axes.get_legend_handles_labels()[1]:
+        columns = max(1, min(len(labels), LEGEND // (max(map(len, labels)) + 5)))
         place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2, "handlelength": 1.2}
-        axes.legend(fontsize=9, ncols=min(count, 4), frameon=False, columnspacing=1.0, **place)
+        axes.legend(fontsize=9, ncols=columns, frameon=False, columnspacing=1.0, **place)

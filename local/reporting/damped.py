@@ -85,10 +85,9 @@ def as_table(outliers: Sequence[Outlier], experiment: Experiment, budget: AudioB
 
 
 def described(cut: dict[str, Any], budget: AudioBudget) -> list[str]:
-    """Return seconds, transcript and audio of a cut as HTML; audio that is in no file of its own is named instead."""
+    """Return seconds, transcript and audio of a cut as HTML."""
     try:
         speech = speech_of(cut)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return ["-", escape(text_of(cut)), "the cut is damaged"]
-    audio = "in a shard or a stored array, not in a file" if speech.audio is None else budget.element(speech)
-    return [f"{speech.duration:.2f}", escape(text_of(cut)), audio]
+    return [f"{speech.duration:.2f}", escape(text_of(cut)), budget.element(speech)]

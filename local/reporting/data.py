@@ -16,7 +16,7 @@ from local.common.visible import shortened
 from local.corpus.dropped import Dropped, read_dropped
 from local.data.token_counts import counts_file, read_token_counts
 from local.data.tokenizer import Tokenizer
-from local.reporting.curves import COLOURS, LARGEST, SIZE, finish
+from local.reporting.curves import COLOURS, LARGEST, LOW, WIDTH, finish
 from local.reporting.experiment import Experiment
 from local.reporting.prepared import KINDS, MOST, parts_of, scan, text_of
 
@@ -24,7 +24,7 @@ import numpy as np
 
 MADE_BY = "stage 1 (manifests) of prepare.sh"
 COLUMNS = ("utterances", "hours", "median", "longest", "speakers", "silent", "per second")  # keys of summary.json
-HEAD = ("part", "utterances", "hours", "median s", "longest s", "speakers", "silent", "tokens per s", "dropped")
+HEAD = ("part", "utterances", "hours", "median s", "longest s", "speakers", "nearly silent", "tokens per s", "dropped")
 MOST_TEXTS = 50_000  # transcripts that are cut into tokens
 SELDOM = 10  # occurrences; a token that is trained less often is hardly learnt
 LONGEST, NAMED, EXAMPLES = 5, 40, 3  # utterances with most tokens; tokens; dropped utterances per reason
@@ -65,15 +65,22 @@ def part_rows(data_dir: Path, lang: Path | None) -> list[list[str]]:
         for part in dict.fromkeys(name for stage in stages for name in stage):
             found: dict[str, Any] = {key: value for stage in stages for key, value in stage.get(part, {}).items()}
             dropped = sum(sum(stage.get(part, {}).get("dropped", {}).values()) for stage in stages)
-            rows.append([str(part), *(str(found[key]) if key in found else "-" for key in COLUMNS), str(dropped)])
+            rows.append([str(part), *(number(found.get(key)) for key in COLUMNS), str(dropped)])
     except (AttributeError, TypeError):
         raise UserError(f"{path}: damaged; let {MADE_BY} make it again (--force)") from None
     return rows
 
 
+def number(value: Any) -> str:
+    """Return a number of the summary with at most two decimals; a dash if it is missing."""
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return "-" if value is None else str(value)
+
+
 def add_durations(page: Page, data_dir: Path, parts: dict[str, list[str]]) -> None:
     """Add a histogram of the durations of the utterances for training, dev and test."""
-    figure = new_figure(**{**SIZE, "height": 2.8})
+    figure = new_figure(LOW, WIDTH)
     axes = figure.subplots()
     found = {kind: scan(data_dir, parts[kind]) for kind in KINDS}
     seconds = {kind: np.array([s for s in scanned.seconds if 0 <= s < LARGEST]) for kind, scanned in found.items()}
@@ -85,7 +92,9 @@ def add_durations(page: Page, data_dir: Path, parts: dict[str, list[str]]) -> No
             axes.stairs(100 * np.histogram(values, edges)[0] / len(values), edges, color=colour, label=kind, linewidth=1.5)
     axes.set(xlabel="seconds", ylabel="% of the utterances")
     finish(axes)
-    more = "" if all(scanned.whole for scanned in found.values()) else f" Only the first {MOST} utterances of a part are counted."
+    more = (
+        "" if all(scanned.whole for scanned in found.values()) else f" Only the first {MOST} utterances of a part are counted."
+    )
     page.drawing(
         figure,
         "Durations of the utterances. Healthy: dev and test lie where the training utterances lie. A model has hardly "
@@ -148,6 +157,8 @@ def use_lines(tokenizer: Tokenizer, use: TokenUse) -> Iterator[str]:
     for names, what in ((never, "never used"), (seldom, f"used less than {SELDOM} times")):
         if names:
             yield f"{len(names)} tokens are {what}: {' '.join(names[:NAMED])}{' ...' if len(names) > NAMED else ''}."
+    if never:
+        yield "The model cannot recognise a token that its training never had."
     if unknown := use.counts["<unk>"]:
         yield f"{unknown} characters of the transcripts have no token (<unk>)."
 
@@ -187,7 +198,8 @@ def lm_text(experiment: Experiment) -> str:
         where = f"from {name}" if name else "the transcripts of the training parts"
         return (
             f"Text of the language model ({where}): {train['sentences']} sentences, {train['words']} words, {train['tokens']} "
-            f"tokens, {train['unknown']} of them unknown. Perplexity of dev: {found['dev']['perplexity']['per_word']:.2f} per word."
+            f"tokens, {train['unknown']} of them unknown. "
+            f"Perplexity of dev: {found['dev']['perplexity']['per_word']:.2f} per word."
         )
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: damaged; stage lm of run.sh makes it again (--force)") from None

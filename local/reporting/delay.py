@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from local.common.html_page import Page, new_figure
 from local.common.visible import shortened
-from local.reporting.curves import COLOURS, GREY, LARGEST, SIZE, finish
+from local.reporting.curves import COLOURS, GREY, HEIGHT, LARGEST, WIDTH, finish
 from local.reporting.experiment import Experiment
 from local.reporting.glossary import short
 from local.scoring.align import symbol_delays
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 MOST_DRAWN = 6  # sets in a drawing each
 STEP = 40  # ms: an encoder frame, the smallest step between two delays of the same word
 EXPLANATION = (
-    "The delay of a word is the time from its end in the audio to the frame of its last token. A negative number means that the "
-    "token comes before the word ends. This is usual: the beginning of a word often decides it, and this encoder has learnt to "
-    "emit it then. It is the delay of the alignment, not all that a listener waits: in streaming, the frames that the front end "
-    "must see first, the size of the pieces of audio and the time of the computation are added. Only correct words count."
+    "The delay of a word is the time from its end in the audio to the frame of its last token. A negative number means that "
+    "the token comes before the word ends. This is usual: the beginning of a word often decides it, and this encoder has "
+    "learnt to emit it then. It is the delay of the alignment, not all that a listener waits: in streaming, the frames that "
+    "the front end must see first, the size of the pieces of audio and the time of the computation are added. Only correct "
+    "words count."
 )
 
 
@@ -33,8 +34,8 @@ def add_delay(page: Page, experiment: Experiment) -> None:
     page.section("Symbol delay", "delay")
     if not found:
         page.text(
-            "Unknown: the prepared data have no times of words (an alignment of the test sets, such as a CTM file), or the report "
-            "was made without them (option --data-dir)."
+            "Unknown: the prepared data have no times of words (an alignment of the test sets, such as a CTM file), or the "
+            "report was made without them (option --data-dir)."
         )
         return
     page.text(EXPLANATION)
@@ -50,7 +51,9 @@ def add_delay(page: Page, experiment: Experiment) -> None:
             low, middle, high = np.percentile(delays, [10, 50, 90])
             numbers = [f"{x:.0f}" for x in (delays.mean(), low, middle, high)]
             rows.append([name, method, str(len(delays)), *numbers, f"{100 * (delays > 0).mean():.1f}"])
-    page.table(("set", "method", "words", "mean ms", "10 % below ms", "median ms", "90 % below ms", "% after the word's end"), rows)
+    page.table(
+        ("set", "method", "words", "mean ms", "10 % below ms", "median ms", "90 % below ms", "% after the word's end"), rows
+    )
 
 
 def delays_of(experiment: Experiment, name: str) -> dict[str, np.ndarray]:
@@ -67,7 +70,7 @@ def delays_of(experiment: Experiment, name: str) -> dict[str, np.ndarray]:
 
 def diagram(methods: Mapping[str, np.ndarray]) -> Figure:
     """Draw a histogram of the delays of each method; the outermost hundredths are left out."""
-    figure = new_figure(**SIZE)
+    figure = new_figure(HEIGHT, WIDTH)
     axes = figure.subplots()
     low, high = np.percentile(np.concatenate(list(methods.values())), [0.5, 99.5])
     bins = int(min(60, max(4, (high - low) // STEP)))

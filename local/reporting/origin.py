@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from local.common.errors import UserError, reason
-from local.common.html_page import Page
+from local.common.html_page import Page, escape
 from local.common.progress import clock
 from local.common.text_files import read_lines, read_yaml
 from local.common.visible import shortened
 from local.config.keys import leaves
 from local.config.load import load_config, to_dict
 from local.reporting.experiment import Experiment
+
+import yaml
 
 JOURNAL = Path("log", "journal.tsv")
 RUN = "run"  # section of config.yaml that is no configuration: what local/train.py records
@@ -42,7 +44,7 @@ def shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Call:
-    """A stage that ran, from a journal: when it ended, on which host, how many seconds it took, its exit status, the command."""
+    """A stage that ran, from a journal: when it ended, on which host, its seconds, its exit status, the command."""
 
     date: str
     host: str
@@ -69,17 +71,26 @@ def read_journal(path: Path) -> tuple[list[Call], int]:
 def add_origin(page: Page, experiment: Experiment) -> None:
     """Add configuration, commits, versions, commands, times and tuned settings. Raises `UserError` for a damaged file."""
     page.section("Where it came from", "origin")
-    page.table(("", ""), list(facts(experiment)))
+    page.table(("what", "value"), list(facts(experiment)))
     if (note := commit_note(experiment)) is not None:
         page.text(note)
     page.heading("Configuration")
     if experiment.config:
         page.text("Keys whose value differs from conf/base.yaml:")
-        page.table(("key", "here", "base.yaml"), differences(experiment.config, to_dict(load_config())))
+        found = differences(experiment.config, to_dict(load_config()))
+        page.table(("key", "here", "base.yaml"), found)
+        if any(MISSING in row for row in found):
+            page.note(f"{MISSING}: the key did not exist when the model was trained, or exists no longer.")
+        page.html(details("The whole configuration", yaml.safe_dump(experiment.config, sort_keys=False, allow_unicode=True)))
     else:
         page.text("The experiment has no config.yaml: it was not trained in this folder.")
     add_tuning(page, experiment.exp_dir)
     add_calls(page, experiment)
+
+
+def details(title: str, text: str) -> str:
+    """Return the HTML of a text that is shown after a click on its title."""
+    return f"<details><summary>{escape(title)}</summary><pre>{escape(text, keep=chr(10))}</pre></details>"
 
 
 def decoding_commits(experiment: Experiment) -> list[str]:

@@ -52,8 +52,8 @@ def parts_of(experiment: Experiment) -> dict[str, list[str]]:
     if experiment.data_dir is None:
         return {}
     corpus = load_corpus(experiment.data_dir / "corpus.yaml")
-    chosen = experiment.config.get("data")
-    chosen = chosen if isinstance(chosen, dict) else {}
+    found = experiment.config.get("data")
+    chosen: dict[str, Any] = found if isinstance(found, dict) else {}
     return {kind: list(map(str, chosen.get(f"{kind}_parts") or getattr(corpus, kind))) for kind in KINDS}
 
 

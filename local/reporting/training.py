@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from local.common.html_page import Page, new_figure
-from local.reporting.curves import BLUE, GREEN, GREY, ORANGE, SIZE, Curves, draw, finish, read_curves, shades
+from local.reporting.curves import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    HEIGHT,
+    LOW,
+    ORANGE,
+    WIDTH,
+    Curves,
+    draw,
+    finish,
+    read_curves,
+    shades,
+)
 from local.reporting.experiment import Experiment
 
 import numpy as np
@@ -14,23 +29,24 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TALL = {**SIZE, "height": 4.6}  # inches of a drawing with two panels
 MOST_LABELS = 14  # layers in a legend; of more, every second, third, ... is named
 HEALTHY = {
-    "loss": "Healthy: all lines fall; the pruned loss begins to count after the warm-up (dotted line) and then falls fast. The dev "
-    "lines end near the training lines. Dev lines that rise while the training lines fall mean too little data or too many "
-    "epochs. Losses are in nats per encoder frame (40 ms), on a logarithmic axis.",
-    "wer": "Healthy: falls in steps, then stays low. A few dev utterances are decoded by greedy search with the weights of that "
-    "moment, so single points are rough; the averaged weights of the results are usually better.",
-    "rate": "Healthy: a smooth fall without jumps. A jump shows where a training was resumed with other keys.",
-    "gradient": "Healthy: all parts lie within about two powers of ten, and fall or stay level. A layer that rises by powers of ten "
-    "towards the front end explodes; one that falls towards 0 learns nothing. A gap is a gradient that was not a number. "
-    "Measured after the gradient filter, before clipping; logarithmic axis.",
-    "masks": "The gradient filter multiplies the gradient of an utterance in a layer by a mask from 0 to 1. Healthy: the median is "
-    "close to 1 in every layer, and the share of utterances damped below one half is near 0. Single low minima are what the "
-    "filter is for; a median below 0.9 means that gradient.threshold is too low for these data.",
-    "speed": "Healthy: level lines, and a share of waiting below 10 %. More waiting means that the training waits for data: raise "
-    "data.num_workers, or store the features (features.type=precomputed). A frame is 10 ms of speech.",
+    "loss": "Healthy: all lines fall; the pruned loss begins to count after the warm-up (dotted line) and then falls fast. "
+    "The dev lines end near the training lines. Dev lines that rise while the training lines fall mean too little data or "
+    "too many epochs. Losses are in nats per encoder frame (40 ms), on a logarithmic axis.",
+    "wer": "Healthy: falls in steps, then stays low. A few dev utterances are decoded by greedy search with the weights of "
+    "that moment, so single points are rough; the averaged weights of the results are usually better.",
+    "rate": "Healthy: it falls slowly, with a small step at each new epoch (schedule Eden). It rises only where a training was "
+    "resumed with other keys.",
+    "gradient": "Healthy: all parts lie within about two powers of ten, and fall or stay level. A layer that rises by powers "
+    "of ten towards the front end explodes; one that falls towards 0 learns nothing. "
+    "Layers are solid lines, from the first to the last; other parts are dashed. Measured after the gradient filter, "
+    "before clipping; logarithmic axis.",
+    "masks": "The gradient filter multiplies the gradient of an utterance in a layer by a mask from 0 to 1. Healthy: the "
+    "median is close to 1 in every layer, and the share of utterances damped below one half is near 0. Single low minima are "
+    "what the filter is for; a median well below 1 means that gradient.threshold is too low for these data.",
+    "speed": "Healthy: level lines, and a share of waiting below 10 %. More waiting means that the training waits for data: "
+    "raise data.num_workers, or store the features (features.type=precomputed). A frame is 10 ms of speech.",
 }
 
 
@@ -81,9 +97,9 @@ def drawings(train: Curves | None, valid: Curves | None, warm_step: float | None
     """Yield each drawing that has a line, with its name in `HEALTHY`."""
     yield from ((figure, "loss") for figure in losses(train, valid, warm_step))
     if valid is not None:
-        yield from ((figure, "wer") for figure in single(valid, "wer", "WER of dev utterances in %", "o-"))
+        yield from ((figure, "wer") for figure in single(valid, "wer", "WER of dev utterances in %", marker="o"))
     if train is not None:
-        yield from ((figure, "rate") for figure in single(train, "lr", "learning rate", "-", log=True))
+        yield from ((figure, "rate") for figure in single(train, "lr", "learning rate"))
         yield from ((figure, "gradient") for figure in gradients(train))
         yield from ((figure, "masks") for figure in masks(train))
         yield from ((figure, "speed") for figure in speed(train))
@@ -91,7 +107,7 @@ def drawings(train: Curves | None, valid: Curves | None, warm_step: float | None
 
 def losses(train: Curves | None, valid: Curves | None, warm_step: float | None) -> Iterator[Figure]:
     """Yield the simple and pruned losses of the training and of the dev parts over the steps."""
-    figure = new_figure(**SIZE)
+    figure = new_figure(HEIGHT, WIDTH)
     axes = figure.subplots()
     axes.set(xlabel="step", ylabel="loss, nats per frame", yscale="log")
     drawn = False
@@ -107,14 +123,13 @@ def losses(train: Curves | None, valid: Curves | None, warm_step: float | None) 
         yield figure
 
 
-def single(curves: Curves, name: str, label: str, style: str, log: bool = False) -> Iterator[Figure]:
-    """Yield one column over the steps."""
-    figure = new_figure(**{**SIZE, "height": 2.8})
+def single(curves: Curves, name: str, label: str, **style: Any) -> Iterator[Figure]:
+    """Yield one column over the steps, from 0 on."""
+    figure = new_figure(LOW, WIDTH)
     axes = figure.subplots()
-    axes.set(xlabel="step", ylabel=label, yscale="log" if log else "linear")
-    if draw(axes, curves.steps, curves.column(name), color=BLUE, marker="o" if "o" in style else ""):
-        if not log:
-            axes.set_ylim(bottom=0)
+    axes.set(xlabel="step", ylabel=label)
+    if draw(axes, curves.steps, curves.column(name), color=BLUE, **style):
+        axes.set(xlim=(0, None), ylim=(0, None))
         finish(axes)
         yield figure
 
@@ -130,12 +145,15 @@ def by_layer(axes: Any, curves: Curves, columns: dict[str, np.ndarray]) -> bool:
 
 def gradients(curves: Curves) -> Iterator[Figure]:
     """Yield the gradient norms of the whole model and of its parts over the steps."""
-    figure = new_figure(**{**SIZE, "height": 4.0})
+    figure = new_figure(4.0, WIDTH)
     axes = figure.subplots()
     axes.set(xlabel="step", ylabel="gradient norm", yscale="log")
-    parts = {name.replace("_", " "): values for name, values in curves.named("gradient_norm_").items()}
     drawn = draw(axes, curves.steps, curves.column("gradient_norm"), color=GREY, linewidth=2.5, label="whole model")
-    drawn |= by_layer(axes, curves, parts)
+    layers = {f"layer {name}": values for name, values in curves.named("gradient_norm_layer_").items()}
+    others = {name: values for name, values in curves.named("gradient_norm_").items() if not name.startswith("layer_")}
+    drawn |= by_layer(axes, curves, layers)
+    for (name, values), colour in zip(others.items(), itertools.cycle(COLOURS[2:]), strict=False):
+        drawn |= draw(axes, curves.steps, values, color=colour, linestyle="--", label=name.replace("_", " "))
     finish(axes)
     if drawn:
         yield figure
@@ -143,7 +161,7 @@ def gradients(curves: Curves) -> Iterator[Figure]:
 
 def masks(curves: Curves) -> Iterator[Figure]:
     """Yield the median (thick) and lowest (thin) masks of the layers, and below them the share of damped utterances."""
-    figure = new_figure(**TALL)
+    figure = new_figure(4.6, WIDTH)
     above, below = figure.subplots(2, 1, sharex=True)
     above.set(ylabel="mask: median, lowest", ylim=(0, 1.05))
     below.set(xlabel="step", ylabel="% below one half")
@@ -165,7 +183,7 @@ def speed(curves: Curves) -> Iterator[Figure]:
     """Yield the frames per second, the share of the time that waits for data, and the memory if it was logged."""
     panels = [("frames_per_second", "frames / s", 1.0), ("data_wait_share", "% waiting for data", 100.0)]
     panels += [(name, name.replace("_", " "), 1.0) for name in curves.columns if "memory" in name][:1]
-    figure = new_figure(**{**TALL, "height": 0.8 + 1.7 * len(panels)})
+    figure = new_figure(0.8 + 1.7 * len(panels), WIDTH)
     drawn = False
     for axes, (name, label, factor) in zip(figure.subplots(len(panels), 1, sharex=True), panels, strict=True):
         drawn |= draw(axes, curves.steps, factor * curves.column(name), color=GREEN)
