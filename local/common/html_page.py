@@ -115,9 +115,7 @@ def escape(text: str, keep: str = "") -> str:
     return html.escape(visible(text, keep), quote=True)
 
 
-def table_html(
-    head: Sequence[str], rows: Iterable[Sequence[str]], style: str = "", left: Collection[int] = (0,)
-) -> str:
+def table_html(head: Sequence[str], rows: Iterable[Sequence[str]], style: str = "", left: Collection[int] = (0,)) -> str:
     """Return a table whose cells are HTML. It scrolls in a box of its own. style: its class. left: columns aligned left."""
     sides = [' class="left"' if i in left else "" for i in range(len(head))]
     lines = ["<tr>" + "".join(f'<th scope="col"{s}>{c}</th>' for s, c in zip(sides, head, strict=True)) + "</tr>"]

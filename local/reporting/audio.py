@@ -78,9 +78,7 @@ class AudioBudget:
             self.left, self.made = self.left - len(source), self.made + 1
             load = "metadata" if self.made <= MOST_PLAYERS else "none"
             return f'<audio controls preload="{load}" aria-label="Audio of {escape(speech.id)}" src="{source}"></audio>'
-        self.left = (
-            min(self.left, 0) if speech.duration <= LONGEST else self.left
-        )  # no later, smaller one
+        self.left = min(self.left, 0) if speech.duration <= LONGEST else self.left  # no later, smaller one
         end = speech.start + speech.duration
         link = f"{address(speech.audio, self.folder)}#t={speech.start:.3f},{end:.3f}"
         return f'<p><a href="{link}">Audio file</a>, from {speech.start:.2f} to {end:.2f} s</p>'
