@@ -15,7 +15,7 @@ from pathlib import Path
 
 from local.common.cli import make_parser, program
 from local.common.html_page import Page
-from local.common.locks import writes
+from local.common.locks import reads, writes
 from local.reporting.audio import AudioBudget
 from local.reporting.calibration import add_calibration
 from local.reporting.cost import add_cost
@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-mb", type=megabytes, default=12.0, metavar="MB", help="limit of the page's size (default: 12)")
     args = parser.parse_args(argv)
     writes(args.exp_dir)
+    if args.data_dir is not None:
+        reads(args.data_dir)
     limit = int(1e6 * args.max_mb)
     experiment = read_experiment(args.exp_dir, args.data_dir)
     levels, confusions = measured(experiment), Confusions()

@@ -22,7 +22,7 @@ def add_overview(page: Page, experiment: Experiment) -> None:
     page.html(table_html([escape(c) for c in HEAD[first:]], [row[first:] for row in rows], "wer", range(2 - first)))
     methods = list(dict.fromkeys(m for found in experiment.results.values() for m in found))
     terms = [(name, explain(name)) for name in HEAD[first:]]
-    terms += [(m if (brief := short(m)) == m else f"{m} (below: {brief})", explain(m)) for m in methods]
+    terms += [(m if (brief := short(m)) == m.replace("_", " ") else f"{m} (below: {brief})", explain(m)) for m in methods]
     known = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in terms if text)
     page.html(f'<dl class="explained">{known}</dl>')
 

@@ -66,12 +66,12 @@ def add_utterances(
         used += sum(len(text.encode()) for text in texts[-1])
         if used > limit_bytes // 2:
             break
-    page.html(controls(wrong[: len(texts)], experiment, methods))
     if more := len(wrong) - len(texts):
         page.note(f"{more} more utterances with fewer errors would make the page too large; they are in the folder errors.")
+    page.html(f"<section>{controls(wrong[: len(texts)], experiment, methods)}")  # the form stays in sight within the section
     budget = AudioBudget(limit_bytes - used, page.folder)
     parts = (start + text + media(w, experiment, budget, painter) for (start, text), w in zip(texts, wrong, strict=False))
-    page.html('<div id="list">' + "".join(f"{part}</article>\n" for part in parts) + "</div>")
+    page.html('<div id="list">' + "".join(f"{part}</article>\n" for part in parts) + "</div></section>")
 
 
 def article_start(
