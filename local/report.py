@@ -15,16 +15,24 @@ from pathlib import Path
 
 from local.common.cli import make_parser, program
 from local.common.html_page import Page
-from local.common.locks import writes
+from local.common.locks import reads, writes
+from local.reporting.audio import AudioBudget
+from local.reporting.calibration import add_calibration
+from local.reporting.cost import add_cost
+from local.reporting.damped import add_damped
+from local.reporting.data import add_data
+from local.reporting.delay import add_delay
 from local.reporting.errors import Confusions, add_errors, measured
 from local.reporting.experiment import read_experiment
+from local.reporting.origin import add_origin
 from local.reporting.overview import add_overview
 from local.reporting.pictures import make_painter
+from local.reporting.training import add_training
 from local.reporting.utterances import add_utterances
 
 FOLDER = Path(__file__).parent / "reporting"
 LEAST_MB, MOST_MB = 1.0, 1000.0
-REST = 0.25  # share of the limit that the sections without utterances may take
+UTTERANCES, DAMPED = 0.75, 0.05  # shares of the limit: for the list of utterances, and for audio of damped utterances
 
 
 def megabytes(text: str) -> float:
@@ -46,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-mb", type=megabytes, default=12.0, metavar="MB", help="limit of the page's size (default: 12)")
     args = parser.parse_args(argv)
     writes(args.exp_dir)
+    if args.data_dir is not None:
+        reads(args.data_dir)
     limit = int(1e6 * args.max_mb)
     experiment = read_experiment(args.exp_dir, args.data_dir)
     levels, confusions = measured(experiment), Confusions()
@@ -53,7 +63,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     page = Page(f"Report of {args.exp_dir}", args.exp_dir, style, script)
     add_overview(page, experiment)
     add_errors(page, experiment, levels, confusions)
-    add_utterances(page, experiment, levels, confusions, make_painter(experiment), int((1 - REST) * limit))
+    add_utterances(page, experiment, levels, confusions, make_painter(experiment), int(UTTERANCES * limit))
+    for add in (add_calibration, add_delay, add_cost, add_training):
+        add(page, experiment)
+    add_damped(page, experiment, AudioBudget(int(DAMPED * limit), page.folder))
+    add_data(page, experiment)
+    add_origin(page, experiment)
     path = page.write("report")
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 

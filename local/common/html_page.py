@@ -12,7 +12,7 @@ import io
 import itertools
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -35,13 +35,13 @@ a { color: var(--link); }
 .scroll { overflow-x: auto; margin: 1em 0; }
 table { border-collapse: collapse; overflow-wrap: normal; }
 th, td { padding: .2em .8em; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+th.left, td.left { text-align: left; }
 pre { background: var(--box); padding: .8em; overflow-x: auto; line-height: 1.4; }
 img { max-width: 100%; }
 figure { margin: 1.5em 0; }
 figcaption, .note { color: var(--soft); }
 .note { font-size: .875em; margin: .4em 0; }
-figure.narrow { display: inline-block; vertical-align: top; width: min(100%, 36em); margin: 1em .5em 1em 0; }
+figure.narrow { display: inline-block; vertical-align: top; width: min(100%, 34em); margin: 1em .5em 1em 0; }
 .drawing svg { display: block; width: 100%; height: auto; }
 .drawing svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .drawing text { fill: currentColor; }
@@ -115,10 +115,11 @@ def escape(text: str, keep: str = "") -> str:
     return html.escape(visible(text, keep), quote=True)
 
 
-def table_html(head: Sequence[str], rows: Iterable[Sequence[str]], style: str = "") -> str:
-    """Return a table whose cells are HTML. It scrolls in a box of its own. style: its class."""
-    lines = ["<tr>" + "".join(f'<th scope="col">{c}</th>' for c in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows]
+def table_html(head: Sequence[str], rows: Iterable[Sequence[str]], style: str = "", left: Collection[int] = (0,)) -> str:
+    """Return a table whose cells are HTML. It scrolls in a box of its own. style: its class. left: columns aligned left."""
+    sides = [' class="left"' if i in left else "" for i in range(len(head))]
+    lines = ["<tr>" + "".join(f'<th scope="col"{s}>{c}</th>' for s, c in zip(sides, head, strict=True)) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td{s}>{c}</td>" for s, c in zip(sides, row, strict=True)) + "</tr>" for row in rows]
     attribute = f' class="{style}"' if style else ""
     return f'<div class="scroll"><table{attribute}>\n' + "\n".join(lines) + "\n</table></div>"
 
@@ -163,9 +164,9 @@ class Page:
         """Add HTML as it is; whoever makes it has applied `escape` to what is in it."""
         self.parts.append(text)
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Add a table of texts. The first column is aligned left, the others right."""
-        self.parts.append(table_html([_text(c) for c in head], [[_text(c) for c in row] for row in rows]))
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> None:
+        """Add a table of texts. The columns `left` are aligned left, the others right."""
+        self.parts.append(table_html([_text(c) for c in head], [[_text(c) for c in row] for row in rows], left=left))
 
     def figure(self, figure: Figure, name: str, caption: str) -> None:
         """Write FOLDER/<name>.png and show the same picture in the page, with `caption` below it."""

@@ -22,6 +22,7 @@ RATE = 16000  # Hz, of what is embedded
 QUALITY = 0.9  # libsndfile's compression level: about 4 kB per second of speech
 BYTES_PER_SECOND = 6000  # more than any second of MP3 has at this quality, as text
 LONGEST = 60.0  # seconds; longer utterances are linked
+MOST_PLAYERS = 30  # that read their audio at once and show its length; browsers allow 75 in a page, phones 40
 FRAME = 0.025  # seconds, of which the level is measured
 NOISE, SPEECH = 10, 95  # percentiles of the frames' levels
 LEAST_POWER = 1e-10  # of digital silence: -100 dB of full scale
@@ -63,24 +64,24 @@ class AudioBudget:
 
     def __init__(self, limit_bytes: int, folder: Path) -> None:
         """Embed at most `limit_bytes` of text in all. folder: of the page, for links."""
-        self.left, self.folder = limit_bytes, folder
+        self.left, self.folder, self.made = limit_bytes, folder, 0
 
     def element(self, speech: Speech) -> str:
         """Return the HTML of an <audio> element, or of a line that says why there is none."""
         if speech.audio is None:
             return '<p class="note">The audio is in no file of its own.</p>'
-        source = ""
         if speech.duration <= LONGEST and self.left > BYTES_PER_SECOND * speech.duration:
             try:
                 source = embedded(samples_of(speech, RATE))
             except UNREADABLE as e:
                 return f'<p class="note">No audio: {escape(described(e))}</p>'
-            self.left -= len(source)
-        else:
-            self.left = min(self.left, 0) if speech.duration <= LONGEST else self.left  # no more tries: the worst come first
-            end = speech.start + speech.duration
-            source = f"{address(speech.audio, self.folder)}#t={speech.start:.3f},{end:.3f}"
-        return f'<audio controls preload="none" aria-label="Audio of {escape(speech.id)}" src="{source}"></audio>'
+            self.left, self.made = self.left - len(source), self.made + 1
+            load = "metadata" if self.made <= MOST_PLAYERS else "none"
+            return f'<audio controls preload="{load}" aria-label="Audio of {escape(speech.id)}" src="{source}"></audio>'
+        self.left = min(self.left, 0) if speech.duration <= LONGEST else self.left  # no later, smaller one
+        end = speech.start + speech.duration
+        link = f"{address(speech.audio, self.folder)}#t={speech.start:.3f},{end:.3f}"
+        return f'<p><a href="{link}">Audio file</a>, from {speech.start:.2f} to {end:.2f} s</p>'
 
 
 def embedded(samples: np.ndarray) -> str:

@@ -23,13 +23,14 @@ from local.reporting.breakdowns import (
     rates,
 )
 from local.reporting.experiment import Experiment
+from local.reporting.overview import breakable
 from local.scoring.align import EPS, Score
 from local.scoring.hypotheses import is_oracle
 from local.scoring.speech import Speech
 
 MOST_ROWS = 40  # of a table of groups or confusions
 GROUP_HEAD = ("utterances", "words", "WER %", "95 % interval", "", "sub", "del", "ins")
-KIND_HEAD = ("method", "errors", "sub", "del", "ins", "del at the beginning", "del at the end", "del, nothing recognised")
+KIND_HEAD = ("method", "errors", "sub", "del", "ins", "del at beginning", "at end", "all words")
 Levels = dict[str, dict[str, float]]  # by set and id: speech above noise in dB
 
 
@@ -77,16 +78,16 @@ def add_errors(page: Page, experiment: Experiment, levels: Levels, confusions: C
         counts = {method: [count(pairs) for pairs in score.alignments] for method, score in methods.items()}
         page.html(table_html(KIND_HEAD, [kind_row(method, found) for method, found in counts.items()]))
         page.note(
-            "del at the beginning: words lost before the first recognised word; at the end: after the last one; nothing "
-            "recognised: words of utterances whose hypothesis is empty. They are also in the column del."
+            "Of the deletions, those at beginning are words lost before the first recognised word, those at end after the last "
+            "one. All words: of utterances in which nothing was recognised."
         )
         best = experiment.best_method(name)
         for method, score in methods.items():
             tables = "".join(breakdown_tables(experiment, name, score, counts[method], levels.get(name, {}), known))
             confused = confusion_table(name, method, score, confusions)
-            title = f"By group, and confusions: {method}" + (" (oracle)" if is_oracle(method) else "")
+            title = method + (" (oracle)" if is_oracle(method) else "") + ": WER by group, and confusions"
             opened = " open" if method == best else ""
-            page.html(f'<details class="method"{opened}><summary>{escape(title)}</summary>{tables}{confused}</details>')
+            page.html(f'<details class="method"{opened}><summary>{breakable(title)}</summary>{tables}{confused}</details>')
 
 
 def training_words(experiment: Experiment) -> set[str]:
@@ -104,7 +105,7 @@ def training_words(experiment: Experiment) -> set[str]:
 def kind_row(method: str, counts: Sequence[Counts]) -> list[str]:
     """Return the kinds of errors of one method as cells."""
     keys = ("errors", "sub", "dels", "ins", "begin", "end", "empty")
-    return [escape(method), *(str(sum(getattr(c, key) for c in counts)) for key in keys)]
+    return [breakable(method), *(str(sum(getattr(c, key) for c in counts)) for key in keys)]
 
 
 def breakdown_tables(
@@ -139,7 +140,7 @@ def group_table(title: str, groups: Sequence[Group], note: str = "") -> str:
 def group_row(g: Group, most: float) -> list[str]:
     """Return a group as cells. most: percent at the right end of its drawing."""
     wer = "-" if g.wer is None else f"{g.wer:.2f}"
-    between = "{:.2f} - {:.2f}".format(*g.ci95) if g.ci95 else "-"
+    between = "{:.2f}\u00a0-\u00a0{:.2f}".format(*g.ci95) if g.ci95 else "-"
     counts = [str(n) for n in (g.sub, g.dels, g.ins)]
     return [f"<bdi>{escape(g.label)}</bdi>", str(g.utterances), str(g.words), wer, between, bar(g, most), *counts]
 
@@ -169,4 +170,4 @@ def confusion_table(name: str, method: str, score: Score, confusions: Confusions
         rows.append([said, heard, str(n), button])
     more = len(ordered) - len(rows)
     rest = f'<p class="note">{more} more are in errors/{escape(name)}.{escape(method)}.txt.</p>' if more else ""
-    return f'<div class="group">{table_html(("said", "recognised", "times", ""), rows)}{rest}</div>'
+    return f'<div class="group">{table_html(("said", "recognised", "times", ""), rows, left=(0, 1))}{rest}</div>'

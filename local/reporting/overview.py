@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from local.common.html_page import Page, escape, table_html
 from local.reporting.experiment import Experiment
-from local.reporting.glossary import explain
+from local.reporting.glossary import explain, short
 from local.scoring.table import HEAD, decimals, minute
 
 
@@ -18,9 +18,11 @@ def add_overview(page: Page, experiment: Experiment) -> None:
         page.text(average)
     page.section("WER", "wer")
     rows = [cells(name, method, r) for name, methods in experiment.results.items() for method, r in methods.items()]
-    page.html(table_html([escape(c) for c in HEAD], rows, "wer"))
+    first = 1 if len(experiment.results) == 1 else 0  # a single set needs no column
+    page.html(table_html([escape(c) for c in HEAD[first:]], [row[first:] for row in rows], "wer", range(2 - first)))
     methods = list(dict.fromkeys(m for found in experiment.results.values() for m in found))
-    terms = [(name, explain(name)) for name in (*HEAD, *methods)]
+    terms = [(name, explain(name)) for name in HEAD[first:]]
+    terms += [(m if (brief := short(m)) == m.replace("_", " ") else f"{m} (below: {brief})", explain(m)) for m in methods]
     known = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in terms if text)
     page.html(f'<dl class="explained">{known}</dl>')
 
@@ -37,8 +39,13 @@ def best_line(experiment: Experiment, name: str) -> str:
 
 def cells(name: str, method: str, r: dict) -> list[str]:
     """Return one row of the WER table as HTML. r: its entry in wer.json."""
-    interval = "{:.2f} - {:.2f}".format(*r["ci95"]) if r.get("ci95") else "-"
+    interval = "{:.2f}\u00a0-\u00a0{:.2f}".format(*r["ci95"]) if r.get("ci95") else "-"
     costs = [decimals(r.get("rtf"), 4), decimals(r.get("peak_memory_mib"), 0), decimals(r.get("symbol_delay"), 0, factor=1000)]
-    label = method + (" (oracle)" if r.get("oracle") else "")
+    label = breakable(method) + (" (oracle)" if r.get("oracle") else "")
     counts = [str(r[key]) for key in ("sub", "del", "ins", "words")]
-    return [escape(c) for c in (name, label, decimals(r["wer"]), interval, *counts, decimals(r.get("cer")), *costs)]
+    return [escape(name), label, decimals(r["wer"]), interval, *counts, decimals(r.get("cer")), *costs]
+
+
+def breakable(method: str) -> str:
+    """Return the name of a method as HTML that may be broken behind its underscores: they are long for a phone."""
+    return escape(method).replace("_", "_<wbr>")

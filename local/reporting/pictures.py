@@ -114,7 +114,7 @@ def drawn(x: np.ndarray, marks: Sequence[Mark], words: Sequence[tuple[str, float
         parts.append(f'<text x="{unit * start:.0f}" y="{top - 6}">{escape(word)}</text>')
     for number, (second, text, sure) in enumerate(marks):
         place, y = f"{unit * second:.0f}", bottom + LINE * (1 + number % LINES)
-        parts.append(f'<path d="M{place} {top}V{y - LINE + 3}"/>')
+        parts.append(f'<path d="M{place} {top}V{bottom}"/>')
         shown = escape(text) + ("" if sure is None else f'<tspan class="sure"> {100 * sure:.0f}</tspan>')
         parts.append(f'<text x="{place}" y="{y}">{shown}</text>')
     height = bottom + LINE * min(LINES, len(marks)) + 4

@@ -11,6 +11,7 @@ from local.reporting.audio import AudioBudget
 from local.reporting.breakdowns import Counts, Pairs, count
 from local.reporting.errors import Confusions, Levels
 from local.reporting.experiment import Experiment
+from local.reporting.glossary import short
 from local.reporting.pictures import Painter
 from local.scoring.align import EPS
 from local.scoring.speech import Speech
@@ -65,12 +66,12 @@ def add_utterances(
         used += sum(len(text.encode()) for text in texts[-1])
         if used > limit_bytes // 2:
             break
-    page.html(controls(wrong[: len(texts)], experiment, methods))
     if more := len(wrong) - len(texts):
         page.note(f"{more} more utterances with fewer errors would make the page too large; they are in the folder errors.")
+    page.html(f"<section>{controls(wrong[: len(texts)], experiment, methods)}")  # the form stays in sight within the section
     budget = AudioBudget(limit_bytes - used, page.folder)
     parts = (start + text + media(w, experiment, budget, painter) for (start, text), w in zip(texts, wrong, strict=False))
-    page.html('<div id="list">' + "".join(f"{part}</article>\n" for part in parts) + "</div>")
+    page.html('<div id="list">' + "".join(f"{part}</article>\n" for part in parts) + "</div></section>")
 
 
 def article_start(
@@ -117,9 +118,14 @@ def alignment(w: Wrong) -> str:
     head = [cell for k in range(len(ref) + 1) for cell in ["<td>"] * most[k] + [f"<td>{word(r)}" for r in ref[k : k + 1]]]
     lines = [f'<tr><th scope="row">reference{"".join(head)}']
     for pairs, methods in shared.items():
-        lines.append(f'<tr><th scope="row">{escape(", ".join(methods))}{"".join(hypothesis_cells(pairs, most))}')
+        lines.append(f'<tr><th scope="row">{escape(who(methods, w))}{"".join(hypothesis_cells(pairs, most))}')
     direction = "rtl" if right_to_left(" ".join(ref)) else "ltr"
     return f'<div class="scroll"><table class="aligned" dir="{direction}">{"".join(lines)}</table></div>'
+
+
+def who(methods: Sequence[str], w: Wrong) -> str:
+    """Return the label of a hypothesis that these methods found."""
+    return "all methods" if len(methods) == len(w.pairs) > 1 else ", ".join(map(short, methods))
 
 
 def slotted(pairs: Pairs) -> tuple[list[str], list[list[str]]]:
