@@ -12,7 +12,7 @@ from typing import Any
 
 from local.artifacts.decoded_sets import DecodedSet
 from local.common.errors import UserError, reason
-from local.common.text_files import read_lines
+from local.common.text_files import iterate_lines, read_lines
 from local.common.visible import encodable, visible
 from local.config.methods import METHODS
 from local.scoring.align import Utterance, word_errors
@@ -149,7 +149,7 @@ def check_complete(data_dir: Path, name: str, utterances: Sequence[Utterance]) -
 def prepared(data_dir: Path, name: str) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield the cuts of a prepared part as plain values, each with its `file:line`. Raises `UserError` for a damaged line."""
     path = data_dir / "cuts" / f"{name}.jsonl.gz"
-    for number, line in enumerate(read_lines(path, STAGE), 1):
+    for number, line in enumerate(iterate_lines(path, STAGE), 1):
         where = f"{path}:{number}"
         try:
             cut = encodable(json.loads(line), line)
