@@ -80,7 +80,7 @@ def as_table(outliers: Sequence[Outlier], experiment: Experiment, budget: AudioB
         cut = cuts.get(o.id) or cuts.get(COPY.sub("", o.id))
         shown = ["not in the prepared data", "-", "-"] if cut is None else described(cut, budget)
         rows.append([*shown, *(escape(text) for text in (o.id, o.steps, o.mask, o.layer))])
-    return table_html(HEAD, rows)
+    return table_html(HEAD, rows, left=(0, 1, 3))
 
 
 def described(cut: dict[str, Any], budget: AudioBudget) -> list[str]:

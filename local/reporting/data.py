@@ -52,7 +52,7 @@ def add_data(page: Page, experiment: Experiment) -> None:
     if most:
         page.text("The training utterances with most tokens:")
         rows = longest_rows({name: counts[name] for name in most}, found["train"].cuts)
-        page.table(("transcript", "tokens", "seconds", "tokens per s", "utterance"), rows)
+        page.table(("transcript", "tokens", "seconds", "tokens per s", "utterance"), rows, (0, 4))
     add_dropped(page, experiment.data_dir, lang)
     if text := lm_text(experiment):
         page.text(text)
@@ -181,7 +181,7 @@ def add_dropped(page: Page, data_dir: Path, lang: Path | None) -> None:
         page.text("No utterance was dropped.")
         return
     page.text("What preparation left out:")
-    page.table(("part", "reason", "utterances", "examples"), dropped_rows(dropped))
+    page.table(("part", "reason", "utterances", "examples"), dropped_rows(dropped), (0, 1, 3))
 
 
 def dropped_rows(dropped: Sequence[Dropped]) -> list[list[str]]:

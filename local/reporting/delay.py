@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_DRAWN = 6  # sets in a drawing each
+HEAD = ("set", "method", "words", "mean ms", "10 % below ms", "median ms", "90 % below ms", "% after the word's end")
 STEP = 40  # ms: an encoder frame, the smallest step between two delays of the same word
 EXPLANATION = (
     "The delay of a word is the time from its end in the audio to the frame of its last token. A negative number means that "
@@ -51,9 +52,7 @@ def add_delay(page: Page, experiment: Experiment) -> None:
             low, middle, high = np.percentile(delays, [10, 50, 90])
             numbers = [f"{x:.0f}" for x in (delays.mean(), low, middle, high)]
             rows.append([name, method, str(len(delays)), *numbers, f"{100 * (delays > 0).mean():.1f}"])
-    page.table(
-        ("set", "method", "words", "mean ms", "10 % below ms", "median ms", "90 % below ms", "% after the word's end"), rows
-    )
+    page.table(HEAD, rows, (0, 1))
 
 
 def delays_of(experiment: Experiment, name: str) -> dict[str, np.ndarray]:

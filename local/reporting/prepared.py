@@ -51,9 +51,13 @@ def parts_of(experiment: Experiment) -> dict[str, list[str]]:
     """Return the parts for training, dev and test: those of the configuration, else of corpus.yaml if it is there."""
     path = experiment.data_dir / "corpus.yaml" if experiment.data_dir is not None else None
     corpus = load_corpus(path) if path is not None and path.is_file() else None
-    found = experiment.config.get("data")
-    chosen: dict[str, Any] = found if isinstance(found, dict) else {}
-    return {kind: list(map(str, chosen.get(f"{kind}_parts") or getattr(corpus, kind, ()))) for kind in KINDS}
+    section = experiment.config.get("data")
+    chosen: dict[str, Any] = section if isinstance(section, dict) else {}
+    found: dict[str, list[str]] = {}
+    for kind in KINDS:
+        names = chosen.get(f"{kind}_parts")
+        found[kind] = [str(name) for name in names] if isinstance(names, list) else list(getattr(corpus, kind, ()))
+    return found
 
 
 def text_of(cut: dict[str, Any]) -> str:

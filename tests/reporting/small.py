@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ def experiment(
     data_dir: Path | None = None,
     config: dict[str, Any] | None = None,
     stats: dict[str, Any] | None = None,
+    results: dict[str, dict[str, Any]] | None = None,
 ) -> Experiment:
-    """Return an experiment with one decoded set, "test"."""
+    """Return an experiment with one decoded set, "test"; results: its entries in wer.json."""
     scores = {
         method: score([Utterance(r["id"], r["ref"], r["hyp"], tuple(w["end"] for w in r["words"] if "end" in w)) for r in rows])
         for method, rows in methods.items()
@@ -42,7 +44,7 @@ def experiment(
     sets = [DecodedSet(exp_dir / "decode" / method / "test.jsonl", stats or {}) for method in methods]
     rows = {method: {r["id"]: r for r in found} for method, found in methods.items()}
     speech = {"test": read_speech(data_dir, "test")} if data_dir is not None else {}
-    return Experiment(exp_dir, data_dir, sets, {}, {"test": scores}, {"test": rows}, speech, config or {})
+    return Experiment(exp_dir, data_dir, sets, {"test": results or {}}, {"test": scores}, {"test": rows}, speech, config or {})
 
 
 def cut(
@@ -83,5 +85,5 @@ def prepare(data_dir: Path, parts: Mapping[str, Sequence[dict]]) -> None:
 
 
 def shown(page: Page) -> str:
-    """Return the HTML of a page's parts."""
-    return "\n".join(page.parts)
+    """Return the HTML of a page's parts, its cells without attributes."""
+    return re.sub(r"<(t[dh]) [^>]*>", r"<\1>", "\n".join(page.parts))

@@ -108,7 +108,7 @@ def test_hostile_durations(tmp_path: Path, seconds: float) -> None:
 
 
 def test_the_parts_of_the_configuration_count(tmp_path: Path, data: Path) -> None:
-    found = experiment(tmp_path, {}, data, {"data": {"train_parts": ["a", "b"], "dev_parts": None}})
+    found = experiment(tmp_path, {}, data, {"data": {"train_parts": ["a", "b"], "dev_parts": None, "test_parts": 5}})
     assert parts_of(found) == {"train": ["a", "b"], "dev": ["dev"], "test": ["test"]}
     assert parts_of(experiment(tmp_path, {})) == {"train": [], "dev": [], "test": []}
 

@@ -50,12 +50,20 @@ def test_without_times_there_is_a_line(tmp_path: Path) -> None:
 
 
 def test_costs(tmp_path: Path) -> None:
-    stats = {"seconds": 3, "audio_seconds": 60.0, "encoder_seconds": 2.0, "search_seconds": 1.0, "peak_memory_mib": 99.6}
+    stats: dict[str, object] = {
+        "seconds": 3,
+        "audio_seconds": 60.0,
+        "encoder_seconds": 2.0,
+        "search_seconds": 1.0,
+        "peak_memory_mib": 99.6,
+    }
     rows = [row("a", "ONE", "ONE", [])]
     page = Page("a", tmp_path)
-    add_cost(page, experiment(tmp_path, {"greedy_search": rows}, stats={**stats, "threads": 2, "device": HOSTILE}))
+    results = {"greedy_search": {"wer": 5.0, "rtf": 0.05, "ci95": [1.0, 9.0], "oracle": False}, "other": {"wer": 1}}
+    stats |= {"threads": 2, "device": HOSTILE}
+    add_cost(page, experiment(tmp_path, {"greedy_search": rows}, stats=stats, results=results))
     cells = "<td>60.0</td><td>2.00</td><td>1.00</td><td>0.0500</td><td>100</td><td>2</td><td>&lt;script&gt;"
-    assert cells in shown(page) and "<script" not in shown(page)
+    assert cells in shown(page) and "<script" not in shown(page) and shown(page).count("<svg") == 1
 
 
 @pytest.mark.parametrize("value", [None, "x", [], {}, True, float("nan"), float("inf"), 10**400, 0])
