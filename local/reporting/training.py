@@ -48,23 +48,28 @@ HEALTHY = {
     "what the filter is for; a median well below 1 means that gradient.threshold is too low for these data.",
     "speed": "Healthy: level lines, and a share of waiting below 10 %. More waiting means that the training waits for data: "
     "raise data.num_workers, or store the features (features.type=precomputed). A frame is 10 ms of speech.",
+    "lm": "The language model: perplexity per token over the epochs. Healthy: both lines fall, and dev ends not far above "
+    "train. The epoch with the lowest dev perplexity is kept.",
 }
 
 
 def add_training(page: Page, experiment: Experiment) -> None:
-    """Add the drawings of train.csv and valid.csv, each with what a healthy one looks like.
+    """Add the drawings of train.csv, valid.csv and lm/log.csv, each with what a healthy one looks like.
 
-    Raises `UserError` if one of the two files is no table of steps.
+    Raises `UserError` if one of these files is no table of steps or epochs.
     """
     train = read_curves(experiment.exp_dir / "train.csv")
     valid = read_curves(experiment.exp_dir / "valid.csv")
+    lm = read_curves(experiment.exp_dir / "lm" / "log.csv", "epoch")
     page.section("Training", "training")
-    if train is None and valid is None:
+    if train is None and valid is None and lm is None:
         page.text("train.csv and valid.csv are missing or empty: this model was not trained in this folder.")
         return
     page.text(" ".join(summary(train, valid)))
     for figure, name in drawings(train, valid, warm_up(experiment.config)):
         page.drawing(figure, HEALTHY[name])
+    for figure in perplexities(lm) if lm is not None else ():
+        page.drawing(figure, HEALTHY["lm"])
 
 
 def summary(train: Curves | None, valid: Curves | None) -> Iterator[str]:
@@ -192,5 +197,18 @@ def speed(curves: Curves) -> Iterator[Figure]:
         axes.set_ylim(bottom=0)
         finish(axes)
     axes.set_xlabel("step")
+    if drawn:
+        yield figure
+
+
+def perplexities(curves: Curves) -> Iterator[Figure]:
+    """Yield the perplexities per token of a language model over the epochs of its training."""
+    figure = new_figure(LOW, WIDTH)
+    axes = figure.subplots()
+    axes.set(xlabel="epoch", ylabel="perplexity per token", yscale="log")
+    drawn = False
+    for name, colour in (("train", BLUE), ("dev", ORANGE)):
+        drawn |= draw(axes, curves.steps, curves.column(f"{name}_per_token"), color=colour, label=name)
+    finish(axes)
     if drawn:
         yield figure

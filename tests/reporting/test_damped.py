@@ -41,16 +41,17 @@ def data(tmp_path: Path) -> Path:
 def test_damped_utterances_are_found(tmp_path: Path, data: Path) -> None:
     """Copies at another speed have the audio of their original; an id that would be a formula is quoted in the file."""
     text = section(tmp_path, ["a", "a_sp1.1", "=b_sp0.9", "shar", "odd", HOSTILE], data)
-    cells = [re.findall(r"<td>(.*?)</td>", line) for line in text.splitlines() if "<td>" in line]
-    assert [c[0] for c in cells[:5]] == ["ONE &lt;b&gt;TWO&lt;/b&gt;"] * 2 + ["ITS OWN ID", "IN A SHARD", "ODD"]
-    assert ["<audio" in c[1] for c in cells] == [True, True, True, False, False, False]
-    assert [c[3] for c in cells[:3]] == ["a", "a_sp1.1", "=b_sp0.9"] and cells[0][2:] == ["1.00", "a", "3", "0.25", "1"]
-    assert "data:audio/mpeg" in cells[0][1] and "<script" not in text and "<b>" not in text
+    blocks = [line for line in text.splitlines() if 'class="damped"' in line]
+    texts = [re.findall(r"<strong>(.*?)</strong>", block)[0] for block in blocks]
+    assert texts[:5] == ["ONE &lt;b&gt;TWO&lt;/b&gt;"] * 2 + ["ITS OWN ID", "IN A SHARD", "ODD"]
+    assert ["<audio" in block for block in blocks] == [True, True, True, False, False, False]
+    assert '"note">a; 1.00 s; steps damped: 3; lowest mask: 0.25, in layer 1' in blocks[0] and ">=b_sp0.9; 1" in blocks[2]
+    assert "data:audio/mpeg" in blocks[0] and "<script" not in text and "<b>" not in text and "&lt;script" in blocks[5]
 
 
 def test_only_the_first_are_shown(tmp_path: Path) -> None:
     text = section(tmp_path, [f"u{i}" for i in range(25)], None)
-    assert text.count("<tr>") == 1 + MOST and "damped 25 utterances" in text and "not in the prepared data" in text
+    assert text.count("<strong>") == MOST and "damped 25 utterances" in text and "not in the prepared data" in text
 
 
 def test_no_file_and_no_outlier(tmp_path: Path) -> None:
