@@ -60,10 +60,10 @@ def delays_of(experiment: Experiment, name: str) -> dict[str, np.ndarray]:
     spoken = {i: speech.words for i, speech in experiment.speech.get(name, {}).items() if speech.words}
     found = {}
     for method, score in experiment.scores[name].items():
-        delays = 1000 * np.array(symbol_delays(score, spoken), dtype=float)
-        delays = delays[np.abs(delays) < LARGEST]
-        if len(delays):
-            found[method] = delays
+        seconds = np.array(symbol_delays(score, spoken), dtype=float)
+        seconds = seconds[np.abs(seconds) < LARGEST]
+        if len(seconds):
+            found[method] = 1000 * seconds
     return found
 
 
