@@ -40,26 +40,30 @@ def add_comparison(page: Page, experiments: Sequence[Experiment], limit_bytes: i
     Raises `UserError` if one has no set, method or utterance in common with the first.
     """
     first, *others = experiments
+    names = labels(experiments)
     found = [compare_experiments(first.scores, other.scores, str(other.exp_dir)) for other in others]
+    page.table(("name", "folder"), list(zip(names, (str(e.exp_dir) for e in experiments), strict=True)), left=(0, 1))
     page.section("WER", "wer")
-    add_table(page, ["set", "method", *(name(e) for e in experiments)], list(side_by_side(experiments)))
+    add_table(page, ["set", "method", *names], list(side_by_side(experiments)))
     page.note("In brackets: the 95 % interval of each WER. Two intervals may overlap although the difference is significant.")
-    for other, comparisons in zip(others, found, strict=True):
-        page.heading(f"{name(first)} against {name(other)}")
-        head = ["set", "method", name(first), name(other), "fewer errors", "difference"]
-        add_table(page, head, [row(c, name(first), name(other)) for c in comparisons])
+    for name, comparisons in zip(names[1:], found, strict=True):
+        page.heading(f"{names[0]} against {name}")
+        head = ["set", "method", names[0], name, "fewer errors", "difference"]
+        add_table(page, head, [row(c, names[0], name) for c in comparisons])
         for line in dict.fromkeys(f"Set {c.name}{c.restriction}." for c in comparisons if c.restriction):
             page.text(line)
     page.note(SIGNIFICANT)
     page.section("Utterances that changed", "changed")
     page.html(f'<p class="note aligned">{MARKS}</p>')
     budget = AudioBudget(limit_bytes, page.folder)
-    for other, comparisons in zip(others, found, strict=True):
+    for name, other, comparisons in zip(names[1:], others, found, strict=True):
         for comparison in best_by_set(comparisons):
-            add_changed(page, first, other, comparison, budget)
+            page.heading(f"Set {comparison.name}, {comparison.method}: from {names[0]} to {name}")
+            add_changed(page, comparison, (names[0], name), (first, other), budget)
     page.section("Configuration", "configuration")
-    for other in others:
-        add_differences(page, first, other)
+    for name, other in zip(names[1:], others, strict=True):
+        page.heading(f"{names[0]} and {name}")
+        add_differences(page, (names[0], name), (first, other))
     page.section("Training", "training")
     drawings = [
         (figure, label) for file, column, label, log in LINES for figure in lines(experiments, file, column, label, log)
@@ -70,15 +74,16 @@ def add_comparison(page: Page, experiments: Sequence[Experiment], limit_bytes: i
         page.text("No experiment has a train.csv or valid.csv with numbers.")
 
 
+def labels(experiments: Sequence[Experiment]) -> list[str]:
+    """Return a short name for each experiment, all different: of its folder, or with a number."""
+    found = [shortened(e.exp_dir.name or str(e.exp_dir)) for e in experiments]
+    return [name if found.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(found, 1)]
+
+
 def add_table(page: Page, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Add a table of sets and methods, whose long names may be broken."""
     cells = [[escape(n), breakable(m), *map(escape, others)] for n, m, *others in rows]
     page.html(table_html([escape(c) for c in head], cells, "wer", (0, 1)))
-
-
-def name(experiment: Experiment) -> str:
-    """Return the name of an experiment in the page: its folder as it was given."""
-    return shortened(str(experiment.exp_dir))
 
 
 def side_by_side(experiments: Sequence[Experiment]) -> Iterator[list[str]]:
@@ -108,29 +113,31 @@ def best_by_set(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return list(best.values())
 
 
-def add_changed(page: Page, first: Experiment, second: Experiment, c: Comparison, budget: AudioBudget) -> None:
+def add_changed(
+    page: Page, c: Comparison, names: tuple[str, str], experiments: tuple[Experiment, Experiment], budget: AudioBudget
+) -> None:
     """Add the utterances in which the second experiment has fewer errors, then those with more; the largest change first."""
     before, after = c.first.utterance_errors, c.second.utterance_errors
     places = sorted(range(len(before)), key=lambda i: (-abs(after[i] - before[i]), c.first.utterances[i].id))
-    page.heading(f"Set {c.name}, {c.method}: from {name(first)} to {name(second)}")
     for title, sign in (("better", -1), ("worse", 1)):
         changed = [i for i in places if sign * (after[i] - before[i]) > 0]
         shown = changed[:MOST_CHANGED]
         more = f"; the {len(shown)} with the largest change are shown" if len(changed) > len(shown) else ""
-        parts = [article(first, second, c, i, budget) for i in shown]
+        parts = [article(c, i, names, experiments, budget) for i in shown]
         summary = f"<summary>{len(changed)} of {len(before)} utterances got {title}{more}</summary>"
         page.html(f'<details class="method"{" open" if parts else ""}>{summary}{"".join(parts)}</details>')
 
 
-def article(first: Experiment, second: Experiment, c: Comparison, place: int, budget: AudioBudget) -> str:
+def article(
+    c: Comparison, place: int, names: tuple[str, str], experiments: tuple[Experiment, Experiment], budget: AudioBudget
+) -> str:
     """Return an utterance's id, speaker, errors before and after, both hypotheses aligned, and its audio."""
     utterance = c.first.utterances[place].id
-    labels = name(first), name(second) + (" (2)" if name(second) == name(first) else "")
-    pairs = dict(zip(labels, (c.first.alignments[place], c.second.alignments[place]), strict=True))
+    pairs = dict(zip(names, (c.first.alignments[place], c.second.alignments[place]), strict=True))
     counts = {label: count(found) for label, found in pairs.items()}
-    speech = first.speech.get(c.name, {}).get(utterance) or second.speech.get(c.name, {}).get(utterance)
-    errors = [found.errors for found in counts.values()]
-    facts = [f"errors: {errors[0]}, then {errors[1]}"]
+    known = (e.speech.get(c.name, {}).get(utterance) for e in experiments)
+    speech = next((found for found in known if found is not None), None)
+    facts = [f"errors: {counts[names[0]].errors}, then {counts[names[1]].errors}"]
     facts += [f"speaker <bdi>{escape(speech.speaker)}</bdi>"] if speech and speech.speaker else []
     facts += [f"{speech.duration:.2f} s"] if speech else []
     head = f"<article><h3><bdi>{escape(utterance)}</bdi></h3><p>{' · '.join(facts)}</p>"
@@ -138,15 +145,14 @@ def article(first: Experiment, second: Experiment, c: Comparison, place: int, bu
     return f"{head}{alignment(Wrong(c.name, utterance, pairs, counts))}{audio}</article>"
 
 
-def add_differences(page: Page, first: Experiment, second: Experiment) -> None:
+def add_differences(page: Page, names: tuple[str, str], experiments: tuple[Experiment, Experiment]) -> None:
     """Add the keys of two configurations whose values differ, and what else differs in how they were trained."""
-    page.heading(f"{name(first)} and {name(second)}")
-    if not first.config or not second.config:
-        page.text(f"{name(second if first.config else first)} has no config.yaml: it was not trained in this folder.")
+    if lacking := [name for name, e in zip(names, experiments, strict=True) if not e.config]:
+        page.text(f"No config.yaml is in {' and '.join(lacking)}: not trained in this folder.")
         return
-    rows = differences(*({**e.config, "trained": e.config.get(RUN) or {}} for e in (first, second)))
+    rows = differences(*({**e.config, "trained": e.config.get(RUN) or {}} for e in experiments))
     if rows:
-        page.table(("key", name(first), name(second)), rows)
+        page.table(("key", *names), rows)
     else:
         page.text("All keys have the same values.")
 
@@ -157,10 +163,10 @@ def lines(experiments: Sequence[Experiment], file: str, column: str, label: str,
     axes = figure.subplots()
     axes.set(xlabel="step", ylabel=label, yscale="log" if log else "linear")
     drawn = False
-    for i, experiment in enumerate(experiments):
+    for i, (name, experiment) in enumerate(zip(labels(experiments), experiments, strict=True)):
         if (curves := read_curves(experiment.exp_dir / file)) is not None:
             style = {"color": COLOURS[i % len(COLOURS)], "alpha": 0.85, "marker": "" if file == "train.csv" else "o"}
-            drawn |= draw(axes, curves.steps, curves.column(column), label=name(experiment), markersize=4, **style)
+            drawn |= draw(axes, curves.steps, curves.column(column), label=name, markersize=4, **style)
     finish(axes)
     if drawn:
         yield figure
