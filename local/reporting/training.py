@@ -34,7 +34,8 @@ MOST_LABELS = 14  # layers in a legend; of more, every second, third, ... is nam
 HEALTHY = {
     "loss": "Healthy: all lines fall; the pruned loss begins to count after the warm-up (dotted line) and then falls fast. "
     "The dev lines end near the training lines. Dev lines that rise while the training lines fall mean too little data or "
-    "too many epochs. Losses are in nats per encoder frame (40 ms), on a logarithmic axis.",
+    "too many epochs. Losses are in nats per encoder frame (40 ms), on a logarithmic axis. In drawings of a long training a "
+    "line has the medians of stretches, and a pale band their lowest and highest values.",
     "wer": "Healthy: falls in steps, then stays low. A few dev utterances are decoded by greedy search with the weights of "
     "that moment, so single points are rough; the averaged weights of the results are usually better.",
     "rate": "Healthy: it falls slowly, with a small step at each new epoch (schedule Eden). It rises only where a training was "
@@ -140,12 +141,12 @@ def single(curves: Curves, name: str, label: str, **style: Any) -> Iterator[Figu
         yield figure
 
 
-def by_layer(axes: Any, curves: Curves, columns: dict[str, np.ndarray]) -> bool:
+def by_layer(axes: Any, curves: Curves, columns: dict[str, np.ndarray], band: bool) -> bool:
     """Draw a line for each layer, in colours from the first to the last; return whether there was anything."""
     drawn, colours = False, shades(len(columns))
     every = -(-len(columns) // MOST_LABELS)
     for i, ((name, values), colour) in enumerate(zip(columns.items(), colours, strict=True)):
-        drawn |= draw(axes, curves.steps, values, color=colour, label=name if i % every == 0 else None)
+        drawn |= draw(axes, curves.steps, values, band, color=colour, label=name if i % every == 0 else None)
     return drawn
 
 
@@ -157,7 +158,7 @@ def gradients(curves: Curves) -> Iterator[Figure]:
     drawn = draw(axes, curves.steps, curves.column("gradient_norm"), color=GREY, linewidth=2.5, label="whole model")
     layers = {f"layer {name}": values for name, values in curves.named("gradient_norm_layer_").items()}
     others = {name: values for name, values in curves.named("gradient_norm_").items() if not name.startswith("layer_")}
-    drawn |= by_layer(axes, curves, layers)
+    drawn |= by_layer(axes, curves, layers, band=True)
     for (name, values), colour in zip(others.items(), itertools.cycle(COLOURS[2:]), strict=False):
         drawn |= draw(axes, curves.steps, values, color=colour, linestyle="--", label=name.replace("_", " "))
     finish(axes)
@@ -172,12 +173,12 @@ def masks(curves: Curves) -> Iterator[Figure]:
     above.set(ylabel="mask: median, lowest", ylim=(0, 1.05))
     below.set(xlabel="step", ylabel="% below one half")
     medians, lowest = curves.named("filter_median_mask_"), curves.named("filter_min_mask_")
-    drawn = by_layer(above, curves, {f"layer {name}": values for name, values in medians.items()})
+    drawn = by_layer(above, curves, {f"layer {name}": values for name, values in medians.items()}, band=False)
     for values, colour in zip(lowest.values(), shades(len(lowest)), strict=True):
-        drawn |= draw(above, curves.steps, values, color=colour, linewidth=0.6, alpha=0.8)
+        drawn |= draw(above, curves.steps, values, band=False, color=colour, linewidth=0.6)
     shares = {name: 100 * values for name, values in curves.named("filter_share_below_half_").items()}
     for values, colour in zip(shares.values(), shades(len(shares)), strict=True):
-        drawn |= draw(below, curves.steps, values, color=colour)
+        drawn |= draw(below, curves.steps, values, band=False, color=colour)
     below.set_ylim(bottom=0)
     finish(above)
     finish(below)

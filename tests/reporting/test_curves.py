@@ -18,14 +18,21 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_a_thinned_line_keeps_ends_and_extremes() -> None:
+    """Of 10,001 points each of 300 stands for about 33: the median of their values is drawn, and lowest and highest."""
     rng = np.random.default_rng(1)
-    y = rng.normal(size=10_001)
+    x, y = np.arange(10_001.0), rng.normal(size=10_001)
     y[777], y[5555] = 50.0, -50.0
-    x = np.arange(10_001.0)
-    px, py = thinned(x, y, 500)
-    assert 250 < len(px) <= 500 and np.all(np.diff(px) > 0)
-    assert (px[0], px[-1], py.max(), py.min()) == (0, 10_000, 50, -50) and np.array_equal(py, y[px.astype(int)])
-    assert thinned(x[:500], y[:500], 500)[0] is not None and len(thinned(x[:500], y[:500], 500)[0]) == 500
+    line = thinned(x, y, 300)
+    assert len(line.x) == len(line.y) == len(line.low) == len(line.high) == 300 and np.all(np.diff(line.x) > 0)
+    assert (line.x[0], line.x[-1], line.y[0], line.y[-1]) == (0, 10_000, y[0], y[-1])
+    assert (line.high.max(), line.low.min()) == (50, -50) and np.abs(line.y[1:-1]).max() < 1
+    assert line.high.argmax() == np.abs(line.x - 777).argmin() and np.all((line.low <= line.y) & (line.y <= line.high))
+
+
+def test_a_short_line_stays() -> None:
+    x, y = np.arange(300.0), np.arange(300.0)[::-1]
+    line = thinned(x, y, 300)
+    assert np.array_equal(line.x, x) and all(np.array_equal(values, y) for values in (line.y, line.low, line.high))
 
 
 def test_rows_are_sorted_and_the_last_of_a_step_counts(tmp_path: Path) -> None:
