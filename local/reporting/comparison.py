@@ -165,8 +165,9 @@ def lines(experiments: Sequence[Experiment], file: str, column: str, label: str,
     drawn = False
     for i, (name, experiment) in enumerate(zip(labels(experiments), experiments, strict=True)):
         if (curves := read_curves(experiment.exp_dir / file)) is not None:
-            style = {"color": COLOURS[i % len(COLOURS)], "alpha": 0.85, "marker": "" if file == "train.csv" else "o"}
-            drawn |= draw(axes, curves.steps, curves.column(column), label=name, markersize=4, **style)
+            marker, colour = "" if file == "train.csv" else "o", COLOURS[i % len(COLOURS)]
+            values = curves.column(column)
+            drawn |= draw(axes, curves.steps, values, label=name, color=colour, alpha=0.85, marker=marker, markersize=4)
     finish(axes)
     if drawn:
         yield figure
