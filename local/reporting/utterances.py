@@ -98,8 +98,13 @@ def article_start(
     level = levels.get(w.name, {}).get(w.id)
     facts += [f"speech {level:.0f} dB above noise"] if level is not None else []
     least, most = (f(c.errors for c in w.counts.values()) for f in (min, max))
-    facts += [f"{words} word{'' if words == 1 else 's'}", f"{least} to {most} errors" if least < most else f"{most} error{'s' if most > 1 else ''}"]
+    facts += [numbered(words, "word"), f"{least} to {most} errors" if least < most else numbered(most, "error")]
     return f'<article id="u{number}"{attributes}><h3><bdi>{escape(w.id)}</bdi></h3><p>{" · ".join(facts)}</p>'
+
+
+def numbered(count: int, what: str) -> str:
+    """Return `1 word` or `2 words`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def kinds(c: Counts) -> str:
