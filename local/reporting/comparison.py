@@ -12,7 +12,7 @@ from local.reporting.breakdowns import count
 from local.reporting.curves import COLOURS, HEIGHT, WIDTH, draw, finish, read_curves
 from local.reporting.experiment import Experiment
 from local.reporting.origin import RUN, differences
-from local.reporting.overview import breakable
+from local.reporting.overview import method_html
 from local.reporting.utterances import Wrong, alignment
 from local.scoring.comparison import Comparison, compare_experiments
 from local.scoring.hypotheses import is_oracle
@@ -82,7 +82,7 @@ def labels(experiments: Sequence[Experiment]) -> list[str]:
 
 def add_table(page: Page, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Add a table of sets and methods, whose long names may be broken."""
-    cells = [[escape(n), breakable(m), *map(escape, others)] for n, m, *others in rows]
+    cells = [[escape(n), method_html(m), *map(escape, others)] for n, m, *others in rows]
     page.html(table_html([escape(c) for c in head], cells, "wer", (0, 1)))
 
 
