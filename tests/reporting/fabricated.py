@@ -45,7 +45,8 @@ def make(folder: Path, utterances: Sequence[Said], tokens: Mapping[str, int] | N
     for number, u in enumerate(utterances):
         audio = folder / f"{number}.flac"
         time = np.arange(round(u.seconds * RATE)) / RATE
-        soundfile.write(audio, 0.3 * np.sin(2 * np.pi * 300 * time) * (np.sin(2 * np.pi * 3 * time) > 0), RATE)
+        noise = 0.01 * np.random.default_rng(number).standard_normal(len(time))
+        soundfile.write(audio, 0.3 * np.sin(2 * np.pi * 300 * time) * (np.sin(2 * np.pi * 3 * time) > 0) + noise, RATE)
         cuts.append(cut(u, audio))
     (data / "cuts" / "test.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(c) + "\n" for c in cuts).encode()))
     for place, method in enumerate(METHODS):

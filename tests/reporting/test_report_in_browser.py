@@ -24,7 +24,7 @@ from tests.reporting.fabricated import METHODS, Said, cut, make, write_report
 import pytest
 
 SHOTS = os.environ.get("REPORT_SHOTS")  # a folder for screenshots, to be looked at
-EVERY = 3  # one of so many digits utterances
+EVERY = 4  # one of so many digits utterances
 HACK = "window.hacked=1"
 HOSTILE = (
     f"<script>{HACK}</script>",
