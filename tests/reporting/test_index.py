@@ -36,7 +36,7 @@ def test_results_and_facts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     methods = {"greedy_search": result(3.0), "fast_beam_search": result(2.5), "nbest_oracle": result(1.0, oracle=True)}
     run = {"parameters": 1234567, "train_hours": 960.94}
     make(tmp_path / "a", {"clean": methods, "silent": {"greedy_search": result(None)}}, run, seed=7, num_epochs=99)
-    make(tmp_path / "b", seed=7)
+    make(tmp_path / "b", num_epochs=99)
     (tmp_path / "a" / "log").mkdir()
     calls = [("train", 60, 1), ("decode", 5, 0), ("train", 3600, 0)]
     journal = "".join(f"2026-11-28 10:00:00\thost\t{stage}\t{s}\t{status}\t./run.sh\n" for stage, s, status in calls)
@@ -49,9 +49,9 @@ def test_results_and_facts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         *("[a](a/report.html)", "clean", "2.50", "1.50 - 3.50", "fast_beam_search", "3.00"),
         *("960.9", "1,234,567", "1:01:00"),
     ]
-    assert first[10] == "train.num_epochs=99, train.seed=7"  # what only this one has comes first
+    assert first[10] == "train.seed=7, train.num_epochs=99"  # what only this one has comes first
     assert silent[1:6] == ["silent", "-", "-", "-", "-"]
-    assert other[:9] == ["b", *["-"] * 8] and other[10] == "train.seed=7"
+    assert other[:9] == ["b", *["-"] * 8] and other[10] == "train.num_epochs=99"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", other[9])
 
 

@@ -12,7 +12,7 @@ from local.scoring.intervals import MOST_NUMBERS, chance, wer_interval, wilson
 import kaldialign
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 counts = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12)
@@ -27,6 +27,7 @@ def speech(seed: int, utterances: int, rate: float = 0.05) -> tuple[list[int], l
 
 
 @given(counts)
+@example([(4, 3)])  # 100 * (4 / 3) is less than 100.0 * 4 / 3
 def test_an_interval_holds_the_rate_and_is_not_negative(pairs: list[tuple[int, int]]) -> None:
     errors, words = ([pair[i] for pair in pairs] for i in (0, 1))
     if not sum(words):
