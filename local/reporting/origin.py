@@ -78,9 +78,10 @@ def add_origin(page: Page, experiment: Experiment) -> None:
         page.text(note)
     page.heading("Configuration")
     if experiment.config:
-        page.text("Keys whose value differs from conf/base.yaml:")
         found = differences(experiment.config, to_dict(load_config()))
-        page.table(("key", "here", "base.yaml"), found, (0, 1, 2))
+        page.text("Keys whose value differs from conf/base.yaml:" if found else "No key differs from conf/base.yaml.")
+        if found:
+            page.table(("key", "here", "base.yaml"), found, (0, 1, 2))
         if any(MISSING in row for row in found):
             page.note(f"{MISSING}: the key did not exist when the model was trained, or exists no longer.")
         page.html(details("The whole configuration", yaml.safe_dump(experiment.config, sort_keys=False, allow_unicode=True)))

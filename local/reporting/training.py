@@ -50,8 +50,8 @@ HEALTHY = {
     "what the filter is for; a median well below 1 means that gradient.threshold is too low for these data.",
     "speed": "Healthy: level lines, and a share of waiting below 10 %. More waiting means that the training waits for data: "
     "raise data.num_workers, or store the features (features.type=precomputed). A frame is 10 ms of speech.",
-    "lm": "The language model: perplexity per token over the epochs. Healthy: both lines fall, and dev ends not far above "
-    "train. The epoch with the lowest dev perplexity is kept.",
+    "lm": "The language model: perplexity per token over the epochs. Healthy: both lines fall and end near each other; train "
+    "can be the higher one, as it is measured with dropout. The epoch with the lowest dev perplexity is kept.",
 }
 
 

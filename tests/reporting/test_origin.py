@@ -108,7 +108,11 @@ def test_the_section(tmp_path: Path) -> None:
         page, experiment(tmp_path, {"greedy_search": [row("1", "A", "A", [])]}, config=config, stats={"made_by": MADE_BY})
     )
     text = shown(page)
-    assert "<td>train.num_epochs</td><td>3</td><td>35</td>" in text and "<td>decode.lm_scale</td><td>0.7</td>" in text
+    assert (
+        "<th>base.yaml</th>" in text
+        and "<td>train.num_epochs</td><td>3</td><td>35</td>" in text
+        and "<td>decode.lm_scale</td><td>0.7</td>" in text
+    )
     assert (
         "77, hash f0d" in text
         and "<td>parameters</td><td>5</td>" in text
@@ -125,6 +129,12 @@ def test_what_is_unknown_is_a_dash(tmp_path: Path, config: dict) -> None:
     page = Page("a", tmp_path)
     add_origin(page, experiment(tmp_path, {"greedy_search": [row("1", "A", "A", [])]}, config=config))
     assert "<td>trained by commit</td><td>-</td>" in shown(page) and "journal.tsv" in shown(page)
+
+
+def test_a_configuration_without_differences(tmp_path: Path) -> None:
+    page = Page("a", tmp_path)
+    add_origin(page, experiment(tmp_path, {"greedy_search": [row("1", "A", "A", [])]}, config=to_dict(load_config())))
+    assert "No key differs" in shown(page) and "<th>base.yaml</th>" not in shown(page)
 
 
 def test_a_damaged_file_of_settings_is_named(tmp_path: Path) -> None:
