@@ -8,7 +8,7 @@ source local/stages.sh
 
 usage() {
   cat <<'HELP'
-./run.sh [options] [key.sub=value ...]     prepare -> train -> average -> lm -> tune -> decode -> score; export on demand
+./run.sh [options] [key.sub=value ...]     prepare -> train -> average -> lm -> tune -> decode -> score -> report
 
 Stages
   0  prepare        ./prepare.sh: audio -> data/<corpus> (manifests, cuts, tokens, features)
@@ -19,7 +19,8 @@ Stages
                     tune has a list); EXP/tune.tsv: all that was tried
   5  decode         test sets by all of decode.methods -> EXP/decode/<method>/<set>.jsonl
   6  score          -> EXP/wer.json, EXP/wer.md, EXP/wer.png, EXP/errors/; prints the WER table
-  7  export         -> EXP/export/: the model for sherpa-onnx (ONNX, float32 and int8), checked by sherpa-onnx on the dev
+  7  report         -> EXP/report.html: one page with the errors and their audio, the training, the data
+  8  export         -> EXP/export/: the model for sherpa-onnx (ONNX, float32 and int8), checked by sherpa-onnx on the dev
                     sets, with a model card. Only on demand: --stage export runs it alone, --stop-stage export after the rest
 
 Other commands, never part of a run:  ./run.sh COMMAND [options] [key.sub=value ...]
@@ -39,7 +40,7 @@ Options
                      data/<corpus>/conf.yaml, which stage prepare chooses to fit the hours of speech and this machine)
   --checkpoint FILE  command evaluate: the trained model, such as exp/mine/averaged.pt
   --stage N          first stage, a number or a name
-  --stop-stage N     last stage, a number or a name (default: score)
+  --stop-stage N     last stage, a number or a name (default: report)
   --nj N             processes that prepare data (default: the number of cores)
   --dask HOST:PORT   see ./prepare.sh --help
   --nproc N          processes that train together on this machine (default: one per GPU; 1 without GPUs)
@@ -91,18 +92,28 @@ export_model() {
   run local.export "${model[@]}" --data-dir "$data_dir" --out "$exp_dir/export" --int8
 }
 
-# name_table: $table, what stage score makes.
-name_table() { table=(--output "$exp_dir"/wer.json --output "$exp_dir"/wer.md --also "$exp_dir"/wer.png --also "$exp_dir"/errors); }
-
 prepare() {
   RECIPE_PARENT=$$ follow exec "$python" -m local.with_parent ./prepare.sh "$@" || { local status=$?; end_if_stopped; exit "$status"; }
 }
 
-score() { program local.wer --exp-dir "$exp_dir" --data-dir "$data_dir" > /dev/null; }  # main prints the table
+score() { program local.wer --exp-dir "$exp_dir" --data-dir "$data_dir" > /dev/null; }  # the table is printed after it
+
+# score_and_report INPUTS...: stages score and report; INPUTS: what the table needs besides decode/.
+score_and_report() {
+  local table=(--output "$exp_dir"/wer.json --output "$exp_dir"/wer.md --also "$exp_dir"/wer.png --also "$exp_dir"/errors)
+  local read=() file
+  stage score --input "$exp_dir/decode" --made-by decode "$@" "${table[@]}" -- score
+  [[ $last -lt 6 || $first -gt 6 ]] || cat "$exp_dir/wer.md"
+  for file in config.yaml train.csv valid.csv outliers.tsv lm/log.csv tuned.yaml tune.tsv; do read+=(--watch "$exp_dir/$file"); done
+  for file in cuts manifests/dropped.tsv summary.json; do read+=(--watch "$data_dir/$file"); done
+  stage report --input "$exp_dir/wer.json" --made-by score --input "$exp_dir/decode" --made-by decode "${read[@]}" \
+    --output "$exp_dir/report.html" -- program local.report --exp-dir "$exp_dir" --data-dir "$data_dir"
+  [[ $last -lt 7 || $first -gt 7 ]] || echo "report: $exp_dir/report.html"
+}
 
 # evaluate: prepare the test parts with the configuration of the checkpoint; decode; score.
 evaluate() {
-  local trained_in audio=() tuned=() needed table
+  local trained_in audio=() tuned=() needed
   [[ -f $checkpoint ]] || fail "evaluate needs --checkpoint FILE, a trained model such as exp/mine/averaged.pt; not '$checkpoint'"
   [[ -z $conf ]] || fail "evaluate takes the configuration of the checkpoint, without --conf; keys can follow as key=value"
   [[ -z $data_dir ]] || fail "evaluate prepares the test set in EXP/data, without --data-dir; --exp-dir names EXP"
@@ -113,7 +124,6 @@ evaluate() {
   exp_dir=${exp_dir:-$trained_in/evaluate/$name}
   data_dir=$exp_dir/data conf=$exp_dir/checkpoint.yaml
   done_dir=$exp_dir/.done log_dir=$exp_dir/log
-  name_table
   ensure_python
   [[ -d $exp_dir ]] || make_folder "$exp_dir"
   lock 8 "$exp_dir/.lock"
@@ -138,8 +148,7 @@ evaluate() {
   stage decode --config "decode data.test_parts" "${needed[@]}" --input "$checkpoint" --made-by average \
     --input "$data_dir/cuts" --made-by prepare --output "$exp_dir/decode" -- run local.decode --checkpoint "$checkpoint" \
     --data-dir "$data_dir" --exp-dir "$exp_dir" --trained-in "$trained_in" "${tuned[@]}"
-  stage score --input "$exp_dir/decode" --made-by decode "${table[@]}" -- score
-  cat "$exp_dir/wer.md"
+  score_and_report
 }
 
 other_command() {
@@ -153,9 +162,9 @@ other_command() {
 # All of it is read before any of it runs, so that the file may be edited meanwhile.
 main() {
   options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nj dask nproc nnodes rdzv python checkpoint"
-  stages="prepare train average lm tune decode score export"
-  corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=6 nj='' dask='' nproc=0 nnodes=1 rdzv='' python=''
-  local other='' lang needed given table sharing=() tuning=false checkpoint='' requirements=(requirements.txt)
+  stages="prepare train average lm tune decode score report export"
+  corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=7 nj='' dask='' nproc=0 nnodes=1 rdzv='' python=''
+  local other='' lang needed given sharing=() tuning=false checkpoint='' requirements=(requirements.txt)
   case ${1:-} in evaluate|diagnose|ablation|study) other=$1; shift ;; esac
   [[ $other != evaluate ]] || corpus=custom
   parse_options "$@"
@@ -164,7 +173,7 @@ main() {
     return
   fi
   [[ -z $checkpoint ]] || fail "--checkpoint is an option of command evaluate"
-  [[ $first -ne 7 || $last -ne 6 ]] || last=7  # so that --stage export runs, although the last stage is score by default
+  [[ $first -ne 8 || $last -ne 7 ]] || last=8  # so that --stage export runs, although the last stage is report by default
   [[ $nproc =~ ^[0-9]+$ ]] || fail "option --nproc must be a whole number, not '$nproc'"
   [[ $nnodes =~ ^[1-9][0-9]*$ ]] || fail "option --nnodes must be a whole number above 0, not '$nnodes'"
   resolve_options
@@ -173,14 +182,13 @@ main() {
     [[ $force == false ]] || fail "--force with --nnodes: remove $exp_dir instead, on one machine"
     first=1 last=1
   fi
-  [[ -n $other || $last -lt 7 ]] || requirements+=(requirements-export.txt)
+  [[ -n $other || $last -lt 8 ]] || requirements+=(requirements-export.txt)
   ensure_python "${requirements[@]}"
   read_config
   check_data
   done_dir=$exp_dir/.done log_dir=$exp_dir/log
-  name_table
   lang=$data_dir/lang_bpe_$(value_of lang.vocab_size)
-  if [[ -n $other || $last -ge 1 && $first -le 7 ]]; then
+  if [[ -n $other || $last -ge 1 ]]; then
     [[ -d $exp_dir ]] || make_folder "$exp_dir"
     [[ $nnodes -eq 1 ]] || sharing=(--shared)  # the machines that train together
     lock 8 "$exp_dir/.lock" "${sharing[@]}"
@@ -234,8 +242,7 @@ main() {
     echo "stage 4, tune: skipped: section tune has no list"
   fi
   stage decode --config "decode data.test_parts" "${needed[@]}" --output "$exp_dir/decode" -- decode
-  stage score --input "$exp_dir/decode" --made-by decode --watch "$exp_dir/lm/perplexity.json" "${table[@]}" -- score
-  [[ $last -lt 6 || $first -gt 6 ]] || cat "$exp_dir/wer.md"
+  score_and_report --watch "$exp_dir/lm/perplexity.json"
   stage export --config "decode data.dev_parts" "${needed[@]}" --watch "$exp_dir/wer.json" --output "$exp_dir/export" -- \
     export_model
 }

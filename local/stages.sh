@@ -82,15 +82,15 @@ from_elsewhere() {
   fail "$1: a relative path counts from $repository, and you are in $called_from; give the whole path, or go there first"
 }
 
-# stage_number OPTION VALUE: the number of a stage that is given by number or by name.
+# stage_number OPTION VALUE: the number of a stage that is given by number or by name. A number without a stage stops here.
 stage_number() {
   local number=0 name
   for name in $stages; do
     if [[ $2 == "$name" ]]; then echo "$number"; return; fi
     number=$((number + 1))
   done
-  [[ $2 =~ ^-?[0-9]+$ ]] || fail "option $1 must be a number or one of: $stages; not '$2'"
-  echo "$2"
+  [[ $2 =~ ^[0-9]{1,9}$ && 10#$2 -lt $number ]] || fail "option $1 must be 0 to $((number - 1)) or one of: $stages; not '$2'"
+  echo $((10#$2))
 }
 
 # name_corpus: $name, of the folders in data/ and exp/: the corpus's, or that of --corpus-dir for one's own audio.
@@ -106,6 +106,7 @@ name_corpus() {
 # local/choose_conf.py writes, if there is no other conf.
 resolve_options() {
   chosen=''
+  [[ $first -le $last ]] || fail "--stage $stage comes after --stop-stage $stop_stage, so no stage would run; change one of them"
   [[ -f egs/$corpus/corpus.yaml ]] || fail "no corpus '$corpus': egs/ has $(cd egs && echo */ | tr -d /)"
   name_corpus
   data_dir=${data_dir:-data/$name}

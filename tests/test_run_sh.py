@@ -26,7 +26,8 @@ def experiment(tmp_path: Path) -> Path:
     python.write_text(
         f'#!/bin/sh\ncase $2 in local.config|local.lock_folder|local.with_parent) exec {sys.executable} "$@" ;; esac\n'
         f'echo "$@" >> {tmp_path}/calls\nmkdir -p {exp}/decode\n'
-        f"case $2 in local.tune) touch {exp}/tuned.yaml ;; local.wer) touch {exp}/wer.json; echo WER > {exp}/wer.md ;; esac\n"
+        f"case $2 in local.tune) touch {exp}/tuned.yaml ;; local.wer) touch {exp}/wer.json; echo WER > {exp}/wer.md ;;\n"
+        f"local.report) touch {exp}/report.html; exit $(cat {tmp_path}/fails 2>/dev/null || echo 0) ;; esac\n"
     )
     python.chmod(0o755)
     return tmp_path
@@ -47,7 +48,7 @@ def calls(folder: Path, stage: int | str, last: int | str, *overrides: str) -> l
     assert done.returncode == 0, done.stderr
     lines = (folder / "calls").read_text().splitlines()
     end = " ".join(["--conf conf/base.yaml", *(o for o in overrides if not o.startswith("--"))])
-    assert all(line.endswith(end) or line.startswith("-m local.wer ") for line in lines), lines
+    assert all(line.endswith(end) or line.startswith(("-m local.wer ", "-m local.report ")) for line in lines), lines
     for line in lines:  # printed, so that it can be copied
         assert line.split()[1] in done.stderr
     gone = (f"--data-dir {folder}/data", f"--exp-dir {folder}/exp", f"--checkpoint {folder}/exp/averaged.pt", end, "-m")
@@ -142,8 +143,8 @@ def test_every_program_understands_its_call(experiment: Path, monkeypatch: pytes
         "augment.musan=musan",
         "lang.vocab_size=500",
     ]
-    found = calls(experiment, 0, 7, "--nproc=1", *options)
-    assert len(found) == 13
+    found = calls(experiment, 0, 8, "--nproc=1", *options)
+    assert len(found) == 14
     for line in (experiment / "calls").read_text().splitlines():
         _, module, *words = line.split(" ")  # an empty argument leaves two blanks
         parsed(monkeypatch, module, words)
@@ -169,10 +170,10 @@ def test_decoding_takes_the_tuned_average(experiment: Path) -> None:
 
 def test_export_runs_on_demand_alone(experiment: Path) -> None:
     exp = experiment / "exp"
-    assert calls(experiment, 5, "") == ["local.decode", "local.wer"]  # up to the default last stage
+    assert calls(experiment, 5, "") == ["local.decode", "local.wer", "local.report"]  # up to the default last stage
     (exp / "export").mkdir()
     ours = f"local.export --out {exp}/export"
-    for stage in ("export", 7):
+    for stage in ("export", 8):
         calls(experiment, stage, "", f"decode.beam={4 + len(str(stage))}")
         (found,) = (experiment / "calls").read_text().splitlines()
         assert f"--lm {exp}/lm/lm.pt" in found and "--int8" in found and ours.split()[2] in found
@@ -186,13 +187,37 @@ def test_export_takes_the_tuned_average(experiment: Path) -> None:
     lists = "tune.average_num=[1]"
     calls(experiment, 4, 4, lists)
     (experiment / "exp" / "tuned.pt").touch()
-    (found,) = calls(experiment, 7, 7, lists)
+    (found,) = calls(experiment, 8, 8, lists)
     assert f"--checkpoint {experiment}/exp/tuned.pt" in found and f"--tuned {experiment}/exp/tuned.yaml" in found
 
 
 def test_the_table_ends_the_output_also_if_all_is_done(experiment: Path) -> None:
     for _ in range(2):
         assert run_sh(experiment, 5, 6).stdout.splitlines()[-1] == "WER"
+
+
+def test_the_report_follows_the_table(experiment: Path) -> None:
+    exp = experiment / "exp"
+    (experiment / "fails").write_text("1")
+    failed = run_sh(experiment, 5, "")
+    assert failed.returncode == 1 and "WER" in failed.stdout.splitlines()  # the table is not lost
+    assert "stage 7" in failed.stderr and f"{exp}/log/report.log" in failed.stderr
+    (experiment / "fails").write_text("0")
+    assert calls(experiment, "report", "") == ["local.report"]
+    assert calls(experiment, 5, "") == []
+    assert run_sh(experiment, 5, "").stdout.splitlines()[-1].endswith(f"{exp}/report.html")
+    for name in ("exp/train.csv", "exp/decode/more.jsonl", "data/cuts"):
+        (experiment / name).write_text("1")
+        assert calls(experiment, "report", "") == ["local.report"], name
+
+
+@pytest.mark.parametrize(
+    "options", [("9", ""), ("0", "9"), ("reports", ""), ("-1", "0"), ("5", "4"), ("export", "report"), ("010", "")]
+)
+def test_a_stage_that_is_none_is_an_error(experiment: Path, options: tuple[str, str]) -> None:
+    wrong = run_sh(experiment, *options)
+    assert wrong.returncode == 1 and wrong.stdout == "" and wrong.stderr.count("\n") == 1
+    assert "stage" in wrong.stderr and (("0 to 8" in wrong.stderr) or options in (("5", "4"), ("export", "report")))
 
 
 @pytest.mark.parametrize("command, module", [("diagnose", "local"), ("ablation", "studies"), ("study", "studies")])

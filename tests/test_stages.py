@@ -25,7 +25,7 @@ cd "$1"; shift
 usage() {{ echo help; }}
 options="corpus corpus_dir data_dir conf stage stop_stage nj python"
 stages="zero first second"
-corpus=c corpus_dir='' data_dir='' conf='' stage=0 stop_stage=9 nj='' python={sys.executable}
+corpus=c corpus_dir='' data_dir='' conf='' stage=0 stop_stage=2 nj='' python={sys.executable}
 parse_options "$@"
 resolve_options
 ensure_python
@@ -228,6 +228,9 @@ def test_bars_stay_on_the_terminal(place: Path) -> None:
         (["--stage"], ["--stage"]),
         (["--stage", "one"], ["--stage", "zero first second", "'one'"]),
         (["--stop-stage", "1.5"], ["--stop-stage", "'1.5'"]),
+        (["--stop-stage", "3"], ["--stop-stage", "0 to 2", "'3'"]),
+        (["--stage", "99999999999999999999"], ["--stage", "0 to 2"]),
+        (["--stage", "2", "--stop-stage", "first"], ["--stage 2", "--stop-stage first"]),
         (["--nj", "0"], ["--nj", "'0'"]),
         (["--corpus", "nix"], ["'nix'", "egs/ has c"]),
         (["--conf", "none.yaml"], ["--conf none.yaml"]),
