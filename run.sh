@@ -41,6 +41,8 @@ Options
   --checkpoint FILE  command evaluate: the trained model, such as exp/mine/averaged.pt
   --stage N          first stage, a number or a name
   --stop-stage N     last stage, a number or a name (default: report)
+  --sets NAMES       stage decode: these parts instead of the test parts, such as dev or dev,test; the table then has them
+                     beside the sets that the same model decoded before
   --nj N             processes that prepare data (default: the number of cores)
   --dask HOST:PORT   see ./prepare.sh --help
   --nproc N          processes that train together on this machine (default: one per GPU; 1 without GPUs)
@@ -49,23 +51,12 @@ Options
   --rdzv HOST:PORT   where these machines find each other: a free port of one of them
   --python PROGRAM   Python to use as it is, instead of making .venv
   --force            run finished stages again; training starts from the beginning
+  --dry-run          show what each stage would do, and its command; change nothing
   --help
 
 Any configuration key can follow: train.num_epochs=20 decode.methods=[greedy_search] loss.backend=k2
 Every stage prints its command, which you can run alone, and writes its output to EXP/log/<stage>.log as well.
 HELP
-}
-
-train() {
-  if [[ $force == true ]]; then
-    rm -rf "$exp_dir/checkpoints" "$exp_dir/tensorboard" "$exp_dir"/{train,valid}.csv
-  fi
-  run local.train --data-dir "$data_dir" --exp-dir "$exp_dir" --nproc "$nproc" --nnodes "$nnodes" --rdzv "$rdzv"
-}
-
-train_lm() {
-  [[ $force == false ]] || rm -rf "$exp_dir/lm"
-  run local.train_lm --data-dir "$data_dir" --exp-dir "$exp_dir"
 }
 
 # name_model: $model, the arguments that name what stages decode and export take.
@@ -77,9 +68,20 @@ name_model() {
   fi
 }
 
+# name_sets: make $sets a list, and $of_sets what stage decode is about: each choice of sets has a marker of its own.
+name_sets() {
+  of_sets=(--config "decode data.test_parts")
+  read -ra sets <<< "${sets//,/ }"
+  [[ ${#sets[@]} -gt 0 ]] || return 0
+  [[ -z $other ]] || fail "--sets is an option of stage decode; $other has none"
+  [[ ${sets[*]} != */* && " ${sets[*]}" != *" -"* ]] || fail "--sets: names of parts, with commas between, not '${sets[*]}'"
+  of_sets=(--config "decode data.dev_parts data.test_parts" --marker "decode-$(IFS=,; echo "${sets[*]}")")
+}
+
 decode() {
   local model
   name_model
+  [[ ${#sets[@]} -eq 0 ]] || model+=(--sets "${sets[@]}")
   run local.decode "${model[@]}" --data-dir "$data_dir" --exp-dir "$exp_dir"
 }
 
@@ -93,6 +95,7 @@ export_model() {
 }
 
 prepare() {
+  [[ $dry == false ]] || { plan_prepare "$@"; return; }
   RECIPE_PARENT=$$ follow exec "$python" -m local.with_parent ./prepare.sh "$@" || { local status=$?; end_if_stopped; exit "$status"; }
 }
 
@@ -103,18 +106,19 @@ score_and_report() {
   local table=(--output "$exp_dir"/wer.json --output "$exp_dir"/wer.md --also "$exp_dir"/wer.png --also "$exp_dir"/errors)
   local read=() file
   stage score --input "$exp_dir/decode" --made-by decode "$@" "${table[@]}" -- score
-  [[ $last -lt 6 || $first -gt 6 ]] || cat "$exp_dir/wer.md"
+  [[ $last -lt 6 || $first -gt 6 || $dry == true ]] || cat "$exp_dir/wer.md"
   for file in config.yaml train.csv valid.csv outliers.tsv lm/log.csv tuned.yaml tune.tsv; do read+=(--watch "$exp_dir/$file"); done
   for file in cuts manifests/dropped.tsv summary.json; do read+=(--watch "$data_dir/$file"); done
   stage report --input "$exp_dir/wer.json" --made-by score --input "$exp_dir/decode" --made-by decode "${read[@]}" \
     --output "$exp_dir/report.html" -- program local.report --exp-dir "$exp_dir" --data-dir "$data_dir"
-  [[ $last -lt 7 || $first -gt 7 ]] || echo "report: $exp_dir/report.html"
+  [[ $last -lt 7 || $first -gt 7 || $dry == true ]] || echo "report: $exp_dir/report.html"
 }
 
 # evaluate: prepare the test parts with the configuration of the checkpoint; decode; score.
 evaluate() {
   local trained_in audio=() tuned=() needed
   [[ -f $checkpoint ]] || fail "evaluate needs --checkpoint FILE, a trained model such as exp/mine/averaged.pt; not '$checkpoint'"
+  [[ $dry == false ]] || fail "evaluate has no --dry-run: it first writes the configuration of the checkpoint"
   [[ -z $conf ]] || fail "evaluate takes the configuration of the checkpoint, without --conf; keys can follow as key=value"
   [[ -z $data_dir ]] || fail "evaluate prepares the test set in EXP/data, without --data-dir; --exp-dir names EXP"
   [[ -n $corpus_dir || $corpus != custom ]] || fail "evaluate needs --corpus-dir DIR, the folder of the test set"
@@ -155,19 +159,20 @@ other_command() {
   local module=studies.$1
   [[ $1 != diagnose ]] || module=local.diagnose
   [[ -f $lang/bpe.model ]] || fail "$1: $lang/bpe.model is missing; stage prepare makes it"
-  mkdir -p "$exp_dir/log"
+  make_folder "$exp_dir/log"
   logged "$exp_dir/log/$1.log" run "$module" --data-dir "$data_dir" --exp-dir "$exp_dir"
 }
 
 # All of it is read before any of it runs, so that the file may be edited meanwhile.
 main() {
-  options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nj dask nproc nnodes rdzv python checkpoint"
+  options="corpus corpus_dir data_dir exp_dir conf stage stop_stage sets nj dask nproc nnodes rdzv python checkpoint"
   stages="prepare train average lm tune decode score report export"
   corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=7 nj='' dask='' nproc=0 nnodes=1 rdzv='' python=''
-  local other='' lang needed given sharing=() tuning=false checkpoint='' requirements=(requirements.txt)
+  local other='' of_sets lang needed given sharing=() tuning=false checkpoint='' sets='' requirements=(requirements.txt)
   case ${1:-} in evaluate|diagnose|ablation|study) other=$1; shift ;; esac
   [[ $other != evaluate ]] || corpus=custom
   parse_options "$@"
+  name_sets
   if [[ $other == evaluate ]]; then
     evaluate
     return
@@ -215,14 +220,17 @@ main() {
 
   stage train --config "model gradient loss optim train features augment lang data.train_parts data.dev_parts data.num_buckets" \
     --input "$lang/bpe.model" --made-by prepare --input "$lang/num_tokens" --made-by prepare \
-    --input "$data_dir/cuts" --made-by prepare --output "$exp_dir/checkpoints" -- train
+    --input "$data_dir/cuts" --made-by prepare --output "$exp_dir/checkpoints" --clear "$exp_dir/checkpoints" \
+    --clear "$exp_dir/tensorboard" --clear "$exp_dir/train.csv" --clear "$exp_dir/valid.csv" -- \
+    run local.train --data-dir "$data_dir" --exp-dir "$exp_dir" --nproc "$nproc" --nnodes "$nnodes" --rdzv "$rdzv"
   stage average --config average --input "$exp_dir/checkpoints" --made-by train --output "$exp_dir/averaged.pt" -- \
     run local.average --exp-dir "$exp_dir"
   if [[ $(value_of lm.train) == true ]]; then
     stage lm --config "lm train.seed data.dev_parts lang.normalise lang.rules" --input "$lang/bpe.model" --made-by prepare \
       --input "$lang/transcript.txt" --made-by prepare \
       --input "$data_dir/manifests" --made-by prepare --watch "$(value_of lm.text)" \
-      --output "$exp_dir/lm/lm.pt" --output "$exp_dir/lm/bigram.arpa" --also "$exp_dir/lm/perplexity.json" -- train_lm
+      --output "$exp_dir/lm/lm.pt" --output "$exp_dir/lm/bigram.arpa" --also "$exp_dir/lm/perplexity.json" --clear "$exp_dir/lm" -- \
+      run local.train_lm --data-dir "$data_dir" --exp-dir "$exp_dir"
   elif [[ $first -le 3 && $last -ge 3 ]]; then
     echo "stage 3, lm: skipped: lm.train is false"
   fi
@@ -241,7 +249,7 @@ main() {
   elif [[ $first -le 4 && $last -ge 4 ]]; then
     echo "stage 4, tune: skipped: section tune has no list"
   fi
-  stage decode --config "decode data.test_parts" "${needed[@]}" --output "$exp_dir/decode" -- decode
+  stage decode "${of_sets[@]}" "${needed[@]}" --output "$exp_dir/decode" -- decode
   score_and_report --watch "$exp_dir/lm/perplexity.json"
   stage export --config "decode data.dev_parts" "${needed[@]}" --watch "$exp_dir/wer.json" --output "$exp_dir/export" -- \
     export_model
