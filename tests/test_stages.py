@@ -85,6 +85,17 @@ def test_what_makes_a_stage_run_again_is_said_in_words(place: Path) -> None:
     assert ran(run(place, "--force")) == ["a", "b"]
 
 
+def test_force_alone_removes_what_a_stage_made(place: Path) -> None:
+    script = "work() { echo working a; mkdir -p out; touch new; ls out; }\n"
+    script += "stage first --config lang --output out --clear out --clear new -- work"
+    run(place, script=script)
+    (place / "out" / "kept").touch()
+    again = run(place, "lang.vocab_size=6", script=script)
+    assert ran(again) == ["a"] and "kept" in again.stdout.splitlines()
+    again = run(place, "lang.vocab_size=6", "--force", script=script)
+    assert ran(again) == ["a"] and "kept" not in again.stdout.splitlines()
+
+
 def test_a_value_may_be_empty(place: Path) -> None:
     assert ran(run(place, "decode.hotwords=")) == ["a", "b"] and ran(run(place, "decode.hotwords=null")) == []
 
