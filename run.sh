@@ -221,7 +221,7 @@ main() {
   stage train --config "model gradient loss optim train features augment lang data.train_parts data.dev_parts data.num_buckets" \
     --input "$lang/bpe.model" --made-by prepare --input "$lang/num_tokens" --made-by prepare \
     --input "$data_dir/cuts" --made-by prepare --output "$exp_dir/checkpoints" --clear "$exp_dir/checkpoints" \
-    --clear "$exp_dir/tensorboard" --clear "$exp_dir/train.csv" --clear "$exp_dir/valid.csv" -- \
+    --clear "$exp_dir/tensorboard" --clear "$exp_dir/logger_run" --clear "$exp_dir/train.csv" --clear "$exp_dir/valid.csv" -- \
     run local.train --data-dir "$data_dir" --exp-dir "$exp_dir" --nproc "$nproc" --nnodes "$nnodes" --rdzv "$rdzv"
   stage average --config average --input "$exp_dir/checkpoints" --made-by train --output "$exp_dir/averaged.pt" -- \
     run local.average --exp-dir "$exp_dir"
