@@ -214,6 +214,7 @@ EXPECTED = {  # program: the locks that it asks for
     "prepare_lang": ["data/.lock"],
     "prepare_manifests": ["data/.lock", "data/.readers"],
     "prepare_noise": ["data/.lock", "data/.readers"],
+    "report": ["exp/.lock", "data/.readers"],
     "synthesise_tiny": [".out.lock"],
     "train": ["exp/.lock", "data/.readers"],
     "train_lm": ["exp/.lock", "data/.readers"],
