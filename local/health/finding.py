@@ -6,7 +6,7 @@ module lists it in `CHECKS`; local/doctor.py calls all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -68,7 +68,7 @@ class Run:
 
     environment: what ./run.sh would do about .venv: "given" (--python), "whole", "old" (it adds packages), "unfinished" (it
     makes .venv again) or "missing" (it makes .venv). cfg: None without the packages that read it, or if it is damaged.
-    nproc: processes of the training; 0: one per GPU. hours: of the training speech, 0 if it is not prepared.
+    X
     """
 
     root: Path
@@ -79,4 +79,14 @@ class Run:
     corpus_dir: Path | None = None
     cfg: Config | None = None
     nproc: int = 0
+    parts: tuple[str, ...] = ()
     hours: float = 0.0
+
+    @property
+    def config(self) -> Config:
+        """Return the configuration; for checks that are only called with one."""
+        assert self.cfg is not None
+        return self.cfg
+
+
+Check = Callable[[Run], Iterator[Finding]]
