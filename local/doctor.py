@@ -69,7 +69,7 @@ def examine(args: argparse.Namespace, seen: Examination) -> None:
     except (ImportError, OSError, RuntimeError) as e:  # of a library
         if not seen.counts["error"]:
             seen.add(error(f"a library fails: {described(e)}", "mend it, or let ./run.sh make a new .venv"))
-        seen.add(note("the configuration, the data and the experiment were not checked"))
+        seen.add(note("the configuration, the data and the experiment are not checked"))
 
 
 def examine_run(run: Run, args: argparse.Namespace, seen: Examination) -> None:
@@ -89,16 +89,20 @@ def examine_run(run: Run, args: argparse.Namespace, seen: Examination) -> None:
     except UserError as e:
         seen.add(error(str(e)))
         seen.call(hardware.CHECKS, run)
-        seen.add(note("the configuration, the data and the experiment were not checked"))
+        seen.add(note("the configuration, the data and the experiment are not checked"))
         return
-    run = replace(
-        run, cfg=cfg, parts=tuple(corpus.parts()), hours=hours, nproc=run.nproc or processes_here(choose_device().type)
-    )
-    seen.call((*hardware.CHECKS, *hardware.RUN_CHECKS, *environment.RUN_CHECKS, *configuration.CHECKS), run)
+    nproc = run.nproc or processes_here(choose_device().type)
+    run = replace(run, cfg=cfg, parts=tuple(corpus.parts()), hours=hours, nproc=nproc)
+    if args.conf is None:
+        seen.call(hardware.CHECKS, replace(run, cfg=None))
+        seen.call((*environment.RUN_CHECKS, configuration.check_corpus, configuration.check_files), run)
+        seen.add(note("stage prepare will choose the configuration, which is not checked yet"))
+    else:
+        seen.call((*hardware.CHECKS, *hardware.RUN_CHECKS, *environment.RUN_CHECKS, *configuration.CHECKS), run)
     if prepared:
         examine_data(run, cfg, args.all, seen)
     else:
-        seen.add(note(f"{run.data_dir} is not prepared: its data were not checked"))
+        seen.add(note(f"{run.data_dir} is not prepared: its data are not checked"))
     if (run.exp_dir / "checkpoints").is_dir() or (run.exp_dir / "train.csv").is_file():
         seen.call(experiment.CHECKS, run)
 

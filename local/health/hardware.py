@@ -62,7 +62,7 @@ def check_busy(run: Run) -> Iterator[Finding]:
 
 def check_disk(run: Run) -> Iterator[Finding]:
     """Yield a file system with less room than the data, the experiment and .venv will take."""
-    needs: dict[int, dict[Path, float]] = defaultdict(dict)
+    needs: dict[int, dict[Path, float]] = defaultdict(dict)  # by file system
     for path, size in needed_gigabytes(run).items():
         needs[existing(path).stat().st_dev][path] = size
     for sizes in needs.values():
@@ -81,9 +81,10 @@ def needed_gigabytes(run: Run) -> dict[Path, float]:
     if run.environment in ("missing", "unfinished"):
         needs[run.root / ".venv"] = VENV_GB
     if run.cfg is not None:
-        from local.health.sizes import data_gigabytes, experiment_gigabytes
+        from local.health.sizes import audio_gigabytes, experiment_gigabytes, feature_storage
 
-        needs[run.data_dir], needs[run.exp_dir] = data_gigabytes(run), experiment_gigabytes(run)
+        needs[run.data_dir], needs[run.exp_dir] = feature_storage(run), experiment_gigabytes(run)
+        needs[run.root / "download"] = audio_gigabytes(run)
     return needs
 
 

@@ -79,14 +79,18 @@ def batch_bytes(cfg: Config) -> float:
     return max(pass_seconds(cfg), cfg.decode.max_duration) * 100 * cfg.features.num_mel_bins * 4
 
 
-def data_gigabytes(run: Run) -> float:
-    """Return the GB that preparation will still write: what stage 0 downloads, and stored features."""
-    cfg = run.config
-    audio = 0.0
-    if not (run.data_dir / "manifests").is_dir() and run.corpus_dir is None:
-        audio = sum(PARTS.get(part, (0.0, 0.0))[0] for part in run.parts)
-    stored = cfg.features.type == "precomputed" and not (run.data_dir / "features").is_dir()
-    return audio + (feature_gigabytes(run.hours, cfg) if stored else 0.0)
+def audio_gigabytes(run: Run) -> float:
+    """Return the GB that stage 0 will still download and unpack into download/."""
+    if run.corpus_dir is not None or (run.data_dir / "manifests").is_dir():
+        return 0.0
+    there = {path.name for path in (run.root / "download").glob("*/*") if path.is_dir()}
+    return sum(PARTS[part][0] for part in run.parts if part in PARTS and part not in there)
+
+
+def feature_storage(run: Run) -> float:
+    """Return the GB of stored features that preparation will still write."""
+    stored = run.config.features.type == "precomputed" and not (run.data_dir / "features").is_dir()
+    return feature_gigabytes(run.hours, run.config) if stored else 0.0
 
 
 def experiment_gigabytes(run: Run) -> float:
