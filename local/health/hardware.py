@@ -142,8 +142,6 @@ def gpu_bytes() -> list[int]:
 
 def workers(run: Run) -> int:
     """Return the data processes of a training on this machine, those of all its processes."""
-    from local.common.processes import cores
-
     chosen, processes = run.config.data.num_workers, max(1, run.nproc)
     return processes * (chosen if chosen >= 0 else max(1, min(8, cores() // processes // 2)))
 
@@ -172,22 +170,30 @@ def check_open_files(run: Run) -> Iterator[Finding]:
 
 
 def check_threads(run: Run) -> Iterator[Finding]:
-    """Yield a number of threads that is no number, or above the number of cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = container_cores()
-    usable = cores if share is None else min(cores, share)
-    written = os.environ.get("OMP_NUM_THREADS")
-    if written is not None and not (written.isdecimal() and int(written) > 0):
+    """Yield an OMP_NUM_THREADS that is no number or too large, and a container with far fewer cores than it sees."""
+    here, written = cores(), os.environ.get("OMP_NUM_THREADS")
+    share = min(here, container_cores() or here)
+    if written is None:
+        if here >= 2 * share:
+            what = f"this container may use {share:g} of {here} cores, and torch will start {here} threads"
+            yield warning(what, f"export OMP_NUM_THREADS={max(1, round(share))}")
+    elif not (written.isdecimal() and int(written) > 0):
         yield warning(f"OMP_NUM_THREADS is '{written}', not a number above 0", "unset it")
-    elif written is not None and int(written) > cores:
-        yield warning(f"OMP_NUM_THREADS is {written}, and there are {cores} cores: threads wait for each other", "unset it")
-    chosen = run.cfg.train.num_threads if run.cfg is not None else 0
-    if chosen * max(1, run.nproc) > cores:
-        what = f"train.num_threads={chosen} with {max(1, run.nproc)} processes are more threads than the {cores} cores"
+    elif int(written) > here:
+        yield warning(f"OMP_NUM_THREADS is {written}, and there are {here} cores: threads wait for each other", "unset it")
+
+
+def check_thread_keys(run: Run) -> Iterator[Finding]:
+    """Yield a train.num_threads that starts more threads than there are cores."""
+    chosen, processes, here = run.config.train.num_threads, max(1, run.nproc), cores()
+    if chosen * processes > here:
+        what = f"train.num_threads={chosen} x {processes} processes are more threads than the {here} cores"
         yield warning(what, "set train.num_threads=0")
-    elif not chosen and written is None and cores >= 2 * usable:
-        what = f"this container may use {usable:g} of {cores} cores, and torch will start {cores} threads"
-        yield warning(what, f"export OMP_NUM_THREADS={max(1, round(usable))}")
+
+
+def cores() -> int:
+    """Return the number of cores that this process may run on, as `local.common.processes`, which imports torch, does."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def container_cores(root: Path = Path("/")) -> float | None:
@@ -199,4 +205,9 @@ def container_cores(root: Path = Path("/")) -> float | None:
 
 
 CHECKS: tuple[Check, ...] = (check_folders, check_busy, check_disk, check_memory, check_threads)
-RUN_CHECKS: tuple[Check, ...] = (check_training_memory, check_shared_memory, check_open_files)  # with a configuration
+RUN_CHECKS: tuple[Check, ...] = (  # with a configuration
+    check_training_memory,
+    check_shared_memory,
+    check_open_files,
+    check_thread_keys,
+)

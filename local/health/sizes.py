@@ -17,8 +17,8 @@ from model.build import weights_by_key
 GB = 1e9
 WEIGHT_BYTES = 24  # per parameter while training: weight and gradient of 4 bytes, two states of Eve, the average in float64
 CHECKPOINT_BYTES = 20  # the same without the gradient
-FRONT_BYTES = 3e6  # of activations of the front end per second of audio
-LAYER_BYTES = 450  # of activations per second, layer and width: 25 frames, 4 bytes, 4.5 tensors; see `pass_bytes`
+FRONT_BYTES = 2.2e6  # of activations of the front end per second of audio
+LAYER_BYTES = 400  # of activations per second, layer and width: 25 frames, 4 bytes, 4 tensors; see `pass_bytes`
 BASE_SECONDS = 300.0  # of a pass, if train.max_duration=auto
 # GB of archives and unpacked audio, and hours, of the parts that stage 0 downloads (https://www.openslr.org/12 and /31).
 PARTS = {
@@ -63,7 +63,7 @@ def pass_bytes(cfg: Config, seconds: float) -> float:
     """
     enc = cfg.model.encoder
     widths = enc.d_model + enc.rnn_hidden_size + enc.dim_feedforward
-    share = 1.0 if cfg.train.precision == "float32" else 0.55
+    share = 1.0 if cfg.train.precision == "float32" else 0.56
     return share * seconds * (FRONT_BYTES + LAYER_BYTES * enc.num_layers * widths)
 
 
