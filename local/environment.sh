@@ -9,6 +9,7 @@ ensure_python() {
     return 0
   fi
   [[ $# -gt 0 ]] || set -- requirements.txt
+  [[ $dry == false ]] || { plan_python "$@"; return; }
   python=.venv/bin/python
   environment_is_whole && environment_is_new "$@" || make_environment "$@"
   for file in .venv/lib/python3*/site-packages; do  # so that `.venv/bin/python local/decode.py` finds its modules

@@ -21,6 +21,7 @@ from local.config.presets import (
     batches_per_epoch,
     bearable_tokens,
     preset_for,
+    speeds,
 )
 from local.config.schema import AUTO
 from local.corpus.corpus_yaml import load_corpus, other_corpus
@@ -63,7 +64,7 @@ RATES = {
 RATE_BELOW, RATE_ABOVE = 10.0, 3.0  # egs/tiny/conf/stress.yaml: 0.01 explodes at times, at 0.02 the encoder is lost at once
 STEP_SECONDS = Known(20.0, 6000.0, "conf/preset/minutes.yaml, and icefall's 8 GPUs with 750 s each")
 STEP_BELOW, STEP_ABOVE = 4.0, 4.0
-FEWEST_BATCHES = 3  # of an epoch
+FEWEST_BATCHES = 3.5  # of an epoch
 VOCABULARY = 2.0  # times the tokens that local/config/presets.py would choose; mini LibriSpeech has 1.8 times
 
 
@@ -130,16 +131,11 @@ def step_seconds(run: Run) -> float:
 
 def check_batch(run: Run) -> Iterator[Finding]:
     """Yield a batch that holds much of the corpus."""
-    batches, seconds = batches_per_epoch(run.hours, run.config), step_seconds(run)
-    if run.hours and (batches < FEWEST_BATCHES or not 3600 * run.hours > seconds):
-        what = f"a step takes {seconds:g} s of audio, and an epoch has about {batches_words(batches)}"
+    seconds, speech = step_seconds(run), 3600 * run.hours * speeds(run.config)
+    if run.hours and (batches := speech / seconds) < FEWEST_BATCHES:  # nan is not less
+        what = f"a step takes {seconds:g} s of audio, and an epoch has {speech:.0f} s: about {max(1, round(batches))} steps"
         key = "train.batch_seconds" if run.config.train.batch_seconds else "train.max_duration"
-        yield warning(what, f"lower {key}, so that an epoch has 50 batches or more")
-
-
-def batches_words(number: int) -> str:
-    """Return "1 batch" or "2 batches"."""
-    return f"{number} batch{'es' if number != 1 else ''}"
+        yield warning(what, f"lower {key}, so that an epoch has 50 steps or more")
 
 
 def check_batch_seconds(run: Run) -> Iterator[Finding]:
