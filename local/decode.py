@@ -13,6 +13,7 @@ other options moves to EXP/decode_earlier.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -163,9 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="EXP",
         help="the experiment of the checkpoint: its lm/ is used, and methods that lack a file are left out",
     )
-    parser.add_argument(
-        "--sets", nargs="+", metavar="SET", default=[], help="parts instead of data.test_parts; dev: all of dev_parts"
-    )
+    parser.add_argument("--sets", nargs="+", metavar="SET", default=[], help="parts instead of data.test_parts; dev: all of dev_parts")
     args = parser.parse_intermixed_args(argv)
     writes(args.exp_dir, new=True)
     reads(args.data_dir)
