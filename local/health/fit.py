@@ -31,7 +31,7 @@ UNRELATED = 0.2  # correlation of the lengths of transcripts and audio; healthy 
 VARIED = 0.2  # standard deviation of the logarithms of both lengths from which their correlation says something
 SCORED = 50  # utterances of a part that a model scores without option --all
 WRONG, OUTLYING = 0.75, 8.0  # share of a guess's nats per token; robust standard deviations above the median
-LEAST_NATS = 10.0  # of an utterance, so that one word heard wrongly is not enough
+LEAST_NATS = 20.0  # of an utterance: one or two words that the model hears wrongly are not enough
 SECONDS = 60.0  # of audio in a batch
 
 
