@@ -30,6 +30,8 @@ Other commands, never part of a run:  ./run.sh COMMAND [options] [key.sub=value 
                     report.txt names the layer where the gradient explodes and the utterances behind it
   ablation          -> EXP/ablation/: trainings with gradient.control filter, clip, none over several seeds; WER table, plots
   study             -> EXP/study/: small models that show how gradients vanish and explode; one page with plots
+  doctor            says what will not work and how to mend it, one line each, and changes nothing; exit status 1 for an
+                    error, with --strict for a warning as well; --all reads all audio, not a sample (docs/doctor.md)
 
 Options
   --corpus NAME      a folder of egs/ (default: tiny)
@@ -155,6 +157,28 @@ evaluate() {
   score_and_report
 }
 
+# doctor ARGUMENTS: as the other commands, but nothing is made or locked, and .venv may be missing.
+doctor() {
+  local word flags=() rest=() state=given audio=()
+  for word in "$@"; do
+    case $word in --all|--strict) flags+=("$word") ;; *) rest+=("$word") ;; esac
+  done
+  parse_options "${rest[@]}"
+  resolve_options
+  if [[ -z $python ]]; then
+    state=$(environment_state requirements.txt)
+    case $state in
+      missing|unfinished) python=$(usable_python) || exit 1 ;;
+      *) python=.venv/bin/python ;;
+    esac
+  fi
+  command -v "$python" > /dev/null || fail "--python $python: no such program"
+  [[ -z $corpus_dir ]] || audio=(--corpus-dir "$corpus_dir")
+  [[ $conf == conf/base.yaml && -n $chosen ]] || audio+=(--conf "$conf")
+  exec "$python" -B -m local.doctor --environment "$state" --corpus "$corpus" --data-dir "$data_dir" --exp-dir "$exp_dir" \
+    --nproc "$nproc" "${audio[@]}" "${flags[@]}" "${overrides[@]}"
+}
+
 other_command() {
   local module=studies.$1
   [[ $1 != diagnose ]] || module=local.diagnose
@@ -169,6 +193,10 @@ main() {
   stages="prepare train average lm tune decode score report export"
   corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=7 nj='' dask='' nproc=0 nnodes=1 rdzv='' python=''
   local other='' of_sets lang needed given sharing=() tuning=false checkpoint='' sets='' requirements=(requirements.txt)
+  if [[ ${1:-} == doctor ]]; then
+    shift
+    doctor "$@"
+  fi
   case ${1:-} in evaluate|diagnose|ablation|study) other=$1; shift ;; esac
   [[ $other != evaluate ]] || corpus=custom
   parse_options "$@"
