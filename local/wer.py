@@ -95,17 +95,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     scores: dict[str, dict[str, Score]] = {}
     reports = {}
     for name, methods in hypotheses.items():
-        spoken = {}
+        speech = {}
         if args.data_dir is not None:
             check_complete(args.data_dir, name, next(iter(methods.values())))
-            spoken = {i: speech.words for i, speech in read_speech(args.data_dir, name).items()}
-        for method, utterances in methods.items():
-            scored, costs = score(utterances), cost(current[name, method])
-            scores.setdefault(name, {})[method] = scored
+            speech = read_speech(args.data_dir, name)
+        scores[name] = {method: score(utterances) for method, utterances in methods.items()}
+        spoken = {i: found.words for i, found in speech.items()}
+        for method, scored in scores[name].items():
             delays = symbol_delays(scored, spoken)
-            row = as_row(scored, *costs, sum(delays) / len(delays) if delays else None, is_oracle(method))
-            results.setdefault(name, {})[method] = row
-            reports[f"{name}.{method}.txt"] = error_report(f"set {name}, {method}", scored)
+            costs = *cost(current[name, method]), sum(delays) / len(delays) if delays else None
+            results.setdefault(name, {})[method] = as_row(scored, *costs, is_oracle(method))
+            others = {m: other for m, other in scores[name].items() if m != method}
+            reports[f"{name}.{method}.txt"] = error_report(f"set {name}, {method}", scored, others, speech)
     text = origin(sets) + table(results) + perplexity_line(args.exp_dir / "lm" / "perplexity.json")
     text += earlier_table([(s, wer_of(s), current.get((s.name, s.method))) for s in earlier])
     write_reports(args.exp_dir / "errors", reports)

@@ -13,6 +13,7 @@ from local.artifacts.decoded_sets import find_sets
 from local.common.errors import UserError
 from local.common.visible import visible
 from local.scoring.align import Utterance, score, symbol_delays
+from local.scoring.error_report import error_report
 from local.scoring.hypotheses import read_hypotheses, read_sets
 from local.scoring.speech import Speech, read_speech
 from local.wer import main
@@ -138,12 +139,30 @@ def test_files_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
     assert (tmp_path / "wer.md").read_text() == capsys.readouterr().out
     lines = (tmp_path / "wer.md").read_text().splitlines()
-    assert len(lines) == 2 + 4 and len({len(line) for line in lines}) == 1
+    assert len({len(line) for line in lines[: 2 + 4]}) == 1 and not any(line.startswith("|") for line in lines[6:])
     assert lines[0].split()[1] == "set" and "40.00" in lines[3] and "0.0500" in lines[5]
     errors = (tmp_path / "errors" / "test.greedy_search.txt").read_text()
     assert "five -> fife" in errors
-    assert any(line.startswith("u1: four (") and "u2:" not in line for line in errors.splitlines())
+    *_, wrong, right, same = errors.splitlines()
+    assert wrong.startswith("u1: four (") and (right, same) == ("    fast_beam_search: four five", "    zz: =")
+    assert "u2:" not in errors
     assert "d: (one->*)" in (tmp_path / "errors" / "dev.greedy_search.txt").read_text()
+
+
+def test_an_error_report_tells_whose_audio_it_is() -> None:
+    found = score([Utterance("a", "one", "two"), Utterance("b", "one", "one"), Utterance("c", "one", "")])
+    speech = {
+        "a": Speech("a", "ann", 1.5, Path("/x/a.wav"), 2.25, 1),
+        "b": Speech("b", "bob", 1.0, Path("/x/b.wav"), 0.0, 0),
+        "c": Speech("c", "", 3.0, None, 0.0, 0),
+    }
+    lines = error_report("set test", found, {}, speech).splitlines()
+    assert lines[-4:] == [
+        "a: (one->two)",
+        "    speaker ann, 1.50 s, /x/a.wav from 2.25 s channel 2",
+        "c: (one->*)",
+        "    3.00 s",
+    ]
 
 
 def write_made(

@@ -8,6 +8,7 @@ from typing import Any
 
 from local.common.html_page import Page
 from local.reporting.experiment import Experiment
+from local.scoring.table import cost_figure
 
 HEAD = ("set", "method", "audio s", "encoder s", "search s", "RTF", "memory MiB", "threads", "device")
 
@@ -19,11 +20,15 @@ def add_cost(page: Page, experiment: Experiment) -> None:
     if not rows:
         page.text("Unknown: the decoded sets have no <set>.stats.json; local/decode.py writes them.")
         return
-    page.table(HEAD, rows)
+    page.table(HEAD, rows, (0, 1, 8))
     page.note(
         "The encoder runs once for all methods of a decoding; each method counts it as its own. RTF is the real-time factor, "
         "seconds of computation per second of audio. A machine that also does other work gives larger times."
     )
+    for name, methods in experiment.results.items():
+        known = {method: r for method, r in methods.items() if {"wer", "rtf", "ci95", "oracle"} <= r.keys()}
+        if (figure := cost_figure({name: known})) is not None:
+            page.drawing(figure, f"Set {name}: word error rate against real-time factor; the lower left is best.")
 
 
 def cost_rows(experiment: Experiment) -> Iterator[list[str]]:

@@ -12,7 +12,8 @@ from local.common.text_files import read_lines
 
 import numpy as np
 
-MOST_POINTS = 500  # of a line in a drawing; it has fewer pixels than that
+MOST_POINTS = 300  # of a line in a drawing, which is about as many pixels wide
+BAND = 0.2  # opacity of the band behind a long line
 LARGEST = 1e30  # a larger number is not drawn: matplotlib's axes overflow
 # Colours that can be seen on white and on black.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#3b82c4", "#e07b1f", "#3a9e5c", "#d1495b", "#9467bd", "#888888"
@@ -23,7 +24,7 @@ WIDTH, HEIGHT, LOW = 5.5, 3.4, 2.8  # inches of a drawing that can still be read
 
 @dataclass(frozen=True)
 class Curves:
-    """The columns of a table by name: floats, one per row, NaN if missing. `damaged` rows were left out."""
+    """The columns of a table by name: floats, one per row, NaN if missing or huge. `damaged` rows were left out."""
 
     steps: np.ndarray
     columns: dict[str, np.ndarray]
@@ -64,7 +65,7 @@ def read_curves(path: Path, key: str = "step") -> Curves | None:
     found: dict[float, list[float]] = {}
     for row in filter(None, rows):
         numbers = [_number(text) for text in row]
-        if len(row) == len(head) and drawable(np.array(numbers[place])):
+        if len(row) == len(head) and np.isfinite(numbers[place]):
             found[numbers[place]] = numbers
         else:
             damaged += 1
@@ -76,10 +77,12 @@ def read_curves(path: Path, key: str = "step") -> Curves | None:
 
 
 def _number(text: str) -> float:
+    """Return the number of a cell; NaN for what is none, and for one that is too large to be drawn."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return float("nan")
+    return value if abs(value) < LARGEST else float("nan")
 
 
 def drawable(values: np.ndarray, log: bool = False) -> np.ndarray:
@@ -88,23 +91,39 @@ def drawable(values: np.ndarray, log: bool = False) -> np.ndarray:
         return np.isfinite(values) & (np.abs(values) < LARGEST) & ((values > 1 / LARGEST) | (not log))
 
 
-def thinned(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """Return at most `most` points of a line that look the same when drawn: both ends, and each stretch's extreme values."""
+@dataclass(frozen=True)
+class Line:
+    """A line of few points: x and y, and the lowest and highest value of the points that each of them stands for."""
+
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def thinned(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> Line:
+    """Return a line of at most `most` points: both ends, and between them the median of each stretch; no stretch if few."""
     if len(x) <= most:
-        return x, y
-    stretches = np.array_split(np.arange(len(x)), (most - 2) // 2)
-    kept = {0, len(x) - 1, *(int(s[np.argmin(y[s])]) for s in stretches), *(int(s[np.argmax(y[s])]) for s in stretches)}
-    places = np.array(sorted(kept))
-    return x[places], y[places]
+        return Line(x, y, y, y)
+    ends, middle = [np.array([0]), np.array([len(x) - 1])], np.arange(1, len(x) - 1)
+    stretches = [ends[0], *np.array_split(middle, most - 2), ends[1]]
+    columns = ((x[s[len(s) // 2]], np.median(y[s]), y[s].min(), y[s].max()) for s in stretches)
+    return Line(*np.array(list(columns)).T)
 
 
-def draw(axes: Any, x: np.ndarray, y: np.ndarray, **style: Any) -> bool:
-    """Draw what can be drawn of a line, on a logarithmic axis if `axes` has one; return whether there was anything."""
+def draw(axes: Any, x: np.ndarray, y: np.ndarray, band: bool = True, **style: Any) -> bool:
+    """Draw what can be drawn of a line, on a logarithmic axis if `axes` has one; return whether there was anything.
+
+    band: a long line has a pale band from its lowest to its highest values behind it.
+    """
     good = drawable(y, axes.get_yscale() == "log") & drawable(x)
     if not good.any():
         return False
-    px, py = thinned(x[good], y[good])
-    axes.plot(px, py, **{"linewidth": 1.3, "marker": "o" if len(px) == 1 else "", **style})
+    line = thinned(x[good], y[good])
+    style = {"linewidth": 1.3, "marker": "o" if len(line.x) == 1 else "", **style}
+    axes.plot(line.x, line.y, **style)
+    if band and len(line.x) < good.sum():
+        axes.fill_between(line.x, line.low, line.high, color=style.get("color"), alpha=BAND, linewidth=0)
     return True
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from local.common.errors import UserError, reason
-from local.common.html_page import Page, escape, table_html
+from local.common.html_page import Page, escape
 from local.common.text_files import read_lines
 from local.common.visible import unquoted
 from local.reporting.audio import AudioBudget
@@ -20,7 +19,6 @@ from local.scoring.speech import speech_of
 
 MOST = 10  # utterances shown
 COPY = re.compile(r"_sp(0\.9|1\.1)$")  # end of the ids of copies at another speed; see local.data.durations
-HEAD = ("utterance", "steps damped", "lowest mask", "layer", "seconds", "transcript", "audio")
 
 
 @dataclass(frozen=True)
@@ -66,28 +64,24 @@ def add_damped(page: Page, experiment: Experiment, budget: AudioBudget) -> None:
         f"{min(MOST, len(outliers))} damped most often. Listen to them: a wrong transcript, silence, noise or another language "
         "is the usual reason. In a good corpus they are only the hardest or shortest utterances, and nothing needs to be done."
     )
-    page.html(as_table(outliers[:MOST], experiment, budget))
-
-
-def as_table(outliers: Sequence[Outlier], experiment: Experiment, budget: AudioBudget) -> str:
-    """Return the HTML of the table; without prepared data, its last columns say so."""
     cuts: dict[str, dict[str, Any]] = {}
     if experiment.data_dir is not None:
-        wanted = {name for o in outliers for name in (o.id, COPY.sub("", o.id))}
-        cuts = scan(experiment.data_dir, parts_of(experiment).get("train", []), wanted).cuts
-    rows = []
-    for o in outliers:
-        cut = cuts.get(o.id) or cuts.get(COPY.sub("", o.id))
-        cells = [escape(text) for text in (o.id, o.steps, o.mask, o.layer)]
-        cells += ["-", "not in the prepared data", "-"] if cut is None else described(cut, budget)
-        rows.append(cells)
-    return table_html(HEAD, rows)
+        wanted = {name for o in outliers[:MOST] for name in (o.id, COPY.sub("", o.id))}
+        cuts = scan(experiment.data_dir, parts_of(experiment)["train"], wanted).cuts
+    for o in outliers[:MOST]:
+        page.html(described(o, cuts.get(o.id) or cuts.get(COPY.sub("", o.id)), budget))
 
 
-def described(cut: dict[str, Any], budget: AudioBudget) -> list[str]:
-    """Return seconds, transcript and audio of a cut as HTML."""
-    try:
-        speech = speech_of(cut)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        return ["-", escape(text_of(cut)), "the cut is damaged"]
-    return [f"{speech.duration:.2f}", escape(text_of(cut)), budget.element(speech)]
+def described(outlier: Outlier, cut: dict[str, Any] | None, budget: AudioBudget) -> str:
+    """Return transcript, numbers and audio of an utterance as HTML. cut: None if the prepared data do not have it."""
+    numbers = f"steps damped: {outlier.steps}; lowest mask: {outlier.mask}, in layer {outlier.layer} (the first is 0)"
+    text, seconds, audio = "not in the prepared data", "", ""
+    if cut is not None:
+        text = text_of(cut)
+        try:
+            speech = speech_of(cut)
+            seconds, audio = f"{speech.duration:.2f} s; ", budget.element(speech)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            seconds = "the cut is damaged; "
+    about = f'<p class="note">{escape(outlier.id)}; {seconds}{escape(numbers)}</p>'
+    return f'<div class="damped"><p><strong>{escape(text)}</strong></p>{about}{audio}</div>'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from local.data.token_counts import counts_file, read_token_counts
 from local.data.tokenizer import Tokenizer
 from local.reporting.curves import COLOURS, LARGEST, LOW, WIDTH, finish
 from local.reporting.experiment import Experiment
-from local.reporting.prepared import KINDS, MOST, parts_of, scan, text_of
+from local.reporting.prepared import KINDS, MOST, Scanned, parts_of, scan, text_of
 
 import numpy as np
 
@@ -27,6 +27,7 @@ COLUMNS = ("utterances", "hours", "median", "longest", "speakers", "silent", "pe
 HEAD = ("part", "utterances", "hours", "median s", "longest s", "speakers", "nearly silent", "tokens per s", "dropped")
 MOST_TEXTS = 50_000  # transcripts that are cut into tokens
 SELDOM = 10  # occurrences; a token that is trained less often is hardly learnt
+LONGEST_TEXT = 200  # characters of a transcript
 LONGEST, NAMED, EXAMPLES = 5, 40, 3  # utterances with most tokens; tokens; dropped utterances per reason
 
 
@@ -38,10 +39,20 @@ def add_data(page: Page, experiment: Experiment) -> None:
         return
     parts = parts_of(experiment)
     lang = lang_of(experiment)
-    page.table(HEAD, part_rows(experiment.data_dir, lang))
-    add_durations(page, experiment.data_dir, parts)
+    counts = token_counts(lang, parts["train"]) if lang is not None else {}
+    most = sorted(counts, key=lambda name: (-counts[name], name))[:LONGEST]
+    found = {kind: scan(experiment.data_dir, parts[kind], most if kind == "train" else ()) for kind in KINDS}
+    if (experiment.data_dir / "summary.json").is_file():
+        page.table(HEAD, part_rows(experiment.data_dir, lang))
+    add_durations(page, found)
     if lang is not None and (lang / "bpe.model").is_file():
-        add_tokens(page, experiment.data_dir, lang, parts["train"])
+        tokenizer = Tokenizer.from_file(lang / "bpe.model")
+        if (lang / "transcript.txt").is_file():
+            page.text(" ".join(use_lines(tokenizer, token_use(tokenizer, spread_lines(lang / "transcript.txt")))))
+    if most:
+        page.text("The training utterances with most tokens:")
+        rows = longest_rows({name: counts[name] for name in most}, found["train"].cuts)
+        page.table(("transcript", "tokens", "seconds", "tokens per s", "utterance"), rows, (0, 4))
     add_dropped(page, experiment.data_dir, lang)
     if text := lm_text(experiment):
         page.text(text)
@@ -75,16 +86,16 @@ def number(value: Any) -> str:
     """Return a number of the summary with at most two decimals; a dash if it is missing."""
     if isinstance(value, float):
         return f"{value:.2f}"
-    return "-" if value is None else str(value)
+    return "-" if value is None else shortened(str(value))
 
 
-def add_durations(page: Page, data_dir: Path, parts: dict[str, list[str]]) -> None:
+def add_durations(page: Page, found: Mapping[str, Scanned]) -> None:
     """Add a histogram of the durations of the utterances for training, dev and test."""
     figure = new_figure(LOW, WIDTH)
     axes = figure.subplots()
-    found = {kind: scan(data_dir, parts[kind]) for kind in KINDS}
     seconds = {kind: np.array([s for s in scanned.seconds if 0 <= s < LARGEST]) for kind, scanned in found.items()}
     if not any(map(len, seconds.values())):
+        page.text("There is no list of the parts (corpus.yaml), or the parts have no utterance.")
         return
     edges = np.histogram_bin_edges(np.concatenate(list(seconds.values())), bins=30)
     for (kind, values), colour in zip(seconds.items(), COLOURS, strict=False):
@@ -125,25 +136,23 @@ def spread_lines(path: Path, most: int = MOST_TEXTS) -> list[str]:
     return [line for number, line in enumerate(iterate_lines(path)) if number % every == 0 and line.strip()]
 
 
-def add_tokens(page: Page, data_dir: Path, lang: Path, train: Sequence[str]) -> None:
-    """Add the vocabulary, how the training transcripts use it, and the utterances with most tokens."""
-    tokenizer = Tokenizer.from_file(lang / "bpe.model")
-    if (lang / "transcript.txt").is_file():
-        page.text(" ".join(use_lines(tokenizer, token_use(tokenizer, spread_lines(lang / "transcript.txt")))))
+def token_counts(lang: Path, parts: Sequence[str]) -> dict[str, int]:
+    """Return the number of tokens of each utterance of these parts. Raises `UserError` naming a damaged line."""
     counts: dict[str, int] = {}
-    for part in train:
-        if (path := counts_file(lang, part)).is_file():
-            counts |= read_token_counts(path)
-    most = sorted(counts, key=lambda name: (-counts[name], name))[:LONGEST]
-    cuts = scan(data_dir, train, most).cuts
+    for path in (counts_file(lang, part) for part in parts):
+        counts |= read_token_counts(path) if path.is_file() else {}
+    return counts
+
+
+def longest_rows(counts: Mapping[str, int], cuts: Mapping[str, dict[str, Any]]) -> list[list[str]]:
+    """Return transcript, tokens, seconds, tokens per second and id; dashes for utterances that are not in `cuts`."""
     rows = []
-    for name in most:
-        seconds, text = (cuts[name]["duration"], shortened(text_of(cuts[name]), 200)) if name in cuts else (0.0, "-")
-        rate = f"{counts[name] / seconds:.1f}" if seconds else "-"
-        rows.append([name, str(counts[name]), f"{seconds:.2f}" if seconds else "-", rate, text])
-    if rows:
-        page.text("The training utterances with most tokens:")
-        page.table(("utterance", "tokens", "seconds", "tokens per s", "transcript"), rows)
+    for name, count in counts.items():
+        seconds = float(cuts[name]["duration"]) if name in cuts else 0.0
+        text = shortened(text_of(cuts[name]), LONGEST_TEXT) if name in cuts else "-"
+        known = (f"{seconds:.2f}", f"{count / seconds:.1f}") if seconds > 0 else ("-", "-")
+        rows.append([text, str(count), *known, shortened(name)])
+    return rows
 
 
 def use_lines(tokenizer: Tokenizer, use: TokenUse) -> Iterator[str]:
@@ -172,7 +181,7 @@ def add_dropped(page: Page, data_dir: Path, lang: Path | None) -> None:
         page.text("No utterance was dropped.")
         return
     page.text("What preparation left out:")
-    page.table(("part", "reason", "utterances", "examples"), dropped_rows(dropped))
+    page.table(("part", "reason", "utterances", "examples"), dropped_rows(dropped), (0, 1, 3))
 
 
 def dropped_rows(dropped: Sequence[Dropped]) -> list[list[str]]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_DRAWN = 6  # sets in a drawing each
+HEAD = ("set", "method", "words", "mean ms", "10 % below ms", "median ms", "90 % below ms", "% after the word's end")
 STEP = 40  # ms: an encoder frame, the smallest step between two delays of the same word
 EXPLANATION = (
     "The delay of a word is the time from its end in the audio to the frame of its last token. A negative number means that "
@@ -51,9 +52,7 @@ def add_delay(page: Page, experiment: Experiment) -> None:
             low, middle, high = np.percentile(delays, [10, 50, 90])
             numbers = [f"{x:.0f}" for x in (delays.mean(), low, middle, high)]
             rows.append([name, method, str(len(delays)), *numbers, f"{100 * (delays > 0).mean():.1f}"])
-    page.table(
-        ("set", "method", "words", "mean ms", "10 % below ms", "median ms", "90 % below ms", "% after the word's end"), rows
-    )
+    page.table(HEAD, rows, (0, 1))
 
 
 def delays_of(experiment: Experiment, name: str) -> dict[str, np.ndarray]:
@@ -61,10 +60,10 @@ def delays_of(experiment: Experiment, name: str) -> dict[str, np.ndarray]:
     spoken = {i: speech.words for i, speech in experiment.speech.get(name, {}).items() if speech.words}
     found = {}
     for method, score in experiment.scores[name].items():
-        delays = 1000 * np.array(symbol_delays(score, spoken), dtype=float)
-        delays = delays[np.abs(delays) < LARGEST]
-        if len(delays):
-            found[method] = delays
+        seconds = np.array(symbol_delays(score, spoken), dtype=float)
+        seconds = seconds[np.abs(seconds) < LARGEST]
+        if len(seconds):
+            found[method] = 1000 * seconds
     return found
 
 

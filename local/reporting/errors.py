@@ -23,7 +23,7 @@ from local.reporting.breakdowns import (
     rates,
 )
 from local.reporting.experiment import Experiment
-from local.reporting.overview import breakable
+from local.reporting.overview import method_html
 from local.scoring.align import EPS, Score
 from local.scoring.hypotheses import is_oracle
 from local.scoring.speech import Speech
@@ -85,9 +85,9 @@ def add_errors(page: Page, experiment: Experiment, levels: Levels, confusions: C
         for method, score in methods.items():
             tables = "".join(breakdown_tables(experiment, name, score, counts[method], levels.get(name, {}), known))
             confused = confusion_table(name, method, score, confusions)
-            title = method + (" (oracle)" if is_oracle(method) else "") + ": WER by group, and confusions"
+            title = method_html(method) + (" (oracle)" if is_oracle(method) else "") + ": WER by group, and confusions"
             opened = " open" if method == best else ""
-            page.html(f'<details class="method"{opened}><summary>{breakable(title)}</summary>{tables}{confused}</details>')
+            page.html(f'<details class="method"{opened}><summary>{title}</summary>{tables}{confused}</details>')
 
 
 def training_words(experiment: Experiment) -> set[str]:
@@ -105,7 +105,7 @@ def training_words(experiment: Experiment) -> set[str]:
 def kind_row(method: str, counts: Sequence[Counts]) -> list[str]:
     """Return the kinds of errors of one method as cells."""
     keys = ("errors", "sub", "dels", "ins", "begin", "end", "empty")
-    return [breakable(method), *(str(sum(getattr(c, key) for c in counts)) for key in keys)]
+    return [method_html(method), *(str(sum(getattr(c, key) for c in counts)) for key in keys)]
 
 
 def breakdown_tables(

@@ -71,14 +71,14 @@ def read_journal(path: Path) -> tuple[list[Call], int]:
 def add_origin(page: Page, experiment: Experiment) -> None:
     """Add configuration, commits, versions, commands, times and tuned settings. Raises `UserError` for a damaged file."""
     page.section("Where it came from", "origin")
-    page.table(("what", "value"), list(facts(experiment)))
+    page.table(("what", "value"), list(facts(experiment)), (0, 1))
     if (note := commit_note(experiment)) is not None:
         page.text(note)
     page.heading("Configuration")
     if experiment.config:
         page.text("Keys whose value differs from conf/base.yaml:")
         found = differences(experiment.config, to_dict(load_config()))
-        page.table(("key", "here", "base.yaml"), found)
+        page.table(("key", "here", "base.yaml"), found, (0, 1, 2))
         if any(MISSING in row for row in found):
             page.note(f"{MISSING}: the key did not exist when the model was trained, or exists no longer.")
         page.html(details("The whole configuration", yaml.safe_dump(experiment.config, sort_keys=False, allow_unicode=True)))
@@ -140,10 +140,10 @@ def add_tuning(page: Page, exp_dir: Path) -> None:
         rows = [(str(key), shown(value)) for key, value in leaves(content) if value != {}]
         page.text("Chosen on the dev sets; they replace those of the configuration." if rows else "Tuning chose no setting.")
         if rows:
-            page.table(("key", "value"), rows)
+            page.table(("key", "value"), rows, (0, 1))
     if tried.is_file() and (found := best_tried(tried)):
         page.text(f"The best settings that were tried (tune.tsv has all), at most {MOST_TRIED} of each method:")
-        page.table(("method", "settings", "errors", "words", "WER %"), found)
+        page.table(("method", "settings", "errors", "words", "WER %"), found, (0, 1))
 
 
 def best_tried(path: Path) -> list[list[str]]:
@@ -178,7 +178,7 @@ def add_calls(page: Page, experiment: Experiment) -> None:
         + (f" Only the last {MOST_CALLS} of {len(shown_calls)} are shown." if len(shown_calls) > MOST_CALLS else "")
         + (f" {damaged} damaged lines of journal.tsv were left out." if damaged else "")
     )
-    page.table(HEAD, shown_calls[-MOST_CALLS:])
+    page.table(HEAD, shown_calls[-MOST_CALLS:], (0, 1, 2, 5))
 
 
 def stage_times(calls: Sequence[Call]) -> list[list[str]]:

@@ -39,7 +39,7 @@ def scan(data_dir: Path, parts: Sequence[str], wanted: Collection[str] = ()) -> 
         for cut, where in itertools.islice(cuts, MOST):
             try:
                 result.seconds.append(float(cut["duration"]))
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 raise UserError(f"{where}: damaged: a cut without duration; let {STAGE} make it again (--force)") from None
             if cut["id"] in wanted:
                 result.cuts[cut["id"]] = cut
@@ -48,15 +48,19 @@ def scan(data_dir: Path, parts: Sequence[str], wanted: Collection[str] = ()) -> 
 
 
 def parts_of(experiment: Experiment) -> dict[str, list[str]]:
-    """Return the parts for training, dev and test: those of the configuration, else of corpus.yaml; {} without data."""
-    if experiment.data_dir is None:
-        return {}
-    corpus = load_corpus(experiment.data_dir / "corpus.yaml")
-    found = experiment.config.get("data")
-    chosen: dict[str, Any] = found if isinstance(found, dict) else {}
-    return {kind: list(map(str, chosen.get(f"{kind}_parts") or getattr(corpus, kind))) for kind in KINDS}
+    """Return the parts for training, dev and test: those of the configuration, else of corpus.yaml if it is there."""
+    path = experiment.data_dir / "corpus.yaml" if experiment.data_dir is not None else None
+    corpus = load_corpus(path) if path is not None and path.is_file() else None
+    section = experiment.config.get("data")
+    chosen: dict[str, Any] = section if isinstance(section, dict) else {}
+    found: dict[str, list[str]] = {}
+    for kind in KINDS:
+        names = chosen.get(f"{kind}_parts")
+        found[kind] = [str(name) for name in names] if isinstance(names, list) else list(getattr(corpus, kind, ()))
+    return found
 
 
 def text_of(cut: dict[str, Any]) -> str:
     """Return a cut's transcript; "" if it has none."""
-    return str(next(iter(cut.get("supervisions") or ()), {}).get("text") or "")
+    supervision: dict[str, Any] = next(iter(cut.get("supervisions") or ()), {})
+    return str(supervision.get("text") or "")

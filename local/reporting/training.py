@@ -13,6 +13,7 @@ from local.reporting.curves import (
     GREEN,
     GREY,
     HEIGHT,
+    LARGEST,
     LOW,
     ORANGE,
     WIDTH,
@@ -33,7 +34,8 @@ MOST_LABELS = 14  # layers in a legend; of more, every second, third, ... is nam
 HEALTHY = {
     "loss": "Healthy: all lines fall; the pruned loss begins to count after the warm-up (dotted line) and then falls fast. "
     "The dev lines end near the training lines. Dev lines that rise while the training lines fall mean too little data or "
-    "too many epochs. Losses are in nats per encoder frame (40 ms), on a logarithmic axis.",
+    "too many epochs. Losses are in nats per encoder frame (40 ms), on a logarithmic axis. In drawings of a long training a "
+    "line has the medians of stretches, and a pale band their lowest and highest values.",
     "wer": "Healthy: falls in steps, then stays low. A few dev utterances are decoded by greedy search with the weights of "
     "that moment, so single points are rough; the averaged weights of the results are usually better.",
     "rate": "Healthy: it falls slowly, with a small step at each new epoch (schedule Eden). It rises only where a training was "
@@ -47,23 +49,28 @@ HEALTHY = {
     "what the filter is for; a median well below 1 means that gradient.threshold is too low for these data.",
     "speed": "Healthy: level lines, and a share of waiting below 10 %. More waiting means that the training waits for data: "
     "raise data.num_workers, or store the features (features.type=precomputed). A frame is 10 ms of speech.",
+    "lm": "The language model: perplexity per token over the epochs. Healthy: both lines fall, and dev ends not far above "
+    "train. The epoch with the lowest dev perplexity is kept.",
 }
 
 
 def add_training(page: Page, experiment: Experiment) -> None:
-    """Add the drawings of train.csv and valid.csv, each with what a healthy one looks like.
+    """Add the drawings of train.csv, valid.csv and lm/log.csv, each with what a healthy one looks like.
 
-    Raises `UserError` if one of the two files is no table of steps.
+    Raises `UserError` if one of these files is no table of steps or epochs.
     """
     train = read_curves(experiment.exp_dir / "train.csv")
     valid = read_curves(experiment.exp_dir / "valid.csv")
+    lm = read_curves(experiment.exp_dir / "lm" / "log.csv", "epoch")
     page.section("Training", "training")
-    if train is None and valid is None:
+    if train is None and valid is None and lm is None:
         page.text("train.csv and valid.csv are missing or empty: this model was not trained in this folder.")
         return
     page.text(" ".join(summary(train, valid)))
     for figure, name in drawings(train, valid, warm_up(experiment.config)):
         page.drawing(figure, HEALTHY[name])
+    for figure in perplexities(lm) if lm is not None else ():
+        page.drawing(figure, HEALTHY["lm"])
 
 
 def summary(train: Curves | None, valid: Curves | None) -> Iterator[str]:
@@ -90,7 +97,7 @@ def warm_up(config: Mapping[str, Any]) -> float | None:
     """Return the step at which the warm-up ends; None if it is a share of the training, or unknown."""
     train = config.get("train")
     step, share = (train.get(key) for key in ("warm_step", "warm_share")) if isinstance(train, Mapping) else (None, None)
-    return float(step) if isinstance(step, int) and step > 0 and not share else None
+    return float(step) if isinstance(step, int) and 0 < step < LARGEST and not share else None
 
 
 def drawings(train: Curves | None, valid: Curves | None, warm_step: float | None) -> Iterator[tuple[Figure, str]]:
@@ -134,12 +141,12 @@ def single(curves: Curves, name: str, label: str, **style: Any) -> Iterator[Figu
         yield figure
 
 
-def by_layer(axes: Any, curves: Curves, columns: dict[str, np.ndarray]) -> bool:
+def by_layer(axes: Any, curves: Curves, columns: dict[str, np.ndarray], band: bool) -> bool:
     """Draw a line for each layer, in colours from the first to the last; return whether there was anything."""
     drawn, colours = False, shades(len(columns))
     every = -(-len(columns) // MOST_LABELS)
     for i, ((name, values), colour) in enumerate(zip(columns.items(), colours, strict=True)):
-        drawn |= draw(axes, curves.steps, values, color=colour, label=name if i % every == 0 else None)
+        drawn |= draw(axes, curves.steps, values, band, color=colour, label=name if i % every == 0 else None)
     return drawn
 
 
@@ -151,7 +158,7 @@ def gradients(curves: Curves) -> Iterator[Figure]:
     drawn = draw(axes, curves.steps, curves.column("gradient_norm"), color=GREY, linewidth=2.5, label="whole model")
     layers = {f"layer {name}": values for name, values in curves.named("gradient_norm_layer_").items()}
     others = {name: values for name, values in curves.named("gradient_norm_").items() if not name.startswith("layer_")}
-    drawn |= by_layer(axes, curves, layers)
+    drawn |= by_layer(axes, curves, layers, band=True)
     for (name, values), colour in zip(others.items(), itertools.cycle(COLOURS[2:]), strict=False):
         drawn |= draw(axes, curves.steps, values, color=colour, linestyle="--", label=name.replace("_", " "))
     finish(axes)
@@ -166,12 +173,12 @@ def masks(curves: Curves) -> Iterator[Figure]:
     above.set(ylabel="mask: median, lowest", ylim=(0, 1.05))
     below.set(xlabel="step", ylabel="% below one half")
     medians, lowest = curves.named("filter_median_mask_"), curves.named("filter_min_mask_")
-    drawn = by_layer(above, curves, {f"layer {name}": values for name, values in medians.items()})
+    drawn = by_layer(above, curves, {f"layer {name}": values for name, values in medians.items()}, band=False)
     for values, colour in zip(lowest.values(), shades(len(lowest)), strict=True):
-        drawn |= draw(above, curves.steps, values, color=colour, linewidth=0.6, alpha=0.8)
+        drawn |= draw(above, curves.steps, values, band=False, color=colour, linewidth=0.6)
     shares = {name: 100 * values for name, values in curves.named("filter_share_below_half_").items()}
     for values, colour in zip(shares.values(), shades(len(shares)), strict=True):
-        drawn |= draw(below, curves.steps, values, color=colour)
+        drawn |= draw(below, curves.steps, values, band=False, color=colour)
     below.set_ylim(bottom=0)
     finish(above)
     finish(below)
@@ -191,5 +198,18 @@ def speed(curves: Curves) -> Iterator[Figure]:
         axes.set_ylim(bottom=0)
         finish(axes)
     axes.set_xlabel("step")
+    if drawn:
+        yield figure
+
+
+def perplexities(curves: Curves) -> Iterator[Figure]:
+    """Yield the perplexities per token of a language model over the epochs of its training."""
+    figure = new_figure(LOW, WIDTH)
+    axes = figure.subplots()
+    axes.set(xlabel="epoch", ylabel="perplexity per token", yscale="log")
+    drawn = False
+    for name, colour in (("train", BLUE), ("dev", ORANGE)):
+        drawn |= draw(axes, curves.steps, curves.column(f"{name}_per_token"), color=colour, label=name)
+    finish(axes)
     if drawn:
         yield figure

@@ -29,11 +29,12 @@ def wer_interval(errors: Sequence[int], words: Sequence[int]) -> tuple[float, fl
     total = sum(words)
     if not total:
         return None
-    rate, wrong = sum(errors) / total, np.count_nonzero(errors)
-    ends = [rate, rate, *np.percentile(resampled_rates(errors, words), (2.5, 97.5)).tolist()]
+    wer, wrong = 100.0 * sum(errors) / total, np.count_nonzero(errors)
+    ends = np.percentile(resampled_rates(errors, words), (2.5, 97.5)).tolist()
     if min(wrong, len(errors) - wrong) < FEW:
-        ends += wilson(min(rate, 1.0), total)
-    return 100 * min(ends), 100 * max(ends)
+        ends += wilson(min(sum(errors) / total, 1.0), total)
+    ends = [wer, *(100 * end for end in ends)]
+    return min(ends), max(ends)
 
 
 def resampled_rates(errors: Sequence[int], words: Sequence[int]) -> np.ndarray:
