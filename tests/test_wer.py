@@ -236,7 +236,7 @@ def test_compare_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
             f"{other} 100.00 %;",
             f": {tmp_path}/b 0.00 %, ",
             f"; {tmp_path}/b is better",
-            " significant (P = 0.0078)",
+            " significant (P = 0.008)",
         )
         assert all(text in line for text in texts) and "not significant" not in line
     write(tmp_path / "d", "greedy_search", [("v", "one", "one")])

@@ -36,7 +36,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """Tell whether the difference is significant, with P."""
-        shown = f"P = {self.p:.4f}" if self.p >= 0.0001 else "P < 0.0001"
+        shown = "P < 0.001" if self.p < 0.001 else f"P = {self.p:.3f}" if self.p < 0.1 else f"P = {self.p:.2f}"
         return f"{'' if self.p < LEVEL else 'not '}significant ({shown})"
 
     def line(self, first: str, second: str) -> str:

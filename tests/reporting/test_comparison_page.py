@@ -46,8 +46,8 @@ def test_seeds_and_a_broken_model(tmp_path: Path) -> None:
     assert all(str(folder) in found for folder in (good, again, broken))
     rows = re.findall(r"greedy_ *search +4\.17 +([\d.]+) +(\S+) +(not significant|significant) \((P [=<] [\d.]+)\)", found)
     assert rows == [
-        ("6.25", "good", "not significant", "P = 0.7500"),  # differences -1, 2, 1: 6 of 8 choices of signs
-        ("83.33", "good", "significant", "P < 0.0001"),
+        ("6.25", "good", "not significant", "P = 0.75"),  # differences -1, 2, 1: 6 of 8 choices of signs
+        ("83.33", "good", "significant", "P < 0.001"),
     ]
     assert "1 of 24 utterances got better" in found and "2 of 24 utterances got worse" in found
     assert found.index("errors: 0, then 2") < found.index("errors: 0, then 1")  # the largest change first
