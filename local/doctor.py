@@ -115,7 +115,13 @@ def processes_here(device: str) -> int:
 
 
 def examine_data(run: Run, cfg: Config, every: bool, seen: Examination) -> None:
-    """Call the checks of prepared data. every: read all audio, not a sample."""
+    """Call the checks of prepared data, the quick ones first. every: read all audio, not a sample."""
+    from local.health import audio, duplicates, fit, parts, text
+
+    for module in (parts, text, duplicates, fit, audio):
+        seen.call(module.CHECKS, run.data_dir, cfg, every)
+    if (checkpoint := run.exp_dir / "averaged.pt").is_file():
+        seen.call(fit.MODEL_CHECKS, run.data_dir, cfg, every, checkpoint)
 
 
 @program

@@ -25,8 +25,8 @@ Rows = list[dict[str, float]]  # of train.csv or valid.csv; missing values are n
 
 FRAMES_PER_SECOND = 25.0  # of the encoder
 FULL = 3  # times the warm-up, after which the pruned loss has had its full weight for a while
-FEWEST_ROWS = 12  # in the last third of train.csv
-FLAT = 0.03  # relative fall of the pruned loss within the last third
+FEWEST_ROWS = 8  # in the last third of train.csv
+FLAT = 0.06  # relative fall of the pruned loss within the last third
 FAR = 1.0  # nats per token of the pruned loss; tiny ends at 0.03, a lost encoder of tiny stays at 1.4, the published at 0.4
 GOOD_WER = 60.0  # percent: a training with a lower one has learnt something
 LOST_WER = 95.0

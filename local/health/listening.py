@@ -34,7 +34,7 @@ class Heard(NamedTuple):
     zeros: float  # seconds of the longest run of zeros, at the ends of the utterance or within
     high: float  # dB of what lies above a telephone's band, relative to what lies in it; NaN if the rate has no such band
     same_channels: bool  # whether the file has several channels, all with the same samples
-    print: np.ndarray  # rough fingerprint (STEPS * 16,), unit length; see `rough_print`
+    print: np.ndarray  # rough fingerprint (STEPS * 16,) float16, unit length; see `rough_print`
 
 
 def listen(cuts: Sequence[MonoCut], store: ShardStore) -> Iterator[tuple[MonoCut, Heard | str]]:
@@ -99,11 +99,12 @@ def longest_zeros(x: np.ndarray) -> int:
 
 
 def spectrum_of(x: np.ndarray, rate: int) -> np.ndarray:
-    """Return the power spectrum (T, K), K frequencies from 0 to rate / 2, of Hann windows."""
+    """Return the power spectrum (T, K), K frequencies from 0 to rate / 2, of Hann windows.
+
+    Zeros are put around the samples, so that fingerprints with and without silence at the ends are alike.
+    """
     size, hop = round(WINDOW * rate), round(HOP * rate)
-    if len(x) < size:
-        x = np.pad(x, (0, size - len(x)))
-    frames = np.lib.stride_tricks.sliding_window_view(x, size)[::hop]
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(x, size + SMOOTH * hop), size)[::hop]
     return np.square(np.abs(np.fft.rfft(frames * np.hanning(size).astype(np.float32)))).astype(np.float32)
 
 
@@ -117,7 +118,9 @@ def high_band(spectrum: np.ndarray, rate: int) -> float:
     """Return the power above a telephone's band in the frames with most of it, in dB of that band's; NaN below 16 kHz."""
     if rate < 2 * HIGH[1]:
         return float("nan")
-    high, speech = (np.quantile(between(spectrum, rate, *band), 0.95) for band in (HIGH, SPEECH))
+    edge = SMOOTH + round(WINDOW / HOP) + 1  # frames with the zeros around, before which audio may break off
+    inner = spectrum[edge:-edge] if len(spectrum) > 2 * edge else spectrum
+    high, speech = (np.quantile(between(inner, rate, *band), 0.95) for band in (HIGH, SPEECH))
     return float(10 * np.log10((high + 1e-20) / (speech + 1e-20)))
 
 
@@ -138,7 +141,7 @@ def rough_print(x: np.ndarray) -> np.ndarray:
     edges = np.linspace(0, len(x), STEPS + 1)
     sums = np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(x, axis=0)])
     at = np.stack([np.interp(edges, np.arange(len(sums)), column) for column in sums.T], axis=1)
-    return normal(np.diff(at, axis=0)).reshape(-1).astype(np.float32)
+    return normal(np.diff(at, axis=0)).reshape(-1).astype(np.float16)
 
 
 def normal(x: np.ndarray) -> np.ndarray:

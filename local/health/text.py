@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from local.common.errors import UserError
 from local.common.text_files import is_file, iterate_lines
 from local.common.visible import visible
 from local.config.schema import Config
@@ -33,8 +32,9 @@ def check_characters(data_dir: Path, cfg: Config, every: bool) -> Iterator[Findi
     dropped = read_dropped(lang / "dropped.tsv", MADE_BY)
     for part, utterances in prepared.parts.items():
         if part in prepared.train:
-            ids = [d.id for d in dropped if d.part == part and d.kind.startswith("characters outside")]
-            lost = " ".join(dict.fromkeys(c for d in dropped if d.id in set(ids[:MANY]) for c in d.detail.split()))
+            rows = [d for d in dropped if d.part == part and d.kind.startswith("characters outside")]
+            ids = [d.id for d in rows]
+            lost = " ".join(dict.fromkeys(c for d in rows[:MANY] for c in d.kind.partition(": ")[2].split()))
             fix = f"raise lang.character_coverage (now {cfg.lang.character_coverage:g}) or mend the transcripts"
         else:
             known = _Known(tokenizer)
@@ -75,11 +75,9 @@ def check_repeated_texts(data_dir: Path, cfg: Config, every: bool) -> Iterator[F
 
 def check_lm_text(data_dir: Path, cfg: Config, every: bool) -> Iterator[Finding]:
     """Yield LM text that is spelled unlike the transcripts, or that holds the transcripts of dev or test parts."""
-    if not cfg.lm.text:
+    path = Path(cfg.lm.text or "")
+    if not cfg.lm.text or not is_file(path):  # check_files of local.health.configuration says that it is missing
         return
-    path = Path(cfg.lm.text)
-    if not is_file(path):
-        raise UserError(f"key 'lm.text': there is no file {path}")
     prepared, lang = read_prepared(data_dir, cfg), lang_dir(data_dir, cfg.lang)
     transcripts = [u.text for u in prepared.training()]
     wanted = {part: long_texts(prepared.parts[part], set(transcripts)) for part in prepared.held_out()}
