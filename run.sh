@@ -19,7 +19,8 @@ Stages
                     tune has a list); EXP/tune.tsv: all that was tried
   5  decode         test sets by all of decode.methods -> EXP/decode/<method>/<set>.jsonl
   6  score          -> EXP/wer.json, EXP/wer.md, EXP/wer.png, EXP/errors/; prints the WER table
-  7  report         -> EXP/report.html: one page with the errors and their audio, the training, the data
+  7  report         -> EXP/report.html: one page with the errors and their audio, the training, the data; exp/INDEX.md: all
+                    experiments
   8  export         -> EXP/export/: the model for sherpa-onnx (ONNX, float32 and int8), checked by sherpa-onnx on the dev
                     sets, with a model card. Only on demand: --stage export runs it alone, --stop-stage export after the rest
 
@@ -113,7 +114,10 @@ score_and_report() {
   for file in cuts manifests/dropped.tsv summary.json; do read+=(--watch "$data_dir/$file"); done
   stage report --input "$exp_dir/wer.json" --made-by score --input "$exp_dir/decode" --made-by decode "${read[@]}" \
     --output "$exp_dir/report.html" -- program local.report --exp-dir "$exp_dir" --data-dir "$data_dir"
-  [[ $last -lt 7 || $first -gt 7 || $dry == true ]] || echo "report: $exp_dir/report.html"
+  if [[ $last -ge 7 && $first -le 7 && $dry == false ]]; then
+    echo "report: $exp_dir/report.html"
+    [[ $exp_dir != exp/* ]] || "$python" -m local.experiments > /dev/null || true  # exp/INDEX.md; the report is there without it
+  fi
 }
 
 # evaluate: prepare the test parts with the configuration of the checkpoint; decode; score.
