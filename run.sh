@@ -31,8 +31,8 @@ Other commands, never part of a run:  ./run.sh COMMAND [options] [key.sub=value 
                     report.txt names the layer where the gradient explodes and the utterances behind it
   ablation          -> EXP/ablation/: trainings with gradient.control filter, clip, none over several seeds; WER table, plots
   study             -> EXP/study/: small models that show how gradients vanish and explode; one page with plots
-  doctor            says what will not work and how to mend it, one line each, and changes nothing; exit status 1 for an
-                    error, with --strict for a warning as well; --all reads all audio, not a sample (docs/doctor.md)
+  doctor            -> nothing: it says what will not work and how to mend it, one line each, and changes nothing. Exit
+                    status 1 if there is an error (docs/doctor.md)
 
 Options
   --corpus NAME      a folder of egs/ (default: tiny)
@@ -55,6 +55,8 @@ Options
   --python PROGRAM   Python to use as it is, instead of making .venv
   --force            run finished stages again; training starts from the beginning
   --dry-run          show what each stage would do, and its command; change nothing
+  --strict           command doctor: exit status 1 for warnings, too
+  --all              command doctor: read all audio, not a sample
   --help
 
 Any configuration key can follow: train.num_epochs=20 decode.methods=[greedy_search] loss.backend=k2

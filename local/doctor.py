@@ -74,11 +74,12 @@ def examine(args: argparse.Namespace, seen: Examination) -> None:
 
 def examine_run(run: Run, args: argparse.Namespace, seen: Examination) -> None:
     """Call the checks that need packages. What was not looked at becomes a note."""
-    from local.common.cli import choose_device
     from local.config import load_config
     from local.corpus.corpus_yaml import load_corpus
     from local.health import configuration, experiment
     from local.health.sizes import hours_of
+
+    import torch
 
     prepared = (run.data_dir / "corpus.yaml").is_file() and (run.data_dir / "cuts").is_dir()
     yaml = run.data_dir if prepared else ROOT / "egs" / run.corpus
@@ -91,27 +92,20 @@ def examine_run(run: Run, args: argparse.Namespace, seen: Examination) -> None:
         seen.call(hardware.CHECKS, run)
         seen.add(note("the configuration, the data and the experiment are not checked"))
         return
-    nproc = run.nproc or processes_here(choose_device().type)
+    nproc = run.nproc or max(1, torch.cuda.device_count())  # as local/train.py
     run = replace(run, cfg=cfg, parts=tuple(corpus.parts()), hours=hours, nproc=nproc)
+    seen.call((*environment.RUN_CHECKS, *configuration.FIRST_CHECKS), run)
     if args.conf is None:
         seen.call(hardware.CHECKS, replace(run, cfg=None))
-        seen.call((*environment.RUN_CHECKS, configuration.check_corpus, configuration.check_files), run)
         seen.add(note("stage prepare will choose the configuration, which is not checked yet"))
     else:
-        seen.call((*hardware.CHECKS, *hardware.RUN_CHECKS, *environment.RUN_CHECKS, *configuration.CHECKS), run)
+        seen.call((*hardware.CHECKS, *hardware.RUN_CHECKS, *configuration.CHECKS), run)
     if prepared:
         examine_data(run, cfg, args.all, seen)
     else:
         seen.add(note(f"{run.data_dir} is not prepared: its data are not checked"))
     if (run.exp_dir / "checkpoints").is_dir() or (run.exp_dir / "train.csv").is_file():
         seen.call(experiment.CHECKS, run)
-
-
-def processes_here(device: str) -> int:
-    """Return how many processes train on this machine by default: one per GPU."""
-    import torch
-
-    return torch.cuda.device_count() if device == "cuda" else 1
 
 
 def examine_data(run: Run, cfg: Config, every: bool, seen: Examination) -> None:

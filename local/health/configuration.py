@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from local.common.cli import choose_device
+from local.common.processes import check_gpus
 from local.common.text_files import is_file, iterate_lines
 from local.config import named_files, to_dict
 from local.config.load import CONF_DIR, load_config
@@ -25,6 +28,7 @@ from local.config.presets import (
 )
 from local.config.schema import AUTO
 from local.corpus.corpus_yaml import load_corpus, other_corpus
+from local.corpus.sources import find_sources
 from local.data.datamodule import AsrDataModule
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.decoding.resources import SCORERS, missing_file, scorer_file
@@ -75,6 +79,17 @@ def check_corpus(run: Run) -> Iterator[Finding]:
         yield error(f"{run.data_dir} {why}", f"name other folders by --data-dir and --exp-dir, or remove {run.data_dir}")
 
 
+def check_audio_folder(run: Run) -> Iterator[Finding]:
+    """Yield the parts that are not found in --corpus-dir, before the data are prepared."""
+    corpus = load_corpus(run.root / "egs" / run.corpus / "corpus.yaml", run.config.data)
+    if run.corpus_dir is None or corpus.source != "custom" or (run.data_dir / "manifests").is_dir():
+        return
+    errors: list[str] = []
+    with contextlib.redirect_stdout(io.StringIO()):  # it names what it finds
+        find_sources(run.corpus_dir, corpus, errors)
+    yield from map(error, errors)
+
+
 def check_files(run: Run) -> Iterator[Finding]:
     """Yield each key that names a file which does not exist; `check_methods` looks at those of methods."""
     ours = (*(f"decode.{scorer}" for scorer in SCORERS), "augment.musan")  # stage 0 downloads MUSAN
@@ -104,6 +119,12 @@ def lm_files(run: Run) -> list[Path | None]:
 def check_precision(run: Run) -> Iterator[Finding]:
     """Yield a train.precision that this machine does not have."""
     make_scaler(run.config.train.precision, choose_device())
+    yield from ()
+
+
+def check_processes(run: Run) -> Iterator[Finding]:
+    """Yield more processes than GPUs."""
+    check_gpus(run.nproc)
     yield from ()
 
 
@@ -200,11 +221,11 @@ def preset_parameters(preset: Preset, tokens: int) -> int:
     return parameters(load_config(CONF_DIR / "preset" / f"{preset.name}.yaml"), tokens)
 
 
+FIRST_CHECKS: tuple[Check, ...] = (check_corpus, check_audio_folder, check_files)  # those of any configuration
 CHECKS: tuple[Check, ...] = (
-    check_corpus,
-    check_files,
     check_methods,
     check_precision,
+    check_processes,
     check_warm_up,
     check_batch,
     check_batch_seconds,

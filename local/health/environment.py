@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from local.common.errors import described, first_of
+from local.common.errors import described, first_of, one_line
 from local.health.finding import Check, Finding, Run, error, warning
 
 OLDEST, NEWEST = (3, 10), (3, 13)  # of Python; requirements.txt has wheels for these
@@ -216,8 +216,8 @@ def why_not_imported(name: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as e:
         return described(e)
-    said = done.stderr.strip().splitlines()
-    return "" if done.returncode == 0 else (said[-1] if said else f"it ends Python, status {done.returncode}")[:200]
+    said = re.split(r"^(?=[\w.]*(?:Error|Exception)\b)", done.stderr, flags=re.MULTILINE)[-1].strip()  # after the traceback
+    return "" if done.returncode == 0 else one_line(said or f"it ends Python, status {done.returncode}", 300)
 
 
 def check_sound(run: Run) -> Iterator[Finding]:

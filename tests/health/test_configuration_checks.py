@@ -9,6 +9,7 @@ from local.config.presets import PRESETS
 from local.data.tokenizer import train_tokenizer
 from local.health import configuration
 from local.health.configuration import (
+    check_audio_folder,
     check_average,
     check_batch,
     check_batch_seconds,
@@ -18,6 +19,7 @@ from local.health.configuration import (
     check_methods,
     check_model_size,
     check_precision,
+    check_processes,
     check_vocabulary,
     check_warm_up,
 )
@@ -50,6 +52,26 @@ def test_corpus_is_quiet(tmp_path: Path) -> None:
     corpus_yaml(tmp_path / "data", "tiny", tmp_path / "a")
     assert found(check_corpus, healthy(tmp_path)) == []
     assert found(check_corpus, healthy(tmp_path, corpus_dir=tmp_path / "b" / ".." / "a")) == []
+
+
+def test_audio_folder_fires(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.odt").touch()
+    run = healthy(tmp_path, corpus="custom", corpus_dir=tmp_path / "mine")
+    one(check_audio_folder, run, "error", "'train'", str(tmp_path / "mine"))
+    (tmp_path / "mine" / "notes.odt").rename(tmp_path / "file")
+    one(check_audio_folder, healthy(tmp_path, corpus="custom", corpus_dir=tmp_path / "file"), "error", "--corpus-dir")
+
+
+def test_audio_folder_is_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table is found; prepared data need no folder; downloads have none."""
+    (tmp_path / "mine").mkdir()
+    run = healthy(tmp_path, corpus="custom", corpus_dir=tmp_path / "mine")
+    (tmp_path / "mine" / "train.tsv").write_text("path\tsentence\na.wav\tONE\n", encoding="utf-8")
+    assert found(check_audio_folder, run) == [] and capsys.readouterr().out == ""
+    (tmp_path / "mine" / "train.tsv").unlink()
+    (tmp_path / "data" / "manifests").mkdir(parents=True)
+    assert found(check_audio_folder, run) == [] == found(check_audio_folder, healthy(tmp_path / "new"))
 
 
 @pytest.mark.parametrize("key", ["decode.hotwords", "lm.text"])
@@ -90,6 +112,19 @@ def test_precision_fires(tmp_path: Path, monkeypatch: Patch) -> None:
 def test_precision_is_quiet(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert found(check_precision, healthy(tmp_path, "train.precision=bf16")) == []
+
+
+def test_processes_fires(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    one(check_processes, healthy(tmp_path, nproc=4), "error", "--nproc 4", "2 GPUs")
+
+
+def test_processes_is_quiet(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for cuda, processes in ((True, 2), (False, 4)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        assert found(check_processes, healthy(tmp_path, nproc=processes)) == []
 
 
 def test_warm_up_fires(tmp_path: Path) -> None:

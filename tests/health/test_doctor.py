@@ -186,6 +186,7 @@ def test_without_venv_the_standard_library_is_enough(checkout: Path) -> None:
     assert not list(checkout.rglob("__pycache__")) and not (checkout / ".venv").exists()
 
 
+@pytest.mark.slow
 def test_run_sh_passes_options_on(checkout: Path) -> None:
     """Exit status 0 and 1; nothing is written, and no folder is made."""
     before = snapshot(checkout)
