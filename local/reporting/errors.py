@@ -29,7 +29,7 @@ from local.scoring.hypotheses import is_oracle
 from local.scoring.speech import Speech
 
 MOST_ROWS = 40  # of a table of groups or confusions
-GROUP_HEAD = ("utterances", "words", "WER %", "95 % interval", "", "sub", "del", "ins")
+GROUP_HEAD = ("group", "WER %", "95 % interval", "", "words", "sub", "del", "ins", "utterances")
 KIND_HEAD = ("method", "errors", "sub", "del", "ins", "del at beginning", "at end", "all words")
 Levels = dict[str, dict[str, float]]  # by set and id: speech above noise in dB
 
@@ -134,15 +134,15 @@ def group_table(title: str, groups: Sequence[Group], note: str = "") -> str:
     if more := len(groups) - len(shown):
         note += f" {more} more have lower rates."
     small = f'<p class="note">{escape(note.strip())}</p>' if note else ""
-    return f'<div class="group">{table_html((escape(title), *GROUP_HEAD), rows)}{small}</div>'
+    return f'<div class="group"><h4>{escape(title)}</h4>{table_html(GROUP_HEAD, rows)}{small}</div>'
 
 
 def group_row(g: Group, most: float) -> list[str]:
     """Return a group as cells. most: percent at the right end of its drawing."""
     wer = "-" if g.wer is None else f"{g.wer:.2f}"
     between = "{:.2f}\u00a0-\u00a0{:.2f}".format(*g.ci95) if g.ci95 else "-"
-    counts = [str(n) for n in (g.sub, g.dels, g.ins)]
-    return [f"<bdi>{escape(g.label)}</bdi>", str(g.utterances), str(g.words), wer, between, bar(g, most), *counts]
+    counts = [str(n) for n in (g.words, g.sub, g.dels, g.ins, g.utterances)]
+    return [f"<bdi>{escape(g.label)}</bdi>", wer, between, bar(g, most), *counts]
 
 
 def bar(g: Group, most: float) -> str:
@@ -170,4 +170,5 @@ def confusion_table(name: str, method: str, score: Score, confusions: Confusions
         rows.append([said, heard, str(n), button])
     more = len(ordered) - len(rows)
     rest = f'<p class="note">{more} more are in errors/{escape(name)}.{escape(method)}.txt.</p>' if more else ""
-    return f'<div class="group">{table_html(("said", "recognised", "times", ""), rows, left=(0, 1))}{rest}</div>'
+    table = table_html(("said", "recognised", "times", ""), rows, left=(0, 1))
+    return f'<div class="group"><h4>Confusions</h4>{table}{rest}</div>'

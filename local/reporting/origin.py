@@ -18,6 +18,7 @@ from local.common.visible import shortened
 from local.config.keys import leaves
 from local.config.load import load_config, to_dict
 from local.reporting.experiment import Experiment
+from local.reporting.glossary import counted
 
 import yaml
 
@@ -176,7 +177,7 @@ def add_calls(page: Page, experiment: Experiment) -> None:
     page.text(
         "Commands, the oldest first. Stages that were done before are not in the list."
         + (f" Only the last {MOST_CALLS} of {len(shown_calls)} are shown." if len(shown_calls) > MOST_CALLS else "")
-        + (f" {damaged} damaged lines of journal.tsv were left out." if damaged else "")
+        + (f" {counted(damaged, 'damaged line')} of journal.tsv left out." if damaged else "")
     )
     page.table(HEAD, shown_calls[-MOST_CALLS:], (0, 1, 2, 5))
 
