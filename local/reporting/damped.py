@@ -62,8 +62,9 @@ def add_damped(page: Page, experiment: Experiment, budget: AudioBudget) -> None:
         return
     page.text(
         f"The gradient filter damped {counted(len(outliers), 'utterance')} to less than half at least once. "
-        f"Below are those that it damped most often, at most {MOST}. Listen to them: a wrong transcript, silence, noise or another language "
-        "is the usual reason. In a good corpus they are only the hardest or shortest utterances, and nothing needs to be done."
+        f"Below are those that it damped most often, at most {MOST}. Listen to them: a wrong transcript, silence, noise or "
+        "another language is the usual reason. In a good corpus they are only the hardest or shortest utterances, and nothing "
+        "needs to be done."
     )
     cuts: dict[str, dict[str, Any]] = {}
     if experiment.data_dir is not None:

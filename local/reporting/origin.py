@@ -24,6 +24,7 @@ import yaml
 
 JOURNAL = Path("log", "journal.tsv")
 RUN = "run"  # section of config.yaml that is no configuration: what local/train.py records
+PASS = "seconds of audio per pass"  # train.max_duration may be auto; this is what was chosen
 MISSING = "-"
 MOST_CALLS, MOST_TRIED = 40, 3  # calls that are shown, the last ones; rows of tune.tsv per method
 LONGEST = 300  # characters of a value or command
@@ -110,8 +111,9 @@ def facts(experiment: Experiment) -> Iterator[tuple[str, str]]:
     averages = dict.fromkeys(f"{s.made_by['label']} ({s.made_by['average']})" for s in experiment.sets if s.made_by)
     yield "average", ", ".join(averages) or MISSING
     yield "tokens", f"{run.get('vocab_size', MISSING)}, hash {run.get('tokens_hash', MISSING)}"
-    if run.get("max_duration") is not None:
-        yield "seconds of audio per pass", str(run["max_duration"])
+    for key, label in (("parameters", "parameters"), ("train_hours", "hours of training speech"), ("max_duration", PASS)):
+        if run.get(key) is not None:
+            yield label, str(run[key])
     versions = run.get("versions")
     for name, version in versions.items() if isinstance(versions, dict) else ():
         yield f"version of {name}", str(version)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from local.common.html_page import Page, escape, table_html
 from local.reporting.experiment import Experiment
 from local.reporting.glossary import explain, short
@@ -50,3 +52,9 @@ def method_html(method: str) -> str:
     """Return the name of a method as HTML, short on a phone; elsewhere it may be broken behind its underscores."""
     full = escape(method).replace("_", "_<wbr>")
     return f'<span class="full">{full}</span><abbr class="brief" title="{escape(method)}">{escape(short(method))}</abbr>'
+
+
+def add_table(page: Page, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Add a table of texts whose first two columns are a set and a method, which has a short name on a phone."""
+    cells = [[escape(name), method_html(method), *map(escape, others)] for name, method, *others in rows]
+    page.html(table_html([escape(c) for c in head], cells, "wer", (0, 1)))
