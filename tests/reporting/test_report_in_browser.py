@@ -143,6 +143,18 @@ def test_marks_tokens_and_directions(browser: Any, small: Path) -> None:
         assert tokens == ["\u2581GREEN 75", "\u2581DOOR 75"]
 
 
+@pytest.mark.slow
+def test_a_long_list_is_shown_by_the_hundred(browser: Any, tmp_path: Path) -> None:
+    many = [Said(f"u{n:03d}", "s", "RED", ("RED" if n < 10 else "", "GREEN"), 0.2) for n in range(120)]
+    with opened(browser, write_report(make(tmp_path, many))) as page:
+        assert len(ids(page)) == 100 and page.inner_text("#f-count") == "120 of 120 utterances"
+        page.click("#f-more")
+        assert len(ids(page)) == 120 and not page.locator("#f-more").is_visible()
+        for order in ("id", "errors", "id"):
+            page.select_option("#f-sort", order)
+        assert ids(page) == [f"u{n:03d}" for n in range(100)]
+
+
 def test_without_script_everything_is_shown(browser: Any, small: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
