@@ -12,6 +12,7 @@ from local.common.visible import shortened
 from local.reporting.curves import COLOURS, GREY, WIDTH, finish
 from local.reporting.experiment import Experiment
 from local.reporting.glossary import short
+from local.reporting.overview import add_table
 from local.scoring.align import EPS, Score
 from local.scoring.hypotheses import is_oracle
 
@@ -138,14 +139,14 @@ def add_calibration(page: Page, experiment: Experiment) -> None:
             f"Set {name}: words are sorted by confidence into bins of equal numbers; each point is a bin. Healthy: the points "
             "lie near the dotted line. Below it the model is too sure, above it too modest. A bin of few words is rough.",
         )
-    page.table(("set", "method", "words", "wrong", "mean confidence", "calibration error", "NCE"), list(summary(found)), (0, 1))
+    add_table(page, ("set", "method", "words", "wrong", "mean confidence", "calibration error", "NCE"), summary(found))
     page.note(
         "calibration error: the mean distance between confidence and share of right words, 0 is best. NCE: normalised cross "
         "entropy, 1 is best; 0 means that the confidences say no more than the share of right words alone, below 0 they say "
         "less. Both are rough if few words are wrong. Deleted words have no confidence and do not count."
     )
     page.text("What a threshold catches: how many words have a lower confidence, and how many of these are wrong.")
-    page.table(("set", "method", *(f"below {t}" for t in THRESHOLDS)), list(catches(found)), (0, 1))
+    add_table(page, ("set", "method", *(f"below {t}" for t in THRESHOLDS)), catches(found))
 
 
 def summary(found: Mapping[str, Mapping[str, Words]]) -> Iterator[list[str]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from local.common.html_page import Page, escape, new_figure, table_html
+from local.common.html_page import Page, escape, new_figure
 from local.common.visible import shortened
 from local.reporting.audio import AudioBudget
 from local.reporting.breakdowns import count
 from local.reporting.curves import COLOURS, HEIGHT, WIDTH, draw, finish, read_curves
 from local.reporting.experiment import Experiment
 from local.reporting.origin import RUN, differences
-from local.reporting.overview import breakable
+from local.reporting.overview import add_table
 from local.reporting.utterances import Wrong, alignment
 from local.scoring.comparison import Comparison, compare_experiments
 from local.scoring.hypotheses import is_oracle
@@ -78,12 +78,6 @@ def labels(experiments: Sequence[Experiment]) -> list[str]:
     """Return a short name for each experiment, all different: of its folder, or with a number."""
     found = [shortened(e.exp_dir.name or str(e.exp_dir)) for e in experiments]
     return [name if found.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(found, 1)]
-
-
-def add_table(page: Page, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Add a table of sets and methods, whose long names may be broken."""
-    cells = [[escape(n), breakable(m), *map(escape, others)] for n, m, *others in rows]
-    page.html(table_html([escape(c) for c in head], cells, "wer", (0, 1)))
 
 
 def side_by_side(experiments: Sequence[Experiment]) -> Iterator[list[str]]:

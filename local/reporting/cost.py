@@ -8,6 +8,7 @@ from typing import Any
 
 from local.common.html_page import Page
 from local.reporting.experiment import Experiment
+from local.reporting.overview import add_table
 from local.scoring.table import cost_figure
 
 HEAD = ("set", "method", "audio s", "encoder s", "search s", "RTF", "memory MiB", "threads", "device")
@@ -20,7 +21,7 @@ def add_cost(page: Page, experiment: Experiment) -> None:
     if not rows:
         page.text("Unknown: the decoded sets have no <set>.stats.json; local/decode.py writes them.")
         return
-    page.table(HEAD, rows, (0, 1, 8))
+    add_table(page, HEAD, rows)
     page.note(
         "The encoder runs once for all methods of a decoding; each method counts it as its own. RTF is the real-time factor, "
         "seconds of computation per second of audio. A machine that also does other work gives larger times."

@@ -14,6 +14,7 @@ from local.common.text_files import read_lines
 from local.common.visible import unquoted
 from local.reporting.audio import AudioBudget
 from local.reporting.experiment import Experiment
+from local.reporting.glossary import counted
 from local.reporting.prepared import parts_of, scan, text_of
 from local.scoring.speech import speech_of
 
@@ -60,9 +61,10 @@ def add_damped(page: Page, experiment: Experiment, budget: AudioBudget) -> None:
         page.text("The gradient filter damped no utterance to less than half.")
         return
     page.text(
-        f"The gradient filter damped {len(outliers)} utterances to less than half at least once. These are the "
-        f"{min(MOST, len(outliers))} damped most often. Listen to them: a wrong transcript, silence, noise or another language "
-        "is the usual reason. In a good corpus they are only the hardest or shortest utterances, and nothing needs to be done."
+        f"The gradient filter damped {counted(len(outliers), 'utterance')} to less than half at least once. "
+        f"Below are those that it damped most often, at most {MOST}. Listen to them: a wrong transcript, silence, noise or "
+        "another language is the usual reason. In a good corpus they are only the hardest or shortest utterances, and nothing "
+        "needs to be done."
     )
     cuts: dict[str, dict[str, Any]] = {}
     if experiment.data_dir is not None:
@@ -81,6 +83,8 @@ def described(outlier: Outlier, cut: dict[str, Any] | None, budget: AudioBudget)
         try:
             speech = speech_of(cut)
             seconds, audio = f"{speech.duration:.2f} s; ", budget.element(speech)
+            if speech.id != outlier.id:
+                seconds = "a copy at another speed, whose original you hear; "
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             seconds = "the cut is damaged; "
     about = f'<p class="note">{escape(outlier.id)}; {seconds}{escape(numbers)}</p>'

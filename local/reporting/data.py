@@ -18,6 +18,7 @@ from local.data.token_counts import counts_file, read_token_counts
 from local.data.tokenizer import Tokenizer
 from local.reporting.curves import COLOURS, LARGEST, LOW, WIDTH, finish
 from local.reporting.experiment import Experiment
+from local.reporting.glossary import counted
 from local.reporting.prepared import KINDS, MOST, Scanned, parts_of, scan, text_of
 
 import numpy as np
@@ -160,16 +161,17 @@ def use_lines(tokenizer: Tokenizer, use: TokenUse) -> Iterator[str]:
     total = use.counts.total()
     yield f"Vocabulary: {tokenizer.vocab_size} tokens, of which <blk>, <sos/eos> and <unk> are special."
     if use.words:
-        yield f"{use.texts} training transcripts have {use.words} words and {total} tokens: {total / use.words:.2f} per word."
+        yield f"In {counted(use.texts, 'training transcript')}: {use.words} words, {total} tokens."
+        yield f"That is {total / use.words:.2f} tokens per word."
     never = [token for token, count in use.counts.items() if count == 0]
     seldom = [token for token, count in use.counts.items() if 0 < count < SELDOM]
     for names, what in ((never, "never used"), (seldom, f"used less than {SELDOM} times")):
         if names:
-            yield f"{len(names)} tokens are {what}: {' '.join(names[:NAMED])}{' ...' if len(names) > NAMED else ''}."
+            yield f"{counted(len(names), 'token')} {what}: {' '.join(names[:NAMED])}{' ...' if len(names) > NAMED else ''}."
     if never:
         yield "The model cannot recognise a token that its training never had."
     if unknown := use.counts["<unk>"]:
-        yield f"{unknown} characters of the transcripts have no token (<unk>)."
+        yield f"The transcripts have {counted(unknown, 'character')} without a token (<unk>)."
 
 
 def add_dropped(page: Page, data_dir: Path, lang: Path | None) -> None:

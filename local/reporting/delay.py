@@ -10,6 +10,7 @@ from local.common.visible import shortened
 from local.reporting.curves import COLOURS, GREY, HEIGHT, LARGEST, WIDTH, finish
 from local.reporting.experiment import Experiment
 from local.reporting.glossary import short
+from local.reporting.overview import add_table
 from local.scoring.align import symbol_delays
 
 import numpy as np
@@ -52,7 +53,7 @@ def add_delay(page: Page, experiment: Experiment) -> None:
             low, middle, high = np.percentile(delays, [10, 50, 90])
             numbers = [f"{x:.0f}" for x in (delays.mean(), low, middle, high)]
             rows.append([name, method, str(len(delays)), *numbers, f"{100 * (delays > 0).mean():.1f}"])
-    page.table(HEAD, rows, (0, 1))
+    add_table(page, HEAD, rows)
 
 
 def delays_of(experiment: Experiment, name: str) -> dict[str, np.ndarray]:

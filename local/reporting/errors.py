@@ -23,13 +23,13 @@ from local.reporting.breakdowns import (
     rates,
 )
 from local.reporting.experiment import Experiment
-from local.reporting.overview import breakable
+from local.reporting.overview import method_html
 from local.scoring.align import EPS, Score
 from local.scoring.hypotheses import is_oracle
 from local.scoring.speech import Speech
 
 MOST_ROWS = 40  # of a table of groups or confusions
-GROUP_HEAD = ("utterances", "words", "WER %", "95 % interval", "", "sub", "del", "ins")
+GROUP_HEAD = ("group", "WER %", "95 % interval", "", "words", "sub", "del", "ins", "utterances")
 KIND_HEAD = ("method", "errors", "sub", "del", "ins", "del at beginning", "at end", "all words")
 Levels = dict[str, dict[str, float]]  # by set and id: speech above noise in dB
 
@@ -85,9 +85,9 @@ def add_errors(page: Page, experiment: Experiment, levels: Levels, confusions: C
         for method, score in methods.items():
             tables = "".join(breakdown_tables(experiment, name, score, counts[method], levels.get(name, {}), known))
             confused = confusion_table(name, method, score, confusions)
-            title = method + (" (oracle)" if is_oracle(method) else "") + ": WER by group, and confusions"
+            title = method_html(method) + (" (oracle)" if is_oracle(method) else "") + ": WER by group, and confusions"
             opened = " open" if method == best else ""
-            page.html(f'<details class="method"{opened}><summary>{breakable(title)}</summary>{tables}{confused}</details>')
+            page.html(f'<details class="method"{opened}><summary>{title}</summary>{tables}{confused}</details>')
 
 
 def training_words(experiment: Experiment) -> set[str]:
@@ -105,7 +105,7 @@ def training_words(experiment: Experiment) -> set[str]:
 def kind_row(method: str, counts: Sequence[Counts]) -> list[str]:
     """Return the kinds of errors of one method as cells."""
     keys = ("errors", "sub", "dels", "ins", "begin", "end", "empty")
-    return [breakable(method), *(str(sum(getattr(c, key) for c in counts)) for key in keys)]
+    return [method_html(method), *(str(sum(getattr(c, key) for c in counts)) for key in keys)]
 
 
 def breakdown_tables(
@@ -134,15 +134,15 @@ def group_table(title: str, groups: Sequence[Group], note: str = "") -> str:
     if more := len(groups) - len(shown):
         note += f" {more} more have lower rates."
     small = f'<p class="note">{escape(note.strip())}</p>' if note else ""
-    return f'<div class="group">{table_html((escape(title), *GROUP_HEAD), rows)}{small}</div>'
+    return f'<div class="group"><h4>{escape(title)}</h4>{table_html(GROUP_HEAD, rows)}{small}</div>'
 
 
 def group_row(g: Group, most: float) -> list[str]:
     """Return a group as cells. most: percent at the right end of its drawing."""
     wer = "-" if g.wer is None else f"{g.wer:.2f}"
     between = "{:.2f}\u00a0-\u00a0{:.2f}".format(*g.ci95) if g.ci95 else "-"
-    counts = [str(n) for n in (g.sub, g.dels, g.ins)]
-    return [f"<bdi>{escape(g.label)}</bdi>", str(g.utterances), str(g.words), wer, between, bar(g, most), *counts]
+    counts = [str(n) for n in (g.words, g.sub, g.dels, g.ins, g.utterances)]
+    return [f"<bdi>{escape(g.label)}</bdi>", wer, between, bar(g, most), *counts]
 
 
 def bar(g: Group, most: float) -> str:
@@ -170,4 +170,5 @@ def confusion_table(name: str, method: str, score: Score, confusions: Confusions
         rows.append([said, heard, str(n), button])
     more = len(ordered) - len(rows)
     rest = f'<p class="note">{more} more are in errors/{escape(name)}.{escape(method)}.txt.</p>' if more else ""
-    return f'<div class="group">{table_html(("said", "recognised", "times", ""), rows, left=(0, 1))}{rest}</div>'
+    table = table_html(("said", "recognised", "times", ""), rows, left=(0, 1))
+    return f'<div class="group"><h4>Confusions</h4>{table}{rest}</div>'

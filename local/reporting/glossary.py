@@ -52,3 +52,8 @@ def short(method: str) -> str:
     for long, brief in SHORT if method in METHOD_TEXTS else ():
         method = method.replace(long, brief)
     return method
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 row" or "5 rows"."""
+    return f"{number} {noun}" + "s" * (number != 1)

@@ -18,11 +18,13 @@ from local.common.visible import shortened
 from local.config.keys import leaves
 from local.config.load import load_config, to_dict
 from local.reporting.experiment import Experiment
+from local.reporting.glossary import counted
 
 import yaml
 
 JOURNAL = Path("log", "journal.tsv")
 RUN = "run"  # section of config.yaml that is no configuration: what local/train.py records
+PASS = "seconds of audio per pass"  # train.max_duration may be auto; this is what was chosen
 MISSING = "-"
 MOST_CALLS, MOST_TRIED = 40, 3  # calls that are shown, the last ones; rows of tune.tsv per method
 LONGEST = 300  # characters of a value or command
@@ -76,9 +78,10 @@ def add_origin(page: Page, experiment: Experiment) -> None:
         page.text(note)
     page.heading("Configuration")
     if experiment.config:
-        page.text("Keys whose value differs from conf/base.yaml:")
         found = differences(experiment.config, to_dict(load_config()))
-        page.table(("key", "here", "base.yaml"), found, (0, 1, 2))
+        page.text("Keys whose value differs from conf/base.yaml:" if found else "No key differs from conf/base.yaml.")
+        if found:
+            page.table(("key", "here", "base.yaml"), found, (0, 1, 2))
         if any(MISSING in row for row in found):
             page.note(f"{MISSING}: the key did not exist when the model was trained, or exists no longer.")
         page.html(details("The whole configuration", yaml.safe_dump(experiment.config, sort_keys=False, allow_unicode=True)))
@@ -109,8 +112,9 @@ def facts(experiment: Experiment) -> Iterator[tuple[str, str]]:
     averages = dict.fromkeys(f"{s.made_by['label']} ({s.made_by['average']})" for s in experiment.sets if s.made_by)
     yield "average", ", ".join(averages) or MISSING
     yield "tokens", f"{run.get('vocab_size', MISSING)}, hash {run.get('tokens_hash', MISSING)}"
-    if run.get("max_duration") is not None:
-        yield "seconds of audio per pass", str(run["max_duration"])
+    for key, label in (("parameters", "parameters"), ("train_hours", "hours of training speech"), ("max_duration", PASS)):
+        if run.get(key) is not None:
+            yield label, str(run[key])
     versions = run.get("versions")
     for name, version in versions.items() if isinstance(versions, dict) else ():
         yield f"version of {name}", str(version)
@@ -176,7 +180,7 @@ def add_calls(page: Page, experiment: Experiment) -> None:
     page.text(
         "Commands, the oldest first. Stages that were done before are not in the list."
         + (f" Only the last {MOST_CALLS} of {len(shown_calls)} are shown." if len(shown_calls) > MOST_CALLS else "")
-        + (f" {damaged} damaged lines of journal.tsv were left out." if damaged else "")
+        + (f" {counted(damaged, 'damaged line')} of journal.tsv left out." if damaged else "")
     )
     page.table(HEAD, shown_calls[-MOST_CALLS:], (0, 1, 2, 5))
 

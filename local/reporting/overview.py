@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from local.common.html_page import Page, escape, table_html
 from local.reporting.experiment import Experiment
 from local.reporting.glossary import explain, short
@@ -41,11 +43,18 @@ def cells(name: str, method: str, r: dict) -> list[str]:
     """Return one row of the WER table as HTML. r: its entry in wer.json."""
     interval = "{:.2f}\u00a0-\u00a0{:.2f}".format(*r["ci95"]) if r.get("ci95") else "-"
     costs = [decimals(r.get("rtf"), 4), decimals(r.get("peak_memory_mib"), 0), decimals(r.get("symbol_delay"), 0, factor=1000)]
-    label = breakable(method) + (" (oracle)" if r.get("oracle") else "")
+    label = method_html(method) + (" (oracle)" if r.get("oracle") else "")
     counts = [str(r[key]) for key in ("sub", "del", "ins", "words")]
     return [escape(name), label, decimals(r["wer"]), interval, *counts, decimals(r.get("cer")), *costs]
 
 
-def breakable(method: str) -> str:
-    """Return the name of a method as HTML that may be broken behind its underscores: they are long for a phone."""
-    return escape(method).replace("_", "_<wbr>")
+def method_html(method: str) -> str:
+    """Return the name of a method as HTML, short on a phone; elsewhere it may be broken behind its underscores."""
+    full = escape(method).replace("_", "_<wbr>")
+    return f'<span class="full">{full}</span><abbr class="brief" title="{escape(method)}">{escape(short(method))}</abbr>'
+
+
+def add_table(page: Page, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Add a table of texts whose first two columns are a set and a method, which has a short name on a phone."""
+    cells = [[escape(name), method_html(method), *map(escape, others)] for name, method, *others in rows]
+    page.html(table_html([escape(c) for c in head], cells, "wer", (0, 1)))

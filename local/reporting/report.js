@@ -18,7 +18,9 @@
       confusions: new Set(d.confusions.split(" ")),
     };
   });
+  const PAGE = 100;  // utterances that are shown at first: thousands make browsers slow
   let confusion = null;  // the pressed button
+  let most = PAGE;
 
   function errors(item) {
     const method = chosen("method");
@@ -41,16 +43,22 @@
   }
 
   function filter() {
+    most = PAGE;
+    show();
+  }
+
+  function show() {
     const wanted = { text: chosen("text").trim().toLowerCase() };
     for (const name of ["set", "method", "kind", "speaker"]) wanted[name] = chosen(name);
-    let shown = 0;
+    let count = 0;
     for (const item of items) {
       const fit = fits(item, wanted);
-      item.element.hidden = !fit;
-      shown += fit;
+      count += fit;
+      item.element.hidden = !fit || count > most;
     }
-    control("count").textContent = shown + " of " + items.length + " utterances";
+    control("count").textContent = count + " of " + items.length + " utterances";
     control("clear").hidden = confusion === null;
+    control("more").hidden = count <= most;
   }
 
   const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
@@ -65,7 +73,9 @@
   function sort() {
     const order = orders[chosen("sort")];
     items.sort((a, b) => order(a, b) || a.place - b.place);
-    list.append(...items.map((item) => item.element));
+    for (const item of items) item.element.hidden = true;
+    list.replaceChildren(...items.map((item) => item.element));  // append takes 10 ms for each that is there
+    filter();
   }
 
   function press(button) {
@@ -85,7 +95,8 @@
   }
   control("clear").addEventListener("click", () => press(null));
   control("sort").addEventListener("change", sort);
-  control("method").addEventListener("change", () => { sort(); filter(); });
+  control("method").addEventListener("change", sort);
+  control("more").addEventListener("click", () => { most += PAGE; show(); });
   for (const name of ["set", "kind", "speaker"]) {
     if (control(name)) control(name).addEventListener("change", filter);
   }

@@ -24,6 +24,7 @@ from local.reporting.curves import (
     shades,
 )
 from local.reporting.experiment import Experiment
+from local.reporting.glossary import counted
 
 import numpy as np
 
@@ -49,8 +50,8 @@ HEALTHY = {
     "what the filter is for; a median well below 1 means that gradient.threshold is too low for these data.",
     "speed": "Healthy: level lines, and a share of waiting below 10 %. More waiting means that the training waits for data: "
     "raise data.num_workers, or store the features (features.type=precomputed). A frame is 10 ms of speech.",
-    "lm": "The language model: perplexity per token over the epochs. Healthy: both lines fall, and dev ends not far above "
-    "train. The epoch with the lowest dev perplexity is kept.",
+    "lm": "The language model: perplexity per token over the epochs. Healthy: both lines fall and end near each other; train "
+    "can be the higher one, as it is measured with dropout. The epoch with the lowest dev perplexity is kept.",
 }
 
 
@@ -77,12 +78,12 @@ def summary(train: Curves | None, valid: Curves | None) -> Iterator[str]:
     """Yield sentences with the figures that one looks for first."""
     if train is not None:
         epoch, loss = train.last("epoch"), train.last("pruned_loss")
-        yield f"{train.steps[-1]:.0f} steps" + (f" in {epoch:.0f} epochs." if epoch is not None else ".")
+        yield counted(int(train.steps[-1]), "step") + (f" in {counted(int(epoch), 'epoch')}." if epoch is not None else ".")
         if loss is not None:
             yield f"Last pruned loss of the training: {loss:.3g} nats per frame."
         bad = int((~np.isfinite(train.column("loss"))).sum()) if "loss" in train.columns else 0
         if bad:
-            yield f"{bad} of {len(train.steps)} rows have a loss that is not a number."
+            yield f"In {bad} of {counted(len(train.steps), 'row')} the loss is not a number."
     if valid is not None and (loss := valid.last("pruned_loss")) is not None:
         yield f"Last pruned loss of the dev parts: {loss:.3g}."
     if valid is not None and np.isfinite(wer := valid.column("wer")).any():
@@ -90,7 +91,7 @@ def summary(train: Curves | None, valid: Curves | None) -> Iterator[str]:
         yield f"Lowest WER of the dev utterances: {wer[best]:.2f} % at step {valid.steps[best]:.0f}."
     for curves, name in ((train, "train.csv"), (valid, "valid.csv")):
         if curves is not None and curves.damaged:
-            yield f"{curves.damaged} damaged rows of {name} were left out."
+            yield f"{name}: {counted(curves.damaged, 'damaged row')} left out."
 
 
 def warm_up(config: Mapping[str, Any]) -> float | None:

@@ -71,7 +71,7 @@ def add_utterances(
     page.html(f"<section>{controls(wrong[: len(texts)], experiment, methods)}")  # the form stays in sight within the section
     budget = AudioBudget(limit_bytes - used, page.folder)
     parts = (start + text + media(w, experiment, budget, painter) for (start, text), w in zip(texts, wrong, strict=False))
-    page.html('<div id="list">' + "".join(f"{part}</article>\n" for part in parts) + "</div></section>")
+    page.html('<div id="list">' + "".join(f"{part}</article>\n" for part in parts) + f"</div>{MORE}</section>")
 
 
 def article_start(
@@ -98,8 +98,13 @@ def article_start(
     level = levels.get(w.name, {}).get(w.id)
     facts += [f"speech {level:.0f} dB above noise"] if level is not None else []
     least, most = (f(c.errors for c in w.counts.values()) for f in (min, max))
-    facts += [f"{words} words", f"{least} to {most} errors" if least < most else f"{most} errors"]
+    facts += [numbered(words, "word"), f"{least} to {most} errors" if least < most else numbered(most, "error")]
     return f'<article id="u{number}"{attributes}><h3><bdi>{escape(w.id)}</bdi></h3><p>{" · ".join(facts)}</p>'
+
+
+def numbered(count: int, what: str) -> str:
+    """Return `1 word` or `2 words`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def kinds(c: Counts) -> str:
@@ -198,6 +203,7 @@ def controls(wrong: Sequence[Wrong], experiment: Experiment, methods: Sequence[s
     return f'{form}<p class="note aligned">Marks: {marks}. Methods with the same hypothesis share a line. {PICTURE_NOTE}</p>'
 
 
+MORE = '<p><button type="button" id="f-more" hidden>Show more</button></p>'
 PICTURE_NOTE = (
     "Pictures: log-mel features, low frequencies below, time to the right. Above are the words where they are in the audio, if "
     "that is known. Below are the tokens of the best method where they came, with their confidence in percent."

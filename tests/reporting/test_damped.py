@@ -46,6 +46,7 @@ def test_damped_utterances_are_found(tmp_path: Path, data: Path) -> None:
     assert texts[:5] == ["ONE &lt;b&gt;TWO&lt;/b&gt;"] * 2 + ["ITS OWN ID", "IN A SHARD", "ODD"]
     assert ["<audio" in block for block in blocks] == [True, True, True, False, False, False]
     assert '"note">a; 1.00 s; steps damped: 3; lowest mask: 0.25, in layer 1' in blocks[0] and ">=b_sp0.9; 1" in blocks[2]
+    assert ["another speed" in block for block in blocks] == [False, True, False, False, False, False]
     assert "data:audio/mpeg" in blocks[0] and "<script" not in text and "<b>" not in text and "&lt;script" in blocks[5]
 
 

@@ -38,7 +38,7 @@ def test_the_section(tmp_path: Path, data: Path) -> None:
     write_dropped(data / "lang_bpe_30" / "dropped.tsv", [Dropped("y", "dev", "tokens: more than frames")])
     text = section(tmp_path, data)
     assert "<td>train</td><td>12</td><td>0.50</td><td>-</td><td>-</td><td>-</td><td>-</td><td>2.50</td><td>2</td>" in text
-    assert text.count("<svg") == 1 and "12 training transcripts have 28 words" in text
+    assert text.count("<svg") == 1 and "In 12 training transcripts: 28 words" in text
     assert "<td>TWO THREE FOUR FIVE</td>" in text and text.index("<td>t1</td>") < text.index("<td>t4</td>") < text.index(
         "<td>t7<"
     )
@@ -71,7 +71,7 @@ def test_how_transcripts_use_the_tokens() -> None:
     assert (use.words, use.texts, use.counts.total()) == (4, 2, len(ids)) and use.counts["<unk>"] == ids.count(2) == 1
     assert {t for t, n in use.counts.items() if n == 0} == set(tokenizer.tokens[3:]) - {tokenizer.tokens[i] for i in ids}
     text = " ".join(use_lines(tokenizer, use))
-    assert f"{len(ids) / 4:.2f} per word" in text and "never used" in text and "1 characters" in text
+    assert f"{len(ids) / 4:.2f} tokens per word" in text and "never used" in text and "1 character without" in text
 
 
 def test_a_large_text_is_read_evenly(tmp_path: Path) -> None:

@@ -93,7 +93,13 @@ def test_commits_that_differ(tmp_path: Path) -> None:
 
 def test_the_section(tmp_path: Path) -> None:
     config = to_dict(load_config(None, ["train.num_epochs=3"]))
-    config["run"] = {"git_commit": "old", "versions": {"torch": HOSTILE}, "tokens_hash": "f0d", "vocab_size": 77}
+    config["run"] = {
+        "git_commit": "old",
+        "versions": {"torch": HOSTILE},
+        "tokens_hash": "f0d",
+        "vocab_size": 77,
+        "parameters": 5,
+    }
     with_files(
         tmp_path, log__journal_tsv=f"{JOURNAL[0]} --conf {HOSTILE}\n", tuned_yaml="decode: {by_method: {}, lm_scale: 0.7}\n"
     )
@@ -102,8 +108,18 @@ def test_the_section(tmp_path: Path) -> None:
         page, experiment(tmp_path, {"greedy_search": [row("1", "A", "A", [])]}, config=config, stats={"made_by": MADE_BY})
     )
     text = shown(page)
-    assert "<td>train.num_epochs</td><td>3</td><td>35</td>" in text and "<td>decode.lm_scale</td><td>0.7</td>" in text
-    assert "77, hash f0d" in text and "epoch-2-avg-1 (epoch 2)" in text and "commit old" in text.lower()
+    assert (
+        "<th>base.yaml</th>" in text
+        and "<td>train.num_epochs</td><td>3</td><td>35</td>" in text
+        and "<td>decode.lm_scale</td><td>0.7</td>" in text
+    )
+    assert (
+        "77, hash f0d" in text
+        and "<td>parameters</td><td>5</td>" in text
+        and "per pass" not in text
+        and "epoch-2-avg-1 (epoch 2)" in text
+        and "commit old" in text.lower()
+    )
     assert "<script" not in text and text.count("&lt;script&gt;") == 3  # version, command, whole configuration
     assert "<summary>" in text and "num_epochs: 3" in text
 
@@ -113,6 +129,12 @@ def test_what_is_unknown_is_a_dash(tmp_path: Path, config: dict) -> None:
     page = Page("a", tmp_path)
     add_origin(page, experiment(tmp_path, {"greedy_search": [row("1", "A", "A", [])]}, config=config))
     assert "<td>trained by commit</td><td>-</td>" in shown(page) and "journal.tsv" in shown(page)
+
+
+def test_a_configuration_without_differences(tmp_path: Path) -> None:
+    page = Page("a", tmp_path)
+    add_origin(page, experiment(tmp_path, {"greedy_search": [row("1", "A", "A", [])]}, config=to_dict(load_config())))
+    assert "No key differs" in shown(page) and "<th>base.yaml</th>" not in shown(page)
 
 
 def test_a_damaged_file_of_settings_is_named(tmp_path: Path) -> None:

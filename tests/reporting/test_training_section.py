@@ -68,14 +68,14 @@ def test_hostile_values_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["nan", "1e308", "-1", "0"])
 def test_nothing_but_hostile_values(tmp_path: Path, value: str) -> None:
     table: list[list[object]] = [[1, 10, *[value] * (len(HEAD) - 2)]]
-    assert "10 steps in 1 epochs" in shown(section(tmp_path, table, valid=f"step,wer,simple_loss\n1,{value},{value}\n"))
+    assert "10 steps in 1 epoch." in shown(section(tmp_path, table, valid=f"step,wer,simple_loss\n1,{value},{value}\n"))
 
 
 def test_nan_losses_are_counted(tmp_path: Path) -> None:
     table = rows(5)
     table[1][2] = table[3][2] = "nan"
     text = shown(section(tmp_path, [*table, [1, 2]]))
-    assert "2 of 5 rows have a loss that is not a number" in text and "1 damaged rows of train.csv" in text
+    assert "In 2 of 5 rows the loss" in text and "train.csv: 1 damaged row left" in text
 
 
 def test_missing_columns_and_files(tmp_path: Path) -> None:
