@@ -29,16 +29,12 @@ Options
   --dask HOST:PORT   scheduler of a Dask cluster that extracts the features; it must see the same folders
   --python PROGRAM   Python to use as it is, instead of making .venv
   --force            run finished stages again
+  --dry-run          show what each stage would do, and its command; change nothing
   --help
 
 Any configuration key can follow: data.train_parts=[train-clean-100] lang.vocab_size=200 augment.musan=download/musan
 Every stage prints its command and writes its output to data/<corpus>/log/<stage>.log as well.
 HELP
-}
-
-features() {
-  [[ $force == false ]] || rm -rf "$data_dir/features"  # else finished files are used again
-  run local.compute_features --data-dir "$data_dir" --dask "$dask" --nj "$nj"
 }
 
 # All of it is read before any of it runs, so that the file may be edited meanwhile.
@@ -91,7 +87,8 @@ main() {
   if [[ $(value_of features.type) == precomputed ]]; then
     stage features --config "features augment.speed_perturb augment.musan" \
       --input "$data_dir/cuts" --made-by cuts --input "$audio" --made-by audio "${replaces[@]}" \
-      --output "$data_dir/features" -- features
+      --output "$data_dir/features" --clear "$data_dir/features" -- \
+      run local.compute_features --data-dir "$data_dir" --dask "$dask" --nj "$nj"
   elif [[ $first -le 4 && $last -ge 4 ]]; then
     echo "stage 4, features: skipped: features.type is on_the_fly"
   fi

@@ -8,7 +8,7 @@ source local/stages.sh
 
 usage() {
   cat <<'HELP'
-./run.sh [options] [key.sub=value ...]     prepare -> train -> average -> lm -> tune -> decode -> score; export on demand
+./run.sh [options] [key.sub=value ...]     prepare -> train -> average -> lm -> tune -> decode -> score -> report
 
 Stages
   0  prepare        ./prepare.sh: audio -> data/<corpus> (manifests, cuts, tokens, features)
@@ -19,7 +19,9 @@ Stages
                     tune has a list); EXP/tune.tsv: all that was tried
   5  decode         test sets by all of decode.methods -> EXP/decode/<method>/<set>.jsonl
   6  score          -> EXP/wer.json, EXP/wer.md, EXP/wer.png, EXP/errors/; prints the WER table
-  7  export         -> EXP/export/: the model for sherpa-onnx (ONNX, float32 and int8), checked by sherpa-onnx on the dev
+  7  report         -> EXP/report.html: one page with the errors and their audio, the training, the data; exp/INDEX.md: all
+                    experiments
+  8  export         -> EXP/export/: the model for sherpa-onnx (ONNX, float32 and int8), checked by sherpa-onnx on the dev
                     sets, with a model card. Only on demand: --stage export runs it alone, --stop-stage export after the rest
 
 Other commands, never part of a run:  ./run.sh COMMAND [options] [key.sub=value ...]
@@ -29,6 +31,8 @@ Other commands, never part of a run:  ./run.sh COMMAND [options] [key.sub=value 
                     report.txt names the layer where the gradient explodes and the utterances behind it
   ablation          -> EXP/ablation/: trainings with gradient.control filter, clip, none over several seeds; WER table, plots
   study             -> EXP/study/: small models that show how gradients vanish and explode; one page with plots
+  doctor            -> nothing: it says what will not work and how to mend it, one line each, and changes nothing. Exit
+                    status 1 if there is an error (docs/doctor.md)
 
 Options
   --corpus NAME      a folder of egs/ (default: tiny)
@@ -39,7 +43,9 @@ Options
                      data/<corpus>/conf.yaml, which stage prepare chooses to fit the hours of speech and this machine)
   --checkpoint FILE  command evaluate: the trained model, such as exp/mine/averaged.pt
   --stage N          first stage, a number or a name
-  --stop-stage N     last stage, a number or a name (default: score)
+  --stop-stage N     last stage, a number or a name (default: report)
+  --sets NAMES       stage decode: these parts instead of the test parts, such as dev or dev,test; the table then has them
+                     beside the sets that the same model decoded before
   --nj N             processes that prepare data (default: the number of cores)
   --dask HOST:PORT   see ./prepare.sh --help
   --nproc N          processes that train together on this machine (default: one per GPU; 1 without GPUs)
@@ -48,23 +54,14 @@ Options
   --rdzv HOST:PORT   where these machines find each other: a free port of one of them
   --python PROGRAM   Python to use as it is, instead of making .venv
   --force            run finished stages again; training starts from the beginning
+  --dry-run          show what each stage would do, and its command; change nothing
+  --strict           command doctor: exit status 1 for warnings, too
+  --all              command doctor: read all audio, not a sample
   --help
 
 Any configuration key can follow: train.num_epochs=20 decode.methods=[greedy_search] loss.backend=k2
 Every stage prints its command, which you can run alone, and writes its output to EXP/log/<stage>.log as well.
 HELP
-}
-
-train() {
-  if [[ $force == true ]]; then
-    rm -rf "$exp_dir/checkpoints" "$exp_dir/tensorboard" "$exp_dir"/{train,valid}.csv
-  fi
-  run local.train --data-dir "$data_dir" --exp-dir "$exp_dir" --nproc "$nproc" --nnodes "$nnodes" --rdzv "$rdzv"
-}
-
-train_lm() {
-  [[ $force == false ]] || rm -rf "$exp_dir/lm"
-  run local.train_lm --data-dir "$data_dir" --exp-dir "$exp_dir"
 }
 
 # name_model: $model, the arguments that name what stages decode and export take.
@@ -76,9 +73,20 @@ name_model() {
   fi
 }
 
+# name_sets: make $sets a list, and $of_sets what stage decode is about: each choice of sets has a marker of its own.
+name_sets() {
+  of_sets=(--config "decode data.test_parts")
+  read -ra sets <<< "${sets//,/ }"
+  [[ ${#sets[@]} -gt 0 ]] || return 0
+  [[ -z $other ]] || fail "--sets is an option of stage decode; $other has none"
+  [[ ${sets[*]} != */* && " ${sets[*]}" != *" -"* ]] || fail "--sets: names of parts, with commas between, not '${sets[*]}'"
+  of_sets=(--config "decode data.dev_parts data.test_parts" --marker "decode-$(IFS=,; echo "${sets[*]}")")
+}
+
 decode() {
   local model
   name_model
+  [[ ${#sets[@]} -eq 0 ]] || model+=(--sets "${sets[@]}")
   run local.decode "${model[@]}" --data-dir "$data_dir" --exp-dir "$exp_dir"
 }
 
@@ -91,19 +99,34 @@ export_model() {
   run local.export "${model[@]}" --data-dir "$data_dir" --out "$exp_dir/export" --int8
 }
 
-# name_table: $table, what stage score makes.
-name_table() { table=(--output "$exp_dir"/wer.json --output "$exp_dir"/wer.md --also "$exp_dir"/wer.png --also "$exp_dir"/errors); }
-
 prepare() {
+  [[ $dry == false ]] || { plan_prepare "$@"; return; }
   RECIPE_PARENT=$$ follow exec "$python" -m local.with_parent ./prepare.sh "$@" || { local status=$?; end_if_stopped; exit "$status"; }
 }
 
-score() { program local.wer --exp-dir "$exp_dir" --data-dir "$data_dir" > /dev/null; }  # main prints the table
+score() { program local.wer --exp-dir "$exp_dir" --data-dir "$data_dir" > /dev/null; }  # the table is printed after it
+
+# score_and_report INPUTS...: stages score and report; INPUTS: what the table needs besides decode/.
+score_and_report() {
+  local table=(--output "$exp_dir"/wer.json --output "$exp_dir"/wer.md --also "$exp_dir"/wer.png --also "$exp_dir"/errors)
+  local read=() file
+  stage score --input "$exp_dir/decode" --made-by decode "$@" "${table[@]}" -- score
+  [[ $last -lt 6 || $first -gt 6 || $dry == true ]] || cat "$exp_dir/wer.md"
+  for file in config.yaml train.csv valid.csv outliers.tsv lm/log.csv tuned.yaml tune.tsv; do read+=(--watch "$exp_dir/$file"); done
+  for file in cuts manifests/dropped.tsv summary.json; do read+=(--watch "$data_dir/$file"); done
+  stage report --input "$exp_dir/wer.json" --made-by score --input "$exp_dir/decode" --made-by decode "${read[@]}" \
+    --output "$exp_dir/report.html" -- program local.report --exp-dir "$exp_dir" --data-dir "$data_dir"
+  if [[ $last -ge 7 && $first -le 7 && $dry == false ]]; then
+    echo "report: $exp_dir/report.html"
+    [[ $exp_dir != exp/* ]] || "$python" -m local.experiments > /dev/null || true  # exp/INDEX.md; the report is there without it
+  fi
+}
 
 # evaluate: prepare the test parts with the configuration of the checkpoint; decode; score.
 evaluate() {
-  local trained_in audio=() tuned=() needed table
+  local trained_in audio=() tuned=() needed
   [[ -f $checkpoint ]] || fail "evaluate needs --checkpoint FILE, a trained model such as exp/mine/averaged.pt; not '$checkpoint'"
+  [[ $dry == false ]] || fail "evaluate has no --dry-run: it first writes the configuration of the checkpoint"
   [[ -z $conf ]] || fail "evaluate takes the configuration of the checkpoint, without --conf; keys can follow as key=value"
   [[ -z $data_dir ]] || fail "evaluate prepares the test set in EXP/data, without --data-dir; --exp-dir names EXP"
   [[ -n $corpus_dir || $corpus != custom ]] || fail "evaluate needs --corpus-dir DIR, the folder of the test set"
@@ -113,7 +136,6 @@ evaluate() {
   exp_dir=${exp_dir:-$trained_in/evaluate/$name}
   data_dir=$exp_dir/data conf=$exp_dir/checkpoint.yaml
   done_dir=$exp_dir/.done log_dir=$exp_dir/log
-  name_table
   ensure_python
   [[ -d $exp_dir ]] || make_folder "$exp_dir"
   lock 8 "$exp_dir/.lock"
@@ -138,33 +160,59 @@ evaluate() {
   stage decode --config "decode data.test_parts" "${needed[@]}" --input "$checkpoint" --made-by average \
     --input "$data_dir/cuts" --made-by prepare --output "$exp_dir/decode" -- run local.decode --checkpoint "$checkpoint" \
     --data-dir "$data_dir" --exp-dir "$exp_dir" --trained-in "$trained_in" "${tuned[@]}"
-  stage score --input "$exp_dir/decode" --made-by decode "${table[@]}" -- score
-  cat "$exp_dir/wer.md"
+  score_and_report
+}
+
+# doctor ARGUMENTS: as the other commands, but nothing is made or locked, and .venv may be missing.
+doctor() {
+  local word flags=() rest=() state=given audio=()
+  for word in "$@"; do
+    case $word in --all|--strict) flags+=("$word") ;; *) rest+=("$word") ;; esac
+  done
+  parse_options "${rest[@]}"
+  resolve_options
+  if [[ -z $python ]]; then
+    state=$(environment_state requirements.txt)
+    case $state in
+      missing|unfinished) python=$(usable_python) || exit 1 ;;
+      *) python=.venv/bin/python ;;
+    esac
+  fi
+  command -v "$python" > /dev/null || fail "--python $python: no such program"
+  [[ -z $corpus_dir ]] || audio=(--corpus-dir "$corpus_dir")
+  [[ $conf == conf/base.yaml && -n $chosen ]] || audio+=(--conf "$conf")
+  exec "$python" -B -m local.doctor --environment "$state" --corpus "$corpus" --data-dir "$data_dir" --exp-dir "$exp_dir" \
+    --nproc "$nproc" "${audio[@]}" "${flags[@]}" "${overrides[@]}"
 }
 
 other_command() {
   local module=studies.$1
   [[ $1 != diagnose ]] || module=local.diagnose
   [[ -f $lang/bpe.model ]] || fail "$1: $lang/bpe.model is missing; stage prepare makes it"
-  mkdir -p "$exp_dir/log"
+  make_folder "$exp_dir/log"
   logged "$exp_dir/log/$1.log" run "$module" --data-dir "$data_dir" --exp-dir "$exp_dir"
 }
 
 # All of it is read before any of it runs, so that the file may be edited meanwhile.
 main() {
-  options="corpus corpus_dir data_dir exp_dir conf stage stop_stage nj dask nproc nnodes rdzv python checkpoint"
-  stages="prepare train average lm tune decode score export"
-  corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=6 nj='' dask='' nproc=0 nnodes=1 rdzv='' python=''
-  local other='' lang needed given table sharing=() tuning=false checkpoint='' requirements=(requirements.txt)
+  options="corpus corpus_dir data_dir exp_dir conf stage stop_stage sets nj dask nproc nnodes rdzv python checkpoint"
+  stages="prepare train average lm tune decode score report export"
+  corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=7 nj='' dask='' nproc=0 nnodes=1 rdzv='' python=''
+  local other='' of_sets lang needed given sharing=() tuning=false checkpoint='' sets='' requirements=(requirements.txt)
+  if [[ ${1:-} == doctor ]]; then
+    shift
+    doctor "$@"
+  fi
   case ${1:-} in evaluate|diagnose|ablation|study) other=$1; shift ;; esac
   [[ $other != evaluate ]] || corpus=custom
   parse_options "$@"
+  name_sets
   if [[ $other == evaluate ]]; then
     evaluate
     return
   fi
   [[ -z $checkpoint ]] || fail "--checkpoint is an option of command evaluate"
-  [[ $first -ne 7 || $last -ne 6 ]] || last=7  # so that --stage export runs, although the last stage is score by default
+  [[ $first -ne 8 || $last -ne 7 ]] || last=8  # so that --stage export runs, although the last stage is report by default
   [[ $nproc =~ ^[0-9]+$ ]] || fail "option --nproc must be a whole number, not '$nproc'"
   [[ $nnodes =~ ^[1-9][0-9]*$ ]] || fail "option --nnodes must be a whole number above 0, not '$nnodes'"
   resolve_options
@@ -173,14 +221,13 @@ main() {
     [[ $force == false ]] || fail "--force with --nnodes: remove $exp_dir instead, on one machine"
     first=1 last=1
   fi
-  [[ -n $other || $last -lt 7 ]] || requirements+=(requirements-export.txt)
+  [[ -n $other || $last -lt 8 ]] || requirements+=(requirements-export.txt)
   ensure_python "${requirements[@]}"
   read_config
   check_data
   done_dir=$exp_dir/.done log_dir=$exp_dir/log
-  name_table
   lang=$data_dir/lang_bpe_$(value_of lang.vocab_size)
-  if [[ -n $other || $last -ge 1 && $first -le 7 ]]; then
+  if [[ -n $other || $last -ge 1 ]]; then
     [[ -d $exp_dir ]] || make_folder "$exp_dir"
     [[ $nnodes -eq 1 ]] || sharing=(--shared)  # the machines that train together
     lock 8 "$exp_dir/.lock" "${sharing[@]}"
@@ -207,14 +254,17 @@ main() {
 
   stage train --config "model gradient loss optim train features augment lang data.train_parts data.dev_parts data.num_buckets" \
     --input "$lang/bpe.model" --made-by prepare --input "$lang/num_tokens" --made-by prepare \
-    --input "$data_dir/cuts" --made-by prepare --output "$exp_dir/checkpoints" -- train
+    --input "$data_dir/cuts" --made-by prepare --output "$exp_dir/checkpoints" --clear "$exp_dir/checkpoints" \
+    --clear "$exp_dir/tensorboard" --clear "$exp_dir/logger_run" --clear "$exp_dir/train.csv" --clear "$exp_dir/valid.csv" -- \
+    run local.train --data-dir "$data_dir" --exp-dir "$exp_dir" --nproc "$nproc" --nnodes "$nnodes" --rdzv "$rdzv"
   stage average --config average --input "$exp_dir/checkpoints" --made-by train --output "$exp_dir/averaged.pt" -- \
     run local.average --exp-dir "$exp_dir"
   if [[ $(value_of lm.train) == true ]]; then
     stage lm --config "lm train.seed data.dev_parts lang.normalise lang.rules" --input "$lang/bpe.model" --made-by prepare \
       --input "$lang/transcript.txt" --made-by prepare \
       --input "$data_dir/manifests" --made-by prepare --watch "$(value_of lm.text)" \
-      --output "$exp_dir/lm/lm.pt" --output "$exp_dir/lm/bigram.arpa" --also "$exp_dir/lm/perplexity.json" -- train_lm
+      --output "$exp_dir/lm/lm.pt" --output "$exp_dir/lm/bigram.arpa" --also "$exp_dir/lm/perplexity.json" --clear "$exp_dir/lm" -- \
+      run local.train_lm --data-dir "$data_dir" --exp-dir "$exp_dir"
   elif [[ $first -le 3 && $last -ge 3 ]]; then
     echo "stage 3, lm: skipped: lm.train is false"
   fi
@@ -233,9 +283,8 @@ main() {
   elif [[ $first -le 4 && $last -ge 4 ]]; then
     echo "stage 4, tune: skipped: section tune has no list"
   fi
-  stage decode --config "decode data.test_parts" "${needed[@]}" --output "$exp_dir/decode" -- decode
-  stage score --input "$exp_dir/decode" --made-by decode --watch "$exp_dir/lm/perplexity.json" "${table[@]}" -- score
-  [[ $last -lt 6 || $first -gt 6 ]] || cat "$exp_dir/wer.md"
+  stage decode "${of_sets[@]}" "${needed[@]}" --output "$exp_dir/decode" -- decode
+  score_and_report --watch "$exp_dir/lm/perplexity.json"
   stage export --config "decode data.dev_parts" "${needed[@]}" --watch "$exp_dir/wer.json" --output "$exp_dir/export" -- \
     export_model
 }

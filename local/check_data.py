@@ -10,19 +10,7 @@ from pathlib import Path
 
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
-from local.corpus.corpus_yaml import Corpus, load_corpus
-
-
-def problem(held: Corpus, name: str, corpus_dir: Path | None) -> str:
-    """Return how the corpus of a data folder differs from the one asked for; "" if it does not.
-
-    corpus_dir: the folder of the audio; None: not asked for.
-    """
-    if held.name != name:
-        return f"holds corpus '{held.name}' of {held.corpus_dir}, not '{name}'"
-    if corpus_dir is not None and held.corpus_dir is not None and Path(held.corpus_dir).resolve() != corpus_dir.resolve():
-        return f"holds the corpus in {held.corpus_dir}, not the one in {corpus_dir}"
-    return ""
+from local.corpus.corpus_yaml import load_corpus, other_corpus
 
 
 @program
@@ -33,11 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--corpus-dir", type=Path, help="folder of the audio")
     parser.add_argument("--other", default="--data-dir and --exp-dir", help="options that name other folders, for the message")
     args = parser.parse_args(argv)
-    try:
-        held = load_corpus(args.data_dir / "corpus.yaml")
-    except UserError:
-        return  # not prepared, or damaged: the stages say so
-    if why := problem(held, load_corpus(args.corpus_yaml).name, args.corpus_dir):
+    if why := other_corpus(args.data_dir, load_corpus(args.corpus_yaml).name, args.corpus_dir):
         raise UserError(f"{args.data_dir} {why}; name other folders by {args.other}, or remove {args.data_dir}")
 
 

@@ -14,7 +14,6 @@ options moves to EXP/decode_earlier.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -29,7 +28,8 @@ from local.common.cli import choose_device, make_parser, program
 from local.common.errors import UserError
 from local.common.locks import reads, writes
 from local.config.methods import METHODS
-from local.config.schema import DecodeConfig
+from local.config.schema import DataConfig, DecodeConfig
+from local.corpus.corpus_yaml import load_corpus
 from local.data.datamodule import AsrDataModule, Batches
 from local.data.durations import FRAME_SECONDS
 from local.data.text import TextNormaliser
@@ -147,6 +147,23 @@ def make_recognisers(resources: Resources, options: DecodeConfig, leave_out: boo
     return found
 
 
+def parts_of(sets: Sequence[str], data_dir: Path, data: DataConfig) -> list[str]:
+    """Return the prepared parts that --sets names; `dev` and `test`, if no part is called so, are all parts of this kind.
+
+    Raises `UserError` for a name that is neither.
+    """
+    there = sorted({path.name.removesuffix(".jsonl.gz") for path in (data_dir / "cuts").glob("*.jsonl.gz")} - {"musan"})
+    corpus = load_corpus(data_dir / "corpus.yaml", data)
+    kinds = {"dev": corpus.dev, "test": corpus.test}
+    found = []
+    for name in sets:
+        if name not in there and not kinds.get(name):
+            known = ", ".join(there) or "no cuts; stage prepare makes them"
+            raise UserError(f"--sets: '{name}' is not a part of {data_dir}; it has {known}")
+        found += [name] if name in there else kinds[name]
+    return list(dict.fromkeys(found))
+
+
 @program
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
@@ -159,14 +176,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="EXP",
         help="the experiment of the checkpoint: its lm/ is used, and methods that lack a file are left out",
     )
-    parser.add_argument("--sets", nargs="+", metavar="SET", default=[], help="short for data.test_parts=[SET,...]")
+    parser.add_argument(
+        "--sets", nargs="+", metavar="SET", default=[], help="parts instead of data.test_parts; dev: all of dev_parts"
+    )
     args = parser.parse_intermixed_args(argv)
     writes(args.exp_dir, new=True)
     reads(args.data_dir)
     # argparse takes overrides that follow --sets for its values.
     overrides = args.overrides + [s for s in args.sets if "=" in s]
-    if sets := [s for s in args.sets if "=" not in s]:
-        overrides.append(f"data.test_parts={json.dumps(sets)}")
     content = load_file(args.checkpoint)
     model, cfg, tokenizer = model_from(content, args.checkpoint, overrides, args.conf)
     if args.tuned:
@@ -174,6 +191,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     origin = origin_of(args.checkpoint, content, args.tuned is not None, cfg.decode.max_utterances)
     del content  # a checkpoint of training also holds the optimiser's state
     device = choose_device(cfg.decode.num_threads)
+    if sets := [s for s in args.sets if "=" not in s]:
+        cfg.data.test_parts = parts_of(sets, args.data_dir, cfg.data)
     data = AsrDataModule(cfg, args.data_dir, tokenizer)
     if not data.corpus.test:
         raise UserError(f"{args.data_dir / 'corpus.yaml'}: key 'test' is empty; name parts to decode by --sets")

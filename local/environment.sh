@@ -9,6 +9,7 @@ ensure_python() {
     return 0
   fi
   [[ $# -gt 0 ]] || set -- requirements.txt
+  [[ $dry == false ]] || { plan_python "$@"; return; }
   python=.venv/bin/python
   environment_is_whole && environment_is_new "$@" || make_environment "$@"
   for file in .venv/lib/python3*/site-packages; do  # so that `.venv/bin/python local/decode.py` finds its modules
@@ -26,14 +27,36 @@ environment_is_new() {
   for file in "$@"; do [[ "$(cat ".venv/.installed-$file" 2>/dev/null)" == "$(cksum < "$file")" ]] || return 1; done
 }
 
+# environment_state: what ensure_python would find: .venv is missing, unfinished, old (packages must be added), or whole.
+environment_state() {
+  if [[ ! -x .venv/bin/python ]]; then
+    echo missing
+  elif [[ -e .venv/.unfinished ]] || ! .venv/bin/python -c '' 2>/dev/null; then
+    echo unfinished
+  elif ! environment_is_whole || ! environment_is_new "$@"; then
+    echo old
+  else
+    echo whole
+  fi
+}
+
+# usable_python: the first Python of the usual names that is new enough.
+usable_python() {
+  local candidate
+  for candidate in python3 python3.13 python3.12 python3.11 python3.10; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+      echo "$candidate"
+      return 0
+    fi
+  done
+  fail "Python 3.10 or newer is needed; name one with --python"
+}
+
 # make_environment FILE...: make .venv, unless only packages must be added; one caller at a time. File .unfinished tells
 # that one was killed: half a package may be there, which pip takes for a whole one.
 make_environment() {
   local file candidate
-  for candidate in python3 python3.13 python3.12 python3.11 python3.10 none; do
-    ! "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || break
-  done
-  [[ $candidate != none ]] || fail "Python 3.10 or newer is needed; name one with --python"
+  candidate=$(usable_python) || exit 1
   make_folder .venv-lock
   python=$candidate lock 5 .venv-lock/.lock --wait
   if ! environment_is_whole && ! add_pip; then

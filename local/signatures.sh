@@ -49,8 +49,10 @@ changes() {
   { sed 's/^/- /' <<< "$1"; sed 's/^/+ /' <<< "$2"; } | awk '
     {tab = index($0, "\t"); name = substr($0, 3, tab ? tab - 3 : length($0)); value = tab ? substr($0, tab + 1) : ""}
     /^-/ {old[name] = value; next}
-    {if (!(name in old)) print name " is new"; else if (old[name] == value) ; else if (name ~ /^input/) print name " has changed"
-     else print name " was " old[name] ", is " value; delete old[name]}
+    {if (!(name in old)) print name (value == "planned" ? " may be made" : " is new")
+     else if (old[name] != value && name !~ /^input/) print name " was " old[name] ", is " value
+     else if (old[name] != value) print name (value == "planned" ? " would be made again" : " has changed")
+     delete old[name]}
     END {for (name in old) if (name != "") print name " is gone"}'
 }
 
@@ -75,6 +77,7 @@ lost() {
 # sign PATH: add a line for an input to $signature; a path is read once, as long as no stage runs.
 declare -A known=()
 sign() {
+  ! is_planned "$1" || known[$1]=planned  # --dry-run
   [[ -n ${known[$1]:-} ]] || known[$1]=$(fingerprint "$1")
   signature+="input $1"$'\t'${known[$1]}$'\n'
 }

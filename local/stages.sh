@@ -11,6 +11,7 @@ force=false
 
 source local/environment.sh
 source local/signatures.sh
+source local/dry_run.sh
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
@@ -39,7 +40,7 @@ follow() {
   return "$status"
 }
 
-# parse_options "$@": --name VALUE or --name=VALUE for every name in $options; --force; --help; key.sub=value.
+# parse_options "$@": --name VALUE or --name=VALUE for every name in $options; --force; --dry-run; --help; key.sub=value.
 parse_options() {
   local name value paths="corpus-dir data-dir exp-dir conf checkpoint"
   force=false overrides=() call=$0${*:+$(printf ' %q' "$@")}
@@ -48,6 +49,7 @@ parse_options() {
     case $1 in
       --help|-h) usage; exit 0 ;;
       --force) force=true; shift; continue ;;
+      --dry-run) dry=true PYTHONDONTWRITEBYTECODE=1; export PYTHONDONTWRITEBYTECODE; shift; continue ;;
       --*=*) name=${1%%=*} value=${1#*=}; name=${name#--} ;;
       --*) name=${1#--}; [[ $# -ge 2 || " $options " != *" ${name//-/_} "* ]] || fail "option --$name needs a value"
            value=${2-} ;;
@@ -82,15 +84,15 @@ from_elsewhere() {
   fail "$1: a relative path counts from $repository, and you are in $called_from; give the whole path, or go there first"
 }
 
-# stage_number OPTION VALUE: the number of a stage that is given by number or by name.
+# stage_number OPTION VALUE: the number of a stage that is given by number or by name. A number without a stage stops here.
 stage_number() {
   local number=0 name
   for name in $stages; do
     if [[ $2 == "$name" ]]; then echo "$number"; return; fi
     number=$((number + 1))
   done
-  [[ $2 =~ ^-?[0-9]+$ ]] || fail "option $1 must be a number or one of: $stages; not '$2'"
-  echo "$2"
+  [[ $2 =~ ^[0-9]{1,9}$ && 10#$2 -lt $number ]] || fail "option $1 must be 0 to $((number - 1)) or one of: $stages; not '$2'"
+  echo $((10#$2))
 }
 
 # name_corpus: $name, of the folders in data/ and exp/: the corpus's, or that of --corpus-dir for one's own audio.
@@ -106,6 +108,7 @@ name_corpus() {
 # local/choose_conf.py writes, if there is no other conf.
 resolve_options() {
   chosen=''
+  [[ $first -le $last ]] || fail "--stage $stage comes after --stop-stage $stop_stage, so no stage would run; change one of them"
   [[ -f egs/$corpus/corpus.yaml ]] || fail "no corpus '$corpus': egs/ has $(cd egs && echo */ | tr -d /)"
   name_corpus
   data_dir=${data_dir:-data/$name}
@@ -145,6 +148,7 @@ value_of() {
 # program MODULE [OPTIONS]: print a Python program's call and become it, in a subshell of follow. It ends with this script.
 program() {
   printf '+%s\n' "$(printf ' %q' "$python" -m "$@")" >&2
+  [[ $dry == false ]] || return 0
   RECIPE_PARENT=$$ exec "$python" -m "$@"
 }
 
@@ -154,6 +158,7 @@ run() { program "$@" --conf "$conf" "${overrides[@]}"; }
 # make_folder PATH: with its parents; stop if files cannot be written there.
 make_folder() {
   local said
+  [[ $dry == false ]] || return 0
   said=$(LC_ALL=C mkdir -p -- "$1" 2>&1) || fail "$1: cannot be made: ${said##*: }"
   [[ -w $1 ]] || fail "$1: $(id -un) cannot write there"
 }
@@ -162,6 +167,7 @@ make_folder() {
 # ended. NUMBER: of the open file, which they inherit; see local/common/locks.py, which knows 6, 7 and 8.
 lock() {
   local number=$1 file=$2 status=75
+  [[ $dry == false ]] || return 0
   shift 2
   while [[ $status -eq 75 ]]; do
     [[ -w $file || ! -e $file && -w ${file%/*} ]] || return 0  # a stage that must write there will say so
@@ -178,8 +184,10 @@ lock() {
 # all below them), inputs and WORDS, and what it made is still there: every OUTPUT, and the same files in them.
 # --watch: an input that may be missing. --also: an output that may be missing. --there: an output that others change.
 # --not: below an output, but made by others. --alone FOLDER: it replaces what others may be reading in this data folder.
+# --clear: an output that --force removes first.
 stage() {
   local name=$1 number marker signature='' before='' now='' outputs=() excluded='' alone='' missing='' why='' log=$log_dir/$1.log
+  local cleared=() there=() runs=runs
   number=$(stage_number stage "$name") marker=$done_dir/$name
   shift
   [[ $number -ge $first && $number -le $last ]] || return 0
@@ -187,21 +195,23 @@ stage() {
     case $1 in
       --config) signature+=$(grep -E "^(${2// /|})[. ]" <<< "$config" | sed 's/ /\t/')$'\n' ||
                   fail "stage $name: none of the keys $2 exists" ;;
-      --input) [[ -e $2 ]] || fail "stage $name: $2 is missing; stage $4 makes it"
+      --input) [[ -e $2 ]] || is_planned "$2" || fail "stage $name: $2 is missing; stage $4 makes it"
                sign "$2"; shift 2 ;;
-      --watch) [[ ! -e $2 ]] || sign "$2" ;;
+      --watch) ! [[ -e $2 ]] && ! is_planned "$2" || sign "$2" ;;
       --output) [[ -e $2 ]] || missing+="output $2 is gone"$'\n'; outputs+=("$2") ;;
-      --there) [[ -e $2 ]] || missing+="output $2 is gone"$'\n' ;;
+      --there) [[ -e $2 ]] || missing+="output $2 is gone"$'\n'; there+=("$2") ;;
       --also) outputs+=("$2") ;;
       --not) excluded+=$2$'\n' ;;
       --set) signature+="given keys"$'\t'$2$'\n' ;;
       --marker) marker=$done_dir/$2 ;;
       --alone) alone=$2 ;;
+      --clear) cleared+=("$2") ;;
       *) fail "stage: unknown word $1" ;;
     esac
     shift 2
   done
   shift
+  [[ $dry == false ]] || runs="would run"
   if [[ $force == false && -f $marker ]]; then
     before=$(< "$marker") now=$(listing "${outputs[@]}")
     if [[ -n $now ]]; then now=$signature$now; else now=${signature%$'\n'}; fi
@@ -213,11 +223,13 @@ stage() {
       echo "stage $number, $name: done before, skipped"
       return 0
     fi
-    echo "stage $number, $name: runs again, because"
+    echo "stage $number, $name: $runs again, because"
     sed 's/^/  /' <<< "$why" | cut -c 1-300 | awk 'NR <= 5'  # which reads all: an early end would be an error (pipefail)
     [[ -z $alone ]] || echo "  it replaces what experiments on $alone were made with; to keep both, use another --data-dir"
+  elif [[ $dry == true ]]; then
+    echo "stage $number, $name: would run"
   fi
-  perform "$@"
+  if [[ $dry == true ]]; then plan "$@"; else perform "$@"; fi
 }
 
 # perform COMMAND...: run the command of a stage, whose variables it uses, and write the marker.
@@ -228,6 +240,7 @@ perform() {
   [[ -z $alone ]] || lock 6 "$alone/.readers"
   echo "stage $number, $name: started $(date '+%Y-%m-%d %H:%M:%S')"
   rm -f -- "$marker" "$marker".*.tmp
+  [[ $force == false ]] || rm -rf -- "${cleared[@]}"
   logged "$log" "$@" || status=$?
   known=()
   [[ -z $alone ]] || exec 6>&-
@@ -248,6 +261,7 @@ perform() {
 logged() {
   local log=$1 status=0 out err keepers
   shift
+  [[ $dry == false ]] || { "$@" 2>&1; return; }
   printf '== %s %s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "${HOSTNAME:-}" >> "$log"
   exec {out}> >(keep "$log")
   keepers=$!

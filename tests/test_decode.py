@@ -143,6 +143,18 @@ def test_takes_its_own_of_all_overrides(folder: Path, tmp_path: Path) -> None:
     assert len(texts) == 1
 
 
+def test_dev_stands_for_all_dev_parts(folder: Path, tmp_path: Path) -> None:
+    cuts, greedy = folder / "data" / "cuts", "decode.methods=[greedy_search]"
+    for name in ("x", "y"):
+        shutil.copy(cuts / "test.jsonl.gz", cuts / f"{name}.jsonl.gz")
+    run(folder, tmp_path, greedy, "--sets", "dev", "y", "data.dev_parts=[x,y]")
+    assert sorted(p.name for p in tmp_path.rglob("*.jsonl")) == ["x.jsonl", "y.jsonl"]
+    shutil.copy(cuts / "test.jsonl.gz", cuts / "dev.jsonl.gz")
+    run(folder, tmp_path / "other", greedy, "data.dev_parts=[x]", "--sets", "dev")
+    (cuts / "dev.jsonl.gz").unlink()
+    assert [p.name for p in (tmp_path / "other").rglob("*.jsonl")] == ["dev.jsonl"], "a part of this name comes first"
+
+
 def snapshot(folder: Path) -> dict[Path, bytes]:
     """Return the files of a folder, but not its locks, which tell who had them last."""
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in (WRITER, READERS)}
@@ -153,7 +165,7 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
     [
         (["decode.methods=[greedy_search,modified_beam_search_lm_rescore]", "decode.lm=/nope.pt"], "/nope.pt"),
         (["decode.hotwords=/nope.txt"], "/nope.txt"),
-        (["--sets", "test", "dev"], "dev.jsonl.gz"),
+        (["--sets", "test", "nix"], "nix"),
         (["decode.bem=3"], "bem"),
         (["model.encoder.layers=3"], "layers"),
         (["decode.methods=[viterbi]"], "viterbi"),

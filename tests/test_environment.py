@@ -18,7 +18,8 @@ set -euo pipefail
 cd {ROOT}
 source local/stages.sh
 cd "$1"
-call='./run.sh --one' python=''
+call='./run.sh --one' python='' dry=${{2:-false}}
+usage() {{ printf 'Stages\n 0 prepare\n\nOptions\n'; }}
 ensure_python
 echo "ready $python"
 """
@@ -52,10 +53,10 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(place: Path) -> subprocess.Popen:
+def start(place: Path, *arguments: str) -> subprocess.Popen:
     environment = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}"}
     return subprocess.Popen(
-        ["bash", "-c", SCRIPT, "test", str(place)],
+        ["bash", "-c", SCRIPT, "test", str(place), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -144,6 +145,25 @@ def test_two_at_once_make_one(place: Path) -> None:
     assert first.returncode == second.returncode == 0, err
     assert f"process {first.pid}" in err and "run.sh --one" in err
     assert (place / "calls").read_text().split() == ["venv", "pip"] and out == "ready .venv/bin/python\n"
+
+
+def test_a_dry_run_makes_none(place: Path) -> None:
+    """It takes a python3 that can read the configuration, or names the stages alone."""
+    before = sorted(place.rglob("*"))
+    out, err = start(place, "true").communicate(timeout=60)
+    assert "would make .venv" in out and out.endswith("ready python3\n") and err == ""
+    (place / "python3").write_text("#!/bin/bash\nexit 1\n")
+    process = start(place, "true")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "0 prepare" in out and "Options" not in out
+    assert err.startswith("error: --dry-run") and err.count("\n") == 1
+    assert sorted(place.rglob("*")) == before
+    (place / "python3").write_text(PYTHON)
+    assert made(place) == ["venv", "pip"]
+    (place / "requirements.txt").write_text("lhotse\nnumba\n")
+    out, err = start(place, "true").communicate(timeout=60)
+    assert "would install requirements.txt" in out and out.endswith("ready .venv/bin/python\n") and err == ""
+    assert (place / "calls").read_text().split() == ["venv", "pip"]
 
 
 def test_ctrl_c_ends_it(place: Path) -> None:

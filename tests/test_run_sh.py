@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +28,8 @@ def experiment(tmp_path: Path) -> Path:
     python.write_text(
         f'#!/bin/sh\ncase $2 in local.config|local.lock_folder|local.with_parent) exec {sys.executable} "$@" ;; esac\n'
         f'echo "$@" >> {tmp_path}/calls\nmkdir -p {exp}/decode\n'
-        f"case $2 in local.tune) touch {exp}/tuned.yaml ;; local.wer) touch {exp}/wer.json; echo WER > {exp}/wer.md ;; esac\n"
+        f"case $2 in local.tune) touch {exp}/tuned.yaml ;; local.wer) touch {exp}/wer.json; echo WER > {exp}/wer.md ;;\n"
+        f"local.report) touch {exp}/report.html; exit $(cat {tmp_path}/fails 2>/dev/null || echo 0) ;; esac\n"
     )
     python.chmod(0o755)
     return tmp_path
@@ -47,7 +50,7 @@ def calls(folder: Path, stage: int | str, last: int | str, *overrides: str) -> l
     assert done.returncode == 0, done.stderr
     lines = (folder / "calls").read_text().splitlines()
     end = " ".join(["--conf conf/base.yaml", *(o for o in overrides if not o.startswith("--"))])
-    assert all(line.endswith(end) or line.startswith("-m local.wer ") for line in lines), lines
+    assert all(line.endswith(end) or line.startswith(("-m local.wer ", "-m local.report ")) for line in lines), lines
     for line in lines:  # printed, so that it can be copied
         assert line.split()[1] in done.stderr
     gone = (f"--data-dir {folder}/data", f"--exp-dir {folder}/exp", f"--checkpoint {folder}/exp/averaged.pt", end, "-m")
@@ -142,8 +145,8 @@ def test_every_program_understands_its_call(experiment: Path, monkeypatch: pytes
         "augment.musan=musan",
         "lang.vocab_size=500",
     ]
-    found = calls(experiment, 0, 7, "--nproc=1", *options)
-    assert len(found) == 13
+    found = calls(experiment, 0, 8, "--nproc=1", *options)
+    assert len(found) == 14
     for line in (experiment / "calls").read_text().splitlines():
         _, module, *words = line.split(" ")  # an empty argument leaves two blanks
         parsed(monkeypatch, module, words)
@@ -169,10 +172,10 @@ def test_decoding_takes_the_tuned_average(experiment: Path) -> None:
 
 def test_export_runs_on_demand_alone(experiment: Path) -> None:
     exp = experiment / "exp"
-    assert calls(experiment, 5, "") == ["local.decode", "local.wer"]  # up to the default last stage
+    assert calls(experiment, 5, "") == ["local.decode", "local.wer", "local.report"]  # up to the default last stage
     (exp / "export").mkdir()
     ours = f"local.export --out {exp}/export"
-    for stage in ("export", 7):
+    for stage in ("export", 8):
         calls(experiment, stage, "", f"decode.beam={4 + len(str(stage))}")
         (found,) = (experiment / "calls").read_text().splitlines()
         assert f"--lm {exp}/lm/lm.pt" in found and "--int8" in found and ours.split()[2] in found
@@ -186,13 +189,109 @@ def test_export_takes_the_tuned_average(experiment: Path) -> None:
     lists = "tune.average_num=[1]"
     calls(experiment, 4, 4, lists)
     (experiment / "exp" / "tuned.pt").touch()
-    (found,) = calls(experiment, 7, 7, lists)
+    (found,) = calls(experiment, 8, 8, lists)
     assert f"--checkpoint {experiment}/exp/tuned.pt" in found and f"--tuned {experiment}/exp/tuned.yaml" in found
 
 
 def test_the_table_ends_the_output_also_if_all_is_done(experiment: Path) -> None:
     for _ in range(2):
         assert run_sh(experiment, 5, 6).stdout.splitlines()[-1] == "WER"
+
+
+def test_the_report_follows_the_table(experiment: Path) -> None:
+    exp = experiment / "exp"
+    (experiment / "fails").write_text("1")
+    failed = run_sh(experiment, 5, "")
+    assert failed.returncode == 1 and "WER" in failed.stdout.splitlines()  # the table is not lost
+    assert "stage report" in failed.stderr and f"{exp}/log/report.log" in failed.stderr
+    (experiment / "fails").write_text("0")
+    assert calls(experiment, "report", "") == ["local.report"]
+    assert calls(experiment, 5, "") == []
+    assert run_sh(experiment, 5, "").stdout.splitlines()[-1].endswith(f"{exp}/report.html")
+    for name in ("exp/train.csv", "exp/decode/more.jsonl", "data/cuts"):
+        (experiment / name).write_text("1")
+        assert calls(experiment, "report", "") == ["local.report"], name
+
+
+@pytest.mark.parametrize("options", [("9", ""), ("0", "9"), ("reports", ""), ("-1", "0"), ("5", "4"), ("010", "")])
+def test_a_stage_that_is_none_is_an_error(experiment: Path, options: tuple[str, str]) -> None:
+    wrong = run_sh(experiment, *options)
+    assert wrong.returncode == 1 and wrong.stdout == "" and wrong.stderr.count("\n") == 1
+    assert "stage" in wrong.stderr and (("0 to 8" in wrong.stderr) or options == ("5", "4"))
+
+
+def test_sets_are_decoded_beside_each_other(experiment: Path) -> None:
+    assert calls(experiment, 5, "") == ["local.decode", "local.wer", "local.report"]
+    assert calls(experiment, 5, 5, "--sets=dev") == ["local.decode --sets dev"]
+    for sets in ("dev,test-other", "dev, test-other", " dev test-other "):
+        found = calls(experiment, "decode", 5, f"--sets={sets}")
+        assert found == (["local.decode --sets dev test-other"] if sets == "dev,test-other" else []), "done before"
+    assert calls(experiment, 5, 5, "--sets=dev") == [] and calls(experiment, 5, 5) == []
+    assert calls(experiment, 5, 5, "--sets=dev", "decode.beam=9") == ["local.decode --sets dev"]
+    for sets in ("../dev", "dev --force", "-x"):
+        wrong = run_sh(experiment, 5, 5, f"--sets={sets}")
+        assert wrong.returncode == 1 and "--sets" in wrong.stderr and wrong.stderr.count("\n") == 1
+    assert run_sh(experiment, 5, 5, "--sets=").returncode == 0
+
+
+# ---- --dry-run ----
+
+
+def dry_run(folder: Path, stage: int | str, last: int | str, *overrides: str) -> str:
+    """Return what run.sh --dry-run prints; an error if it changes a file or runs a program of a stage."""
+
+    def files() -> dict[Path, tuple[int, int]]:
+        return {p: (p.stat().st_size, p.stat().st_mtime_ns) for root in (folder, ROOT / "exp") for p in root.rglob("*")}
+
+    before = files()
+    done = run_sh(folder, stage, last, "--dry-run", *overrides)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert files() == before
+    return done.stdout
+
+
+def would_run(text: str) -> list[str]:
+    """Return the stages of a dry run that would run."""
+    return re.findall(r"^ *stage \d, (\w+): would run", text, flags=re.MULTILINE)
+
+
+def test_a_dry_run_shows_stages_and_commands(experiment: Path) -> None:
+    """Of the stages of prepare.sh too; what an earlier stage would make is not missing."""
+    shutil.rmtree(experiment / "data")
+    shutil.rmtree(experiment / "exp")
+    (experiment / "calls").touch()
+    options = ["lm.train=true", "tune.lm_scale=[0.1]", "features.type=precomputed", "augment.musan=musan"]
+    said = dry_run(experiment, 0, 8, *options)
+    preparing = ["audio", "manifests", "cuts", "cuts", "lang", "features"]
+    running = ["train", "average", "lm", "tune", "decode", "score", "report", "export"]
+    assert would_run(said) == preparing + running
+    programs = [words.split()[2:] for words in re.findall(r"^ *\+ (.*)$", said, flags=re.MULTILINE)]
+    assert [words[0] for words in programs if words] == [  # of ./prepare.sh too
+        *("tiny", "local.get_audio", "local.prepare_manifests", "local.prepare_cuts", "local.prepare_noise"),
+        *("local.prepare_lang", "local.compute_features", "local.train", "local.average", "local.train_lm", "local.tune"),
+        *("local.decode", "local.wer", "local.report", "local.export"),
+    ]
+    lines = (experiment / "calls").read_text().splitlines()
+    assert lines == [], "only what reads the configuration may run"
+    said = dry_run(experiment, 0, "")
+    assert said.count("skipped") == 3 and would_run(said)[-3:] == ["decode", "score", "report"]
+
+
+def test_a_dry_run_says_what_was_done_and_what_follows_from_it(experiment: Path) -> None:
+    calls(experiment, 4, 7)
+    assert would_run(dry_run(experiment, 4, 7)) == [] and dry_run(experiment, 4, 7).count("done before") == 3
+    said = dry_run(experiment, 4, 7, "decode.beam=9")
+    assert would_run(said) == ["decode", "score", "report"]
+    assert "decode.beam was 4, is 9" in said and f"input {experiment}/exp/decode would be made again" in said
+    for folder in ("exp/checkpoints", "data/cuts"):
+        (experiment / folder).mkdir()
+    calls(experiment, 2, 2)
+    assert would_run(dry_run(experiment, 2, 7, "average.num=1")) == ["average", "decode", "score", "report"]
+    said = dry_run(experiment, 1, 1, "--force")
+    assert would_run(said) == ["train"] and f"removes {experiment}/exp/checkpoints" in said
+    (experiment / "exp" / "averaged.pt").unlink()
+    missing = run_sh(experiment, "decode", 5, "--dry-run")
+    assert missing.returncode == 1 and f"{experiment}/exp/averaged.pt" in missing.stderr and "average" in missing.stderr
 
 
 @pytest.mark.parametrize("command, module", [("diagnose", "local"), ("ablation", "studies"), ("study", "studies")])

@@ -25,7 +25,7 @@ cd "$1"; shift
 usage() {{ echo help; }}
 options="corpus corpus_dir data_dir conf stage stop_stage nj python"
 stages="zero first second"
-corpus=c corpus_dir='' data_dir='' conf='' stage=0 stop_stage=9 nj='' python={sys.executable}
+corpus=c corpus_dir='' data_dir='' conf='' stage=0 stop_stage=2 nj='' python={sys.executable}
 parse_options "$@"
 resolve_options
 ensure_python
@@ -83,6 +83,17 @@ def test_what_makes_a_stage_run_again_is_said_in_words(place: Path) -> None:
     (place / "out" / "file").write_text("x")
     assert ran(run(place)) == ["b"]
     assert ran(run(place, "--force")) == ["a", "b"]
+
+
+def test_force_alone_removes_what_a_stage_made(place: Path) -> None:
+    script = "work() { echo working a; mkdir -p out; touch new; ls out; }\n"
+    script += "stage first --config lang --output out --clear out --clear new -- work"
+    run(place, script=script)
+    (place / "out" / "kept").touch()
+    again = run(place, "lang.vocab_size=6", script=script)
+    assert ran(again) == ["a"] and "kept" in again.stdout.splitlines()
+    again = run(place, "lang.vocab_size=6", "--force", script=script)
+    assert ran(again) == ["a"] and "kept" not in again.stdout.splitlines()
 
 
 def test_a_value_may_be_empty(place: Path) -> None:
@@ -228,6 +239,9 @@ def test_bars_stay_on_the_terminal(place: Path) -> None:
         (["--stage"], ["--stage"]),
         (["--stage", "one"], ["--stage", "zero first second", "'one'"]),
         (["--stop-stage", "1.5"], ["--stop-stage", "'1.5'"]),
+        (["--stop-stage", "3"], ["--stop-stage", "0 to 2", "'3'"]),
+        (["--stage", "99999999999999999999"], ["--stage", "0 to 2"]),
+        (["--stage", "2", "--stop-stage", "first"], ["--stage 2", "--stop-stage first"]),
         (["--nj", "0"], ["--nj", "'0'"]),
         (["--corpus", "nix"], ["'nix'", "egs/ has c"]),
         (["--conf", "none.yaml"], ["--conf none.yaml"]),

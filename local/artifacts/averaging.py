@@ -96,23 +96,49 @@ def check_enough(candidates: list[tuple[int, Path]], wanted: int, folder: Path) 
         raise UserError(f"{folder}: the range needs {wanted} step checkpoints and there are {names} ({KEYS_OF_RANGE})")
 
 
-def _running(folder: Path, options: AverageConfig) -> Average:
-    """Average over all batches of a range, from the running averages in the checkpoints at its two ends."""
+def running_ends(folder: Path, options: AverageConfig) -> tuple[tuple[int, Path], tuple[int, Path | None]]:
+    """Return number and path of the last checkpoint of a range, and of the one before it; no path: the training's start.
+
+    Raises `UserError` if one of them is missing.
+    """
     candidates = select_range(folder, options)
-    last, end_path = candidates[0]
-    end = load_for_averaging(end_path, running=True)
-    average = end["average"]
-    if average["batches"] == 0:
-        why = f"no running average yet, train.average_period is {average['period']}"
-        raise UserError(f"{end_path}: {why}; use average.mode=plain for the weights as they are")
+    last = candidates[0][0]
     if options.unit == "epoch":
         first = last - options.num
         start_path = dict(candidates).get(first)
         if first > 0 and start_path is None:
             raise missing_epoch(folder, first)
-    else:  # step checkpoints before the oldest one may have been removed: only one that is there can be the start
-        check_enough(candidates, options.num + 1, folder)
-        first, start_path = candidates[options.num]
+        return candidates[0], (first, start_path)
+    # step checkpoints before the oldest one may have been removed: only one that is there can be the start
+    check_enough(candidates, options.num + 1, folder)
+    return candidates[0], candidates[options.num]
+
+
+def plain_range(folder: Path, options: AverageConfig) -> list[Path]:
+    """Return `average.checkpoints`, or the newest `num` checkpoints of the range, oldest first.
+
+    Raises `UserError` if one of the range is missing.
+    """
+    if options.checkpoints:
+        return [Path(p) for p in options.checkpoints]
+    candidates = select_range(folder, options)
+    last, wanted = candidates[0][0], options.num
+    if options.unit == "epoch":  # epoch 1 is the beginning
+        wanted = min(wanted, last)
+        if missing := set(range(last - wanted + 1, last)) - {n for n, _ in candidates}:
+            raise missing_epoch(folder, max(missing))
+    check_enough(candidates, wanted, folder)
+    return [p for _, p in candidates[:wanted]][::-1]
+
+
+def _running(folder: Path, options: AverageConfig) -> Average:
+    """Average over all batches of a range, from the running averages in the checkpoints at its two ends."""
+    (last, end_path), (first, start_path) = running_ends(folder, options)
+    end = load_for_averaging(end_path, running=True)
+    average = end["average"]
+    if average["batches"] == 0:
+        why = f"no running average yet, train.average_period is {average['period']}"
+        raise UserError(f"{end_path}: {why}; use average.mode=plain for the weights as they are")
     if start_path is None:
         return average["state"], end, f"epochs 1 to {last}", f"epoch-{last}-avg-{last}"
     start = load_for_averaging(start_path, running=True)["average"]
@@ -126,16 +152,7 @@ def _running(folder: Path, options: AverageConfig) -> Average:
 
 def _plain(folder: Path, options: AverageConfig) -> Average:
     """Average the weights of `average.checkpoints`, or of the newest `num` checkpoints of the range."""
-    paths = [Path(p) for p in options.checkpoints]
-    if not paths:
-        candidates = select_range(folder, options)
-        last, wanted = candidates[0][0], options.num
-        if options.unit == "epoch":  # epoch 1 is the beginning
-            wanted = min(wanted, last)
-            if missing := set(range(last - wanted + 1, last)) - {n for n, _ in candidates}:
-                raise missing_epoch(folder, max(missing))
-        check_enough(candidates, wanted, folder)
-        paths = [p for _, p in candidates[:wanted]][::-1]
+    paths = plain_range(folder, options)
     contents = [load_for_averaging(p, running=False) for p in paths]
     for path, content in zip(paths, contents, strict=True):
         check_same_model(content["model"], contents[-1]["model"], path)

@@ -82,23 +82,33 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 def remove_abandoned(folder: Path, name: str = "") -> list[Path]:
     """Remove from `folder` the temporary files of writers that were killed, and return their paths.
 
-    name: of a folder; then the temporary folders for it are removed instead. A living writer holds a lock
-    (process numbers prove nothing: they are reused). Without locks, nothing is removed.
+    name: of a folder; then the temporary folders for it are removed instead.
     """
     removed = []
+    for path in abandoned(folder, name):
+        with contextlib.suppress(OSError):  # it belongs to another user
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            removed.append(path)
+    return removed
+
+
+def abandoned(folder: Path, name: str | None = "") -> Iterator[Path]:
+    """Yield the temporary files in `folder` of writers that were killed; each is locked while it is yielded.
+
+    name: of a folder; then the temporary folders for it are yielded instead; None: all files and folders. A living writer
+    holds a lock (process numbers prove nothing: they are reused). Without locks, nothing is yielded.
+    """
     for path in sorted(folder.glob(f"{PREFIX}*")):
-        match = OURS.fullmatch(path.name)
-        if match is None or path.is_symlink() or path.is_dir() != bool(name) or name not in ("", match[1]):
+        match, is_folder = OURS.fullmatch(path.name), path.is_dir()
+        if match is None or path.is_symlink() or name is not None and (is_folder != bool(name) or name not in ("", match[1])):
             continue
         with contextlib.suppress(OSError):  # it was renamed meanwhile, or belongs to another user
-            file = os.open(path, os.O_RDONLY if name else os.O_RDWR)
+            file = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
             try:
                 if _lock(file):
-                    shutil.rmtree(path) if name else path.unlink()
-                    removed.append(path)
+                    yield path
             finally:
                 os.close(file)
-    return removed
 
 
 def _create(path: Path) -> int:

@@ -111,13 +111,18 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
+def check_gpus(processes: int) -> None:
+    """Raise `UserError` if this machine has GPUs, but not one for each of its `processes`."""
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise UserError(f"--nproc {processes}: this machine has {torch.cuda.device_count()} GPUs; use one process per GPU")
+
+
 def start() -> tuple[Processes, torch.device]:
     """Join the processes of torchrun, if any; return them and this one's device. Raises `UserError` for too few GPUs."""
     defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
     rank, size, local_rank, local_size = (int(os.environ.get(name, default)) for name, default in defaults.items())
     cuda = torch.cuda.is_available()
-    if cuda and local_size > torch.cuda.device_count():
-        raise UserError(f"--nproc {local_size}: this machine has {torch.cuda.device_count()} GPUs; use one process per GPU")
+    check_gpus(local_size)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)

@@ -80,7 +80,7 @@ def choose(speech: Speech, machine: Machine) -> Choice:
     """Return the choice for a corpus and a machine."""
     hours = speech.hours
     fitting = [p for p in PRESETS if p.least_gib <= (machine.gpu_gib or 0)]
-    by_hours = next(p for p in PRESETS if hours < p.most_hours)
+    by_hours = preset_for(hours)
     preset = by_hours if by_hours in fitting else fitting[-1]
     lowest = max((p.most_hours for p in PRESETS if p.most_hours <= hours), default=0)
     reason = f"for {lowest:g} to {preset.most_hours:g} h" if preset.most_hours < math.inf else f"for more than {lowest:g} h"
@@ -120,9 +120,18 @@ def choose_tokens(speech: Speech) -> tuple[int, str]:
         return least, f"one token for each of the {speech.characters} different characters: so many need many hours of speech"
     if speech.words <= FEW_WORDS:
         return least, f"single characters: with only {speech.words} different words, words that are said twice need them"
-    more = round(35 * math.sqrt(speech.hours))  # 35 at 1 h, 350 at 100 h
-    tokens = max(least, min(least + more, MOST_TOKENS))
+    tokens = max(least, min(bearable_tokens(speech), MOST_TOKENS))
     return tokens, f"{speech.characters} different characters; more speech allows more tokens"
+
+
+def bearable_tokens(speech: Speech) -> int:
+    """Return how many tokens the text of so much speech bears: one per character, and 35 at 1 h, 350 at 100 h."""
+    return speech.characters + BASIC_TOKENS + round(35 * math.sqrt(speech.hours))
+
+
+def preset_for(hours: float) -> Preset:
+    """Return the preset for so many hours of speech on a machine that has a large GPU."""
+    return next(p for p in PRESETS if hours < p.most_hours)
 
 
 def batches_per_epoch(hours: float, cfg: Config) -> int:
@@ -137,9 +146,14 @@ def speeds(cfg: Config) -> int:
     return SPEEDS_WITH_COPIES if cfg.augment.speed_perturb else 1
 
 
+def feature_gigabytes(hours: float, cfg: Config) -> float:
+    """Return the size of the stored features of `hours` of training speech."""
+    return 0.057 * speeds(cfg) * hours
+
+
 def _features(hours: float, cfg: Config) -> tuple[str, str] | None:
     """Return features.type and the reason if stored features would take much disk: 0.17 GB per hour of speech."""
-    gigabytes = 0.057 * speeds(cfg) * hours
+    gigabytes = feature_gigabytes(hours, cfg)
     if cfg.features.type == "precomputed" and gigabytes > 20:
         return "on_the_fly", f"stored features would take {gigabytes:.0f} GB"
     return None

@@ -71,6 +71,22 @@ def load_corpus(path: str | Path, data: DataConfig | None = None) -> Corpus:
     return Corpus(**values)
 
 
+def other_corpus(data_dir: Path, name: str, corpus_dir: Path | None) -> str:
+    """Return how the corpus of a data folder differs from the one asked for; "" if it does not, or nothing is there.
+
+    corpus_dir: the folder of the audio; None: not asked for.
+    """
+    try:
+        held = load_corpus(data_dir / "corpus.yaml")
+    except UserError:
+        return ""  # not prepared, or damaged: the stages say so
+    if held.name != name:
+        return f"holds corpus '{held.name}' of {held.corpus_dir}, not '{name}'"
+    if corpus_dir is not None and held.corpus_dir is not None and Path(held.corpus_dir).resolve() != corpus_dir.resolve():
+        return f"holds the corpus in {held.corpus_dir}, not the one in {corpus_dir}"
+    return ""
+
+
 def needs_train(corpus: Corpus, path: str | Path) -> Corpus:
     """Return the corpus. Raises `UserError` naming its corpus.yaml, `path`, if it has no training part."""
     if not corpus.train:

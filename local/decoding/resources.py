@@ -47,29 +47,18 @@ class Resources:
 
     def scorer(self, term: ScorerTerm, options: DecodeConfig) -> Weighted:
         """Return a method's scorer and its scale. Raises `UserError` naming a file that is missing or not such a model."""
-        if lacking := self._lacking(term.scorer, options):
+        if lacking := _lacking(term.scorer, options, self.exp_dir):
             raise UserError(lacking)
         path, load = self.path(term.scorer, options), SCORERS[term.scorer][1]
         return self._load(term.scorer, path, load), term.sign * getattr(options, term.scale)
 
     def path(self, scorer: str, options: DecodeConfig) -> Path | None:
         """Return a scorer's file; None for a scorer without file."""
-        default = SCORERS[scorer][0]
-        return None if default is None else Path(getattr(options, scorer) or self.exp_dir / "lm" / default)
-
-    def _lacking(self, scorer: str, options: DecodeConfig) -> str:
-        path = self.path(scorer, options)
-        if path is None or is_file(path):
-            return ""
-        stage = f"stage 3 (lm) of run.sh makes EXP/lm/{SCORERS[scorer][0]} if lm.train=true"
-        return f"{path} is missing; {stage}, key decode.{scorer} can name another file"
+        return scorer_file(scorer, options, self.exp_dir)
 
     def missing(self, method: Method, options: DecodeConfig) -> str:
         """Return which file a method lacks, and where it comes from; "" if none. options: section `decode` for this method."""
-        if method.search == GRAPH_SEARCH and self.lang is not None and not is_file(path := self.lang / "graph" / "LG.npz"):
-            return f"{path} is missing; local/prepare_graph.py makes it"
-        lacking = (self._lacking(term.scorer, options) for term in method.fused + method.second_pass)
-        return next(filter(None, lacking), "")
+        return missing_file(method, options, self.exp_dir, self.lang)
 
     def graph(self) -> Any:
         """Return LG. Raises `UserError` if it is missing, naming the program that makes it."""
@@ -116,6 +105,28 @@ SCORERS: dict[str, tuple[str | None, Callable[[Resources, Any], Scorer]]] = {
     "bigram": ("bigram.arpa", load_ngram),
     "internal_lm": (None, lambda resources, _: InternalLmScorer(resources.model)),
 }
+
+
+def scorer_file(scorer: str, options: DecodeConfig, exp_dir: Path) -> Path | None:
+    """Return a scorer's file; None for a scorer without file."""
+    default = SCORERS[scorer][0]
+    return None if default is None else Path(getattr(options, scorer) or exp_dir / "lm" / default)
+
+
+def missing_file(method: Method, options: DecodeConfig, exp_dir: Path, lang: Path | None) -> str:
+    """Return which file a method lacks, and where it comes from; "" if none. options: section `decode` for this method."""
+    if method.search == GRAPH_SEARCH and lang is not None and not is_file(path := lang / "graph" / "LG.npz"):
+        return f"{path} is missing; local/prepare_graph.py makes it"
+    lacking = (_lacking(term.scorer, options, exp_dir) for term in method.fused + method.second_pass)
+    return next(filter(None, lacking), "")
+
+
+def _lacking(scorer: str, options: DecodeConfig, exp_dir: Path) -> str:
+    path = scorer_file(scorer, options, exp_dir)
+    if path is None or is_file(path):
+        return ""
+    stage = f"stage 3 (lm) of run.sh makes EXP/lm/{SCORERS[scorer][0]} if lm.train=true"
+    return f"{path} is missing; {stage}, key decode.{scorer} can name another file"
 
 
 def read_hotwords(path: Path, boost: float, tokenizer: Tokenizer, clean: Callable[[str], str]) -> list[tuple[list[int], float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from local.scoring.align import EPS, Score
@@ -79,12 +79,13 @@ def by_speaker(ids: Sequence[str], counts: Sequence[Counts], speech: Mapping[str
     return sorted((group(s, c) for s, c in found.items()), key=lambda g: (-(g.wer or 0), g.label))
 
 
-def by_number(numbers: Sequence[float | None], counts: Sequence[Counts], show: Callable[[float], str]) -> list[Group]:
+def by_number(numbers: Sequence[float | None], counts: Sequence[Counts], digits: int = 0) -> list[Group]:
     """Return up to `GROUPS` groups of similar numbers, the lowest first, each with about as many utterances.
 
-    numbers: of each utterance; those without one are left out. show: writes a number. None if all numbers are the same.
+    numbers: of each utterance; those without one are left out. digits: decimals, to which they are rounded. No group if all
+    numbers are the same.
     """
-    known = sorted(((n, i) for i, n in enumerate(numbers) if n is not None), key=lambda pair: pair[0])
+    known = sorted(((round(n, digits), i) for i, n in enumerate(numbers) if n is not None), key=lambda pair: pair[0])
     values = np.array([n for n, _ in known])
     if not known:
         return []
@@ -93,7 +94,7 @@ def by_number(numbers: Sequence[float | None], counts: Sequence[Counts], show: C
     found = []
     for p in np.unique(place):
         members = [known[k] for k in np.flatnonzero(place == p)]
-        low, high = show(members[0][0]), show(members[-1][0])
+        low, high = (f"{members[k][0]:.{digits}f}" for k in (0, -1))
         found.append(group(low if low == high else f"{low} to {high}", [counts[i] for _, i in members]))
     return found if len(found) > 1 else []
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from local.common.errors import UserError
 from local.common.html_page import Page, escape, table_html
 from local.common.text_files import iterate_lines
+from local.common.visible import shortened
 from local.reporting.audio import RATE, UNREADABLE, samples_of, speech_to_noise
 from local.reporting.breakdowns import (
     Counts,
@@ -115,10 +116,10 @@ def breakdown_tables(
     speech, ids = experiment.speech.get(name, {}), [u.id for u in score.utterances]
     quotients = [levels.get(i) for i in ids]
     yield group_table("Speaker", by_speaker(ids, counts, speech))
-    yield group_table("Length in words", by_number(lengths(score), counts, lambda x: f"{x:.0f}"))
-    yield group_table("Speaking rate in words per second", by_number(rates(score, speech), counts, lambda x: f"{x:.1f}"))
+    yield group_table("Length in words", by_number(lengths(score), counts))
+    yield group_table("Speaking rate in words per second", by_number(rates(score, speech), counts, digits=1))
     note = "Level of the loudest twentieth of the 25 ms frames above the quietest tenth: an estimate, which needs pauses."
-    yield group_table("Speech above noise in dB", by_number(quotients, counts, lambda x: f"{x:.0f}"), note)
+    yield group_table("Speech above noise in dB", by_number(quotients, counts), note)
     if known:
         note = "Of the reference words alone: insertions belong to no word and are not counted."
         yield group_table("Words of the reference", by_vocabulary(score.alignments, known), note)
@@ -142,7 +143,7 @@ def group_row(g: Group, most: float) -> list[str]:
     wer = "-" if g.wer is None else f"{g.wer:.2f}"
     between = "{:.2f}\u00a0-\u00a0{:.2f}".format(*g.ci95) if g.ci95 else "-"
     counts = [str(n) for n in (g.words, g.sub, g.dels, g.ins, g.utterances)]
-    return [f"<bdi>{escape(g.label)}</bdi>", wer, between, bar(g, most), *counts]
+    return [f"<bdi>{escape(shortened(g.label))}</bdi>", wer, between, bar(g, most), *counts]
 
 
 def bar(g: Group, most: float) -> str:

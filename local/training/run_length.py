@@ -8,11 +8,31 @@ from functools import cached_property
 from typing import Any
 
 from local.common.errors import UserError
-from local.config.schema import Config
+from local.config.schema import Config, TrainConfig
 from local.data.datamodule import AsrDataModule
 
 LEAST = 3  # a training has at least this many times its warm-up: the pruned loss has its full weight after twice the warm-up
 ADVISED = 0.1  # of train.warm_share in messages
+
+
+def batches_of(train: TrainConfig, per_epoch: int) -> int:
+    """Return the batches of a training whose epochs have `per_epoch` batches."""
+    whole = train.num_epochs * per_epoch
+    return min(whole, train.max_steps or whole)
+
+
+def warm_up_problem(train: TrainConfig, per_epoch: int) -> str:
+    """Return why train.warm_step is too large for a training whose epochs have `per_epoch` batches; "" if it is not."""
+    batches = batches_of(train, per_epoch)
+    if train.warm_share > 0 or batches >= LEAST * train.warm_step:
+        return ""
+    limit = f", train.max_steps {train.max_steps}" if train.max_steps else ""
+    least = f" or train.warm_step={batches // LEAST}" if batches >= LEAST else ""
+    return (
+        f"key 'train.warm_step' is {train.warm_step}, but only about {batches} batches will come (train.num_epochs "
+        f"{train.num_epochs} x {per_epoch}{limit}), fewer than {LEAST} x {train.warm_step}: the pruned loss has "
+        f"its full weight after {2 * train.warm_step} batches; set train.warm_share={ADVISED}{least}, or train longer"
+    )
 
 
 class RunLength:
@@ -45,8 +65,7 @@ class RunLength:
     @property
     def batches(self) -> int:
         """The batches of the whole training: train.num_epochs epochs, or train.max_steps if that is less."""
-        whole = self.train.num_epochs * self.per_epoch
-        return min(whole, self.train.max_steps or whole)
+        return batches_of(self.train, self.per_epoch)
 
     def check_warm_up(self, first: bool) -> None:
         """Raise `UserError` if train.warm_step is more than a third of the training; with train.max_steps only warn.
@@ -54,14 +73,7 @@ class RunLength:
         first: whether this is the first process, which prints.
         """
         train, batches = self.train, self.batches
-        if train.warm_share == 0 and batches < LEAST * train.warm_step:
-            limit = f", train.max_steps {train.max_steps}" if train.max_steps else ""
-            least = f" or train.warm_step={batches // LEAST}" if batches >= LEAST else ""
-            text = (
-                f"key 'train.warm_step' is {train.warm_step}, but only about {batches} batches will come (train.num_epochs "
-                f"{train.num_epochs} x {self.per_epoch}{limit}), fewer than {LEAST} x {train.warm_step}: the pruned loss has "
-                f"its full weight after {2 * train.warm_step} batches; set train.warm_share={ADVISED}{least}, or train longer"
-            )
+        if text := warm_up_problem(train, self.per_epoch):
             if not train.max_steps:
                 raise UserError(text)
             if first:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from pathlib import Path
 
@@ -30,6 +32,38 @@ def test_a_page_shows_markup_as_text(tmp_path: Path) -> None:
     text = page.write("page").read_text(encoding="utf-8")
     assert "<script" not in text and "\x1b" not in text and "\u202e" not in text and 'alt="&quot; onerror=&quot;x' in text
     assert text.count(r"&lt;script&gt;alert(1)&lt;/script&gt; &amp; \x\x1b[2J\u202e") == 9 and "<pre>one\n$" in text
+
+
+def test_a_drawing_takes_the_colours_of_the_page(tmp_path: Path) -> None:
+    """Its text is text, black is the page's colour, nothing is white; names within it differ from those of other drawings."""
+    page = Page("a", tmp_path)
+    page.section(HOSTILE, "first")
+    for _ in range(2):
+        figure = new_figure(2.0, 4.0)
+        axes = figure.subplots()
+        axes.plot([0, 1], [1e-7, 1e3], label=HOSTILE)
+        axes.set(title=HOSTILE, yscale="log")
+        axes.legend()
+        page.drawing(figure, f'" onload="x {HOSTILE}')
+    page.note(HOSTILE)
+    text = page.write("page").read_text(encoding="utf-8")
+    drawings = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    names = [set(re.findall(r' id="([^"]*)"', drawing)) for drawing in drawings]
+    assert len(drawings) == 2 and names[0] and not names[0] & names[1]
+    assert "<script" not in text and "\x1b" not in text and 'aria-label="&quot; onload=&quot;x' in text
+    assert text.count("&lt;script&gt;") >= 9 and '<a href="#first">' in text and '<h2 id="first">' in text
+    for drawing in drawings:
+        assert "currentColor" in drawing and not re.search("#000000|fill: #fff|<style|<metadata|http://[^w]", drawing)
+        assert "$\\frac{$" in drawing and list(tmp_path.iterdir()) == [tmp_path / "page.html"]
+
+
+def test_only_the_pages_own_script_may_run(tmp_path: Path) -> None:
+    without = Page("a", tmp_path).write("page").read_text(encoding="utf-8")
+    assert "default-src 'none'" in without and "script-src" not in without and "<script" not in without
+    script = "alert(1);\n// \u00e9"
+    text = Page("a", tmp_path, "p { color: red }", script).write("page").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text and f"<script>{script}</script>" in text and "p { color: red }" in text
 
 
 def test_text_in_a_plot_is_no_formula(tmp_path: Path) -> None:

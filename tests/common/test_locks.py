@@ -222,7 +222,7 @@ EXPECTED = {  # program: the locks that it asks for
     "wer": ["exp/.lock"],
 }
 NONE = {  # they write nothing, or one file as a whole
-    *("check_data", "checkpoint_conf", "experiments", "lm_sample", "ngram", "recognise", "stream"),
+    *("check_data", "checkpoint_conf", "doctor", "experiments", "lm_sample", "ngram", "recognise", "stream"),
     *("lock_folder", "with_parent"),  # for the shell's locks
 }
 

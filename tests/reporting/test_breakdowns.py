@@ -36,10 +36,11 @@ def test_a_group_adds_up() -> None:
 def test_groups_of_similar_numbers() -> None:
     """Every utterance with a number is in one group; equal numbers are together."""
     numbers = [1.0] * 50 + [2.0, 3.0] * 10 + [float(n) for n in range(10, 40)] + [None]
-    groups = by_number(numbers, [Counts(1, 0, 0, 0)] * len(numbers), lambda x: f"{x:.0f}")
+    groups = by_number(numbers, [Counts(1, 0, 0, 0)] * len(numbers))
     assert sum(g.utterances for g in groups) == 100 and len(groups) > 2
     assert (groups[0].label, groups[0].utterances) == ("1", 50) and groups[-1].label.endswith("to 39")
-    assert by_number([2.0] * 9, [Counts(1, 0, 0, 0)] * 9, str) == [] == by_number([None], [Counts(1, 0, 0, 0)], str)
+    assert [g.label for g in by_number([1.04, 0.96, 1.26], [Counts(1, 0, 0, 0)] * 3, digits=1)] == ["1.0", "1.3"]
+    assert by_number([2.0] * 9, [Counts(1, 0, 0, 0)] * 9) == [] == by_number([None], [Counts(1, 0, 0, 0)])
 
 
 def test_speakers_and_unknown_words() -> None:
