@@ -9,9 +9,9 @@ from typing import Any
 from local.common.visible import visible
 from local.decoding.subtitles import Result, ctm, ctm_name
 
-# sclite takes braces for alternatives and parentheses for words that may be missing, or for the id; the words / and @ belong
-# to alternatives; a line that starts with ;; is a comment.
-SPECIAL = re.compile(r"[(){}]|(?<!\S)(?:[/@](?!\S)|;(?=;))")
+# What sclite takes for markup: braces for alternatives, parentheses for words that may be missing and for the id, ; for the
+# end of a word or a line, \ before a character, * at the end of a word. The words / and @ belong to alternatives.
+SPECIAL = re.compile(r"[(){};*\\]|(?<!\S)[/@](?!\S)")
 
 
 def sclite_files(lines: Sequence[Mapping[str, Any]], speakers: Mapping[str, str]) -> dict[str, str]:

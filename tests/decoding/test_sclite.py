@@ -22,9 +22,10 @@ def test_texts_and_times() -> None:
 
 
 def test_what_sclite_takes_for_markup() -> None:
-    found = sclite_files([line("u(1)", ";; (uh) { a / b } and/or @ a@b a;b", "\x1b[2J\u202e")], {})
-    assert found[".ref.trn"] == "%3B; %28uh%29 %7B a %2F b %7D and/or %40 a@b a;b (u%281%29)\n"
-    assert found[".hyp.trn"] == "\\x1b[2J\\u202e (u%281%29)\n"
+    found = sclite_files([line("u(1)", ";; (uh) { a / b } and/or @ a@b a;b *a*", "\x1b[2J\u202e")], {})
+    special = "%3B%3B %28uh%29 %7B a %2F b %7D and/or %40 a@b a%3Bb %2Aa%2A"
+    assert found[".ref.trn"] == f"{special} (u%281%29)\n"
+    assert found[".hyp.trn"] == "%5Cx1b[2J%5Cu202e (u%281%29)\n"
 
 
 @pytest.mark.parametrize(
