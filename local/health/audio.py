@@ -42,7 +42,7 @@ def hear_parts(prepared: Prepared, every: bool) -> Mapping[str, Sounds]:
     for part in prepared.parts:
         utterances = prepared.sample(part, None if every else SAMPLE)
         heard, failed = [], []
-        for utterance, (_, result) in zip(utterances, listen(prepared.cuts(part, utterances), prepared.store()), strict=True):
+        for utterance, result in listen(prepared.cuts(part, utterances), prepared.store()):
             if isinstance(result, Heard):
                 heard.append((utterance, result))
             else:

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from local.common.errors import UserError
 from local.config.schema import Config
 from local.corpus.splits import MIN_SPEAKERS
 from local.health.audio import hear_parts
@@ -124,10 +125,12 @@ def same_audio(prepared: Prepared, first: str, second: str, pairs: Sequence[Pair
 def fine_prints(prepared: Prepared, part: str, utterances: Iterable[Utterance]) -> dict[str, np.ndarray]:
     """Return the fine fingerprints of utterances of a part by their ids."""
     found, store = {}, prepared.store()
-    for cut in prepared.cuts(part, sorted(utterances, key=lambda u: u.line)):
+    for utterance, cut in prepared.cuts(part, sorted(utterances, key=lambda u: u.line)):
+        if isinstance(cut, UserError):
+            continue
         try:
             samples, rate, _ = samples_of(cut, store)
-            found[cut.id] = fine_print(spectrum_of(samples, rate), rate)
+            found[utterance.id] = fine_print(spectrum_of(samples, rate), rate)
         except Exception:  # lhotse and its transforms raise exceptions of all types; check_audio names the file
             continue
     return found

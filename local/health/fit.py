@@ -9,6 +9,7 @@ from pathlib import Path
 
 from local.artifacts.checkpoint import Loaded, load_averaged
 from local.common.cli import choose_device
+from local.common.errors import UserError
 from local.config.schema import Config
 from local.corpus.dropped import read_dropped
 from local.data.batching import pack_by_length
@@ -137,15 +138,15 @@ def score(prepared: Prepared, part: str, most: int | None, loaded: Loaded) -> tu
     model = model.to(choose_device())
     cfg = replace(cfg, features=replace(cfg.features, type="on_the_fly"))
     dataset = AsrDataset(cfg, tokenizer, None, augment=False, epoch=0, store=prepared.store(), warn=False)
-    cuts = sorted(prepared.cuts(part, prepared.sample(part, most)), key=lambda cut: -cut.duration)
+    found = [cut for _, cut in prepared.cuts(part, prepared.sample(part, most)) if not isinstance(cut, UserError)]
+    cuts = sorted(found, key=lambda cut: -cut.duration)
     ids, losses, tokens = [], [np.zeros(0)], [np.zeros(0, np.int64)]
     with torch.inference_mode():
         for chunk in pack_by_length(cuts, (cut.duration for cut in cuts), SECONDS):
             batch = dataset[chunk]
             if len(batch):
-                found = forward_losses(model, batch, warmup=2.0).pruned
                 ids += batch.ids
-                losses.append(found.double().cpu().numpy())
+                losses.append(forward_losses(model, batch, warmup=2.0).pruned.double().cpu().numpy())
                 tokens.append(batch.token_lens.numpy())
     return ids, np.concatenate(losses), np.concatenate(tokens)
 

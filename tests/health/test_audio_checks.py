@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,17 @@ def test_audio_fires(tmp_path: Path, content: bytes | None) -> None:
     assert found.level == "error"
     (found,) = run(check_audio, folder, "data.max_lost=0.01", "features.type=precomputed")
     assert found.level == "warning"  # training needs no audio
+
+
+def test_audio_fires_for_a_damaged_line(tmp_path: Path) -> None:
+    """The line has what checks of texts need, but is no cut."""
+    folder = with_spoilt(tmp_path)
+    path = folder.path / "cuts" / "dev.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).decode().replace('"channel_ids": [0]', '"channel_ids": 7', 1)
+    path.write_bytes(gzip.compress(lines.encode()))
+    (found,) = run(check_audio, folder)
+    assert "1 of 20" in found.what and f"{path}:1" in found.what
+    assert run(check_zeros, folder) == []
 
 
 def test_audio_is_quiet(whole: Folder) -> None:
