@@ -71,11 +71,10 @@ def check_same_audio(data_dir: Path, cfg: Config, every: bool) -> Iterator[Findi
     for first, second in prepared.pairs_of_parts():
         pairs = list(itertools.chain(by_sound(prepared, first, second, every), by_text(prepared, first, second)))
         pairs = [(a, b) for a, b in dict.fromkeys(pairs) if a.id != b.id or abs(a.seconds - b.seconds) >= SAME_LENGTH]
-        same = [f"{b.id}={a.id}" for a, b in same_audio(prepared, first, second, pairs[: PAIRS_OF_ALL if every else PAIRS])]
-        if same:
-            yield error(
-                f"the audio of {several(same, second, len(prepared.parts[second]))} is in part '{first}', too", LEAVE_OUT
-            )
+        pairs = pairs[: PAIRS_OF_ALL if every else PAIRS]
+        if same := {b.id: a.id for a, b in same_audio(prepared, first, second, pairs)}:
+            which = several([f"{b}={a}" for b, a in same.items()], second, len(prepared.parts[second]))
+            yield error(f"the audio of {which} is in part '{first}', too", LEAVE_OUT)
 
 
 def by_sound(prepared: Prepared, first: str, second: str, every: bool) -> list[Pair]:
