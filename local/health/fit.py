@@ -33,7 +33,7 @@ VARIED = 0.2  # standard deviation of the logarithms of both lengths from which 
 SCORED = 50  # utterances of a part that a model scores without option --all
 WRONG, OUTLYING = 0.75, 8.0  # share of a guess's nats per token; robust standard deviations above the median
 LEAST_NATS = 20.0  # of an utterance: one or two words that the model hears wrongly are not enough
-SECONDS = 60.0  # of audio in a batch
+SECONDS = 60.0  # of audio in a batch, and of the longest utterance that is scored
 
 
 def check_token_lengths(data_dir: Path, cfg: Config, every: bool) -> Iterator[Finding]:
@@ -132,14 +132,14 @@ def check_scores(data_dir: Path, cfg: Config, every: bool, checkpoint: Path) -> 
 def score(prepared: Prepared, part: str, most: int | None, loaded: Loaded) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Return the ids of utterances of a part, their pruned losses in nats (N,) and their numbers of tokens (N,).
 
-    Features are computed from the audio; what cannot be loaded is left out.
+    Features are computed from the audio; what cannot be loaded, or lasts longer than `SECONDS`, is left out.
     """
     model, cfg, tokenizer = loaded
     model = model.to(choose_device())
     cfg = replace(cfg, features=replace(cfg.features, type="on_the_fly"))
     dataset = AsrDataset(cfg, tokenizer, None, augment=False, epoch=0, store=prepared.store(), warn=False)
     found = [cut for _, cut in prepared.cuts(part, prepared.sample(part, most)) if not isinstance(cut, UserError)]
-    cuts = sorted(found, key=lambda cut: -cut.duration)
+    cuts = sorted((cut for cut in found if cut.duration <= SECONDS), key=lambda cut: -cut.duration)
     ids, losses, tokens = [], [np.zeros(0)], [np.zeros(0, np.int64)]
     with torch.inference_mode():
         for chunk in pack_by_length(cuts, (cut.duration for cut in cuts), SECONDS):

@@ -16,6 +16,7 @@ from local.health.prepared import Utterance
 import numpy as np
 from lhotse.cut import MonoCut
 
+HEARD = 60.0  # seconds of an utterance, its first ones; some last hours
 HOP, WINDOW = 0.01, 0.032  # seconds between frames of the spectrum, and of each
 BANDS = np.geomspace(150, 3600, 17)  # Hz, edges of the fingerprint's bands, which a telephone line carries
 STEPS = 32  # of time in a rough fingerprint
@@ -57,16 +58,17 @@ def listen(cuts: Iterable[tuple[Utterance, MonoCut | UserError]], store: ShardSt
 
 
 def samples_of(cut: MonoCut, store: ShardStore) -> tuple[np.ndarray, int, bool]:
-    """Return the samples (S,) of a cut, their rate, and whether its file has several channels that are all the same.
+    """Return the samples (S,) of a cut, at most `HEARD` seconds, their rate, and whether its file has several channels that are all the same.
 
     The samples are those of the file, before resampling, which would hide clipping; with other transforms they are what
     training gets. Raises `BadAudio`, and what libraries raise.
     """
     names = {t["name"] if isinstance(t, dict) else type(t).__name__ for t in cut.recording.transforms or ()}
     if names - {"Resample"} or len(cut.recording.sources) > 1:
-        return load_audio(store.with_audio_loaded(cut))[0], cut.sampling_rate, False
+        whole = store.with_audio_loaded(cut)
+        return load_audio(whole.truncate(duration=min(cut.duration, HEARD)))[0], cut.sampling_rate, False
     source = cut.recording.sources[0]
-    rows, rate = read_audio(store.open(source), cut.start, cut.duration)
+    rows, rate = read_audio(store.open(source), cut.start, min(cut.duration, HEARD))
     if not rows.size:
         raise BadAudio("no samples")
     x = rows[source.channels.index(cut.channel)]

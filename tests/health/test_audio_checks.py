@@ -6,7 +6,9 @@ import gzip
 from dataclasses import replace
 from pathlib import Path
 
+from local.common.errors import UserError
 from local.corpus import shard_store
+from local.health import listening
 from local.health.audio import (
     OFFSET,
     check_audio,
@@ -83,9 +85,19 @@ def test_audio_is_quiet_about_audio_elsewhere(tmp_path: Path, monkeypatch: pytes
     assert [f.level for f in found] == ["note"] and "3 utterances of dev" in found[0].what
 
 
+def test_audio_is_heard_to_a_limit(whole: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An utterance may last hours."""
+    monkeypatch.setattr(listening, "HEARD", 0.25)
+    prepared = read_prepared(whole.path, whole.cfg())
+    for utterance, cut in prepared.cuts("dev", prepared.parts["dev"]):
+        assert not isinstance(cut, UserError) and utterance.seconds == cut.duration
+        assert len(listening.samples_of(cut, prepared.store())[0]) == RATE // 4
+        slow = cut.perturb_speed(0.5)
+        assert len(listening.samples_of(slow, prepared.store())[0]) == RATE // 4
+
+
 def test_a_sample_is_said_to_be_one(whole: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("local.health.audio.SAMPLE", 3)
-    read_prepared(whole.path, whole.cfg())
     found = list(check_audio(whole.path, whole.cfg(), False))
     assert [f.level for f in found] == ["note"] and "6 of 40" in found[0].what
     prepared = read_prepared(whole.path, whole.cfg())
