@@ -58,9 +58,9 @@ def listen(cuts: Iterable[tuple[Utterance, MonoCut | UserError]], store: ShardSt
 
 
 def samples_of(cut: MonoCut, store: ShardStore) -> tuple[np.ndarray, int, bool]:
-    """Return the samples (S,) of a cut, at most `HEARD` seconds, their rate, and whether its file has several channels that are all the same.
+    """Return samples (S,) of a cut, their rate, and whether its file has several channels that are all the same.
 
-    The samples are those of the file, before resampling, which would hide clipping; with other transforms they are what
+    They are the first `HEARD` seconds, from the file: resampling would hide clipping. With other transforms they are what
     training gets. Raises `BadAudio`, and what libraries raise.
     """
     names = {t["name"] if isinstance(t, dict) else type(t).__name__ for t in cut.recording.transforms or ()}
