@@ -19,13 +19,14 @@ Stages
                     tune has a list); EXP/tune.tsv: all that was tried
   5  decode         test sets by all of decode.methods -> EXP/decode/<method>/<set>.jsonl
   6  score          -> EXP/wer.json, EXP/wer.md, EXP/wer.png, EXP/errors/; prints the WER table
-  7  report         -> EXP/report.html: one page with the errors and their audio, the training, the data
+  7  report         -> EXP/report.html: one page with the errors and their audio, the training, the data; exp/INDEX.md: all
+                    experiments
   8  export         -> EXP/export/: the model for sherpa-onnx (ONNX, float32 and int8), checked by sherpa-onnx on the dev
                     sets, with a model card. Only on demand: --stage export runs it alone, --stop-stage export after the rest
 
 Other commands, never part of a run:  ./run.sh COMMAND [options] [key.sub=value ...]
-  evaluate          -> EXP/wer.md: decodes a test set with a trained model, from --checkpoint FILE and --corpus-dir DIR;
-                    EXP is <folder of the checkpoint>/evaluate/<name of DIR>, the configuration is that of the checkpoint
+  evaluate          -> EXP/wer.md, EXP/report.html: decodes a test set with a trained model, from --checkpoint FILE and
+                    --corpus-dir DIR; EXP is <folder of the checkpoint>/evaluate/<name of DIR>, the configuration that of the checkpoint
   diagnose          -> EXP/diagnose/: activations and gradients of every module over a few batches; the first line of
                     report.txt names the layer where the gradient explodes and the utterances behind it
   ablation          -> EXP/ablation/: trainings with gradient.control filter, clip, none over several seeds; WER table, plots
@@ -115,7 +116,10 @@ score_and_report() {
   for file in cuts manifests/dropped.tsv summary.json; do read+=(--watch "$data_dir/$file"); done
   stage report --input "$exp_dir/wer.json" --made-by score --input "$exp_dir/decode" --made-by decode "${read[@]}" \
     --output "$exp_dir/report.html" -- program local.report --exp-dir "$exp_dir" --data-dir "$data_dir"
-  [[ $last -lt 7 || $first -gt 7 || $dry == true ]] || echo "report: $exp_dir/report.html"
+  if [[ $last -ge 7 && $first -le 7 && $dry == false ]]; then
+    echo "report: $exp_dir/report.html"
+    [[ $exp_dir != exp/* ]] || "$python" -m local.experiments > /dev/null || true  # exp/INDEX.md; the report is there without it
+  fi
 }
 
 # evaluate: prepare the test parts with the configuration of the checkpoint; decode; score.
@@ -251,7 +255,7 @@ main() {
   stage train --config "model gradient loss optim train features augment lang data.train_parts data.dev_parts data.num_buckets" \
     --input "$lang/bpe.model" --made-by prepare --input "$lang/num_tokens" --made-by prepare \
     --input "$data_dir/cuts" --made-by prepare --output "$exp_dir/checkpoints" --clear "$exp_dir/checkpoints" \
-    --clear "$exp_dir/tensorboard" --clear "$exp_dir/train.csv" --clear "$exp_dir/valid.csv" -- \
+    --clear "$exp_dir/tensorboard" --clear "$exp_dir/logger_run" --clear "$exp_dir/train.csv" --clear "$exp_dir/valid.csv" -- \
     run local.train --data-dir "$data_dir" --exp-dir "$exp_dir" --nproc "$nproc" --nnodes "$nnodes" --rdzv "$rdzv"
   stage average --config average --input "$exp_dir/checkpoints" --made-by train --output "$exp_dir/averaged.pt" -- \
     run local.average --exp-dir "$exp_dir"

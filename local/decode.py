@@ -7,13 +7,13 @@ It needs the checkpoint and prepared data; methods with a language model also ne
 before any result is replaced. For each method and set it writes EXP/decode/<method>/<set>.jsonl, one utterance per line in
 the order of ids: {"id", "ref", "hyp", "tokens", "times", "score", "confidences", "words"}. `times` are frames of the encoder's
 output; the words' times are seconds. Lines of an oracle method have the n-best list too ("nbest"). <set>.stats.json beside it
-has the cost of the encoder and that method alone, and what made the set ("made_by"). An earlier result of another average or
-other options moves to EXP/decode_earlier.
+has the cost of the encoder and that method alone, and what made the set ("made_by"). <set>.hyp.trn, <set>.ref.trn and
+<set>.ctm are for sclite; those of an oracle method have its best entries. An earlier result of another average or other
+options moves to EXP/decode_earlier.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -39,7 +39,9 @@ from local.decoding.feature_floor import ensure_floor
 from local.decoding.known_text import check_known, compare_tokens
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
+from local.decoding.sclite import sclite_files
 from local.decoding.word_times import rounded, timed_words
+from local.scoring.hypotheses import best_entry
 from model.search import Hypothesis
 
 import torch
@@ -58,9 +60,18 @@ def result_of(hypothesis: Hypothesis, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def decode_set(
-    decoder: BatchDecoder, batches: Batches, name: str, tokenizer: Tokenizer, exp_dir: Path, origin: dict[str, Any]
+    decoder: BatchDecoder,
+    batches: Batches,
+    name: str,
+    tokenizer: Tokenizer,
+    exp_dir: Path,
+    origin: dict[str, Any],
+    speakers: dict[str, str],
 ) -> None:
-    """Decode one part and write its files; `origin` is "made_by" without options. Raises `UserError` if none can be read."""
+    """Decode one part and write its files. Raises `UserError` if none of its utterances can be read.
+
+    origin: "made_by" without options. speakers: of the part, by id.
+    """
     decoder.usage.reset()
     lines: dict[str, list[dict[str, Any]]] = {method: [] for method in decoder.recognisers}
     frames = 0
@@ -78,7 +89,8 @@ def decode_set(
         date = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         stats["made_by"] = {**origin, "options": stats["options"], "date": date}
         found.sort(key=lambda line: line["id"])
-        write_set(exp_dir / "decode" / method / f"{name}.jsonl", found, stats)
+        best = [{**line, **best_entry(line, "")} if "nbest" in line else line for line in found]
+        write_set(exp_dir / "decode" / method / f"{name}.jsonl", found, stats, sclite_files(best, speakers))
         rtf = stats["seconds"] / stats["audio_seconds"]
         print(f"{name}: {len(found)} utterances by {method}, RTF {rtf:.4f}", flush=True)
 
@@ -164,7 +176,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="EXP",
         help="the experiment of the checkpoint: its lm/ is used, and methods that lack a file are left out",
     )
-    parser.add_argument("--sets", nargs="+", metavar="SET", default=[], help="parts instead of data.test_parts; dev: all of dev_parts")
+    parser.add_argument(
+        "--sets", nargs="+", metavar="SET", default=[], help="parts instead of data.test_parts; dev: all of dev_parts"
+    )
     args = parser.parse_intermixed_args(argv)
     writes(args.exp_dir, new=True)
     reads(args.data_dir)
@@ -191,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ensure_floor(model, cfg, tokenizer, args.checkpoint, args.data_dir)
     decoder = BatchDecoder(model, recognisers, cfg.decode.tail_frames, device)
     for name, batches in parts.items():
-        decode_set(decoder, batches, name, tokenizer, args.exp_dir, origin)
+        decode_set(decoder, batches, name, tokenizer, args.exp_dir, origin, data.speakers(name))
 
 
 if __name__ == "__main__":

@@ -43,9 +43,8 @@ plan_python() {
     return 0
   fi
   echo "environment: would make .venv and install $* into it"
-  for python in python3 none; do
-    ! "$python" -m local.config > /dev/null 2>&1 || return 0
-  done
+  python=$(usable_python) || exit 1
+  ! "$python" -m local.config > /dev/null 2>&1 || return 0
   usage | sed -n '/^Stages/,/^$/p'
   fail "--dry-run: commands depend on the configuration, which is read with packages of requirements.txt; name a Python that has" \
     "them with --python, or let ./prepare.sh --stop-stage audio make .venv"

@@ -1,6 +1,6 @@
 """Stage "score": the WER table of an experiment.
 
-    .venv/bin/python -m local.wer --exp-dir exp/tiny [--data-dir data/tiny] [--compare exp/other]
+    .venv/bin/python -m local.wer --exp-dir exp/tiny [--data-dir data/tiny] [--compare exp/other ...]
 
 It reads EXP/decode/<method>/<set>.jsonl, one `{"id", "ref", "hyp", ...}` per line, and <set>.stats.json if there is one. It
 writes EXP/wer.json, EXP/wer.md (printed too), EXP/wer.png and EXP/errors/<set>.<method>.txt. All of these hold the sets of
@@ -10,7 +10,7 @@ one average, the one that decoded last. Sets of earlier averages or options are 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.common.locks import writes
 from local.common.text_files import read_lines
-from local.common.visible import visible
-from local.scoring.align import Score, Utterance, compare, score, symbol_delay, word_errors
+from local.scoring.align import Score, score, symbol_delays, word_errors
+from local.scoring.comparison import compare_experiments
 from local.scoring.error_report import error_report
-from local.scoring.hypotheses import check_complete, cost, is_oracle, read_hypotheses, read_sets, spoken_words
-from local.scoring.table import Results, decimals, earlier_table, origin, plot, table
+from local.scoring.hypotheses import check_complete, cost, is_oracle, read_hypotheses, read_sets
+from local.scoring.speech import read_speech
+from local.scoring.table import Results, earlier_table, origin, plot, table
 
 
 def as_row(result: Score, rtf: float | None, memory: float | None, delay: float | None, oracle: bool) -> dict[str, Any]:
@@ -61,21 +62,6 @@ def perplexity_line(path: Path) -> str:
         raise UserError(f"{path}: not by local/train_lm.py ({e})") from None
 
 
-def comparison(ours: dict[str, dict[str, list[Utterance]]], other_dir: Path) -> Iterator[str]:
-    """Yield a line for each set and method that both experiments decoded: WERs and a paired bootstrap."""
-    theirs = read_sets(other_dir, find_sets(other_dir)[0])
-    for name, methods in ours.items():
-        for method, b in methods.items():
-            a = theirs.get(name, {}).get(method)
-            if a is None:
-                continue
-            if [(u.id, u.ref) for u in a] != [(u.id, u.ref) for u in b]:
-                raise UserError(f"set {name}, {method}: {other_dir} decoded other utterances or references")
-            p = compare([u.ref for u in a], [u.hyp for u in a], [u.hyp for u in b])
-            wers = f"{decimals(score(a).wer)} -> {decimals(score(b).wer)}"
-            yield f"{visible(name)} {visible(method)}: {wers}, better with probability {p:.3f}"
-
-
 def wer_of(decoded: DecodedSet) -> float | None:
     """Return the WER of one decoded set in percent, without an interval; None if the references have no word."""
     utterances = read_hypotheses(decoded.path)
@@ -97,24 +83,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = make_parser(__doc__, conf=False, exp_dir=True)
     parser.add_argument("--data-dir", type=Path, help="prepared data: warn of utterances that were not decoded")
-    parser.add_argument("--compare", type=Path, metavar="EXP", help="another experiment, for a paired bootstrap")
+    parser.add_argument(
+        "--compare", type=Path, nargs="+", metavar="EXP", default=[], help="others: which is better, and is it significant?"
+    )
     args = parser.parse_args(argv)
     writes(args.exp_dir)
     sets, earlier = find_sets(args.exp_dir)
     current = {(s.name, s.method): s for s in sets}
     hypotheses = read_sets(args.exp_dir, sets)
     results: Results = {}
+    scores: dict[str, dict[str, Score]] = {}
     reports = {}
     for name, methods in hypotheses.items():
-        spoken = {}
+        speech = {}
         if args.data_dir is not None:
             check_complete(args.data_dir, name, next(iter(methods.values())))
-            spoken = spoken_words(args.data_dir, name)
-        for method, utterances in methods.items():
-            scored, costs = score(utterances), cost(current[name, method])
-            row = as_row(scored, *costs, symbol_delay(scored, spoken), is_oracle(method))
-            results.setdefault(name, {})[method] = row
-            reports[f"{name}.{method}.txt"] = error_report(f"set {name}, {method}", scored)
+            speech = read_speech(args.data_dir, name)
+        scores[name] = {method: score(utterances) for method, utterances in methods.items()}
+        spoken = {i: found.words for i, found in speech.items()}
+        for method, scored in scores[name].items():
+            delays = symbol_delays(scored, spoken)
+            costs = *cost(current[name, method]), sum(delays) / len(delays) if delays else None
+            results.setdefault(name, {})[method] = as_row(scored, *costs, is_oracle(method))
+            others = {m: other for m, other in scores[name].items() if m != method}
+            reports[f"{name}.{method}.txt"] = error_report(f"set {name}, {method}", scored, others, speech)
     text = origin(sets) + table(results) + perplexity_line(args.exp_dir / "lm" / "perplexity.json")
     text += earlier_table([(s, wer_of(s), current.get((s.name, s.method))) for s in earlier])
     write_reports(args.exp_dir / "errors", reports)
@@ -122,8 +114,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_text(args.exp_dir / "wer.md", text)
     print(text, end="")
     plot(results, args.exp_dir / "wer.png")
-    if args.compare is not None:
-        print("\n".join(comparison(hypotheses, args.compare)) or f"no set and method in common with {args.compare}")
+    for other in args.compare:
+        found = read_sets(other, find_sets(other)[0])
+        theirs = {name: {method: score(us) for method, us in methods.items()} for name, methods in found.items()}
+        for compared in compare_experiments(scores, theirs, str(other)):
+            print(compared.line(str(args.exp_dir), str(other)))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ from pathlib import Path
 from local.common.atomic import atomic_write
 from local.common.html_page import Page, new_figure
 from local.common.visible import cell, markdown, unquoted
-from local.scoring.align import Utterance, compare, score
+from local.scoring.align import Utterance, score
 from local.scoring.hypotheses import read_hypotheses
+from local.scoring.intervals import REPLICATIONS, SEED
 from local.scoring.table import decimals
 
+import kaldialign
 import numpy as np
 
 Columns = dict[str, np.ndarray]
@@ -124,12 +126,20 @@ def pair_table(outcomes: Sequence[Outcome], name: str) -> Table:
         a, b = ([u for s in seeds for u in by_control[c][s]] for c in (first, second))
         errors = [[score(by_control[c][s]).errors for s in seeds] for c in (first, second)]
         wins = [sum(x < y for x, y in zip(*pair, strict=True)) for pair in (errors, errors[::-1])]
-        texts = [u.ref for u in a], [u.hyp for u in a], [u.hyp for u in b]
-        better = compare(texts[0], texts[2], texts[1]), compare(*texts)
+        better = probability_better(a, b), probability_better(b, a)
         wers = f"{decimals(score(a).wer)}, {decimals(score(b).wer)}"
         counts = [f"{n} of {len(seeds)} seeds" for n in wins]
         rows.append([f"{first}, {second}", wers, *counts, *(f"{p:.3f}" for p in better)])
     return head, rows
+
+
+def probability_better(a: Sequence[Utterance], b: Sequence[Utterance]) -> float:
+    """Return the share of bootstraps in which `a` has the lower WER. Utterances without a reference word do not count."""
+    spoken = [(x.ref.split(), x.hyp.split(), y.hyp.split()) for x, y in zip(a, b, strict=True) if x.ref.split()]
+    if not spoken:
+        return 0.0
+    refs, hyps, others = (list(column) for column in zip(*spoken, strict=True))
+    return float(kaldialign.bootstrap_wer_ci(refs, others, hyps, replications=REPLICATIONS, seed=SEED)["p_s2_improv_over_s1"])
 
 
 def damped_table(outcomes: Sequence[Outcome], planted: Sequence[str]) -> Table:

@@ -73,6 +73,13 @@ def test_files(folder: Path, tmp_path: Path) -> None:
         assert (stats["utterances"], stats["threads"]) == (4, torch.get_num_threads())
         assert 10 < stats["peak_memory_mib"] < 1e5
         assert stats["made_by"]["options"]["feature_floor"] is True
+        for field, ending in (("ref", "ref.trn"), ("hyp", "hyp.trn")):
+            lines = (tmp_path / "decode" / method / f"test.{ending}").read_text().splitlines()
+            assert lines == [f"{r[field]} ({r['id']})".strip() for r in records]
+        times = [line.split() for line in (tmp_path / "decode" / method / "test.ctm").read_text().splitlines()]
+        assert [(i, float(start), word) for i, _, start, _, word, _ in times] == [
+            (r["id"], w["start"], w["word"]) for r in records for w in r["words"]
+        ]
     assert not list(tmp_path.rglob(".tmp*"))
 
 
@@ -100,6 +107,9 @@ def test_an_oracle_method_writes_its_list(folder: Path, tmp_path: Path) -> None:
         assert chosen[line["id"]].hyp == best["hyp"]
         assert chosen[line["id"]].ends == tuple(word["end"] for word in best["words"])
         better += min(errors) < errors[0]
+        assert (
+            f"{best['hyp']} ({line['id']})".strip() in (tmp_path / "decode" / method / "test.hyp.trn").read_text().splitlines()
+        )
     assert better, "the list must have something better than its first entry"
 
 
@@ -185,7 +195,7 @@ def test_results_of_other_settings_are_kept(folder: Path, tmp_path: Path) -> Non
     run(folder, tmp_path, only, "decode.beam=2")
     assert snapshot(decoded / "greedy_search").items() <= before.items(), "a method that is not decoded stays"
     old = earlier / "averaged" / "modified_beam_search"
-    for suffix in ("jsonl", "stats.json"):
+    for suffix in ("jsonl", "stats.json", "hyp.trn", "ref.trn", "ctm"):
         assert (old / f"test.{suffix}").read_bytes() == before[decoded / "modified_beam_search" / f"test.{suffix}"]
     assert read_stats(decoded / "modified_beam_search")["made_by"]["options"]["beam"] == 2
     run(folder, tmp_path, only, "decode.beam=2")

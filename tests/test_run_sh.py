@@ -213,9 +213,7 @@ def test_the_report_follows_the_table(experiment: Path) -> None:
         assert calls(experiment, "report", "") == ["local.report"], name
 
 
-@pytest.mark.parametrize(
-    "options", [("9", ""), ("0", "9"), ("reports", ""), ("-1", "0"), ("5", "4"), ("010", "")]
-)
+@pytest.mark.parametrize("options", [("9", ""), ("0", "9"), ("reports", ""), ("-1", "0"), ("5", "4"), ("010", "")])
 def test_a_stage_that_is_none_is_an_error(experiment: Path, options: tuple[str, str]) -> None:
     wrong = run_sh(experiment, *options)
     assert wrong.returncode == 1 and wrong.stdout == "" and wrong.stderr.count("\n") == 1

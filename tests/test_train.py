@@ -130,6 +130,8 @@ def test_config_yaml_describes_the_newest_checkpoint(tmp_path: Path, capsys: pyt
     first.run()
     config = config_of(tmp_path)
     assert config["optim"]["lr"] == 0.002 and config["run"]["max_duration"] == 300.0
+    assert config["run"]["parameters"] == sum(p.numel() for p in first.model.parameters())
+    assert config["run"]["train_hours"] == 0.1  # of the data's identity
     assert config["run"]["tokens_hash"] == load_file(tmp_path / "checkpoints" / "step-3.pt")["tokens_hash"]
     trainer(tmp_path, "train.max_steps=3", "optim.lr=0.5").run()  # it has nothing to do
     assert "nothing is left to train" in capsys.readouterr().out and config_of(tmp_path) == config

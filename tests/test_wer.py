@@ -12,8 +12,10 @@ from pathlib import Path
 from local.artifacts.decoded_sets import find_sets
 from local.common.errors import UserError
 from local.common.visible import visible
-from local.scoring.align import Utterance, compare, score, symbol_delay
-from local.scoring.hypotheses import read_hypotheses, read_sets, spoken_words
+from local.scoring.align import Utterance, score, symbol_delays
+from local.scoring.error_report import error_report
+from local.scoring.hypotheses import read_hypotheses, read_sets
+from local.scoring.speech import Speech, read_speech
 from local.wer import main
 from tests.conftest import ROOT
 from tests.toy_experiment import levenshtein
@@ -60,30 +62,6 @@ def test_interval_holds_the_rate(pairs: list[tuple[str, str]]) -> None:
         assert 0 <= result.ci95[0] <= result.wer <= result.ci95[1]
 
 
-def test_interval_narrows_as_one_over_sqrt_n() -> None:
-    def width(n: int) -> float:
-        ci = score([Utterance(str(i), "a b", "a b" if i % 4 else "a c") for i in range(n)]).ci95
-        assert ci is not None
-        return ci[1] - ci[0]
-
-    # WER per utterance is 0 or 1/2, the latter for a quarter: its standard error is 0.5 * sqrt(3/16 / n).
-    assert width(400) == pytest.approx(2 * 1.96 * 100 * 0.5 * (3 / 16 / 400) ** 0.5, rel=0.05)
-    assert width(1600) == pytest.approx(width(400) / 2, rel=0.05)
-
-
-def test_silence_keeps_its_insertions() -> None:
-    result = score([Utterance("speech", "a b", "a b"), Utterance("silence", "", "c"), Utterance("both", "", "")])
-    assert (result.wer, result.ins, result.ci95) == (50.0, 1, (50.0, 50.0))
-
-
-def test_compare_finds_the_better_system() -> None:
-    refs = ["a b c d"] * 50
-    worse = ["a b x d"] * 50
-    assert compare(refs, worse, refs) == 1.0
-    assert compare(refs, refs, worse) == 0.0
-    assert compare(["", ""], ["a", ""], ["", ""]) == 0.0
-
-
 def test_symbol_delay_by_hand() -> None:
     utterances = [
         Utterance("a", "one two three", "one oh three", (0.5, 0.9, 1.3)),  # 0.1 and -0.2; "two" was not recognised
@@ -94,14 +72,14 @@ def test_symbol_delay_by_hand() -> None:
         Utterance("f", "nine", "nine"),  # no times
     ]
     spoken = {
-        "a": [("one", 0.4), ("two", 1.0), ("three", 1.5)],
-        "b": [("four", 0.3)],
-        "c": [("five", 0.5), ("six", 1.0)],
-        "e": [("eighty", 0.0)],
-        "f": [("nine", 0.0)],
+        "a": [("one", 0.0, 0.4), ("two", 0.4, 1.0), ("three", 1.2, 1.5)],
+        "b": [("four", 0.0, 0.3)],
+        "c": [("five", 0.0, 0.5), ("six", 0.5, 1.0)],
+        "e": [("eighty", 0.0, 0.0)],
+        "f": [("nine", 0.0, 0.0)],
     }
-    assert symbol_delay(score(utterances), spoken) == pytest.approx((0.1 - 0.2 + 0.4 + 1.0) / 4)
-    assert symbol_delay(score(utterances), {}) is None
+    assert symbol_delays(score(utterances), spoken) == pytest.approx([0.1, -0.2, 0.4, 1.0])
+    assert symbol_delays(score(utterances), {}) == []
 
 
 def test_costs_delay_oracle_plot_and_perplexity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +87,7 @@ def test_costs_delay_oracle_plot_and_perplexity(tmp_path: Path, capsys: pytest.C
     cuts.mkdir(parents=True)
     supervision = {"id": "u", "alignment": {"word": [["one", 0.25, 0.5, None], ["two", 1.0, 0.5, None]]}}
     with gzip.open(cuts / "test.jsonl.gz", "wt") as f:
-        f.write(json.dumps({"id": "u", "supervisions": [supervision]}) + "\n")
+        f.write(json.dumps({"id": "u", "duration": 2.0, "supervisions": [supervision]}) + "\n")
     words = [{"word": w, "start": 0.0, "end": e, "confidence": 1.0} for w, e in (("one", 0.8), ("two", 1.7))]
     for method in ("greedy_search", "fast_beam_search_nbest_oracle"):
         path = write(tmp_path, method, [])
@@ -157,16 +135,34 @@ def test_files_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (greedy["wer"], greedy["sub"], greedy["ins"], greedy["del"], greedy["words"]) == (40.0, 1, 1, 0, 5)
     assert greedy["rtf"] is None and results["test"]["zz"]["rtf"] == 0.05
     assert results["dev"]["greedy_search"]["wer"] == 100.0
-    assert results["test"]["fast_beam_search"]["ci95"] == [0.0, 0.0]
+    assert results["test"]["fast_beam_search"]["ci95"] == [0.0, 43.4482]  # Wilson's for 5 words
 
     assert (tmp_path / "wer.md").read_text() == capsys.readouterr().out
     lines = (tmp_path / "wer.md").read_text().splitlines()
-    assert len(lines) == 2 + 4 and len({len(line) for line in lines}) == 1
+    assert len({len(line) for line in lines[: 2 + 4]}) == 1 and not any(line.startswith("|") for line in lines[6:])
     assert lines[0].split()[1] == "set" and "40.00" in lines[3] and "0.0500" in lines[5]
     errors = (tmp_path / "errors" / "test.greedy_search.txt").read_text()
     assert "five -> fife" in errors
-    assert any(line.startswith("u1: four (") and "u2:" not in line for line in errors.splitlines())
+    *_, wrong, right, same = errors.splitlines()
+    assert wrong.startswith("u1: four (") and (right, same) == ("    fast_beam_search: four five", "    zz: =")
+    assert "u2:" not in errors
     assert "d: (one->*)" in (tmp_path / "errors" / "dev.greedy_search.txt").read_text()
+
+
+def test_an_error_report_tells_whose_audio_it_is() -> None:
+    found = score([Utterance("a", "one", "two"), Utterance("b", "one", "one"), Utterance("c", "one", "")])
+    speech = {
+        "a": Speech("a", "ann", 1.5, Path("/x/a.wav"), 2.25, 1),
+        "b": Speech("b", "bob", 1.0, Path("/x/b.wav"), 0.0, 0),
+        "c": Speech("c", "", 3.0, None, 0.0, 0),
+    }
+    lines = error_report("set test", found, {}, speech).splitlines()
+    assert lines[-4:] == [
+        "a: (one->two)",
+        "    speaker ann, 1.50 s, /x/a.wav from 2.25 s channel 2",
+        "c: (one->*)",
+        "    3.00 s",
+    ]
 
 
 def write_made(
@@ -229,11 +225,26 @@ def test_an_oracle_takes_the_entry_with_the_fewest_errors(tmp_path: Path) -> Non
 
 
 def test_compare_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for exp, hyp in (("a", "x"), ("b", "one")):
-        write(tmp_path / exp, "greedy_search", [("u", "one", hyp)])
-    main(["--exp-dir", str(tmp_path / "b"), "--compare", str(tmp_path / "a")])
-    line = capsys.readouterr().out.splitlines()[-1]
-    assert all(text in line for text in ("test greedy_search", "100.00 -> 0.00", "1.000"))
+    for exp, hyp in (("a", "x"), ("b", "one"), ("c", "x")):
+        write(tmp_path / exp, "greedy_search", [(f"u{i}", "one", hyp) for i in range(8)])
+    others = [str(tmp_path / exp) for exp in "ac"]
+    main(["--exp-dir", str(tmp_path / "b"), "--compare", *others])
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    for line, other in zip(lines, others, strict=True):  # 2 of 2^8 choices of signs
+        texts = (
+            "test greedy_search: ",
+            f"{other} 100.00 %;",
+            f": {tmp_path}/b 0.00 %, ",
+            f"; {tmp_path}/b is better",
+            " significant (P = 0.008)",
+        )
+        assert all(text in line for text in texts) and "not significant" not in line
+    write(tmp_path / "d", "greedy_search", [("v", "one", "one")])
+    for exp in ("d", "e"):
+        write(tmp_path / "e", "zz", [("u0", "one", "one")])
+        with pytest.raises(SystemExit):
+            main(["--exp-dir", str(tmp_path / "b"), "--compare", str(tmp_path / exp)])
+        assert f"{tmp_path}/{exp}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -303,7 +314,7 @@ def test_sets_are_checked_against_the_corpus(tmp_path: Path, capsys: pytest.Capt
     cuts.mkdir(parents=True)
     with gzip.open(cuts / "test.jsonl.gz", "wt") as f:
         for i in ("u1", "u2"):
-            f.write(json.dumps({"id": f"{i}-cut", "supervisions": [{"id": i}]}) + "\n")
+            f.write(json.dumps({"id": f"{i}-cut", "duration": 2.0, "supervisions": [{"id": i}]}) + "\n")
     argv = ["--exp-dir", str(tmp_path), "--data-dir", str(tmp_path / "data")]
     path = write(tmp_path, "greedy_search", [("u1", "a", "a")])
     main(argv)
@@ -374,11 +385,26 @@ def test_half_a_character_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"{cuts}:1: " in capsys.readouterr().err
 
 
+def test_speech_of_a_cut(tmp_path: Path) -> None:
+    supervision = {"id": "u", "speaker": "ann", "alignment": {"word": [["one", 0.25, 0.5, None]]}}
+    sources = [{"type": "file", "channels": [0, 1], "source": "/x/a.wav"}]
+    whole = {"id": "u", "start": 2.5, "duration": 1.5, "channel": 1, "supervisions": [supervision]}
+    shar = {"id": "v", "start": 0, "duration": 1, "recording": {"sources": [{"type": "shar", "channels": [0], "source": ""}]}}
+    (path := tmp_path / "cuts" / "test.jsonl.gz").parent.mkdir()
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(cut) + "\n" for cut in ({**whole, "recording": {"sources": sources}}, shar))
+    assert read_speech(tmp_path, "test") == {
+        "u": Speech("u", "ann", 1.5, Path("/x/a.wav"), 2.5, 1, (("one", 0.25, 0.75),)),
+        "v": Speech("v", "", 1.0, None, 0.0, 0),
+    }
+
+
 @pytest.mark.parametrize("time", ["1" + "0" * 400, "NaN", "Infinity", '"x"', "null"])
 def test_times_that_are_no_numbers_are_named(tmp_path: Path, time: str) -> None:
     cuts = tmp_path / "cuts" / "test.jsonl.gz"
     cuts.parent.mkdir()
     with gzip.open(cuts, "wt") as file:
-        file.write(f'{{"id": "u", "supervisions": [{{"id": "u", "alignment": {{"word": [["one", {time}, 1, null]]}}}}]}}\n')
+        alignment = f'{{"word": [["one", {time}, 1, null]]}}'
+        file.write(f'{{"id": "u", "duration": 2.0, "supervisions": [{{"id": "u", "alignment": {alignment}}}]}}\n')
     with pytest.raises(UserError, match="test.jsonl.gz:1: "):
-        spoken_words(tmp_path, "test")
+        read_speech(tmp_path, "test")

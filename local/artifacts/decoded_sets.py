@@ -1,5 +1,6 @@
 """Decoded sets: EXP/decode/<method>/<set>.jsonl with <set>.stats.json, and those of earlier settings. Needs no torch.
 
+Beside them are files for sclite, by local/decoding/sclite.py.
 Key "made_by" of the stats: {"checkpoint", "average", "label", "weights", "options", "commit", "date"}.
 """
 
@@ -9,9 +10,10 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from local.common.atomic import write_text
@@ -19,6 +21,7 @@ from local.common.errors import UserError
 from local.common.text_files import read_lines
 
 EARLIER = "decode_earlier"
+SCLITE = (".hyp.trn", ".ref.trn", ".ctm")  # endings of what stands beside a set; older ones lack them
 LONGEST_LABEL = 60  # characters of a folder's name: at most 240 bytes
 
 
@@ -84,8 +87,10 @@ def find_sets(exp_dir: Path) -> tuple[list[DecodedSet], list[DecodedSet]]:
     return current, stale + [read_set(path) for path in sorted((exp_dir / EARLIER).glob("*/*/*.jsonl"))]
 
 
-def write_set(path: Path, lines: Iterable[dict[str, Any]], stats: dict[str, Any]) -> None:
-    """Write a decoded set and its stats, each as a whole.
+def write_set(
+    path: Path, lines: Iterable[dict[str, Any]], stats: dict[str, Any], texts: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Write a decoded set, its stats and the `texts` beside it, whose keys are of `SCLITE`; each as a whole.
 
     An older set of other settings first moves to EXP/decode_earlier/<label>/<method>/, or to <label>-2 ... if that is taken.
     """
@@ -93,6 +98,8 @@ def write_set(path: Path, lines: Iterable[dict[str, Any]], stats: dict[str, Any]
     if path.exists() and not (old := read_set(path)).same_settings(new):
         _move(old)
     write_text(path.with_suffix(".stats.json"), json.dumps(stats, indent=2) + "\n")
+    for ending, text in texts.items():
+        write_text(path.with_suffix(ending), text)
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
@@ -104,6 +111,6 @@ def _move(old: DecodedSet) -> None:
     files = (root / folder / old.method / old.path.name for folder in labels)
     target = next(file for file in files if not file.exists() or read_set(file).same_settings(old))
     target.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".stats.json", ".jsonl"):
+    for suffix in (".stats.json", *SCLITE, ".jsonl"):
         if (source := old.path.with_suffix(suffix)).exists():
             os.replace(source, target.with_suffix(suffix))

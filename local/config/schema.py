@@ -120,6 +120,7 @@ class TrainConfig(Section):
     valid_every: Count
     valid_utterances: Count
     log_every: Size
+    logger: Literal["tensorboard", "wandb", "mlflow", "none"]
     seed: Seed
     precision: Literal["float32", "bf16", "fp16"]
     max_bad_steps: Count

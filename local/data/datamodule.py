@@ -184,6 +184,10 @@ class AsrDataModule:
         """Return the transcripts of these parts."""
         return [cut.supervisions[0].text or "" for part in parts for cut in self._cuts(part)]
 
+    def speakers(self, part: str) -> dict[str, str]:
+        """Return the speakers of a part's utterances by their ids; "" for an unknown one."""
+        return {cut.id: str(cut.supervisions[0].speaker or "") for cut in self._cuts(part)}
+
     def _train_cuts(self) -> ShuffledCuts:
         """Return the training cuts; the first call reads them."""
         cfg = self.cfg

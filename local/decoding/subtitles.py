@@ -112,10 +112,13 @@ def ctm_name(name: str) -> str:
 
 
 def ctm(result: Result) -> str:
-    """Return a line `name channel start duration word confidence` per word; channels count from 1."""
-    words, name = result.words, ctm_name(result.name)
+    """Return a line `name channel start duration word confidence` per word; channels count from 1.
+
+    A word lasts a frame at least, also if the next one came in the same frame.
+    """
+    words, head = result.words, f"{ctm_name(result.name)} {result.channel + 1}"
     return "".join(
-        f"{name} {result.channel + 1} {w['start']:.2f} {end - w['start']:.2f} {visible(w['word'])} {w['confidence']:.4f}\n"
+        f"{head} {w['start']:.2f} {max(end - w['start'], TOKEN_SECONDS):.2f} {visible(w['word'])} {w['confidence']:.4f}\n"
         for w, end in zip(words, ends(words), strict=True)
     )
 

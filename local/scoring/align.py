@@ -1,17 +1,16 @@
-"""Word and character errors of a decoded set: alignment, counts, bootstrap interval. No files."""
+"""Word and character errors of a decoded set: alignment, counts, interval. No files."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from local.scoring.intervals import wer_interval
+
 import kaldialign
 
 EPS = ""  # "no word" in an alignment; words are never empty
-REPLICATIONS = 10_000
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Score:
     wrong_utterances: int = 0
     chars: int = 0
     char_errors: int = 0
-    ci95: tuple[float, float] | None = None
+    ci95: tuple[float, float] | None = None  # in percent
     substitutions: Counter[tuple[str, str]] = field(default_factory=Counter)
     deletions: Counter[str] = field(default_factory=Counter)
     insertions: Counter[str] = field(default_factory=Counter)
@@ -47,6 +46,11 @@ class Score:
     def errors(self) -> int:
         """Substituted, deleted and inserted words together."""
         return self.sub + self.dels + self.ins
+
+    @property
+    def utterance_errors(self) -> list[int]:
+        """The errors of each utterance."""
+        return [sum(ref != hyp for ref, hyp in pairs) for pairs in self.alignments]
 
     @property
     def wer(self) -> float | None:
@@ -87,53 +91,25 @@ def score(utterances: Sequence[Utterance]) -> Score:
         result.char_errors += kaldialign.edit_distance(chars, " ".join(hyp))["total"]
     result.sub, result.dels = result.substitutions.total(), result.deletions.total()
     result.ins = result.insertions.total()
-    result.ci95 = interval(result)
+    result.ci95 = wer_interval(result.utterance_errors, [len(u.ref.split()) for u in result.utterances])
     return result
 
 
-def interval(result: Score) -> tuple[float, float] | None:
-    """Return the 95 % interval of the WER in percent: its value -+ the half width of a bootstrap over utterances.
-
-    M. Bisani, H. Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004. Utterances
-    without a reference word are not resampled: alone they have no error rate. Returns None if no utterance has such a word.
-    """
-    if result.wer is None:
-        return None
-    spoken = [(u.ref.split(), u.hyp.split()) for u in result.utterances if u.ref.split()]
-    refs, hyps = [r for r, _ in spoken], [h for _, h in spoken]
-    half = 100.0 * kaldialign.bootstrap_wer_ci(refs, hyps, replications=REPLICATIONS, seed=SEED)["ci95"]
-    half = half if math.isfinite(half) else 0.0
-    return max(0.0, result.wer - half), result.wer + half
-
-
-def symbol_delay(result: Score, spoken: Mapping[str, Sequence[tuple[str, float]]]) -> float | None:
-    """Return the mean seconds from a correct word's end in the audio to its last token; None without correct words.
+def symbol_delays(result: Score, spoken: Mapping[str, Sequence[tuple[str, float, float]]]) -> list[float]:
+    """Return the seconds from each correct word's end in the audio to its last token.
 
     A word that comes out before it ends counts as negative. The frames that the front end must have seen by then do not
-    count. spoken: by utterance id, the words and the seconds at which they end; utterances without the same words are left out.
+    count. spoken: by utterance id, the words with their first and last seconds; utterances without the same words are left out.
     """
     delays: list[float] = []
     for utterance, pairs in zip(result.utterances, result.alignments, strict=True):
         words = spoken.get(utterance.id, ())
-        if [word for word, _ in words] != utterance.ref.split() or len(utterance.ends) != len(utterance.hyp.split()):
+        if [word for word, *_ in words] != utterance.ref.split() or len(utterance.ends) != len(utterance.hyp.split()):
             continue
-        ref_ends, hyp_ends = (end for _, end in words), iter(utterance.ends)
+        ref_ends, hyp_ends = (end for *_, end in words), iter(utterance.ends)
         for ref, hyp in pairs:
             ref_end = next(ref_ends) if ref != EPS else 0.0
             hyp_end = next(hyp_ends) if hyp != EPS else 0.0
             if ref == hyp:
                 delays.append(hyp_end - ref_end)
-    return sum(delays) / len(delays) if delays else None
-
-
-def compare(refs: Sequence[str], hyps_a: Sequence[str], hyps_b: Sequence[str]) -> float:
-    """Return the probability (0 to 1) that system b has a lower WER than system a on similar speech (paired bootstrap).
-
-    Utterances without a reference word are left out. The method is from the same paper as `interval`.
-    """
-    spoken = [(r.split(), a.split(), b.split()) for r, a, b in zip(refs, hyps_a, hyps_b, strict=True) if r.split()]
-    if not spoken:
-        return 0.0
-    r, a, b = (list(column) for column in zip(*spoken, strict=True))
-    result = kaldialign.bootstrap_wer_ci(r, a, b, replications=REPLICATIONS, seed=SEED)
-    return float(result["p_s2_improv_over_s1"])
+    return delays

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from local.common.visible import quoted, visible
 from local.scoring.align import Score
+from local.scoring.speech import Speech
 
 MAX_LINES = 50  # of each list of frequent errors
 
 
-def error_report(title: str, result: Score) -> str:
-    """Return the report on `result` as plain, visible text; `title` comes first."""
-    lines = [*summary(title, result), "", *frequent(result), *by_word(result), *aligned(result)]
+def error_report(
+    title: str,
+    result: Score,
+    others: Mapping[str, Score] = MappingProxyType({}),
+    speech: Mapping[str, Speech] = MappingProxyType({}),
+) -> str:
+    """Return the report on `result` as plain, visible text; `title` comes first.
+
+    others: the scores of other methods, which have the same utterances. speech: what is known of the utterances, by id.
+    """
+    lines = [*summary(title, result), "", *frequent(result), *by_word(result), *aligned(result, others, speech)]
     return "".join(f"{visible(line)}\n" for line in lines)
 
 
@@ -27,6 +37,7 @@ def summary(title: str, result: Score) -> Iterator[str]:
     if result.cer is not None:
         yield f"CER {result.cer:.2f} %"
     yield f"utterances with an error: {result.wrong_utterances} ({100 * result.wrong_utterances / max(count, 1):.2f} %)"
+    yield "Below: the most frequent errors, the errors of each word, and every utterance with an error."
 
 
 def frequent(result: Score) -> Iterator[str]:
@@ -56,10 +67,33 @@ def by_word(result: Score) -> Iterator[str]:
     yield ""
 
 
-def aligned(result: Score) -> Iterator[str]:
-    """Yield every utterance with an error: equal words as they are, errors as (ref->hyp), * for no word."""
-    yield "utterances with an error: (ref->hyp), * for no word"
-    for utterance, pairs in zip(result.utterances, result.alignments, strict=True):
-        if any(ref != hyp for ref, hyp in pairs):
-            words = (ref if ref == hyp else f"({ref or '*'}->{hyp or '*'})" for ref, hyp in pairs)
-            yield f"{quoted(utterance.id)}: {' '.join(words)}"
+def aligned(result: Score, others: Mapping[str, Score], speech: Mapping[str, Speech]) -> Iterator[str]:
+    """Yield every utterance with an error, what is known of it, and the hypotheses of the other methods."""
+    yield "utterances with an error: id, words as (reference->recognised) if they differ, * for no word;"
+    yield "below an utterance: its speaker, seconds and audio file, if known; what each other method recognised, = for the same"
+    for i, utterance in enumerate(result.utterances):
+        pairs = result.alignments[i]
+        if all(ref == hyp for ref, hyp in pairs):
+            continue
+        yield f"{quoted(utterance.id)}: {marked(pairs)}"
+        if utterance.id in speech:
+            yield f"    {described(speech[utterance.id])}"
+        for method, other in others.items():
+            same = other.utterances[i].hyp.split() == utterance.hyp.split()
+            yield f"    {method}: {'=' if same else marked(other.alignments[i])}"
+
+
+def marked(pairs: Sequence[tuple[str, str]]) -> str:
+    """Return aligned words as one text: equal ones as they are, errors as (ref->hyp), * for no word."""
+    return " ".join(ref if ref == hyp else f"({ref or '*'}->{hyp or '*'})" for ref, hyp in pairs)
+
+
+def described(speech: Speech) -> str:
+    """Return the speaker, the duration and the audio file with its place, if it is a part of the file."""
+    parts = [f"speaker {speech.speaker}"] if speech.speaker else []
+    parts.append(f"{speech.duration:.2f} s")
+    if speech.audio is not None:
+        place = f" from {speech.start:.2f} s" if speech.start else ""
+        channel = f" channel {speech.channel + 1}" if speech.channel > 0 else ""
+        parts.append(f"{speech.audio}{place}{channel}")
+    return ", ".join(parts)

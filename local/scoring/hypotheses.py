@@ -12,7 +12,7 @@ from typing import Any
 
 from local.artifacts.decoded_sets import DecodedSet
 from local.common.errors import UserError, reason
-from local.common.text_files import read_lines
+from local.common.text_files import iterate_lines, read_lines
 from local.common.visible import encodable, visible
 from local.config.methods import METHODS
 from local.scoring.align import Utterance, word_errors
@@ -146,26 +146,10 @@ def check_complete(data_dir: Path, name: str, utterances: Sequence[Utterance]) -
         print(f"warning: set {name}: {len(missing)} utterances were not decoded: {listed(missing)}", file=sys.stderr)
 
 
-def spoken_words(data_dir: Path, name: str) -> dict[str, list[tuple[str, float]]]:
-    """Return, by utterance, the words of a prepared part and their ends in seconds, from its cuts' alignments ("word")."""
-    found = {}
-    for cut, where in prepared(data_dir, name):
-        for supervision in cut.get("supervisions", ())[:1]:
-            try:
-                items = (supervision.get("alignment") or {}).get("word", ())
-                ends = [(str(word), float(start + duration)) for word, start, duration, *_ in items]
-                if not all(math.isfinite(end) for _, end in ends):
-                    raise ValueError("not finite")
-                found[cut["id"]] = ends
-            except (TypeError, ValueError, AttributeError, OverflowError):
-                raise UserError(f"{where}: the alignment is damaged; let {STAGE} make it again (--force)") from None
-    return found
-
-
 def prepared(data_dir: Path, name: str) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield the cuts of a prepared part as plain values, each with its `file:line`. Raises `UserError` for a damaged line."""
     path = data_dir / "cuts" / f"{name}.jsonl.gz"
-    for number, line in enumerate(read_lines(path, STAGE), 1):
+    for number, line in enumerate(iterate_lines(path, STAGE), 1):
         where = f"{path}:{number}"
         try:
             cut = encodable(json.loads(line), line)

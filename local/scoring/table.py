@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from local.artifacts.decoded_sets import DecodedSet
 from local.common.atomic import atomic_write
 from local.common.html_page import new_figure, save_figure
 from local.common.visible import markdown, shortened
+from local.scoring.hypotheses import is_oracle
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Results = dict[str, dict[str, dict[str, Any]]]  # the content of wer.json: set, method, key
 
 HEAD = ("set", "method", "WER %", "95 % interval", "sub", "del", "ins", "words", "CER %", "RTF", "memory MiB", "delay ms")
 EARLIER_HEAD = ("set", "method", "WER %", "average", "other options", "decoded")
 MOST_PANELS = 50  # of the plot, which may be 65,535 pixels wide
+PANEL, CHARACTER = 5.5, 0.085  # inches: the width of a panel, and of a letter of the legend
+MARKERS = "osD^vP*X"
+WIDE = 20  # times the lowest RTF: a larger one needs a logarithmic axis
+NOTE = (
+    "\n95 % interval: what other utterances of the same kind would give. RTF: seconds of processing per second of audio.\n"
+    "delay ms: from a word's end in the audio to its last token; below 0 if the token comes before the word ends.\n"
+)
 ORACLE_NOTE = "\n\\* chosen from the n-best list with the reference (fewest errors): a lower bound, not a result.\n"
 
 
 def table(results: Results) -> str:
-    """Return the WER table as Markdown; oracle methods have a star and a note below."""
+    """Return the WER table as Markdown with a note below; oracle methods have a star, and their own note."""
     rows = []
     for name, methods in results.items():
         for method, r in methods.items():
@@ -31,7 +43,7 @@ def table(results: Results) -> str:
             label = markdown(method) + (" \\*" if r["oracle"] else "")
             rows.append([markdown(name), label, decimals(r["wer"]), interval, *counts, decimals(r["cer"]), *costs])
     note = ORACLE_NOTE if any(r["oracle"] for methods in results.values() for r in methods.values()) else ""
-    return markdown_table(HEAD, rows, range(2)) + note
+    return markdown_table(HEAD, rows, range(2)) + note + NOTE
 
 
 def origin(sets: Iterable[DecodedSet]) -> str:
@@ -84,30 +96,47 @@ def decimals(x: float | None, digits: int = 2, factor: int = 1) -> str:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Write a PNG: WER with its interval against RTF, one panel per set; oracles are hollow. Without any RTF, remove `path`."""
+    """Write `cost_figure` as a PNG. Without any RTF, remove `path`."""
+    figure = cost_figure(results)
+    if figure is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as tmp:
+        save_figure(figure, tmp, dpi=120)
+
+
+def cost_figure(results: Results) -> Figure | None:
+    """Return WER with its interval against RTF, one panel per set; oracles are hollow. None if no RTF is known."""
     points: Results = {}
     for name, methods in results.items():
         if shown := {m: r for m, r in methods.items() if r["rtf"] is not None and r["wer"] is not None}:
             points[name] = shown
     if not points:
-        path.unlink(missing_ok=True)
-        return
-    from matplotlib import colormaps  # takes half a second
-
+        return None
     points = dict(itertools.islice(points.items(), MOST_PANELS))
-    figure = new_figure(4.5, 5.5 * len(points) + 3)
-    shades = colormaps["tab20"]
-    colours = {m: shades(i % 20) for i, m in enumerate(dict.fromkeys(m for methods in points.values() for m in methods))}
+    found = list(dict.fromkeys(m for methods in points.values() for m in methods))
+    labels = {m: shortened(m) + (" (oracle)" if is_oracle(m) else "") for m in found}
+    width = PANEL * len(points)
+    columns = max(1, int(width / (CHARACTER * (max(map(len, labels.values())) + 6))))
+    figure = new_figure(3.2 + 0.2 * math.ceil(len(labels) / columns), width)
     for axes, (name, methods) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
         for method, r in methods.items():
-            low, high = r["ci95"]
-            label, fill = (f"{shortened(method)} (oracle)", "none") if r["oracle"] else (shortened(method), None)
-            style = {"color": colours[method], "markerfacecolor": fill, "label": label}
-            axes.errorbar(r["rtf"], r["wer"], [[r["wer"] - low], [high - r["wer"]]], fmt="o", capsize=3, **style)
+            place, (low, high) = found.index(method), r["ci95"]
+            style = {
+                "color": f"C{place % 10}",
+                "marker": MARKERS[place % len(MARKERS)],
+                "markersize": 7,
+                "label": labels[method],
+            }
+            style["markerfacecolor"] = "none" if r["oracle"] else style["color"]
+            axes.errorbar(r["rtf"], r["wer"], [[r["wer"] - low], [high - r["wer"]]], linestyle="", capsize=3, **style)
+        rtfs = [r["rtf"] for r in methods.values()]
+        if min(rtfs) > 0 and max(rtfs) > WIDE * min(rtfs):
+            axes.set_xscale("log")
         axes.set(title=shortened(name), xlabel="real-time factor", ylabel="WER in %, with its 95 % interval")
-        axes.set(xlim=(0, None), ylim=(0, None))
+        axes.margins(0.08)
+        axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
         axes.grid(alpha=0.3)
     handles = {label: h for ax in figure.axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
-    with atomic_write(path) as tmp:
-        save_figure(figure, tmp, dpi=120)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=columns, fontsize="small", frameon=False)
+    return figure

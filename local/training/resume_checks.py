@@ -15,7 +15,7 @@ from local.config.schema import AUTO
 import yaml
 
 # Sections and keys that do not change this training.
-OTHER_STAGES = ("decode.", "average.", "lm.", "tune.", "ablation.", "data.max_lost", "data.max_wait")
+OTHER_STAGES = ("decode.", "average.", "lm.", "tune.", "ablation.", "data.max_lost", "data.max_wait", "train.logger")
 MAX_NAMED = 3  # keys in a message
 UNSET = "not set"
 
@@ -54,13 +54,15 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], path: Path) -> s
     return f"{what}; they are used from epoch {saved['progress']['epoch']} on"
 
 
-def write_config(origin: dict[str, Any], max_duration: float, path: Path) -> None:
-    """Write exp/<name>/config.yaml: the configuration, and a section `run` on versions and tokens.
+def write_config(origin: dict[str, Any], path: Path, *, max_duration: float, parameters: int) -> None:
+    """Write exp/<name>/config.yaml: the configuration, and a section `run` on versions, tokens, model and data.
 
-    origin: this run's `provenance`. max_duration: seconds; the value of train.max_duration, which stays `auto` in its section.
+    origin: this run's `provenance`, with the `identity` of its data. max_duration: seconds; the value of train.max_duration,
+    which stays `auto` in its section. parameters: those of the model, in numbers.
     """
     run = {key: origin[key] for key in ("git_commit", "versions", "tokens_hash", "vocab_size")}
-    content = {**origin["config"], "run": {**run, "max_duration": max_duration}}
+    run |= {"max_duration": max_duration, "parameters": parameters, "train_hours": origin.get("data", {}).get("hours")}
+    content = {**origin["config"], "run": run}
     write_text(path, yaml.safe_dump(content, sort_keys=False))
 
 

@@ -1,4 +1,4 @@
-"""Numbers of a training run: train.csv, valid.csv and TensorBoard."""
+"""Numbers of a training run: train.csv, valid.csv, curves (train.logger) and the note beside the progress."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from local.common.atomic import atomic_write
 from local.common.errors import UserError
+from local.training.loggers import Logger
 from local.training.step import StepSums
 from local.training.validation import DevScores
 from model.transducer import Transducer
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 LAYER = re.compile(r"encoder\.encoder\.layers\.(\d+)\.")
 
@@ -27,14 +27,19 @@ class Telemetry:
     share of those with a mask below 0.5.
     """
 
-    def __init__(self, exp_dir: Path, model: Transducer, step: int) -> None:
+    def __init__(self, exp_dir: Path, model: Transducer, step: int, logger: Logger) -> None:
         """Remove the rows after `step`, which a killed run left, so that each step appears once."""
-        self.writer = SummaryWriter(str(exp_dir / "tensorboard"), purge_step=step + 1)
+        self.logger = logger
         self.train_csv = _Table(exp_dir / "train.csv", step)
         self.valid_csv = _Table(exp_dir / "valid.csv", step)
         self.parts = GradientParts(model)
-        self.note = ""
+        self.loss = self.dev = ""
         self._reset()
+
+    @property
+    def note(self) -> str:
+        """The last loss and the last WER of the dev utterances."""
+        return ", ".join(filter(None, (self.loss, self.dev)))
 
     def _reset(self) -> None:
         self.sums: list[StepSums] = []
@@ -74,9 +79,8 @@ class Telemetry:
             **masks,
         }
         self.train_csv.write(epoch, step, row)
-        for name, value in row.items():
-            self.writer.add_scalar(f"train/{name}", value, step)
-        self.note = f"loss {row['loss']:.4f}"
+        self.logger.add_scalars(step, {f"train/{name}": value for name, value in row.items()})
+        self.loss = f"loss {row['loss']:.4f}"
         self._reset()
 
     def add_valid(self, epoch: int, step: int, scores: DevScores) -> None:
@@ -85,16 +89,15 @@ class Telemetry:
         text = f"dev simple {scores.simple:.4f}, pruned {scores.pruned:.4f} nats per frame"
         if scores.wer is not None:
             row["wer"] = scores.wer
+            self.dev = f"dev WER {scores.wer:.1f} %"
             text += f", WER {scores.wer:.1f} % ({scores.utterances} utterances)"
         self.valid_csv.write(epoch, step, row)
-        for name, value in row.items():
-            self.writer.add_scalar(f"valid/{name}", value, step)
-        self.writer.flush()
+        self.logger.add_scalars(step, {f"valid/{name}": value for name, value in row.items()})
         print(f"epoch {epoch}, {step} batches: {text}", flush=True)
 
     def close(self) -> None:
-        """Write what TensorBoard's file still lacks."""
-        self.writer.close()
+        """End the run of the logger."""
+        self.logger.close()
 
 
 def part_of(name: str) -> str:

@@ -29,6 +29,7 @@ from local.config.schema import Config
 from local.data.batch import Batch, check_lost
 from local.data.datamodule import AsrDataModule, Batches
 from local.data.feature_floor import KEY, saved_floor
+from local.training.loggers import check_logger, make_logger
 from local.training.mask_log import MaskLog
 from local.training.memory_plan import choose_max_duration
 from local.training.random_state import random_state, restore_random_state, seed_apart
@@ -60,6 +61,8 @@ class Trainer:
         self.processes = processes or Processes()
         self.first = self.processes.rank == 0
         self.cfg, self.data, self.exp_dir, self.device = cfg, data, exp_dir, device
+        if self.first:
+            check_logger(cfg.train.logger)
         self.folder = exp_dir / "checkpoints"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.origin = provenance(cfg, data.tokenizer)
@@ -82,7 +85,10 @@ class Trainer:
         self.length = RunLength(cfg, data, saved)
         self.warm_batches = self.length.warm_batches
         self.validator = Validator(self.model, cfg, data, self.processes, device)
-        self.telemetry = Telemetry(exp_dir, self.model, self.step) if self.first else None
+        self.telemetry = None
+        if self.first:
+            logger = make_logger(cfg.train.logger, exp_dir, dict(leaves(self.origin["config"])), self.step)
+            self.telemetry = Telemetry(exp_dir, self.model, self.step, logger)
 
     @property
     def warmup(self) -> float:
@@ -99,9 +105,9 @@ class Trainer:
             print("nothing is left to train: train.num_epochs or train.max_steps is reached")
         else:
             self.length.check_warm_up(self.first)
-            if self.step == 0 and self.first:  # later, `save` writes it: it describes the newest checkpoint
-                write_config(self.origin, self.max_duration, self.exp_dir / "config.yaml")
             self._take_data()
+            if self.step == 0 and self.first:  # later, `save` writes it: it describes the newest checkpoint
+                self._write_config()
         self.length.begin(self.step)
         while not self._finished():
             self._run_epoch()
@@ -159,6 +165,8 @@ class Trainer:
                     self._count_lost(loader)
                     release_free_memory()
                 if train.valid_every and self.step % train.valid_every == 0:
+                    if progress is not None:
+                        progress.clear()
                     self.validate()
                 if train.save_every and self.step % train.save_every == 0:
                     self.save(self.folder / f"step-{self.step}.pt")
@@ -257,7 +265,11 @@ class Trainer:
             **self.origin,
         }
         save_file(content, path)
-        write_config(self.origin, self.max_duration, self.exp_dir / "config.yaml")
+        self._write_config()
+
+    def _write_config(self) -> None:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        write_config(self.origin, self.exp_dir / "config.yaml", max_duration=self.max_duration, parameters=parameters)
 
     def _resume(self) -> dict[str, Any]:
         """Restore the newest readable checkpoint; return its content, empty without one."""

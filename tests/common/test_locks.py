@@ -214,6 +214,7 @@ EXPECTED = {  # program: the locks that it asks for
     "prepare_lang": ["data/.lock"],
     "prepare_manifests": ["data/.lock", "data/.readers"],
     "prepare_noise": ["data/.lock", "data/.readers"],
+    "report": ["exp/.lock", "data/.readers"],
     "synthesise_tiny": [".out.lock"],
     "train": ["exp/.lock", "data/.readers"],
     "train_lm": ["exp/.lock", "data/.readers"],
@@ -221,7 +222,7 @@ EXPECTED = {  # program: the locks that it asks for
     "wer": ["exp/.lock"],
 }
 NONE = {  # they write nothing, or one file as a whole
-    *("check_data", "checkpoint_conf", "doctor", "lm_sample", "ngram", "recognise", "stream"),
+    *("check_data", "checkpoint_conf", "doctor", "experiments", "lm_sample", "ngram", "recognise", "stream"),
     *("lock_folder", "with_parent"),  # for the shell's locks
 }
 

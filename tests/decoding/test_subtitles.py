@@ -64,6 +64,11 @@ def test_ctm() -> None:
     ]
 
 
+def test_words_of_one_frame_last_a_frame_in_ctm() -> None:
+    words = [{"word": w, "start": 0.2, "end": 0.2, "confidence": 1.0} for w in "AB"]
+    assert FORMATS["ctm"](Result("x", 0, 1.0, [words])).splitlines() == ["x 1 0.20 0.04 A 1.0000", "x 1 0.20 0.04 B 1.0000"]
+
+
 def test_nothing_was_said() -> None:
     found = {name: write(Result("x", 0, 1.0, [[]])) for name, write in FORMATS.items()}
     assert found["text"] == found["srt"] == found["ctm"] == "" and found["vtt"] == "WEBVTT\n\n"

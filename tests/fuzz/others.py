@@ -21,7 +21,8 @@ from local.corpus.corpus_yaml import load_corpus
 from local.corpus.manifest_lines import read_manifest
 from local.scoring.align import score
 from local.scoring.error_report import error_report
-from local.scoring.hypotheses import check_complete, cost, read_sets, spoken_words
+from local.scoring.hypotheses import check_complete, cost, read_sets
+from local.scoring.speech import read_speech
 from local.scoring.table import table
 from local.wer import as_row, perplexity_line
 from tests.fuzz.harness import Target
@@ -125,7 +126,7 @@ def read_hypotheses_files(folder: Path) -> None:
     results: dict[str, dict[str, dict[str, object]]] = {}
     for name, methods in read_sets(folder, sets).items():
         check_complete(folder, name, next(iter(methods.values())))
-        spoken_words(folder, name)
+        read_speech(folder, name)
         for method, utterances in methods.items():
             scored = score(utterances)
             row = as_row(scored, *cost(current[name, method]), None, False)

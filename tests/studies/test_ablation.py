@@ -18,7 +18,7 @@ from local.config import load_config, to_dict
 from local.data.datamodule import AsrDataModule
 from local.data.feature_store import Float16ArchiveWriter
 from local.data.token_counts import counts_file, read_token_counts, write_token_counts
-from local.scoring.align import REPLICATIONS
+from local.scoring.intervals import REPLICATIONS
 from studies import ablation
 from studies.ablation import DIVERGED, Marker, Run, Runner, read_marker
 from studies.ablation_report import curves, pair_table, read_outcome, wer_table, write_report

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from local.common.processes import Processes
 from local.config import load_config
+from local.training.loggers import NoLogger
 from local.training.mask_log import MaskLog, mask_statistics
 from local.training.step import StepSums
 from local.training.telemetry import GradientParts, Telemetry
@@ -74,7 +75,7 @@ def test_statistics_of_masks() -> None:
 
 def test_rows_over_several_steps_and_the_outliers(tmp_path: Path) -> None:
     model = toy_model()
-    telemetry, log = Telemetry(tmp_path, model, 0), mask_log(tmp_path, model)
+    telemetry, log = Telemetry(tmp_path, model, 0, NoLogger()), mask_log(tmp_path, model)
     norms = torch.ones(len(list(model.parameters())))
     fill(telemetry, log, 1, [[0.9, 0.4], [0.9, 0.3]], ["a", "b"], norms)
     fill(telemetry, log, 2, [[0.9, 0.9, 0.2], [0.9, 0.9, 0.9]], ["c", "a", "b"], 3 * norms)
@@ -82,6 +83,9 @@ def test_rows_over_several_steps_and_the_outliers(tmp_path: Path) -> None:
     state = log.state_dict()
     fill(telemetry, log, 3, [[0.45], [0.9]], ["c"], norms)
     telemetry.flush(1, 3, 0.1, log.flush())
+    assert telemetry.note == "loss 0.3000"
+    telemetry.add_valid(1, 3, DevScores(1.0, 1.0, 3.14, 50))
+    assert telemetry.note == "loss 0.3000, dev WER 3.1 %"
     first, second = rows_of(tmp_path / "train.csv")
     assert float(first["gradient_norm"]) == pytest.approx(2 * len(norms) ** 0.5, rel=1e-4)
     assert float(first["loss"]) == pytest.approx(6 / 20)
@@ -91,7 +95,8 @@ def test_rows_over_several_steps_and_the_outliers(tmp_path: Path) -> None:
         {"utterance": "b", "steps_damped": "2", "lowest_mask": "0.2", "layer": "0", "last_step": "2"},
         {"utterance": "c", "steps_damped": "1", "lowest_mask": "0.45", "layer": "0", "last_step": "3"},
     ]
-    again, log = Telemetry(tmp_path, model, 2), mask_log(tmp_path, model)  # after a kill: the third step comes again
+    # after a kill: the third step comes again
+    again, log = Telemetry(tmp_path, model, 2, NoLogger()), mask_log(tmp_path, model)
     log.load_state_dict(state)
     fill(again, log, 3, [[0.45], [0.9]], ["c"], norms)
     again.flush(1, 3, 0.1, log.flush())
@@ -129,8 +134,8 @@ def test_a_model_without_filters_has_no_masks(tmp_path: Path) -> None:
 def test_a_step_appears_once(tmp_path: Path) -> None:
     """Validated before a kill and again after it, or twice in one run."""
     for step in (4, 6, 6):
-        Telemetry(tmp_path, toy_model(), 6).add_valid(1, step, DevScores(1.0, float(step)))
-    twice = Telemetry(tmp_path, toy_model(), 6)
+        Telemetry(tmp_path, toy_model(), 6, NoLogger()).add_valid(1, step, DevScores(1.0, float(step)))
+    twice = Telemetry(tmp_path, toy_model(), 6, NoLogger())
     twice.add_valid(1, 8, DevScores(1.0, 8.0))
     twice.add_valid(1, 8, DevScores(1.0, 9.0))
     assert [(r["step"], r["pruned_loss"]) for r in rows_of(tmp_path / "valid.csv")] == [("4", "4"), ("6", "6"), ("8", "9")]
@@ -139,7 +144,7 @@ def test_a_step_appears_once(tmp_path: Path) -> None:
 def test_columns_that_came_later(tmp_path: Path) -> None:
     """The rows of an older version stay; they are empty in the new columns."""
     (tmp_path / "train.csv").write_text("epoch,step,loss\n1,5,0.25\n1,9,0.2\n", encoding="utf-8")
-    telemetry = Telemetry(tmp_path, toy_model(), 5)
+    telemetry = Telemetry(tmp_path, toy_model(), 5, NoLogger())
     log = mask_log(tmp_path, toy_model())
     fill(telemetry, log, 6, [[0.9], [0.8]], ["a"], torch.ones(len(list(telemetry.parts.place))))
     telemetry.flush(1, 6, 0.1, log.flush())

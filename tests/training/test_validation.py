@@ -9,6 +9,7 @@ from pathlib import Path
 from local.common.processes import Processes
 from local.data.datamodule import AsrDataModule
 from local.decoding.batch_decoder import with_tail
+from local.training.loggers import make_logger
 from local.training.telemetry import Telemetry
 from local.training.validation import DevScores, Validator, spread
 from model.build import build_model
@@ -120,9 +121,11 @@ def test_decoding_does_not_change_the_training(tmp_path: Path, capsys: pytest.Ca
 def test_the_log_has_the_wer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A table of an earlier version gets the column; a validation without WER leaves it empty."""
     (tmp_path / "valid.csv").write_text("epoch,step,simple_loss,pruned_loss\n1,5,0.5,0.25\n", encoding="utf-8")
-    telemetry = Telemetry(tmp_path, torch.nn.ModuleDict({"joiner": torch.nn.Linear(1, 1)}), 5)  # type: ignore[arg-type]
+    model, logger = torch.nn.ModuleDict({"joiner": torch.nn.Linear(1, 1)}), make_logger("tensorboard", tmp_path, {}, 5)
+    telemetry = Telemetry(tmp_path, model, 5, logger)  # type: ignore[arg-type]
     telemetry.add_valid(2, 10, DevScores(0.0391, 0.0017, 3.2345, 50))
     telemetry.add_valid(3, 15, DevScores(0.03, 0.001))
+    assert telemetry.note == "dev WER 3.2 %"  # the last one that was measured
     telemetry.close()
     assert [row["wer"] for row in rows_of(tmp_path / "valid.csv")] == ["", "3.2345", ""]
     first, second = capsys.readouterr().out.splitlines()

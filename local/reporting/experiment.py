@@ -1,0 +1,81 @@
+"""Read what a report shows of an experiment: its decoded sets with their scores, and the speech of the prepared data."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from local.artifacts.decoded_sets import DecodedSet, find_sets
+from local.common.errors import UserError
+from local.common.text_files import read_lines, read_yaml
+from local.scoring.align import Score, score
+from local.scoring.hypotheses import best_entry, is_oracle, read_sets
+from local.scoring.speech import Speech, read_speech
+
+COUNTS = ("sub", "del", "ins", "words")  # keys of wer.json
+SCORE_STAGE = "local/wer.py (stage score of run.sh)"
+Row = dict[str, Any]  # a line of a decoded set: id, ref, hyp, and tokens, times, confidences, words, score if they are known
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment's results; `rows` and `scores` have the same sets, methods and utterances.
+
+    sets: the decoded sets of the average that decoded last. results: the content of wer.json. scores: by set and method.
+    rows: by set, method and id; those of an oracle method are its best entries. speech: by set and id; empty without data.
+    config: EXP/config.yaml as plain values; empty if there is none.
+    """
+
+    exp_dir: Path
+    data_dir: Path | None
+    sets: list[DecodedSet]
+    results: dict[str, dict[str, dict[str, Any]]]
+    scores: dict[str, dict[str, Score]]
+    rows: dict[str, dict[str, dict[str, Row]]]
+    speech: dict[str, dict[str, Speech]]
+    config: dict[str, Any]
+
+    def best_method(self, name: str) -> str:
+        """Return the method of set `name` with the lowest WER that is no oracle; of equal ones, the first."""
+        methods = [m for m in self.scores[name] if not is_oracle(m)] or list(self.scores[name])
+        return min(methods, key=lambda m: math.inf if (wer := self.scores[name][m].wer) is None else wer)
+
+
+def read_experiment(exp_dir: Path, data_dir: Path | None) -> Experiment:
+    """Return the experiment in `exp_dir`, with the speech of `data_dir` if that is given.
+
+    Raises `UserError` naming the file if something is missing or damaged, or if wer.json is not of these decoded sets.
+    """
+    sets, _ = find_sets(exp_dir)
+    utterances = read_sets(exp_dir, sets)
+    scores = {name: {method: score(found) for method, found in methods.items()} for name, methods in utterances.items()}
+    paths = {(s.name, s.method): s.path for s in sets}
+    rows = {name: {method: read_rows(paths[name, method]) for method in methods} for name, methods in scores.items()}
+    speech = {name: read_speech(data_dir, name) for name in scores} if data_dir is not None else {}
+    config = read_yaml(path) if (path := exp_dir / "config.yaml").is_file() else {}
+    config = config if isinstance(config, dict) else {}
+    return Experiment(exp_dir, data_dir, sets, read_results(exp_dir, scores), scores, rows, speech, config)
+
+
+def read_results(exp_dir: Path, scores: dict[str, dict[str, Score]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the content of wer.json. Raises `UserError` unless its sets, methods and counts are those of `scores`."""
+    path = exp_dir / "wer.json"
+    try:
+        results = json.loads("\n".join(read_lines(path, SCORE_STAGE)))
+        counted = {n: {m: [r[key] for key in COUNTS] for m, r in methods.items()} for n, methods in results.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path}: damaged; {SCORE_STAGE} makes it again") from None
+    if counted != {n: {m: [s.sub, s.dels, s.ins, s.words] for m, s in methods.items()} for n, methods in scores.items()}:
+        raise UserError(f"{path}: does not belong to the sets in {exp_dir}/decode; {SCORE_STAGE} makes it again")
+    return results
+
+
+def read_rows(path: Path) -> dict[str, Row]:
+    """Return the lines of a decoded set by id, which `read_hypotheses` has checked."""
+    found = [json.loads(line) for line in read_lines(path) if line.strip()]
+    if is_oracle(path.parent.name):
+        found = [{**row, **best_entry(row, str(path))} if "nbest" in row else row for row in found]
+    return {row["id"]: row for row in found}
