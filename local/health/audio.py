@@ -165,7 +165,7 @@ def mixture(found: Mapping[str, Sequence[bool]], what: str, cfg: Config) -> Iter
     fix = "with features.sampling_rate=8000 all audio has one band; or keep to one kind"
     if max(shares.values()) - min(shares.values()) > UNLIKE:
         fix = f"what is tested is not what is trained; {fix}"
-    yield warning(f"{numbers} {what}, the others do not", fix)
+    yield warning(f"{numbers} {what}, unlike the others", fix)
 
 
 def check_channels(data_dir: Path, cfg: Config, every: bool) -> Iterator[Finding]:

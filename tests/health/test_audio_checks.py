@@ -149,8 +149,10 @@ def test_offset_is_quiet(tmp_path: Path) -> None:
     assert run(check_offset, with_spoilt(tmp_path, Spoken("less", samples=speech(1) + OFFSET / 2))) == []
 
 
-def test_level_fires(tmp_path: Path) -> None:
-    assert named(run(check_level, with_spoilt(tmp_path, Spoken("bad", samples=speech(1) / 30))))
+@pytest.mark.parametrize("offset", [0.0, 0.02])
+def test_level_fires(tmp_path: Path, offset: float) -> None:
+    """An offset is no level."""
+    assert named(run(check_level, with_spoilt(tmp_path, Spoken("bad", samples=speech(1) / 30 + offset))))
 
 
 def test_level_fires_for_parts_of_different_levels(tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ def test_level_fires_for_parts_of_different_levels(tmp_path: Path) -> None:
 
 
 def test_level_is_quiet(tmp_path: Path) -> None:
-    """Offset is no level; silence is another finding."""
+    """Silence is another finding."""
     folder = with_spoilt(tmp_path, Spoken("other", samples=speech(1) / 5), Spoken("silent", samples=np.zeros(RATE)))
     assert run(check_level, folder) == []
 
