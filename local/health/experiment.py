@@ -163,9 +163,9 @@ def check_overfitting(run: Run) -> Iterator[Finding]:
     if wers[-1] <= min((wer for wer in wers if math.isfinite(wer)), default=-math.inf):
         return
     best = rows[losses.index(min(losses))].get("epoch", math.nan)
-    what = f"{run.exp_dir}/valid.csv: the dev loss rose in the last {RISING} validations, from {min(losses):.3g} in epoch {best:g} "
+    rose = f"the dev loss rose in {RISING} validations, from {min(losses):.3g} in epoch {best:g} to {losses[-1]:.3g}"
     fix = f"set average.last={best:g}, train fewer epochs, or take a smaller model or more speech"
-    yield warning(f"{what}to {losses[-1]:.3g}: the model learns the training data by heart", fix)
+    yield warning(f"{run.exp_dir}/valid.csv: {rose}: the model learns the training data by heart", fix)
 
 
 def rising(values: Sequence[float]) -> bool:
