@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -141,13 +142,17 @@ def test_a_finding_is_one_visible_line() -> None:
     assert str(warning("all said")) == "warning: all said"
 
 
+@pytest.mark.slow
 def test_a_healthy_tiny_gives_a_summary_alone() -> None:
-    """If this machine has trained tiny: by run.sh, in less than 10 seconds."""
+    """If this machine has trained tiny: by run.sh, in less than 10 seconds; another try, as other programs take time, too."""
     if not (ROOT / "exp" / "tiny" / "averaged.pt").is_file():
         pytest.skip("needs exp/tiny, which ./run.sh makes")
-    before, began = snapshot(ROOT / "data" / "tiny") | snapshot(ROOT / "exp" / "tiny"), time.monotonic()
-    done = shell(ROOT, f"--python={sys.executable}")
-    assert time.monotonic() - began < 10
+    before, seconds = snapshot(ROOT / "data" / "tiny") | snapshot(ROOT / "exp" / "tiny"), [math.inf]
+    while seconds[-1] >= 10 and len(seconds) < 4:
+        began = time.monotonic()
+        done = shell(ROOT, f"--python={sys.executable}", OMP_NUM_THREADS="1")
+        seconds.append(time.monotonic() - began)
+    assert seconds[-1] < 10, seconds
     assert done.returncode == 0 and done.stdout.count("\n") == 1 and "nothing found" in done.stdout, done.stdout
     assert snapshot(ROOT / "data" / "tiny") | snapshot(ROOT / "exp" / "tiny") == before
 
