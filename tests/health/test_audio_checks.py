@@ -197,6 +197,13 @@ def test_band_fires_if_train_and_dev_differ(tmp_path: Path) -> None:
     assert "20 of 20" in found.what and "tested" in found.fix
 
 
+def test_band_fires_only_for_files_that_could_have_more(tmp_path: Path) -> None:
+    """All that is at 16 kHz is telephone audio; files at 8 kHz are no others."""
+    parts = {"train": talk("train", highest=3900.0), "dev": talk("dev", rate=8000, highest=3900)}
+    (found,) = run(check_band, write_data(tmp_path, parts))
+    assert "20 of 20" in found.what and "'dev'" not in found.what
+
+
 def test_band_is_quiet(whole: Folder, tmp_path: Path) -> None:
     assert run(check_band, whole) == []
     low = {part: talk(part, rate=8000, highest=3900) for part in ("train", "dev")}
