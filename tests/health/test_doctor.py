@@ -125,6 +125,20 @@ def test_what_is_not_there_is_named(tmp_path: Path, call: Doctor) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("problem", [ImportError("no module lhotse"), RuntimeError("CUDA error"), OSError("libgomp.so.1")])
+def test_a_library_that_fails_is_an_error(call: Doctor, monkeypatch: pytest.MonkeyPatch, problem: Exception) -> None:
+    """A package that is missing is named once."""
+
+    def fail(*_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(doctor, "examine_run", fail)
+    status, lines = call()
+    assert status == 1 and len(lines) == 2 and str(problem) in lines[0] and "not checked" in lines[1]
+    monkeypatch.setattr(environment, "PACKAGE_CHECKS", (lambda run: iter([error("package lhotse is missing")]),))
+    assert len(call()[1]) == (2 if isinstance(problem, ImportError) else 3)
+
+
 def test_damaged_files_are_findings(tmp_path: Path, call: Doctor) -> None:
     options = prepared(tmp_path)
     (tmp_path / "data" / "lang_bpe_30" / "bpe.model").write_bytes(b"x")
