@@ -25,8 +25,8 @@ Stages
                     sets, with a model card. Only on demand: --stage export runs it alone, --stop-stage export after the rest
 
 Other commands, never part of a run:  ./run.sh COMMAND [options] [key.sub=value ...]
-  evaluate          -> EXP/wer.md: decodes a test set with a trained model, from --checkpoint FILE and --corpus-dir DIR;
-                    EXP is <folder of the checkpoint>/evaluate/<name of DIR>, the configuration is that of the checkpoint
+  evaluate          -> EXP/wer.md, EXP/report.html: decodes a test set with a trained model, from --checkpoint FILE and
+                    --corpus-dir DIR; EXP is <folder of the checkpoint>/evaluate/<name of DIR>, the configuration that of the checkpoint
   diagnose          -> EXP/diagnose/: activations and gradients of every module over a few batches; the first line of
                     report.txt names the layer where the gradient explodes and the utterances behind it
   ablation          -> EXP/ablation/: trainings with gradient.control filter, clip, none over several seeds; WER table, plots

@@ -47,6 +47,11 @@ class Progress(contextlib.AbstractContextManager):
             self.last_line = time.monotonic()
             print(self.line(), file=sys.stderr, flush=True)
 
+    def clear(self) -> None:
+        """Remove the bar until the next update, so that a line that is printed has its own."""
+        if self.bar is not None:
+            self.bar.clear()
+
     def line(self) -> str:
         """Return `features: 300/1500 utt (20 %), 41.2 utt/s, 0:29 left, <note>`; `0:29 left in all` of longer work."""
         rate = self.count / max(time.monotonic() - self.started, 1e-9)

@@ -165,6 +165,8 @@ class Trainer:
                     self._count_lost(loader)
                     release_free_memory()
                 if train.valid_every and self.step % train.valid_every == 0:
+                    if progress is not None:
+                        progress.clear()
                     self.validate()
                 if train.save_every and self.step % train.save_every == 0:
                     self.save(self.folder / f"step-{self.step}.pt")

@@ -46,3 +46,15 @@ def test_a_part_of_longer_work_shows_the_time_left_of_all(monkeypatch: pytest.Mo
         assert "left" not in terminal.getvalue()
         bar.update(20)
     assert "40/100" in terminal.getvalue() and "1:01:01 left in all, " in terminal.getvalue()
+
+
+def test_a_line_can_be_printed_beside_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr("local.common.progress._terminal", lambda: terminal)
+    with Progress(100, "work", "files") as bar:
+        bar.update(20)
+        bar.clear()
+        *_, shown, last, end = terminal.getvalue().split("\r")
+        assert "work" in shown and last.strip() == end == "", "blanks are over the bar"
+    monkeypatch.setattr("local.common.progress._terminal", lambda: None)
+    Progress(100, "work", "files").clear()

@@ -83,6 +83,9 @@ def test_rows_over_several_steps_and_the_outliers(tmp_path: Path) -> None:
     state = log.state_dict()
     fill(telemetry, log, 3, [[0.45], [0.9]], ["c"], norms)
     telemetry.flush(1, 3, 0.1, log.flush())
+    assert telemetry.note == "loss 0.3000"
+    telemetry.add_valid(1, 3, DevScores(1.0, 1.0, 3.14, 50))
+    assert telemetry.note == "loss 0.3000, dev WER 3.1 %"
     first, second = rows_of(tmp_path / "train.csv")
     assert float(first["gradient_norm"]) == pytest.approx(2 * len(norms) ** 0.5, rel=1e-4)
     assert float(first["loss"]) == pytest.approx(6 / 20)
