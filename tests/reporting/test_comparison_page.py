@@ -44,7 +44,9 @@ def test_seeds_and_a_broken_model(tmp_path: Path) -> None:
     (good / "report.html").write_text("of another call")
     found = texts(page(good, again, broken))
     assert all(str(folder) in found for folder in (good, again, broken))
-    rows = re.findall(r"greedy_ *search +greedy search +4\.17 +([\d.]+) +(\S+) +(not significant|significant) \((P [=<] [\d.]+)\)", found)
+    rows = re.findall(
+        r"greedy_ *search +greedy search +4\.17 +([\d.]+) +(\S+) +(not significant|significant) \((P [=<] [\d.]+)\)", found
+    )
     assert rows == [
         ("6.25", "good", "not significant", "P = 0.75"),  # differences -1, 2, 1: 6 of 8 choices of signs
         ("83.33", "good", "significant", "P < 0.001"),
