@@ -123,6 +123,16 @@ def test_an_edited_configuration_is_used_and_kept(place: Path) -> None:
     assert "data/edited/conf.yaml was edited" in changed.stdout
 
 
+def test_a_dry_run_of_a_new_corpus(place: Path) -> None:
+    """Without a configuration, which is chosen by a stage that does not run."""
+    write_table(place / "here" / "new", "train", ["ONE TWO"])
+    before = sorted(place.rglob("*"))
+    done = run(place, "--corpus", "custom", "--corpus-dir", "here/new", "--dry-run")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "data/new/conf.yaml would be chosen" in done.stdout and "stage 7, report: would run" in done.stdout
+    assert sorted(place.rglob("*")) == before
+
+
 def test_a_test_set_alone_is_decoded_with_one_command(place: Path) -> None:
     write_table(place / "my_test", "test", ["ONE TWO", "THREE NINE", "FOUR"], rate=8000)
     before = sorted(path for path in (place / "data").rglob("*"))
