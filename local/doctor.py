@@ -67,7 +67,7 @@ def examine(args: argparse.Namespace, seen: Examination) -> None:
     try:
         examine_run(run, args, seen)
     except (ImportError, OSError, RuntimeError) as e:  # of a library
-        if not seen.counts["error"]:
+        if not isinstance(e, ImportError) or not seen.counts["error"]:  # else a line names the package
             seen.add(error(f"a library fails: {described(e)}", "mend it, or let ./run.sh make a new .venv"))
         seen.add(note("the configuration, the data and the experiment are not checked"))
 

@@ -25,6 +25,7 @@ OFFSET = 0.03  # of full scale; real recordings were seen with 0.02
 QUIET = -50.0  # dB of full scale; LibriSpeech's quietest utterances have -40
 APART = 15.0  # dB between the medians of two parts; LibriSpeech's differ by less than 1
 NARROW = -55.0  # dB above a telephone's band: audio of 8 kHz at 16 kHz has -54 to -70, recordings at 16 kHz not below -53
+MANY = 10  # utterances from which a median says something
 UNLIKE = 0.5  # difference between the shares of two parts
 
 
@@ -42,7 +43,7 @@ def hear_parts(prepared: Prepared, every: bool) -> Mapping[str, Sounds]:
     for part in prepared.parts:
         utterances = prepared.sample(part, None if every else SAMPLE)
         heard, failed = [], []
-        for utterance, (_, result) in zip(utterances, listen(prepared.cuts(part, utterances), prepared.store()), strict=True):
+        for utterance, result in listen(prepared.cuts(part, utterances), prepared.store()):
             if isinstance(result, Heard):
                 heard.append((utterance, result))
             else:
@@ -124,7 +125,7 @@ def check_level(data_dir: Path, cfg: Config, every: bool) -> Iterator[Finding]:
     levels = {part: [h.level for _, h in sounds.heard] for part, sounds in hear_parts(prepared, every).items()}
     trained = [value for part in prepared.train for value in levels.get(part, ())]
     for part in prepared.held_out():
-        if trained and levels[part] and abs(difference := median(levels[part]) - median(trained)) > APART:
+        if min(len(trained), len(levels[part])) >= MANY and abs(difference := median(levels[part]) - median(trained)) > APART:
             than = f"{abs(difference):.0f} dB {'louder' if difference > 0 else 'quieter'} than the training parts"
             yield warning(f"part '{part}' is {than} (medians)", "bring the audio to one level; the model has not met this one")
 
@@ -164,7 +165,7 @@ def mixture(found: Mapping[str, Sequence[bool]], what: str, cfg: Config) -> Iter
     fix = "with features.sampling_rate=8000 all audio has one band; or keep to one kind"
     if max(shares.values()) - min(shares.values()) > UNLIKE:
         fix = f"what is tested is not what is trained; {fix}"
-    yield warning(f"{numbers} {what}, the others do not", fix)
+    yield warning(f"{numbers} {what}, unlike the others", fix)
 
 
 def check_channels(data_dir: Path, cfg: Config, every: bool) -> Iterator[Finding]:

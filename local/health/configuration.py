@@ -34,6 +34,7 @@ from local.data.tokenizer import Tokenizer, lang_dir
 from local.decoding.resources import SCORERS, missing_file, scorer_file
 from local.health.finding import Check, Finding, Run, error, warning
 from local.health.sizes import parameters, vocabulary
+from local.training.loggers import check_logger
 from local.training.run_length import LEAST, batches_of, warm_up_problem
 from local.training.step import make_scaler
 
@@ -119,6 +120,13 @@ def lm_files(run: Run) -> list[Path | None]:
 def check_precision(run: Run) -> Iterator[Finding]:
     """Yield a train.precision that this machine does not have."""
     make_scaler(run.config.train.precision, choose_device())
+    yield from ()
+
+
+def check_logging(run: Run) -> Iterator[Finding]:
+    """Yield a train.logger that is not installed; `check_packages` looks at TensorBoard."""
+    if (name := run.config.train.logger) != "tensorboard":
+        check_logger(name)
     yield from ()
 
 
@@ -225,6 +233,7 @@ FIRST_CHECKS: tuple[Check, ...] = (check_corpus, check_audio_folder, check_files
 CHECKS: tuple[Check, ...] = (
     check_methods,
     check_precision,
+    check_logging,
     check_processes,
     check_warm_up,
     check_batch,

@@ -29,7 +29,6 @@ OPTIONAL = {  # packages without which the recipe works, and what is missing the
     "numba": "losses and searches on the CPU are several times slower",
     "espeakng-loader": "corpus tiny cannot be synthesised",
     "soxr": "unusual sampling rates cannot be resampled",
-    "tensorboard": "TensorBoard's curves cannot be written",
     "kaldifst": "decoding graphs cannot be made",
     "kaldilm": "decoding graphs cannot be made",
 }

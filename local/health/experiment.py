@@ -19,6 +19,7 @@ from local.config import config_hash, to_dict
 from local.data.summary import Summary
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.health.finding import Check, Finding, Run, error, warning
+from local.health.sizes import recorded
 from local.training.resume_checks import check_same_run
 
 Rows = list[dict[str, float]]  # of train.csv or valid.csv; missing values are nan
@@ -55,8 +56,8 @@ def number(value: Any) -> float:
 
 def last_third(rows: Rows) -> Rows:
     """Return the rows of the last third of the batches."""
-    end = rows[-1]["step"] if rows else 0.0
-    return [row for row in rows if row["step"] > end * 2 / 3]
+    end = rows[-1].get("step", math.nan) if rows else 0.0
+    return [row for row in rows if row.get("step", math.nan) > end * 2 / 3]
 
 
 def warm_batches(run: Run) -> float:
@@ -64,7 +65,7 @@ def warm_batches(run: Run) -> float:
     train, rows = run.config.train, table(run.exp_dir / "valid.csv")
     if train.warm_share == 0:
         return train.warm_step
-    per_epoch = max((row["step"] / row["epoch"] for row in rows if row.get("epoch")), default=math.inf)
+    per_epoch = max((row["step"] / row["epoch"] for row in rows if row.get("epoch") and "step" in row), default=math.inf)
     return train.warm_share * min(per_epoch * train.num_epochs, train.max_steps or math.inf)
 
 
@@ -129,8 +130,8 @@ def check_stalled(run: Run) -> Iterator[Finding]:
 
 def tokens_per_second(run: Run) -> float:
     """Return the tokens per second of the first training part; 0 if nobody knows."""
-    found = Summary(run.data_dir).content.get("tokens", {}).get(str(run.config.lang.vocab_size), {})
-    return next((float(found[part]["per second"]) for part in run.parts if part in found), 0.0)
+    content, tokens = Summary(run.data_dir).content, str(run.config.lang.vocab_size)
+    return next((n for part in run.parts if (n := recorded(content, "tokens", tokens, part, "per second")) > 0), 0.0)
 
 
 def check_masks(run: Run) -> Iterator[Finding]:
@@ -159,14 +160,12 @@ def check_overfitting(run: Run) -> Iterator[Finding]:
     losses, wers = ([row.get(name, math.nan) for row in rows] for name in ("pruned_loss", "wer"))
     if len(losses) <= RISING or not rising(losses[-RISING - 1 :]) or losses[-1] < RISE * min(losses):
         return
-    if math.isfinite(wers[-1]) and wers[-1] <= min(wer for wer in wers if math.isfinite(wer)):
+    if wers[-1] <= min((wer for wer in wers if math.isfinite(wer)), default=-math.inf):
         return
-    best = int(rows[losses.index(min(losses))]["epoch"])
-    what = (
-        f"{run.exp_dir}/valid.csv: the dev loss rose in the last {RISING} validations, from {min(losses):.3g} in epoch {best} "
-    )
-    fix = f"set average.last={best}, train fewer epochs, or take a smaller model or more speech"
-    yield warning(f"{what}to {losses[-1]:.3g}: the model learns the training data by heart", fix)
+    best = rows[losses.index(min(losses))].get("epoch", math.nan)
+    rose = f"the dev loss rose in {RISING} validations, from {min(losses):.3g} in epoch {best:g} to {losses[-1]:.3g}"
+    fix = f"set average.last={best:g}, train fewer epochs, or take a smaller model or more speech"
+    yield warning(f"{run.exp_dir}/valid.csv: {rose}: the model learns the training data by heart", fix)
 
 
 def rising(values: Sequence[float]) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from local.artifacts.checkpoint import Loaded, load_averaged
 from local.common.cli import choose_device
+from local.common.errors import UserError
 from local.config.schema import Config
 from local.corpus.dropped import read_dropped
 from local.data.batching import pack_by_length
@@ -27,12 +28,12 @@ PER_GROUP = 100  # utterances of similar text length that are compared
 LEAST = 50  # utterances of a corpus from which lengths are compared
 OUT_OF_LINE, LEAST_SPREAD = 6.0, 0.1  # robust standard deviations; the least one, of the logarithm of seconds
 OVERHEAD = 10  # characters that take as long as the silence around an utterance
-UNRELATED = 0.2  # correlation of the lengths of transcripts and audio; healthy parts have 0.6 to 0.99
+UNRELATED = 0.35  # correlation of the lengths of transcripts and audio: 0.83 to 0.96 in healthy parts, to 0.26 if shifted
 VARIED = 0.2  # standard deviation of the logarithms of both lengths from which their correlation says something
 SCORED = 50  # utterances of a part that a model scores without option --all
 WRONG, OUTLYING = 0.75, 8.0  # share of a guess's nats per token; robust standard deviations above the median
 LEAST_NATS = 20.0  # of an utterance: one or two words that the model hears wrongly are not enough
-SECONDS = 60.0  # of audio in a batch
+SECONDS = 60.0  # of audio in a batch, and of the longest utterance that is scored
 
 
 def check_token_lengths(data_dir: Path, cfg: Config, every: bool) -> Iterator[Finding]:
@@ -131,21 +132,21 @@ def check_scores(data_dir: Path, cfg: Config, every: bool, checkpoint: Path) -> 
 def score(prepared: Prepared, part: str, most: int | None, loaded: Loaded) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Return the ids of utterances of a part, their pruned losses in nats (N,) and their numbers of tokens (N,).
 
-    Features are computed from the audio; what cannot be loaded is left out.
+    Features are computed from the audio; what cannot be loaded, or lasts longer than `SECONDS`, is left out.
     """
     model, cfg, tokenizer = loaded
     model = model.to(choose_device())
     cfg = replace(cfg, features=replace(cfg.features, type="on_the_fly"))
     dataset = AsrDataset(cfg, tokenizer, None, augment=False, epoch=0, store=prepared.store(), warn=False)
-    cuts = sorted(prepared.cuts(part, prepared.sample(part, most)), key=lambda cut: -cut.duration)
+    found = [cut for _, cut in prepared.cuts(part, prepared.sample(part, most)) if not isinstance(cut, UserError)]
+    cuts = sorted((cut for cut in found if cut.duration <= SECONDS), key=lambda cut: -cut.duration)
     ids, losses, tokens = [], [np.zeros(0)], [np.zeros(0, np.int64)]
     with torch.inference_mode():
         for chunk in pack_by_length(cuts, (cut.duration for cut in cuts), SECONDS):
             batch = dataset[chunk]
             if len(batch):
-                found = forward_losses(model, batch, warmup=2.0).pruned
                 ids += batch.ids
-                losses.append(found.double().cpu().numpy())
+                losses.append(forward_losses(model, batch, warmup=2.0).pruned.double().cpu().numpy())
                 tokens.append(batch.token_lens.numpy())
     return ids, np.concatenate(losses), np.concatenate(tokens)
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from local.common.errors import described
+from local.common.errors import UserError, described
 from local.common.processes import cores
 from local.corpus.audio_files import level
 from local.corpus.audio_reading import BadAudio, load_audio, read_audio
 from local.corpus.shard_store import ShardStore, name_of
+from local.health.prepared import Utterance
 
 import numpy as np
 from lhotse.cut import MonoCut
 
+HEARD = 60.0  # seconds of an utterance, its first ones; some last hours
 HOP, WINDOW = 0.01, 0.032  # seconds between frames of the spectrum, and of each
 BANDS = np.geomspace(150, 3600, 17)  # Hz, edges of the fingerprint's bands, which a telephone line carries
 STEPS = 32  # of time in a rough fingerprint
@@ -37,37 +39,41 @@ class Heard(NamedTuple):
     print: np.ndarray  # rough fingerprint (STEPS * 16,) float16, unit length; see `rough_print`
 
 
-def listen(cuts: Sequence[MonoCut], store: ShardStore) -> Iterator[tuple[MonoCut, Heard | str]]:
-    """Yield each cut with what is heard in it, or with the reason why it cannot be loaded. Threads read the files."""
+def listen(cuts: Iterable[tuple[Utterance, MonoCut | UserError]], store: ShardStore) -> Iterator[tuple[Utterance, Heard | str]]:
+    """Yield each utterance with what is heard in it, or with the reason why it cannot be loaded. Threads read the files."""
 
-    def one(cut: MonoCut) -> Heard | str:
+    def one(pair: tuple[Utterance, MonoCut | UserError]) -> tuple[Utterance, Heard | str]:
+        utterance, cut = pair
+        if isinstance(cut, UserError):
+            return utterance, str(cut)
         try:
-            return hear(*samples_of(cut, store))
+            return utterance, hear(*samples_of(cut, store))
         except BadAudio as e:
-            return str(e)
+            return utterance, f"{e}: {name_of(cut.recording.sources[0])}"
         except Exception as e:  # lhotse and its transforms raise exceptions of all types
-            return described(e)
+            return utterance, f"{described(e)}: {name_of(cut.recording.sources[0])}"
 
     with ThreadPoolExecutor(max(1, cores())) as pool:
-        yield from zip(cuts, pool.map(one, cuts), strict=True)
+        yield from pool.map(one, cuts)
 
 
 def samples_of(cut: MonoCut, store: ShardStore) -> tuple[np.ndarray, int, bool]:
-    """Return the samples (S,) of a cut, their rate, and whether its file has several channels that are all the same.
+    """Return samples (S,) of a cut, their rate, and whether its file has several channels that are all the same.
 
-    The samples are those of the file, before resampling, which would hide clipping; with other transforms they are what
+    They are the first `HEARD` seconds, from the file: resampling would hide clipping. With other transforms they are what
     training gets. Raises `BadAudio`, and what libraries raise.
     """
     names = {t["name"] if isinstance(t, dict) else type(t).__name__ for t in cut.recording.transforms or ()}
     if names - {"Resample"} or len(cut.recording.sources) > 1:
-        return load_audio(store.with_audio_loaded(cut))[0], cut.sampling_rate, False
+        whole = store.with_audio_loaded(cut)
+        return load_audio(whole.truncate(duration=min(cut.duration, HEARD)))[0], cut.sampling_rate, False
     source = cut.recording.sources[0]
-    rows, rate = read_audio(store.open(source), cut.start, cut.duration)
+    rows, rate = read_audio(store.open(source), cut.start, min(cut.duration, HEARD))
     if not rows.size:
-        raise BadAudio("no samples", name_of(source))
+        raise BadAudio("no samples")
     x = rows[source.channels.index(cut.channel)]
     if not np.isfinite(x).all():
-        raise BadAudio("NaN", name_of(source))
+        raise BadAudio("samples that are no numbers")
     return x, rate, len(rows) > 1 and bool((rows == rows[0]).all())
 
 

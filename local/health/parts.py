@@ -31,19 +31,15 @@ def check_manifests(data_dir: Path, cfg: Config, every: bool) -> Iterator[Findin
 def check_dropped(data_dir: Path, cfg: Config, every: bool) -> Iterator[Finding]:
     """Yield the reasons for which preparation dropped a large share of a part."""
     summary = Summary(data_dir)
-    stages = (
-        (summary.content.get("parts"), "read", data_dir / "dropped.tsv"),
-        (summary.content.get("cuts"), "", data_dir / "dropped.tsv"),
-    )
     try:
-        for stage, total_key, listing in stages:
-            for part, numbers in (stage or {}).items():
-                kinds = numbers["dropped"]
-                total = numbers[total_key] if total_key else numbers["utterances"] + sum(kinds.values())
-                for kind, count in kinds.items():
+        for stage in ("parts", "cuts"):
+            for part, numbers in summary.content.get(stage, {}).items():
+                total = numbers["utterances"] + sum(numbers["dropped"].values())
+                for kind, count in numbers["dropped"].items():
                     if count > MOST_DROPPED * total:
                         what = f"preparation dropped {count} of {total} utterances of part '{part}': {visible(kind)}"
-                        yield warning(what, f"{listing} lists them; mend them and run prepare.sh again (--force)")
+                        fix = f"{data_dir}/dropped.tsv lists them; mend them, or change the key that the reason names"
+                        yield warning(what, f"{fix}, and run prepare.sh again (--force)")
     except (AttributeError, KeyError, TypeError):
         raise UserError(f"{summary.path}: damaged; let stage 1 (manifests) of prepare.sh make it again (--force)") from None
 

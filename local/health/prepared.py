@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,11 +82,17 @@ class Prepared:
         chosen = sorted(here, key=lambda u: (zlib.crc32(u.id.encode()), u.id))[:most]
         return sorted(chosen, key=lambda u: u.line)
 
-    def cuts(self, part: str, utterances: Iterable[Utterance]) -> list[MonoCut]:
-        """Return the cuts of some utterances of a part. Raises `UserError` naming a damaged line."""
+    def cuts(self, part: str, utterances: Sequence[Utterance]) -> Iterator[tuple[Utterance, MonoCut | UserError]]:
+        """Yield each of some utterances of a part with its cut, or with the error that names its damaged line."""
         manifest = self.manifest(part)
-        lines = read_cut_lines(manifest)
-        return [parse_item(lines[u.line - 1], MonoCut, f"{manifest}:{u.line}") for u in utterances]
+        lines = read_cut_lines(manifest) if utterances else []
+        for utterance in utterances:
+            try:
+                cut = parse_item(lines[utterance.line - 1], MonoCut, f"{manifest}:{utterance.line}")
+            except UserError as e:
+                yield utterance, e
+            else:
+                yield utterance, cut
 
     def manifest(self, part: str) -> Path:
         """Return the file with the cuts of a part."""

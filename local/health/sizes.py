@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from local.artifacts.checkpoint import checkpoints
 from local.common.text_files import is_file
@@ -19,7 +21,7 @@ WEIGHT_BYTES = 24  # per parameter while training: weight and gradient of 4 byte
 CHECKPOINT_BYTES = 20  # the same without the gradient
 FRONT_BYTES = 2.2e6  # of activations of the front end per second of audio
 LAYER_BYTES = 400  # of activations per second, layer and width: 25 frames, 4 bytes, 4 tensors; see `pass_bytes`
-BASE_SECONDS = 300.0  # of a pass, if train.max_duration=auto
+BASE_SECONDS = 300.0  # of a pass, if train.max_duration is auto or infinite
 # GB of archives and unpacked audio, and hours, of the parts that stage 0 downloads (https://www.openslr.org/12 and /31).
 PARTS = {
     "train-clean-100": (13.0, 100.6),
@@ -33,11 +35,16 @@ PARTS = {
 
 def hours_of(cfg: Config, data_dir: Path, train_parts: Sequence[str]) -> float:
     """Return the hours of the training speech: from summary.json if it is prepared, else of `PARTS`; 0 if nobody knows."""
-    content = Summary(data_dir).content
-    found = content.get("tokens", {}).get(str(cfg.lang.vocab_size)) or content.get("cuts", {})
-    if found:
-        return sum(float(found[part]["hours"]) for part in train_parts if part in found)
-    return sum(PARTS.get(part, (0.0, 0.0))[1] for part in train_parts)
+    content, tokens = Summary(data_dir).content, str(cfg.lang.vocab_size)
+    stages = [[recorded(content, *stage, part, "hours") for part in train_parts] for stage in (("tokens", tokens), ("cuts",))]
+    return next((sum(stage) for stage in stages if sum(stage) > 0), sum(PARTS.get(part, (0.0, 0.0))[1] for part in train_parts))
+
+
+def recorded(content: Any, *keys: str) -> float:
+    """Return a number of summary.json; 0 if it has none there."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return float(content) if isinstance(content, int | float) else 0.0
 
 
 def vocabulary(run: Run) -> int:
@@ -53,7 +60,7 @@ def parameters(cfg: Config, tokens: int) -> int:
 
 def pass_seconds(cfg: Config) -> float:
     """Return the seconds of audio of a forward pass of one process."""
-    return BASE_SECONDS if cfg.train.max_duration == AUTO else float(cfg.train.max_duration)
+    return BASE_SECONDS if cfg.train.max_duration in (AUTO, math.inf) else float(cfg.train.max_duration)
 
 
 def pass_bytes(cfg: Config, seconds: float) -> float:
@@ -76,7 +83,8 @@ def training_bytes(run: Run, processes: int) -> tuple[float, float]:
 
 def batch_bytes(cfg: Config) -> float:
     """Return the bytes of the features of the largest batch that a data process hands over."""
-    return max(pass_seconds(cfg), cfg.decode.max_duration) * 100 * cfg.features.num_mel_bins * 4
+    decoded = cfg.decode.max_duration if math.isfinite(cfg.decode.max_duration) else BASE_SECONDS
+    return max(pass_seconds(cfg), decoded) * 100 * cfg.features.num_mel_bins * 4
 
 
 def audio_gigabytes(run: Run) -> float:

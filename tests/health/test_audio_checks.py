@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
+from local.common.errors import UserError
 from local.corpus import shard_store
+from local.health import listening
 from local.health.audio import (
     OFFSET,
     check_audio,
@@ -60,6 +63,17 @@ def test_audio_fires(tmp_path: Path, content: bytes | None) -> None:
     assert found.level == "warning"  # training needs no audio
 
 
+def test_audio_fires_for_a_damaged_line(tmp_path: Path) -> None:
+    """The line has what checks of texts need, but is no cut."""
+    folder = with_spoilt(tmp_path)
+    path = folder.path / "cuts" / "dev.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).decode().replace('"channel_ids": [0]', '"channel_ids": 7', 1)
+    path.write_bytes(gzip.compress(lines.encode()))
+    (found,) = run(check_audio, folder)
+    assert "1 of 20" in found.what and f"{path}:1" in found.what
+    assert run(check_zeros, folder) == []
+
+
 def test_audio_is_quiet(whole: Folder) -> None:
     assert run(check_audio, whole) == []
 
@@ -71,9 +85,19 @@ def test_audio_is_quiet_about_audio_elsewhere(tmp_path: Path, monkeypatch: pytes
     assert [f.level for f in found] == ["note"] and "3 utterances of dev" in found[0].what
 
 
+def test_audio_is_heard_to_a_limit(whole: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An utterance may last hours."""
+    monkeypatch.setattr(listening, "HEARD", 0.25)
+    prepared = read_prepared(whole.path, whole.cfg())
+    for utterance, cut in prepared.cuts("dev", prepared.parts["dev"]):
+        assert not isinstance(cut, UserError) and utterance.seconds == cut.duration
+        assert len(listening.samples_of(cut, prepared.store())[0]) == RATE // 4
+        slow = cut.perturb_speed(0.5)
+        assert len(listening.samples_of(slow, prepared.store())[0]) == RATE // 4
+
+
 def test_a_sample_is_said_to_be_one(whole: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("local.health.audio.SAMPLE", 3)
-    read_prepared(whole.path, whole.cfg())
     found = list(check_audio(whole.path, whole.cfg(), False))
     assert [f.level for f in found] == ["note"] and "6 of 40" in found[0].what
     prepared = read_prepared(whole.path, whole.cfg())
@@ -125,8 +149,10 @@ def test_offset_is_quiet(tmp_path: Path) -> None:
     assert run(check_offset, with_spoilt(tmp_path, Spoken("less", samples=speech(1) + OFFSET / 2))) == []
 
 
-def test_level_fires(tmp_path: Path) -> None:
-    assert named(run(check_level, with_spoilt(tmp_path, Spoken("bad", samples=speech(1) / 30))))
+@pytest.mark.parametrize("offset", [0.0, 0.02])
+def test_level_fires(tmp_path: Path, offset: float) -> None:
+    """An offset is no level."""
+    assert named(run(check_level, with_spoilt(tmp_path, Spoken("bad", samples=speech(1) / 30 + offset))))
 
 
 def test_level_fires_for_parts_of_different_levels(tmp_path: Path) -> None:
@@ -136,7 +162,7 @@ def test_level_fires_for_parts_of_different_levels(tmp_path: Path) -> None:
 
 
 def test_level_is_quiet(tmp_path: Path) -> None:
-    """Offset is no level; silence is another finding."""
+    """Silence is another finding."""
     folder = with_spoilt(tmp_path, Spoken("other", samples=speech(1) / 5), Spoken("silent", samples=np.zeros(RATE)))
     assert run(check_level, folder) == []
 
@@ -169,6 +195,13 @@ def test_band_fires(tmp_path: Path) -> None:
 def test_band_fires_if_train_and_dev_differ(tmp_path: Path) -> None:
     (found,) = run(check_band, write_data(tmp_path, {"train": talk("train", highest=3900.0), "dev": talk("dev")}))
     assert "20 of 20" in found.what and "tested" in found.fix
+
+
+def test_band_fires_only_for_files_that_could_have_more(tmp_path: Path) -> None:
+    """All that is at 16 kHz is telephone audio; files at 8 kHz are no others."""
+    parts = {"train": talk("train", highest=3900.0), "dev": talk("dev", rate=8000, highest=3900)}
+    (found,) = run(check_band, write_data(tmp_path, parts))
+    assert "20 of 20" in found.what and "'dev'" not in found.what
 
 
 def test_band_is_quiet(whole: Folder, tmp_path: Path) -> None:

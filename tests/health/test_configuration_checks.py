@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from local.config import load_config
 from local.config.presets import PRESETS
@@ -16,6 +18,7 @@ from local.health.configuration import (
     check_corpus,
     check_files,
     check_learning_rate,
+    check_logging,
     check_methods,
     check_model_size,
     check_precision,
@@ -112,6 +115,17 @@ def test_precision_fires(tmp_path: Path, monkeypatch: Patch) -> None:
 def test_precision_is_quiet(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert found(check_precision, healthy(tmp_path, "train.precision=bf16")) == []
+
+
+def test_logging_fires(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import fails then
+    one(check_logging, healthy(tmp_path, "train.logger=wandb"), "error", "train.logger", "wandb")
+
+
+@pytest.mark.parametrize("name", ["none", "tensorboard", "wandb"])
+def test_logging_is_quiet(tmp_path: Path, monkeypatch: Patch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
+    assert found(check_logging, healthy(tmp_path, f"train.logger={name}")) == []
 
 
 def test_processes_fires(tmp_path: Path, monkeypatch: Patch) -> None:

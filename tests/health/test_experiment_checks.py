@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from local.common.atomic import PREFIX, atomic_write
 from local.data.summary import Summary
 from local.data.tokenizer import train_tokenizer
 from local.health.experiment import (
+    CHECKS,
     check_bad_steps,
     check_dev_wer,
     check_leftovers,
@@ -21,6 +23,7 @@ from local.health.experiment import (
     check_tokens,
 )
 from local.health.finding import Run
+from local.health.sizes import hours_of
 from local.training.resume_checks import write_config
 from tests.conftest import ROOT
 from tests.health.examined import config, found, healthy, one, write_csv
@@ -60,7 +63,8 @@ def tokens(run: Run, texts: list[str], saved: list[str]) -> Run:
     lang.mkdir(parents=True, exist_ok=True)
     (lang / "bpe.model").write_bytes(train_tokenizer(texts, 20).model)
     run.exp_dir.mkdir(exist_ok=True)
-    write_config(provenance(config(), train_tokenizer(saved, 20)), 40.0, run.exp_dir / "config.yaml")
+    origin = provenance(config(), train_tokenizer(saved, 20))
+    write_config(origin, run.exp_dir / "config.yaml", max_duration=40.0, parameters=2)
     return run
 
 
@@ -205,12 +209,27 @@ def test_leftovers_is_quiet(tmp_path: Path) -> None:
         assert path.is_file() and found(check_leftovers, run) == []
 
 
-def test_tables_that_are_damaged_are_errors(tmp_path: Path) -> None:
+def test_a_damaged_table_is_an_error(tmp_path: Path) -> None:
     run = curves(healthy(tmp_path), learning)
     (run.exp_dir / "train.csv").write_bytes(b"epoch,step\n1,\xff\n")
     one(check_masks, run, "error", "train.csv")
-    (run.exp_dir / "train.csv").write_text("step\n20\nx\n\n", encoding="utf-8")
-    assert found(check_masks, run) == [] == found(check_stalled, run)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_table_ends_a_check(tmp_path: Path, seed: int) -> None:
+    """Lines, columns and values that are missing, doubled or no numbers, and a summary of other shape."""
+    run, rng = curves(healthy(tmp_path, "train.warm_share=0.1"), rising, ["", 90, 40, 30, 31, 32, 35]), random.Random(seed)
+    for name in ("train.csv", "valid.csv"):
+        cells = [line.split(",") for line in (run.exp_dir / name).read_text().splitlines()]
+        for _ in range(rng.randint(1, 30)):
+            row = rng.choice(cells[:2] if rng.random() < 0.3 else cells)
+            row[rng.randrange(len(row))] = rng.choice(["", "nan", "-inf", "1e999", "x", "0", "-5", "step", "\t", "1,1"])
+        (run.exp_dir / name).write_text("\n".join(",".join(row) for row in cells[: rng.randint(0, 80)]), encoding="utf-8")
+    summary = rng.choice(["[]", "{}", '{"tokens": []}', '{"tokens": {"80": {"train": {"per second": "x"}}}}'])
+    (run.data_dir / "summary.json").write_text(summary, encoding="utf-8")
+    for check in CHECKS:
+        assert all(finding.level in ("error", "warning") for finding in found(check, run))
+    assert hours_of(run.config, run.data_dir, ["train"]) == 0
 
 
 def test_a_finished_tiny_has_nothing(tmp_path: Path) -> None:

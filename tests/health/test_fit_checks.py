@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from local.artifacts.checkpoint import load_averaged
 from local.common.errors import UserError
 from local.health import fit
+from local.health.finding import Finding
 from local.health.fit import check_lengths, check_scores, check_token_lengths
 from tests.digits import DEV, digits_folder, references, write_digits_checkpoint
 from tests.health.prepared_data import Folder, Spoken, run, words, write_data
@@ -80,15 +82,15 @@ def scored(monkeypatch: pytest.MonkeyPatch, losses: np.ndarray, tokens: np.ndarr
     monkeypatch.setattr(fit, "score", lambda *args: ([f"u-{n}" for n in range(len(losses))], losses, tokens))
 
 
-def findings(folder: Folder, every: bool = True) -> list[str]:
-    return [str(f) for f in check_scores(folder.path, folder.cfg(), every, Path("averaged.pt"))]
+def lines(check: Callable[..., Iterator[Finding]], folder: Folder) -> list[str]:
+    return [str(f) for f in check(folder.path, folder.cfg(), True, Path("averaged.pt"))]
 
 
 def test_scores_fires(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = np.full(100, 1.0)
     losses[[3, 5]] = 40.0, 60.0
     scored(monkeypatch, losses, np.full(100, 8))
-    found = findings(folder)
+    found = lines(check_scores, folder)
     assert len(found) == 2 and found[0].startswith("warning") and "2 of 100" in found[0] and "(u-5" in found[0]
 
 
@@ -104,17 +106,17 @@ def test_scores_is_quiet(folder: Folder, monkeypatch: pytest.MonkeyPatch, loss: 
     losses, counts = np.full(100, 0.001), np.full(100, 8)
     losses[3], counts[3] = loss, tokens
     scored(monkeypatch, losses, counts)
-    assert findings(folder) == []
+    assert lines(check_scores, folder) == []
 
 
 def test_scores_is_quiet_if_the_model_is_not_good(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = np.full(100, 20.0)
     losses[3] = 80.0
     scored(monkeypatch, losses, np.full(100, 8))
-    found = findings(folder)
+    found = lines(check_scores, folder)
     assert len(found) == 2 and all(line.startswith("note") and "averaged.pt" in line for line in found)
     scored(monkeypatch, np.zeros(0), np.zeros(0, np.int64))
-    assert findings(folder) == []
+    assert lines(check_scores, folder) == []
 
 
 @pytest.fixture(scope="module")

@@ -169,6 +169,11 @@ def test_the_estimate_is_near_what_was_measured(tmp_path: Path) -> None:
         assert sum(sizes.training_bytes(run, 1)) / GIB == pytest.approx(measured, rel=0.2)
 
 
+def test_infinite_batches_are_no_infinite_memory(tmp_path: Path) -> None:
+    run = healthy(tmp_path, "train.max_duration=.inf", "decode.max_duration=.inf")
+    assert sizes.batch_bytes(run.config) < 1e9 and sum(sizes.training_bytes(run, 1)) < 10 * GIB
+
+
 def test_a_checkpoint_has_the_estimated_size(tmp_path: Path) -> None:
     """Tiny's checkpoints have 49.3 MB; nine of them are kept at once: five epochs and two within epochs."""
     assert sizes.experiment_gigabytes(healthy(tmp_path, "lang.vocab_size=76")) / 7 == pytest.approx(0.0493, rel=0.05)
