@@ -19,6 +19,7 @@ plan() {
 # plan_prepare OPTIONS: call prepare.sh, and plan what its stages would make.
 plan_prepare() {
   printf 'stage 0, prepare: would call\n  +%s\n' "$(printf ' %q' ./prepare.sh "$@")"
+  [[ -z $chosen || -f $chosen ]] || echo "  $chosen would be chosen in it; the commands here have $conf in its place"
   { planned+=$({ PLANNED_FD=3 ./prepare.sh --dry-run "$@" 3>&5 | sed 's/^/  /' >&4; } 5>&1)$'\n' || exit 1; } 4>&1
 }
 

@@ -73,7 +73,17 @@ def test_a_second_call_does_nothing_and_any_stage_finds_the_folders(place: Path)
     again = run(place, "--corpus", "custom", "--corpus-dir", "here/my_audio", *SMALL)
     assert again.returncode == 0 and "started" not in again.stdout, again.stdout
     decoded = run(
-        place, "--corpus", "custom", "--corpus-dir", "here/my_audio", "--stage", "decode", *SMALL, "decode.blank_penalty=1"
+        place,
+        "--corpus",
+        "custom",
+        "--corpus-dir",
+        "here/my_audio",
+        "--stage",
+        "decode",
+        "--stop-stage",
+        "decode",
+        *SMALL,
+        "decode.blank_penalty=1",
     )
     assert decoded.returncode == 0, decoded.stderr
     assert "data/my_audio/conf.yaml" in decoded.stdout and "stage 5, decode: done" in decoded.stdout
@@ -113,6 +123,16 @@ def test_an_edited_configuration_is_used_and_kept(place: Path) -> None:
     assert "data/edited/conf.yaml was edited" in changed.stdout
 
 
+def test_a_dry_run_of_a_new_corpus(place: Path) -> None:
+    """Without a configuration, which is chosen by a stage that does not run."""
+    write_table(place / "here" / "new", "train", ["ONE TWO"])
+    before = sorted(place.rglob("*"))
+    done = run(place, "--corpus", "custom", "--corpus-dir", "here/new", "--dry-run")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "data/new/conf.yaml would be chosen" in done.stdout and "stage 7, report: would run" in done.stdout
+    assert sorted(place.rglob("*")) == before
+
+
 def test_a_test_set_alone_is_decoded_with_one_command(place: Path) -> None:
     write_table(place / "my_test", "test", ["ONE TWO", "THREE NINE", "FOUR"], rate=8000)
     before = sorted(path for path in (place / "data").rglob("*"))
@@ -125,7 +145,8 @@ def test_a_test_set_alone_is_decoded_with_one_command(place: Path) -> None:
     table = json.loads((exp / "wer.json").read_text())
     assert list(table) == ["test"] and list(table["test"]) == ["greedy_search"]
     assert (table["test"]["greedy_search"]["utterances"], table["test"]["greedy_search"]["words"]) == (3, 5)
-    assert done.stdout.endswith((exp / "wer.md").read_text())
+    assert (exp / "wer.md").read_text() in done.stdout and (exp / "report.html").is_file()
+    assert "my_audio/evaluate/my_test" in (place / "exp" / "INDEX.md").read_text()
     assert not list(exp.rglob("bpe.model")), "no new tokens"
     assert sorted(path for path in (place / "data").rglob("*")) == before
     again = run(place, *options, f"decode.methods=[greedy_search,{lm}]")

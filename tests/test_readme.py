@@ -278,7 +278,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     conf.write_text(TOY_CONF, encoding="utf-8")
     folders = ["--corpus-dir", root / "speech", "--data-dir", root / "data" / "tiny", "--exp-dir", root / "exp" / "tiny"]
     options = [*folders, "--conf", conf, "--python", sys.executable, "--nj", "1"]
-    run_in(ROOT, ["./run.sh", "--corpus", "custom", *map(str, options)])
+    run_in(ROOT, ["./run.sh", "--corpus", "custom", "--stop-stage", "score", *map(str, options)])
     shutil.copytree(root / "exp" / "tiny", root / "exp" / "clip")
     for path in ("my.wav", "data/tiny/audio/test/3001/1/3001-1-0000.flac"):
         write_noise(root / path, 1.0)
