@@ -67,7 +67,7 @@ def check_audio(data_dir: Path, cfg: Config, every: bool) -> Iterator[Finding]:
     for part, sounds in hear_parts(prepared, every).items():
         utterances = prepared.parts[part]
         if remote := sum(u.remote for u in utterances):
-            yield note(f"audio: {remote} utterances of {part} are not heard: they would have to be fetched")
+            yield note(f"audio: {remote} utterances of part '{part}' are not read: their audio would have to be fetched")
         tried = len(sounds.heard) + len(sounds.failed)
         heard, total = heard + tried, total + len(utterances) - remote
         if not sounds.failed:
@@ -82,7 +82,7 @@ def check_audio(data_dir: Path, cfg: Config, every: bool) -> Iterator[Finding]:
         else:
             yield warning(what, f"training leaves them out (data.max_lost={cfg.data.max_lost:g}); {fix}")
     if heard < total:
-        yield note(f"audio: a sample of {heard} of {total} utterances, --all hears all")
+        yield note(f"audio: a sample of {heard} of {total} utterances, --all reads all")
 
 
 def check_silence(data_dir: Path, cfg: Config, every: bool) -> Iterator[Finding]:
@@ -127,7 +127,9 @@ def check_level(data_dir: Path, cfg: Config, every: bool) -> Iterator[Finding]:
     for part in prepared.held_out():
         if min(len(trained), len(levels[part])) >= MANY and abs(difference := median(levels[part]) - median(trained)) > APART:
             than = f"{abs(difference):.0f} dB {'louder' if difference > 0 else 'quieter'} than the training parts"
-            yield warning(f"part '{part}' is {than} (medians)", "bring the audio to one level; the model has not met this one")
+            yield warning(
+                f"part '{part}' is {than} (medians)", "bring the audio to one level; the model was not trained on this one"
+            )
 
 
 def check_rates(data_dir: Path, cfg: Config, every: bool) -> Iterator[Finding]:

@@ -124,7 +124,7 @@ def check_stalled(run: Run) -> Iterator[Finding]:
         what = (
             f"{run.exp_dir}/train.csv: the pruned loss does not fall in the last third of the training, at {second:.3g} nats "
         )
-        fix = "lower optim.lr, set loss.am_scale=0.25, or train the warm-up longer; ./run.sh diagnose shows the gradients"
+        fix = "lower optim.lr, set loss.am_scale=0.25, or raise train.warm_step; ./run.sh diagnose shows the gradients"
         yield warning(f"{what}per frame, {per_token:.1f} per token; trained models have less than {FAR:g}", fix)
 
 
@@ -165,7 +165,7 @@ def check_overfitting(run: Run) -> Iterator[Finding]:
     best = rows[losses.index(min(losses))].get("epoch", math.nan)
     rose = f"the dev loss rose in {RISING} validations, from {min(losses):.3g} in epoch {best:g} to {losses[-1]:.3g}"
     fix = f"set average.last={best:g}, train fewer epochs, or take a smaller model or more speech"
-    yield warning(f"{run.exp_dir}/valid.csv: {rose}: the model learns the training data by heart", fix)
+    yield warning(f"{run.exp_dir}/valid.csv: {rose}: the model overfits", fix)
 
 
 def rising(values: Sequence[float]) -> bool:

@@ -71,7 +71,7 @@ def check_lengths(data_dir: Path, cfg: Config, every: bool) -> Iterator[Finding]
                 what = (
                     f"part '{part}': long transcripts do not have long audio (correlation of the logarithms {correlation:.2f})"
                 )
-                yield warning(what, "look whether the transcripts belong to other utterances, such as those of the line before")
+                yield warning(what, "check whether transcripts belong to other utterances, such as that of the line before")
                 continue
         here = [(float(z), u) for (name, u), z in zip(pairs, deviations, strict=True) if name == part]
         for sign, how in ((1, "longer"), (-1, "shorter")):
@@ -117,12 +117,12 @@ def check_scores(data_dir: Path, cfg: Config, every: bool, checkpoint: Path) -> 
             continue
         per_token = losses / np.maximum(tokens, 1)
         if np.median(per_token) > WRONG * guess / 2:
-            yield note(f"part {part}: {checkpoint} is not good enough to judge transcripts")
+            yield note(f"part '{part}': {checkpoint} is not accurate enough to check transcripts")
             continue
         wrong = (deviations(per_token, 1e-9) > OUTLYING) & (per_token > WRONG * guess) & (losses > LEAST_NATS)
         if wrong.any():
             names = [f"{ids[i]} with {per_token[i]:.1f} nats per token" for i in np.argsort(-per_token) if wrong[i]]
-            what = f"the transcripts of {several(names, part, len(ids))} do not fit their audio, says {checkpoint}: "
+            what = f"the transcripts of {several(names, part, len(ids))} do not fit their audio according to {checkpoint}: "
             what += f"half of the others have less than {np.median(per_token):.2g}"
             yield warning(what, "listen to them; mend or remove what is wrong")
     if not every:

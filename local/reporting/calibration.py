@@ -137,15 +137,15 @@ def add_calibration(page: Page, experiment: Experiment) -> None:
         page.drawing(
             diagram(name, methods),
             f"Set {name}: words are sorted by confidence into bins of equal numbers; each point is a bin. Healthy: the points "
-            "lie near the dotted line. Below it the model is too sure, above it too modest. A bin of few words is rough.",
+            "lie near the dotted line. Below it the model is overconfident, above it underconfident. Small bins vary much.",
         )
     add_table(page, ("set", "method", "words", "wrong", "mean confidence", "calibration error", "NCE"), summary(found))
     page.note(
         "calibration error: the mean distance between confidence and share of right words, 0 is best. NCE: normalised cross "
         "entropy, 1 is best; 0 means that the confidences say no more than the share of right words alone, below 0 they say "
-        "less. Both are rough if few words are wrong. Deleted words have no confidence and do not count."
+        "less. Both are inexact if few words are wrong. Deleted words have no confidence and do not count."
     )
-    page.text("What a threshold catches: how many words have a lower confidence, and how many of these are wrong.")
+    page.text("Words whose confidence is below a threshold, and how many of the wrong words are among them.")
     add_table(page, ("set", "method", *(f"below {t}" for t in THRESHOLDS)), catches(found))
 
 

@@ -13,7 +13,7 @@ from local.reporting.curves import COLOURS, HEIGHT, WIDTH, draw, finish, read_cu
 from local.reporting.experiment import Experiment
 from local.reporting.origin import RUN, differences
 from local.reporting.overview import add_table
-from local.reporting.utterances import Wrong, alignment
+from local.reporting.utterances import MARKS, Wrong, alignment
 from local.scoring.comparison import Comparison, compare_experiments
 from local.scoring.hypotheses import is_oracle
 
@@ -26,11 +26,10 @@ LINES = (  # file, column, label, whether on a logarithmic axis
     ("valid.csv", "pruned_loss", "pruned loss of the dev parts, nats per frame", True),
     ("valid.csv", "wer", "WER of dev utterances in %", False),
 )
-MARKS = "Marks: <mark>substituted</mark> <del>deleted</del> <ins>inserted</ins>."
 SIGNIFICANT = (
     "Significant: if both were equally good, so large a difference would come by chance in less than one of 20 comparisons "
-    "(exact permutation test over utterances, two-sided). Of many comparisons a few are significant by chance. The test knows "
-    "the choice of utterances, not that of seeds: a second training may differ by more."
+    "(exact permutation test over utterances, two-sided). Of many comparisons a few are significant by chance. The test "
+    "accounts for the choice of utterances, not for that of the seed: a second training may differ by more."
 )
 
 

@@ -17,7 +17,7 @@ HEAD = ("set", "method", "audio s", "encoder s", "search s", "RTF", "memory MiB"
 def add_cost(page: Page, experiment: Experiment) -> None:
     """Add a table of the costs and, by set, WER against real-time factor; a line if no costs are known."""
     rows = list(cost_rows(experiment))
-    page.section("What it costs", "cost")
+    page.section("Cost of decoding", "cost")
     if not rows:
         page.text("Unknown: the decoded sets have no <set>.stats.json; local/decode.py writes them.")
         return

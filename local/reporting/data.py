@@ -34,12 +34,12 @@ LONGEST, NAMED, EXAMPLES = 5, 40, 3  # utterances with most tokens; tokens; drop
 
 def add_data(page: Page, experiment: Experiment) -> None:
     """Add what is known of the prepared data. Raises `UserError` naming anything damaged."""
-    page.section("The data", "data")
+    page.section("Data", "data")
     if experiment.data_dir is None:
         page.text("The report was made without the prepared data (option --data-dir).")
         return
     parts = parts_of(experiment)
-    lang = lang_of(experiment)
+    lang = experiment.lang_dir
     counts = token_counts(lang, parts["train"]) if lang is not None else {}
     most = sorted(counts, key=lambda name: (-counts[name], name))[:LONGEST]
     found = {kind: scan(experiment.data_dir, parts[kind], most if kind == "train" else ()) for kind in KINDS}
@@ -51,19 +51,12 @@ def add_data(page: Page, experiment: Experiment) -> None:
         if (lang / "transcript.txt").is_file():
             page.text(" ".join(use_lines(tokenizer, token_use(tokenizer, spread_lines(lang / "transcript.txt")))))
     if most:
-        page.text("The training utterances with most tokens:")
+        page.text("The training utterances with the most tokens:")
         rows = longest_rows({name: counts[name] for name in most}, found["train"].cuts)
         page.table(("transcript", "tokens", "seconds", "tokens per s", "utterance"), rows, (0, 4))
     add_dropped(page, experiment.data_dir, lang)
     if text := lm_text(experiment):
         page.text(text)
-
-
-def lang_of(experiment: Experiment) -> Path | None:
-    """Return the folder of the tokens of this experiment; None if its configuration does not tell."""
-    section = experiment.config.get("lang")
-    size = section.get("vocab_size") if isinstance(section, dict) else None
-    return experiment.data_dir / f"lang_bpe_{size}" if experiment.data_dir is not None and isinstance(size, int) else None
 
 
 def part_rows(data_dir: Path, lang: Path | None) -> list[list[str]]:
@@ -165,11 +158,11 @@ def use_lines(tokenizer: Tokenizer, use: TokenUse) -> Iterator[str]:
         yield f"That is {total / use.words:.2f} tokens per word."
     never = [token for token, count in use.counts.items() if count == 0]
     seldom = [token for token, count in use.counts.items() if 0 < count < SELDOM]
-    for names, what in ((never, "never used"), (seldom, f"used less than {SELDOM} times")):
+    for names, what in ((never, "never used"), (seldom, f"used fewer than {SELDOM} times")):
         if names:
             yield f"{counted(len(names), 'token')} {what}: {' '.join(names[:NAMED])}{' ...' if len(names) > NAMED else ''}."
     if never:
-        yield "The model cannot recognise a token that its training never had."
+        yield "The model cannot recognise a token that is never used in training."
     if unknown := use.counts["<unk>"]:
         yield f"The transcripts have {counted(unknown, 'character')} without a token (<unk>)."
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from local.common.errors import UserError
 from local.common.html_page import Page, escape, table_html
@@ -31,7 +30,7 @@ from local.scoring.speech import Speech
 
 MOST_ROWS = 40  # of a table of groups or confusions
 GROUP_HEAD = ("group", "WER %", "95 % interval", "", "words", "sub", "del", "ins", "utterances")
-KIND_HEAD = ("method", "errors", "sub", "del", "ins", "del at beginning", "at end", "all words")
+KIND_HEAD = ("method", "errors", "sub", "del", "ins", "del at the beginning", "del at the end", "nothing recognised")
 Levels = dict[str, dict[str, float]]  # by set and id: speech above noise in dB
 
 
@@ -79,8 +78,8 @@ def add_errors(page: Page, experiment: Experiment, levels: Levels, confusions: C
         counts = {method: [count(pairs) for pairs in score.alignments] for method, score in methods.items()}
         page.html(table_html(KIND_HEAD, [kind_row(method, found) for method, found in counts.items()]))
         page.note(
-            "Of the deletions, those at beginning are words lost before the first recognised word, those at end after the last "
-            "one. All words: of utterances in which nothing was recognised."
+            "The last three columns are parts of the deletions: words before the first recognised word, words after the last "
+            "one, and the words of utterances in which nothing was recognised."
         )
         best = experiment.best_method(name)
         for method, score in methods.items():
@@ -93,12 +92,10 @@ def add_errors(page: Page, experiment: Experiment, levels: Levels, confusions: C
 
 def training_words(experiment: Experiment) -> set[str]:
     """Return the words of the training transcripts; none if they are not there."""
-    folder = experiment.data_dir or Path()
-    lang = experiment.config.get("lang")
-    size = lang.get("vocab_size") if isinstance(lang, dict) else None
-    paths = [p for p in (folder / f"lang_bpe_{size}" / "transcript.txt",) if experiment.data_dir and p.is_file()]
+    if experiment.lang_dir is None or not (path := experiment.lang_dir / "transcript.txt").is_file():
+        return set()
     try:
-        return known_words(line for path in paths for line in iterate_lines(path))
+        return known_words(iterate_lines(path))
     except UserError:
         return set()
 
@@ -118,10 +115,10 @@ def breakdown_tables(
     yield group_table("Speaker", by_speaker(ids, counts, speech))
     yield group_table("Length in words", by_number(lengths(score), counts))
     yield group_table("Speaking rate in words per second", by_number(rates(score, speech), counts, digits=1))
-    note = "Level of the loudest twentieth of the 25 ms frames above the quietest tenth: an estimate, which needs pauses."
+    note = "95th less 10th percentile of the levels of 25 ms frames: an estimate, too low for utterances without pauses."
     yield group_table("Speech above noise in dB", by_number(quotients, counts), note)
     if known:
-        note = "Of the reference words alone: insertions belong to no word and are not counted."
+        note = "Insertions are not counted here, because they belong to no word of the reference."
         yield group_table("Words of the reference", by_vocabulary(score.alignments, known), note)
 
 
@@ -133,7 +130,7 @@ def group_table(title: str, groups: Sequence[Group], note: str = "") -> str:
     most = max([min(g.ci95[1], 3 * (g.wer or 0) + 5) for g in shown if g.ci95] or [1.0])
     rows = [group_row(g, most) for g in shown]
     if more := len(groups) - len(shown):
-        note += f" {more} more have lower rates."
+        note += f" {more} more groups have lower rates."
     small = f'<p class="note">{escape(note.strip())}</p>' if note else ""
     return f'<div class="group"><h4>{escape(title)}</h4>{table_html(GROUP_HEAD, rows)}{small}</div>'
 
@@ -170,6 +167,6 @@ def confusion_table(name: str, method: str, score: Score, confusions: Confusions
         button = f'<button type="button" data-confusion="{number}" aria-label="Show utterances" hidden>show</button>'
         rows.append([said, heard, str(n), button])
     more = len(ordered) - len(rows)
-    rest = f'<p class="note">{more} more are in errors/{escape(name)}.{escape(method)}.txt.</p>' if more else ""
+    rest = f'<p class="note">{more} more confusions are in errors/{escape(name)}.{escape(method)}.txt.</p>' if more else ""
     table = table_html(("said", "recognised", "times", ""), rows, left=(0, 1))
     return f'<div class="group"><h4>Confusions</h4>{table}{rest}</div>'

@@ -38,6 +38,13 @@ class Experiment:
     speech: dict[str, dict[str, Speech]]
     config: dict[str, Any]
 
+    @property
+    def lang_dir(self) -> Path | None:
+        """The folder of the tokens of this experiment; None if the data or the configuration do not tell."""
+        section = self.config.get("lang")
+        size = section.get("vocab_size") if isinstance(section, dict) else None
+        return self.data_dir / f"lang_bpe_{size}" if self.data_dir is not None and isinstance(size, int) else None
+
     def best_method(self, name: str) -> str:
         """Return the method of set `name` with the lowest WER that is no oracle; of equal ones, the first."""
         methods = [m for m in self.scores[name] if not is_oracle(m)] or list(self.scores[name])
@@ -61,7 +68,10 @@ def read_experiment(exp_dir: Path, data_dir: Path | None) -> Experiment:
 
 
 def read_results(exp_dir: Path, scores: dict[str, dict[str, Score]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the content of wer.json. Raises `UserError` unless its sets, methods and counts are those of `scores`."""
+    """Return the content of wer.json. Raises `UserError` unless its sets, methods and counts are those of `scores`.
+
+    The intervals are those of `scores`.
+    """
     path = exp_dir / "wer.json"
     try:
         results = json.loads("\n".join(read_lines(path, SCORE_STAGE)))
@@ -70,6 +80,9 @@ def read_results(exp_dir: Path, scores: dict[str, dict[str, Score]]) -> dict[str
         raise UserError(f"{path}: damaged; {SCORE_STAGE} makes it again") from None
     if counted != {n: {m: [s.sub, s.dels, s.ins, s.words] for m, s in methods.items()} for n, methods in scores.items()}:
         raise UserError(f"{path}: does not belong to the sets in {exp_dir}/decode; {SCORE_STAGE} makes it again")
+    for name, methods in results.items():  # an older wer.json has intervals of another kind than the rest of the page
+        for method, r in methods.items():
+            r["ci95"] = scores[name][method].ci95
     return results
 
 

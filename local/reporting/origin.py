@@ -72,7 +72,7 @@ def read_journal(path: Path) -> tuple[list[Call], int]:
 
 def add_origin(page: Page, experiment: Experiment) -> None:
     """Add configuration, commits, versions, commands, times and tuned settings. Raises `UserError` for a damaged file."""
-    page.section("Where it came from", "origin")
+    page.section("Origin", "origin")
     page.table(("what", "value"), list(facts(experiment)), (0, 1))
     if (note := commit_note(experiment)) is not None:
         page.text(note)
@@ -175,10 +175,10 @@ def add_calls(page: Page, experiment: Experiment) -> None:
     if not calls:
         page.text("There is no log/journal.tsv: the programs were called without prepare.sh and run.sh.")
         return
-    page.table(("stage", "times run", "of these failed", "time"), stage_times(calls))
+    page.table(("stage", "runs", "failed runs", "time"), stage_times(calls))
     shown_calls = grouped(calls)
     page.text(
-        "Commands, the oldest first. Stages that were done before are not in the list."
+        "Commands, the oldest first. Stages that were skipped are not in the list."
         + (f" Only the last {MOST_CALLS} of {len(shown_calls)} are shown." if len(shown_calls) > MOST_CALLS else "")
         + (f" {counted(damaged, 'damaged line')} of journal.tsv left out." if damaged else "")
     )

@@ -1,4 +1,4 @@
-"""A picture of an utterance: its log-mel features, and over them the tokens at the times at which they came."""
+"""A picture of an utterance: its log-mel features, with the words at their times above, and the tokens at theirs below."""
 
 from __future__ import annotations
 
@@ -80,9 +80,7 @@ def make_painter(experiment: Experiment) -> Painter:
     features = DEFAULTS
     if isinstance(section, dict) and all(isinstance(section.get(k), int) for k in ("num_mel_bins", "sampling_rate")):
         features = FeaturesConfig("precomputed", section["num_mel_bins"], section["sampling_rate"])
-    lang = experiment.config.get("lang")
-    size = lang.get("vocab_size") if isinstance(lang, dict) else None
-    found = experiment.data_dir and experiment.data_dir / f"lang_bpe_{size}" / "tokens.txt"
+    found = experiment.lang_dir and experiment.lang_dir / "tokens.txt"
     return Painter(make_extractor(features), features.sampling_rate, read_tokens(found) if found and found.is_file() else ())
 
 

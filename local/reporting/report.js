@@ -56,7 +56,7 @@
       count += fit;
       item.element.hidden = !fit || count > most;
     }
-    control("count").textContent = count + " of " + items.length + " utterances";
+    control("count").textContent = count + " of " + items.length + " wrong utterances";
     control("clear").hidden = confusion === null;
     control("more").hidden = count <= most;
   }

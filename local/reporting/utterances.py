@@ -11,7 +11,7 @@ from local.reporting.audio import AudioBudget
 from local.reporting.breakdowns import Counts, Pairs, count
 from local.reporting.errors import Confusions, Levels
 from local.reporting.experiment import Experiment
-from local.reporting.glossary import short
+from local.reporting.glossary import counted, short
 from local.reporting.pictures import Painter
 from local.scoring.align import EPS
 from local.scoring.speech import Speech
@@ -53,7 +53,7 @@ def add_utterances(
     page: Page, experiment: Experiment, levels: Levels, confusions: Confusions, painter: Painter, limit_bytes: int
 ) -> None:
     """Add the section: as many utterances as fit into half of `limit_bytes` of text; audio and pictures get the rest."""
-    page.section("Utterances", "utterances")
+    page.section("Wrong utterances", "utterances")
     wrong = wrong_utterances(experiment)
     methods = list(dict.fromkeys(m for found in experiment.scores.values() for m in found))
     if not wrong:
@@ -67,7 +67,7 @@ def add_utterances(
         if used > limit_bytes // 2:
             break
     if more := len(wrong) - len(texts):
-        page.note(f"{more} more utterances with fewer errors would make the page too large; they are in the folder errors.")
+        page.note(f"{more} more, with fewer errors, would make the page too large; they are in the folder errors.")
     page.html(f"<section>{controls(wrong[: len(texts)], experiment, methods)}")  # the form stays in sight within the section
     budget = AudioBudget(limit_bytes - used, page.folder)
     parts = (start + text + media(w, experiment, budget, painter) for (start, text), w in zip(texts, wrong, strict=False))
@@ -98,13 +98,8 @@ def article_start(
     level = levels.get(w.name, {}).get(w.id)
     facts += [f"speech {level:.0f} dB above noise"] if level is not None else []
     least, most = (f(c.errors for c in w.counts.values()) for f in (min, max))
-    facts += [numbered(words, "word"), f"{least} to {most} errors" if least < most else numbered(most, "error")]
+    facts += [counted(words, "word"), f"{least} to {most} errors" if least < most else counted(most, "error")]
     return f'<article id="u{number}"{attributes}><h3><bdi>{escape(w.id)}</bdi></h3><p>{" · ".join(facts)}</p>'
-
-
-def numbered(count: int, what: str) -> str:
-    """Return `1 word` or `2 words`."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def kinds(c: Counts) -> str:
@@ -162,7 +157,7 @@ def hypothesis_cells(pairs: Pairs, most: Sequence[int]) -> Iterator[str]:
 
 
 def word(text: str) -> str:
-    """Return a word as HTML, without its middle if it is endless."""
+    """Return a word as HTML, without its middle if it is very long."""
     return escape(text if len(text) <= LONGEST_WORD else f"{text[: LONGEST_WORD // 2]}...{text[-LONGEST_WORD // 4 :]}")
 
 
@@ -199,14 +194,15 @@ def controls(wrong: Sequence[Wrong], experiment: Experiment, methods: Sequence[s
     ]
     clear = '<button type="button" id="f-clear" hidden>All confusions</button>'
     form = f'<form id="filter" hidden>{"".join(choices)}<output id="f-count" aria-live="polite"></output>{clear}</form>'
-    marks = "<mark>substituted</mark> <del>deleted</del> <ins>inserted</ins>"
-    return f'{form}<p class="note aligned">Marks: {marks}. Methods with the same hypothesis share a line. {PICTURE_NOTE}</p>'
+    return f'{form}<p class="note aligned">{MARKS} Methods with the same hypothesis share a line. {PICTURE_NOTE}</p>'
 
 
 MORE = '<p><button type="button" id="f-more" hidden>Show more</button></p>'
+MARKS = "Marks: <mark>substituted</mark> <del>deleted</del> <ins>inserted</ins>."
 PICTURE_NOTE = (
-    "Pictures: log-mel features, low frequencies below, time to the right. Above are the words where they are in the audio, if "
-    "that is known. Below are the tokens of the best method where they came, with their confidence in percent."
+    "Pictures: log-mel features, low frequencies at the bottom, time from left to right. Above: the reference words at their "
+    "times in the audio, if these are known. Below: the tokens of the best method at the times at which the model emitted "
+    "them, with their confidence in percent."
 )
 
 

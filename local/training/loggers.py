@@ -110,7 +110,7 @@ class Tracker:
             call()
         except Exception as e:
             self.failed = True
-            text = f"{self.name} failed ({described(e)}); it gets no more numbers of this run, train.csv and valid.csv have all"
+            text = f"{self.name} failed ({described(e)}); it gets no more numbers of this run; train.csv and valid.csv have all"
             print(f"warning: {text}", file=sys.stderr)
 
 

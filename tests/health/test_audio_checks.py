@@ -82,7 +82,7 @@ def test_audio_is_quiet_about_audio_elsewhere(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(shard_store, "fetch", pytest.fail)
     remote = [Spoken(f"r-{n}", source=f"https://example.invalid/{n}.wav") for n in range(3)]
     found = list(check_audio((folder := with_spoilt(tmp_path, *remote)).path, folder.cfg(), True))
-    assert [f.level for f in found] == ["note"] and "3 utterances of dev" in found[0].what
+    assert [f.level for f in found] == ["note"] and "3 utterances of part 'dev'" in found[0].what
 
 
 def test_audio_is_heard_to_a_limit(whole: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def test_a_small_report(browser: Any, small: Path) -> None:
 
 def test_filters_and_sorting(browser: Any, small: Path) -> None:
     with opened(browser, small) as page:
-        assert ids(page) == ["u1", "u2", "u3", "u4"] and page.inner_text("#f-count") == "4 of 4 utterances"
+        assert ids(page) == ["u1", "u2", "u3", "u4"] and page.inner_text("#f-count") == "4 of 4 wrong utterances"
         page.select_option("#f-speaker", "ben")
         assert ids(page) == ["u2", "u4"]
         page.select_option("#f-speaker", "")
@@ -147,7 +147,7 @@ def test_marks_tokens_and_directions(browser: Any, small: Path) -> None:
 def test_a_long_list_is_shown_by_the_hundred(browser: Any, tmp_path: Path) -> None:
     many = [Said(f"u{n:03d}", "s", "RED", ("RED" if n < 10 else "", "GREEN"), 0.2) for n in range(120)]
     with opened(browser, write_report(make(tmp_path, many))) as page:
-        assert len(ids(page)) == 100 and page.inner_text("#f-count") == "120 of 120 utterances"
+        assert len(ids(page)) == 100 and page.inner_text("#f-count") == "120 of 120 wrong utterances"
         page.click("#f-more")
         assert len(ids(page)) == 120 and not page.locator("#f-more").is_visible()
         for order in ("id", "errors", "id"):
