@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_DRAWN = 6  # sets in a drawing each
-HEAD = ("set", "method", "words", "mean ms", "10 % below ms", "median ms", "90 % below ms", "% after the word's end")
+HEAD = ("set", "method", "words", "mean ms", "10th percentile ms", "median ms", "90th percentile ms", "% after the word's end")
 STEP = 40  # ms: an encoder frame, the smallest step between two delays of the same word
 EXPLANATION = (
     "The delay of a word is the time from its end in the audio to the frame of its last token. A negative number means that "
@@ -44,8 +44,8 @@ def add_delay(page: Page, experiment: Experiment) -> None:
     for name, methods in list(found.items())[:MOST_DRAWN]:
         page.drawing(
             diagram(methods),
-            f"Set {name}: delays of the correct words. Healthy: one narrow hill. A second hill or a long tail to the right is "
-            "words that the model emits late, often the last word of an utterance.",
+            f"Set {name}: delays of the correct words. Healthy: one narrow peak. A second peak or a long tail to the right is "
+            "made by words that the model emits late, often the last word of an utterance.",
         )
     rows = []
     for name, methods in found.items():

@@ -30,7 +30,7 @@ SHADES = 16  # of the picture: four bits per pixel
 DARKEST, BRIGHTEST = 2, 99.8  # percentiles of the features
 PER_FRAME = 2.5  # units of width; a frame is 10 ms
 HEIGHT, LINE = 120, 13  # units: of the features, and of a line of text
-LINES = 3  # of tokens, in turn, so that they do not cover each other
+LINES = 4  # of tokens, in turn, so that they do not cover each other
 DEFAULTS = FeaturesConfig("precomputed", 80, 16000)  # of conf/base.yaml
 
 

@@ -35,19 +35,20 @@ MOST_LABELS = 14  # layers in a legend; of more, every second, third, ... is nam
 HEALTHY = {
     "loss": "Healthy: all lines fall; the pruned loss begins to count after the warm-up (dotted line) and then falls fast. "
     "The dev lines end near the training lines. Dev lines that rise while the training lines fall mean too little data or "
-    "too many epochs. Losses are in nats per encoder frame (40 ms), on a logarithmic axis. In drawings of a long training a "
-    "line has the medians of stretches, and a pale band their lowest and highest values.",
-    "wer": "Healthy: falls in steps, then stays low. A few dev utterances are decoded by greedy search with the weights of "
-    "that moment, so single points are rough; the averaged weights of the results are usually better.",
-    "rate": "Healthy: it falls slowly, with a small step at each new epoch (schedule Eden). It rises only where a training was "
+    "too many epochs. Losses are in nats per encoder frame (40 ms), on a logarithmic axis. In a long "
+    "training each point of a line is the median of several steps; the pale band has their lowest and highest values.",
+    "wer": "Healthy: it falls in steps, then stays low. A few dev utterances are decoded by greedy search with the weights of "
+    "that moment, so single points vary much; the averaged weights of the results are usually better.",
+    "rate": "Healthy: it falls slowly, with a small step at each new epoch (schedule Eden). It rises only if the training was "
     "resumed with other keys.",
-    "gradient": "Healthy: all parts lie within about two powers of ten, and fall or stay level. A layer that rises by powers "
-    "of ten towards the front end explodes; one that falls towards 0 learns nothing. "
+    "gradient": "Healthy: all parts lie within about two powers of ten, and fall or stay level. Gradients explode if they grow "
+    "by powers of ten from the last layer to the first; a layer whose gradient falls towards 0 learns nothing. "
     "Layers are solid lines, from the first to the last; other parts are dashed. Measured after the gradient filter, "
     "before clipping; logarithmic axis.",
-    "masks": "The gradient filter multiplies the gradient of an utterance in a layer by a mask from 0 to 1. Healthy: the "
-    "median is close to 1 in every layer, and the share of utterances damped below one half is near 0. Single low minima are "
-    "what the filter is for; a median well below 1 means that gradient.threshold is too low for these data.",
+    "masks": "The gradient filter multiplies the gradient of an utterance in a layer by a mask from 0 to 1. Above: the "
+    "median mask of each layer (thick) and the lowest (thin). Below: the share of utterances with a mask below one half. "
+    "Healthy: the medians are close to 1 and the shares near 0. Single low masks are expected; a "
+    "median well below 1 means that gradient.threshold is too low for these data.",
     "speed": "Healthy: level lines, and a share of waiting below 10 %. More waiting means that the training waits for data: "
     "raise data.num_workers, or store the features (features.type=precomputed). A frame is 10 ms of speech.",
     "lm": "The language model: perplexity per token over the epochs. Healthy: both lines fall and end near each other; train "
