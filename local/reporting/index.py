@@ -55,7 +55,7 @@ def index(root: Path) -> str:
     for entry in entries:
         entry.settings.sort(key=lambda setting: seen[setting])  # what few experiments have comes first
         rows += [cells(entry, root, result) for result in entry.sets or [[MISSING] * len(RESULT)]]
-    title = f"# Experiments\n\n{len(entries)} folders have a wer.json or train.csv. Hours: of training speech.\n\n"
+    title = f"# Experiments\n\n{len(entries)} found: folders with a wer.json or train.csv. Hours: of training speech.\n\n"
     return title + (markdown_table(HEAD, rows, LEFT) if rows else "")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from pathlib import Path
 
 from local.report import main
 from local.reporting.audio import AudioBudget, address
+from local.reporting.experiment import read_experiment
 from local.reporting.utterances import Wrong, alignment
 from local.scoring.align import Utterance, score
 from local.scoring.speech import Speech
@@ -39,6 +41,16 @@ def test_without_data_there_are_texts_alone(folder: Path) -> None:
     main(["--exp-dir", str(folder)])
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert text.count("<article") == len(SAID) and "<audio" not in text and "Speaker" not in text
+
+
+def test_intervals_are_new_although_wer_json_is_old(tmp_path: Path) -> None:
+    exp = make(tmp_path, SAID[:3])
+    path = exp / "wer.json"
+    results = json.loads(path.read_text())
+    known = results["test"]["greedy_search"]["ci95"]
+    results["test"]["greedy_search"]["ci95"] = [-77.0, 99.0]
+    path.write_text(json.dumps(results))
+    assert list(read_experiment(exp, None).results["test"]["greedy_search"]["ci95"]) == pytest.approx(known, abs=0.01)
 
 
 def test_audio_that_cannot_be_read_is_said(tmp_path: Path) -> None:
