@@ -21,6 +21,8 @@ EOF
 
 fast=false python='' pytest_args=()
 passed=0 failed=0 skipped=0
+# Most tests wait for one thread; a process takes up to 2 GB. The tests of one file share what it has made.
+workers=(-n "$(($(getconf _NPROCESSORS_ONLN) < 4 ? $(getconf _NPROCESSORS_ONLN) : 4))" --dist loadfile)
 k2_python=.venv-k2/bin/python
 
 main() {
@@ -46,7 +48,7 @@ main() {
   [[ $fast == false ]] || marks='not slow and not k2'
   if [[ $fast == false ]] && k2_possible; then
     marks='not k2'
-    tests "tests" "$python" -m "$marks"
+    tests "tests" "$python" "${workers[@]}" -m "$marks"
     make_folder .venv-lock
     lock 5 .venv-lock/.lock --wait  # one of two makes it
     check "k2 environment" ensure_k2 && k2=true
@@ -56,7 +58,7 @@ main() {
       check "training with k2" train_with_k2
     fi
   else
-    tests "tests" "$python" ${marks:+-m "$marks"}
+    tests "tests" "$python" "${workers[@]}" ${marks:+-m "$marks"}
   fi
   echo
   echo "$passed passed, $failed failed, $skipped skipped"
@@ -130,7 +132,7 @@ ensure_k2() {
   echo "making .venv-k2 with $base_python ($("$base_python" --version)); 4 GB, a few minutes (log: $log)"
   rm -rf .venv-k2
   "$base_python" -m venv .venv-k2 || return 1
-  grep -hvE '^(torch|torchaudio|numpy|matplotlib|ruff|mypy|distributed|types-.*)[=>]' requirements.txt requirements-dev.txt \
+  grep -hvE '^(torch|torchaudio|numpy|matplotlib|playwright|ruff|mypy|distributed|types-.*)[=>]' requirements.txt requirements-dev.txt \
     > .venv-k2/requirements.txt
   # scipy resamples for lhotse in torchaudio's place; six is what this torch's TensorBoard writer imports.
   {
