@@ -83,7 +83,11 @@ def make_painter(experiment: Experiment) -> Painter:
     lang = experiment.config.get("lang")
     size = lang.get("vocab_size") if isinstance(lang, dict) else None
     found = experiment.data_dir and experiment.data_dir / f"lang_bpe_{size}" / "tokens.txt"
-    return Painter(make_extractor(features), features.sampling_rate, read_tokens(found) if found and found.is_file() else ())
+    try:
+        extractor = make_extractor(features)
+    except (AssertionError, RuntimeError, ValueError, ZeroDivisionError):  # of a config.yaml that others wrote
+        features, extractor = DEFAULTS, make_extractor(DEFAULTS)
+    return Painter(extractor, features.sampling_rate, read_tokens(found) if found and found.is_file() else ())
 
 
 def read_tokens(path: Path) -> tuple[str, ...]:
