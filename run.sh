@@ -78,6 +78,7 @@ name_sets() {
   of_sets=(--config "decode data.test_parts")
   read -ra sets <<< "${sets//,/ }"
   [[ ${#sets[@]} -gt 0 ]] || return 0
+  [[ $first -le 5 && $last -ge 5 ]] || fail "--sets is an option of stage decode, which does not run: see --stage and --stop-stage"
   [[ -z $other ]] || fail "--sets is an option of stage decode; $other has none"
   [[ ${sets[*]} != */* && " ${sets[*]}" != *" -"* ]] || fail "--sets: names of parts, with commas between, not '${sets[*]}'"
   of_sets=(--config "decode data.dev_parts data.test_parts" --marker "decode-$(IFS=,; echo "${sets[*]}")")
@@ -163,6 +164,8 @@ evaluate() {
   score_and_report
 }
 
+check_nproc() { [[ $nproc =~ ^[0-9]{1,6}$ ]] || fail "option --nproc must be a whole number, not '$nproc'"; }
+
 # doctor ARGUMENTS: as the other commands, but nothing is made or locked, and .venv may be missing.
 doctor() {
   local word flags=() rest=() state=given audio=()
@@ -170,6 +173,7 @@ doctor() {
     case $word in --all|--strict) flags+=("$word") ;; *) rest+=("$word") ;; esac
   done
   parse_options "${rest[@]}"
+  check_nproc
   resolve_options
   if [[ -z $python ]]; then
     state=$(environment_state requirements.txt)
@@ -213,7 +217,7 @@ main() {
   fi
   [[ -z $checkpoint ]] || fail "--checkpoint is an option of command evaluate"
   [[ $first -ne 8 || $last -ne 7 ]] || last=8  # so that --stage export runs, although the last stage is report by default
-  [[ $nproc =~ ^[0-9]+$ ]] || fail "option --nproc must be a whole number, not '$nproc'"
+  check_nproc
   [[ $nnodes =~ ^[1-9][0-9]*$ ]] || fail "option --nnodes must be a whole number above 0, not '$nnodes'"
   resolve_options
   if [[ $nnodes -gt 1 ]]; then

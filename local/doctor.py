@@ -32,7 +32,7 @@ class Examination:
     """Calls checks, prints what they find, and counts it."""
 
     def __init__(self) -> None:
-        self.checks, self.counts, self.notes = 0, Counter[str](), list[str]()
+        self.checks, self.counts, self.notes, self.known = 0, Counter[str](), list[str](), set[Finding]()
 
     def call(self, checks: Iterable[Callable[..., Iterable[Finding]]], *args: object) -> None:
         """Call each of `checks` with `args`."""
@@ -42,7 +42,10 @@ class Examination:
                 self.add(finding)
 
     def add(self, finding: Finding) -> None:
-        """Print a finding; keep a note for the summary."""
+        """Print a finding, once if several checks have it; keep a note for the summary."""
+        if finding in self.known:
+            return
+        self.known.add(finding)
         self.counts[finding.level] += 1
         if finding.level == "note":
             self.notes.append(finding.what)

@@ -232,6 +232,9 @@ def test_sets_are_decoded_beside_each_other(experiment: Path) -> None:
         wrong = run_sh(experiment, 5, 5, f"--sets={sets}")
         assert wrong.returncode == 1 and "--sets" in wrong.stderr and wrong.stderr.count("\n") == 1
     assert run_sh(experiment, 5, 5, "--sets=").returncode == 0
+    for stage, last in ((6, 7), (2, 4)):
+        wrong = run_sh(experiment, stage, last, "--sets=dev")
+        assert wrong.returncode == 1 and "--sets" in wrong.stderr and "decode" in wrong.stderr and wrong.stdout == ""
 
 
 # ---- --dry-run ----

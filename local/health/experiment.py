@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -98,6 +99,15 @@ def check_range(run: Run) -> Iterator[Finding]:
         return
     (plain_range if average.mode == "plain" else running_ends)(folder, average)
     yield from ()
+
+
+def check_checkpoints(run: Run) -> Iterator[Finding]:
+    """Yield checkpoints that are cut off: a full disk or a copy that was stopped. Their ends tell; no weights are read."""
+    folder = run.exp_dir / "checkpoints"
+    paths = [path for kind in ("epoch", "step") for _, path in checkpoints(folder, kind)]
+    if cut := [path.name for path in paths if not zipfile.is_zipfile(path) and path.exists()]:  # a training removes old ones
+        fix = "remove them; training continues from the newest whole one, averaging needs all of its range"
+        yield warning(f"{folder}: checkpoints are damaged: {first_of(cut, 3)}", fix)
 
 
 def check_bad_steps(run: Run) -> Iterator[Finding]:
@@ -194,6 +204,7 @@ def check_leftovers(run: Run) -> Iterator[Finding]:
 CHECKS: tuple[Check, ...] = (
     check_tokens,
     check_range,
+    check_checkpoints,
     check_bad_steps,
     check_stalled,
     check_masks,

@@ -16,6 +16,7 @@ from local.scoring.hypotheses import best_entry, is_oracle, read_sets
 from local.scoring.speech import Speech, read_speech
 
 COUNTS = ("sub", "del", "ins", "words")  # keys of wer.json
+RATES = ("cer", "rtf", "peak_memory_mib", "symbol_delay")  # None if they are unknown
 SCORE_STAGE = "local/wer.py (stage score of run.sh)"
 Row = dict[str, Any]  # a line of a decoded set: id, ref, hyp, and tokens, times, confidences, words, score if they are known
 
@@ -76,7 +77,9 @@ def read_results(exp_dir: Path, scores: dict[str, dict[str, Score]]) -> dict[str
     try:
         results = json.loads("\n".join(read_lines(path, SCORE_STAGE)))
         counted = {n: {m: [r[key] for key in COUNTS] for m, r in methods.items()} for n, methods in results.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        for r in (r for methods in results.values() for r in methods.values()):
+            check_numbers(r)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{path}: damaged; {SCORE_STAGE} makes it again") from None
     if counted != {n: {m: [s.sub, s.dels, s.ins, s.words] for m, s in methods.items()} for n, methods in scores.items()}:
         raise UserError(f"{path}: does not belong to the sets in {exp_dir}/decode; {SCORE_STAGE} makes it again")
@@ -84,6 +87,17 @@ def read_results(exp_dir: Path, scores: dict[str, dict[str, Score]]) -> dict[str
         for method, r in methods.items():
             r["ci95"] = scores[name][method].ci95
     return results
+
+
+def check_numbers(result: dict[str, Any]) -> None:
+    """Raise one of the built-in errors unless what a method has in wer.json are numbers, where they are known."""
+    numbers = [value for key in RATES if (value := result.get(key)) is not None]
+    if (interval := result.get("ci95")) is not None:
+        low, high = interval
+        numbers += [low, high]
+    for value in (result["wer"], *numbers):
+        if value is not None and not math.isfinite(value):
+            raise ValueError("not finite")
 
 
 def read_rows(path: Path) -> dict[str, Row]:

@@ -81,7 +81,11 @@ def make_painter(experiment: Experiment) -> Painter:
     if isinstance(section, dict) and all(isinstance(section.get(k), int) for k in ("num_mel_bins", "sampling_rate")):
         features = FeaturesConfig("precomputed", section["num_mel_bins"], section["sampling_rate"])
     found = experiment.lang_dir and experiment.lang_dir / "tokens.txt"
-    return Painter(make_extractor(features), features.sampling_rate, read_tokens(found) if found and found.is_file() else ())
+    try:
+        extractor = make_extractor(features)
+    except (AssertionError, RuntimeError, ValueError, ZeroDivisionError):  # of a config.yaml that others wrote
+        features, extractor = DEFAULTS, make_extractor(DEFAULTS)
+    return Painter(extractor, features.sampling_rate, read_tokens(found) if found and found.is_file() else ())
 
 
 def read_tokens(path: Path) -> tuple[str, ...]:

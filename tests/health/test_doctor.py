@@ -105,6 +105,14 @@ def test_an_error_gives_status_1(tmp_path: Path, call: Doctor) -> None:
     assert call(*options, "decode.hotwords=none.txt", "optim.lr=1")[1][-1].count("1 error and 1 warning") == 1
 
 
+def test_what_two_checks_find_is_told_once(tmp_path: Path, call: Doctor) -> None:
+    options = prepared(tmp_path)
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "train.csv").write_bytes(b"\xff\n")
+    lines = call(*options)[1]
+    assert sum("train.csv" in line for line in lines) == 1 and "1 error" in lines[-1]
+
+
 def test_a_warning_is_an_error_with_strict(tmp_path: Path, call: Doctor) -> None:
     options = prepared(tmp_path)
     assert call(*options, "optim.lr=1")[0] == 0 and call(*options, "optim.lr=1", "--strict")[0] == 1
@@ -214,7 +222,7 @@ def test_run_sh_passes_options_on(checkout: Path) -> None:
     assert good.returncode == 0 and "data/tiny is not prepared" in good.stdout, good.stdout + good.stderr
     bad = shell(checkout, "--strict", *options, "optim.lr=7", OMP_NUM_THREADS="1")
     assert bad.returncode == 1 and "optim.lr=7" in bad.stdout
-    for wrong in ("--no-such-option=1", "--corpus=none", "--python=/none/python", "--conf=none.yaml"):
+    for wrong in ("--no-such-option=1", "--nproc=x", "--corpus=none", "--python=/none/python", "--conf=none.yaml"):
         done = shell(checkout, wrong)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert snapshot(checkout) == before and not list(checkout.rglob("__pycache__"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from local.data.tokenizer import train_tokenizer
 from local.health.experiment import (
     CHECKS,
     check_bad_steps,
+    check_checkpoints,
     check_dev_wer,
     check_leftovers,
     check_masks,
@@ -114,6 +116,28 @@ def test_range_is_quiet(tmp_path: Path, overrides: list[str]) -> None:
     assert found(check_range, run) == []
     (tmp_path / "exp" / "checkpoints" / "epoch-7.pt").unlink()
     assert found(check_range, healthy(tmp_path, "average.num=6")) == []
+
+
+def saved(tmp_path: Path, size: int) -> Run:
+    """Write two checkpoints as torch does, as zip files; of the second the first `size` bytes."""
+    run = healthy(tmp_path)
+    (run.exp_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for name in ("epoch-1.pt", "step-9.pt"):
+        with zipfile.ZipFile(run.exp_dir / "checkpoints" / name, "w") as file:
+            file.writestr("data.pkl", bytes(5000))
+    path = run.exp_dir / "checkpoints" / "step-9.pt"
+    path.write_bytes(path.read_bytes()[:size])
+    return run
+
+
+@pytest.mark.parametrize("size", [0, 3000])
+def test_checkpoints_fires(tmp_path: Path, size: int) -> None:
+    damaged = one(check_checkpoints, saved(tmp_path, size), "warning", f"{tmp_path}/exp/checkpoints", "step-9.pt")
+    assert "epoch-1" not in str(damaged)
+
+
+def test_checkpoints_is_quiet(tmp_path: Path) -> None:
+    assert found(check_checkpoints, healthy(tmp_path)) == [] == found(check_checkpoints, saved(tmp_path, 10**6))
 
 
 def test_bad_steps_fires(tmp_path: Path) -> None:

@@ -84,6 +84,26 @@ def test_what_is_missing_or_damaged_is_named(
     assert not (exp / "report.html").exists()
 
 
+@pytest.mark.parametrize("key, value", [("wer", "1"), ("ci95", [1]), ("ci95", 3), ("rtf", []), ("cer", 1e999)])
+def test_a_result_that_is_no_number_is_named(
+    tmp_path: Path, key: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exp = make(tmp_path, SAID[:1])
+    results = json.loads((exp / "wer.json").read_text())
+    results["test"]["greedy_search"][key] = value
+    (exp / "wer.json").write_text(json.dumps(results))
+    with pytest.raises(SystemExit):
+        write_report(exp)
+    assert f"{exp}/wer.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mels, rate", [(80, 0), (80, -1), (0, 16000)])
+def test_features_that_cannot_be_made_leave_the_usual_pictures(tmp_path: Path, mels: int, rate: int) -> None:
+    exp = make(tmp_path, SAID[:1])
+    (exp / "config.yaml").write_text(f"features: {{num_mel_bins: {mels}, sampling_rate: {rate}}}\n")
+    assert 'class="mel"' in write_report(exp).read_text()
+
+
 @pytest.mark.parametrize("size", ["0", "nan", "-3", "much", "1e9"])
 def test_a_limit_must_be_a_size(folder: Path, size: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
