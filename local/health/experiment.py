@@ -32,6 +32,7 @@ FLAT = 0.06  # relative fall of the pruned loss within the last third
 FAR = 1.0  # nats per token of the pruned loss; tiny ends at 0.03, a lost encoder of tiny stays at 1.4, the published at 0.4
 GOOD_WER = 60.0  # percent: a training with a lower one has learnt something
 LOST_WER = 95.0
+STILL_FALLING = 5.0, 0.15  # percent, and a share of it: what the dev WER must have fallen by in the last epoch
 SMALL_MASK, MANY_DAMPED = 0.5, 0.25
 RISING, RISE = 3, 1.1  # validations in a row; times the lowest loss
 
@@ -191,6 +192,18 @@ def check_dev_wer(run: Run) -> Iterator[Finding]:
         yield warning(what, "lower optim.lr, set loss.am_scale=0.25, or check that transcripts belong to their audio")
 
 
+def check_unfinished(run: Run) -> Iterator[Finding]:
+    """Yield a finished training whose dev WER still fell fast in its last epoch."""
+    rows = [row for row in after_warm_up(run, "valid.csv") if math.isfinite(row.get("wer", math.nan))]
+    if len(rows) < 2 or rows[-1].get("epoch", 0.0) < run.config.train.num_epochs:
+        return
+    before, last = rows[-2]["wer"], rows[-1]["wer"]
+    least, share = STILL_FALLING
+    if before - last > max(least, share * before):
+        what = f"{run.exp_dir}/valid.csv: the dev WER still fell in the last epoch, from {before:.3g} to {last:.3g} %"
+        yield warning(what, f"train longer: train.num_epochs={run.config.train.num_epochs * 3 // 2 + 1}")
+
+
 def check_leftovers(run: Run) -> Iterator[Finding]:
     """Yield what killed programs left unfinished."""
     folders = {run.exp_dir, run.data_dir, *(p for top in (run.exp_dir, run.data_dir) for p in top.glob("*/") if p.is_dir())}
@@ -210,5 +223,6 @@ CHECKS: tuple[Check, ...] = (
     check_masks,
     check_overfitting,
     check_dev_wer,
+    check_unfinished,
     check_leftovers,
 )

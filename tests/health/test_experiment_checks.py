@@ -23,6 +23,7 @@ from local.health.experiment import (
     check_range,
     check_stalled,
     check_tokens,
+    check_unfinished,
 )
 from local.health.finding import Run
 from local.health.sizes import hours_of
@@ -212,6 +213,18 @@ def test_dev_wer_fires(tmp_path: Path, wers: list[Any]) -> None:
 def test_dev_wer_is_quiet(tmp_path: Path, wers: list[Any] | None) -> None:
     """It falls; the warm-up is hardly over; nothing is decoded; tiny's."""
     assert found(check_dev_wer, curves(healthy(tmp_path), lost, wers)) == []
+
+
+def test_unfinished_fires(tmp_path: Path) -> None:
+    """The figures of tiny with seed 43, which finds the alignments late; its test WER is 54 %."""
+    run = curves(healthy(tmp_path), learning, ["", 100, 98.3, 100, 61.6, 24.9, 16.9])
+    one(check_unfinished, run, "warning", "valid.csv", "24.9", "16.9", "train.num_epochs")
+
+
+@pytest.mark.parametrize("wers", [None, ["", 87, 40, 20, 12, 8, 5], ["", 100, 98.3, 100, 61.6, 24.9]])
+def test_unfinished_is_quiet(tmp_path: Path, wers: list[Any] | None) -> None:
+    """Without a large fall, and while it still trains."""
+    assert found(check_unfinished, curves(healthy(tmp_path), learning, wers)) == []
 
 
 def test_leftovers_fires(tmp_path: Path) -> None:
