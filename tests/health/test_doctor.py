@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import resource
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
