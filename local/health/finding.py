@@ -68,7 +68,6 @@ class Run:
 
     environment: what ./run.sh would do about .venv: "given" (--python), "whole", "old" (it adds packages), "unfinished" (it
     makes .venv again) or "missing" (it makes .venv). cfg: None without the packages that read it, or if it is damaged.
-    X
     """
 
     root: Path

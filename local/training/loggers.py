@@ -8,6 +8,7 @@ so that a resumed training continues its run.
 
 from __future__ import annotations
 
+import abc
 import importlib
 import os
 import sys
@@ -62,7 +63,7 @@ class TensorBoard:
         self.writer.close()
 
 
-class Tracker:
+class Tracker(abc.ABC):
     """What Weights & Biases and MLflow share: one run per experiment, and a training that a lost server does not end."""
 
     name = ""  # of the module
@@ -83,17 +84,17 @@ class Tracker:
 
     offline = ""  # how to work without a network, for the message
 
+    @abc.abstractmethod
     def start(self, run: str) -> str:
         """Continue the run of this id, or start one if it is ""; return its id."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def send(self, step: int, values: dict[str, float]) -> None:
         """Send the values."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def end(self) -> None:
         """End the run."""
-        raise NotImplementedError
 
     def add_scalars(self, step: int, values: dict[str, float]) -> None:
         """Send the values. After a failure nothing more is sent: each attempt may wait for minutes."""
