@@ -22,7 +22,7 @@ from local.artifacts.plain_values import PlainValues, without_floats
 from local.common.atomic import atomic_write
 from local.common.errors import UserError, described
 from local.common.text_files import is_file
-from local.config import config_from_dict, config_hash, load_config, named_files, to_dict
+from local.config import config_from_dict, load_config, named_files, to_dict
 from local.config.limits import shown
 from local.config.schema import Config
 from local.data.feature_floor import saved_floor
@@ -142,7 +142,7 @@ def provenance(cfg: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "config": to_dict(cfg),
         "tokens": tokenizer.tokens,
-        "tokens_hash": config_hash("\n".join(tokenizer.tokens)),
+        "tokens_hash": tokenizer.hash,
         "vocab_size": tokenizer.vocab_size,
         "bpe_model": torch.frombuffer(bytearray(tokenizer.model), dtype=torch.uint8),
         "git_commit": git_commit(),

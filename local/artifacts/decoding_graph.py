@@ -6,7 +6,6 @@ from pathlib import Path
 
 from local.common.atomic import atomic_write
 from local.common.errors import UserError, reason
-from local.config import config_hash
 from local.data.tokenizer import Tokenizer
 from model.search.graph import Graph
 
@@ -19,7 +18,7 @@ def save_graph(graph: Graph, tokenizer: Tokenizer, path: Path) -> None:
     """Write the arrays of a graph, and a hash of the tokens that its labels stand for."""
     arrays = {name: getattr(graph, name) for name in ARRAYS}
     with atomic_write(path) as tmp, tmp.open("wb") as f:
-        np.savez_compressed(f, tokens_hash=np.array(tokens_hash(tokenizer)), **arrays)
+        np.savez_compressed(f, tokens_hash=np.array(tokenizer.hash), **arrays)
 
 
 def load_graph(path: Path, tokenizer: Tokenizer) -> Graph:
@@ -32,13 +31,8 @@ def load_graph(path: Path, tokenizer: Tokenizer) -> Graph:
         raise UserError(f"{path} is missing; local/prepare_graph.py makes it") from None
     except Exception as e:  # numpy and zipfile raise many kinds on damaged files
         raise UserError(f"{path}: not a decoding graph of local/prepare_graph.py ({reason(e)})") from None
-    if made_for != tokens_hash(tokenizer):
+    if made_for != tokenizer.hash:
         raise UserError(f"{path}: made for other tokens than the recogniser's; both need the same bpe.model")
     if graph.labels.dtype.kind != "i" or int(graph.labels.max(initial=0)) >= tokenizer.vocab_size:
         raise UserError(f"{path}: damaged: it has labels that are not tokens; local/prepare_graph.py makes it again")
     return graph
-
-
-def tokens_hash(tokenizer: Tokenizer) -> str:
-    """Return the hash of the tokens, equal to that in checkpoints."""
-    return config_hash("\n".join(tokenizer.tokens))

@@ -8,7 +8,6 @@ from typing import Any
 from local.artifacts.checkpoint import check_finite, load_file, load_weights, named, provenance, save_file, tokenizer_of
 from local.artifacts.new_model import check_numbers, lm_weights_by_key, new_lm
 from local.common.errors import UserError
-from local.config import config_hash
 from local.config.limits import check_of, describe, shown, types_of
 from local.config.schema import Config, LmConfig
 from local.data.tokenizer import Tokenizer
@@ -52,7 +51,7 @@ def load_lm(path: Path, tokenizer: Tokenizer | None = None) -> tuple[LstmLm, Tok
     for key, kind in (("lm", dict), ("bpe_model", torch.Tensor), ("tokens_hash", str)):
         if not isinstance(content.get(key), kind):
             raise UserError(f"{path}: not a language model; stage 3 (lm) of run.sh makes one")
-    if tokenizer is not None and content["tokens_hash"] != config_hash("\n".join(tokenizer.tokens)):
+    if tokenizer is not None and content["tokens_hash"] != tokenizer.hash:
         why = f"its {content.get('vocab_size')} tokens are not the recogniser's {tokenizer.vocab_size}"
         raise UserError(f"{path}: {why}; both must be trained with the same bpe.model")
     own = tokenizer_of(content, path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from local.common.errors import UserError
 from local.common.text_files import read_bytes
+from local.config import config_hash
 from local.config.schema import LangConfig
 
 import sentencepiece as spm
@@ -51,6 +52,11 @@ class Tokenizer:
         others = ", ".join(sorted(p.parent.name for p in path.parent.parent.glob("lang_bpe_*/bpe.model")))
         hint = f" (lang.vocab_size chooses; {path.parent.parent} has {others})" if others else ""
         return cls(read_bytes(path, f"stage 3 (lang) of prepare.sh{hint}"), str(path))
+
+    @property
+    def hash(self) -> str:
+        """The hash of the tokens, which checkpoints, language models and graphs keep: they fit no others."""
+        return config_hash("\n".join(self.tokens))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, which must be in its normal form; an unknown character becomes <unk> (id 2)."""

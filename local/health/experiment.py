@@ -16,7 +16,7 @@ from local.artifacts.checkpoint import checkpoints
 from local.common.atomic import abandoned
 from local.common.errors import UserError, first_of
 from local.common.text_files import is_file, read_yaml
-from local.config import config_hash, to_dict
+from local.config import to_dict
 from local.data.summary import Summary
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.health.finding import Check, Finding, Run, error, warning
@@ -87,9 +87,10 @@ def check_tokens(run: Run) -> Iterator[Finding]:
     if not isinstance(made, dict) or "tokens_hash" not in made:
         yield error(f"{path}: damaged: it has no run.tokens_hash", "remove it; training writes it again")
         return
-    now = config_hash("\n".join(Tokenizer.from_file(lang).tokens))
     saved = {"tokens_hash": made["tokens_hash"], "config": content}
-    check_same_run(saved, {"tokens_hash": now, "config": to_dict(run.config)}, run.exp_dir / "checkpoints")
+    check_same_run(
+        saved, {"tokens_hash": Tokenizer.from_file(lang).hash, "config": to_dict(run.config)}, run.exp_dir / "checkpoints"
+    )
 
 
 def check_range(run: Run) -> Iterator[Finding]:
