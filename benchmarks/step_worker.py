@@ -20,6 +20,7 @@ from model.average import RunningAverage
 from model.build import build_model
 from model.kernels import matmul, policy
 from model.optim import make_optimizer
+from model.transducer import training_loss
 
 import numba
 import torch
@@ -71,7 +72,7 @@ class Step:
         batch = next(self.batches).to(self.device)
         self._mark("data")
         losses = forward_losses(self.model, batch, warmup=2.0, precision=self.precision)
-        total = self.cfg.loss.simple_scale * losses.simple.sum() + losses.pruned.sum()
+        total = training_loss(losses.summed(), self.cfg.loss, 1.0)
         self._mark("head forward")
         total.backward()
         self._mark("encoder backward")

@@ -121,7 +121,7 @@ def measure(model: Transducer, cfg: Config, batches: Sequence[Batch], warmup: fl
             probe.batch(batch.ids, batch.inputs.size(1), batch.input_lens, batch.token_lens)
             x = batch.inputs.to(device).detach().requires_grad_()  # so that the first layer's amplification is seen too
             found = forward_losses(model, replace(batch, inputs=x), warmup=warmup, precision=precision)
-            loss = training_loss(found.simple, found.pruned, cfg.loss.simple_scale, pruned_scale(warmup))
+            loss = training_loss(found, cfg.loss, pruned_scale(warmup))
             model.zero_grad(set_to_none=True)
             loss.sum().backward()
             losses.append(loss.detach().cpu() / probe.encoder_lens)

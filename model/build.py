@@ -28,6 +28,7 @@ def build_model(cfg: Any, vocab_size: int) -> Transducer:
         am_scale=cfg.loss.am_scale,
         lm_scale=cfg.loss.lm_scale,
         delay_penalty=cfg.loss.delay_penalty,
+        ctc=cfg.loss.ctc_scale > 0,
     )
 
 

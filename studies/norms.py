@@ -12,7 +12,7 @@ from typing import Any
 
 from local.common.html_page import Page, new_figure
 from local.config import config_from_dict, to_dict
-from local.config.schema import Config
+from local.config.schema import Config, LossConfig
 from local.data.batch import Batch
 from model.build import build_model
 from model.encoder.subsampling import subsampled
@@ -107,10 +107,10 @@ def run(job: NormRun) -> tuple[list[Row], list[Row]]:
     spread: list[Row] = []
 
     def measure(step: int) -> Row:
-        losses = held_out_losses(model, whole, cfg.loss.simple_scale)
+        losses = held_out_losses(model, whole, cfg.loss)
         if step % SPREAD_EVERY == 0 or step == job.steps or not math.isfinite(losses["loss"]):
             probe.load_state_dict(model.state_dict())  # measuring changes the probe's batch statistics, not the model's
-            rows = gradient_spread(probe, parts, cfg.loss.simple_scale)
+            rows = gradient_spread(probe, parts, cfg.loss)
             spread.extend({**name, "step": step, **row} for row in rows)
         return losses
 
@@ -151,7 +151,7 @@ def sequence_rms(grad: Tensor, lens: Tensor) -> Tensor:
     return (squares.sum(dim=0) / (lens * grad.size(2))).sqrt()
 
 
-def gradients_at_lstms(model: Transducer, batches: list[Batch], simple_scale: float) -> Tensor:
+def gradients_at_lstms(model: Transducer, batches: list[Batch], scales: LossConfig) -> Tensor:
     """Return the rms (layers, N) of each sequence's gradient at every LSTM's input, for the N sequences of all batches.
 
     The loss is weighted as after the warm-up and summed over utterances. Afterwards the model's parameters have the
@@ -162,19 +162,19 @@ def gradients_at_lstms(model: Transducer, batches: list[Batch], simple_scale: fl
     rms = []
     for batch in batches:
         with kept_inputs(model) as inputs:
-            utterance_losses(model, batch, simple_scale, warmup=2.0)["loss"].sum().backward()
+            utterance_losses(model, batch, scales, warmup=2.0)["loss"].sum().backward()
         lens = subsampled(batch.input_lens)
         rms.append(torch.stack([sequence_rms(x.grad, lens) for (x,) in inputs if x.grad is not None]))
     return torch.cat(rms, dim=1)
 
 
-def gradient_spread(model: Transducer, batches: list[Batch], simple_scale: float) -> list[Row]:
+def gradient_spread(model: Transducer, batches: list[Batch], scales: LossConfig) -> list[Row]:
     """Return one row per layer on the gradients of the sequences and on the norm of its parameter gradient.
 
     median_rms: median of the sequences' rms. p95_over_median, max_over_median: 95th percentile and largest / median.
     """
     rows = []
-    for i, rms in enumerate(gradients_at_lstms(model, batches, simple_scale)):
+    for i, rms in enumerate(gradients_at_lstms(model, batches, scales)):
         median = rms.median()
         grads = [p.grad.flatten() for p in model.encoder.encoder.layers[i].parameters() if p.grad is not None]
         row = {"median_rms": median, "p95_over_median": rms.quantile(0.95) / median, "max_over_median": rms.max() / median}

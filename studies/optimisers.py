@@ -156,7 +156,7 @@ def _run_recogniser(job: OptimiserRun, every: int) -> list[Row]:
     model = build_model(cfg, speech.tokenizer.vocab_size)
 
     def measure(step: int) -> Row:
-        return {"loss": held_out_losses(model, held_out, cfg.loss.simple_scale)["loss"]}
+        return {"loss": held_out_losses(model, held_out, cfg.loss)["loss"]}
 
     optimizer = make_optimizer(model.parameters(), cfg.optim)
     return train_recogniser(model, optimizer, speech, cfg, SIZE, measure, steps=job.steps, every=every)

@@ -17,7 +17,7 @@ from local.common.csv_table import write_table
 from local.common.errors import UserError
 from local.common.progress import Progress
 from local.config import config_from_dict, to_dict
-from local.config.schema import Config
+from local.config.schema import Config, LossConfig
 from local.corpus.corpus_yaml import load_corpus
 from local.corpus.shard_store import shard_store
 from local.data.batch import Batch
@@ -113,20 +113,20 @@ class Speech:
         return batch
 
 
-def utterance_losses(model: Transducer, batch: Batch, simple_scale: float, warmup: float) -> dict[str, Tensor]:
+def utterance_losses(model: Transducer, batch: Batch, scales: LossConfig, warmup: float) -> dict[str, Tensor]:
     """Losses (N,) of a batch in nats: `simple`, `pruned`, and `loss`, in which training combines them at that warm-up."""
-    simple, pruned, _ = forward_losses(model, batch, warmup=warmup)
-    return {"simple": simple, "pruned": pruned, "loss": training_loss(simple, pruned, simple_scale, pruned_scale(warmup))}
+    found = forward_losses(model, batch, warmup=warmup)
+    return {"simple": found.simple, "pruned": found.pruned, "loss": training_loss(found, scales, pruned_scale(warmup))}
 
 
 @torch.no_grad()
-def held_out_losses(model: Transducer, batches: list[Batch], simple_scale: float) -> dict[str, float]:
+def held_out_losses(model: Transducer, batches: list[Batch], scales: LossConfig) -> dict[str, float]:
     """Return the losses in evaluation mode, weighted as after the warm-up, in nats per output frame.
 
     The model is in training mode afterwards.
     """
     model.eval()
-    parts = [utterance_losses(model, batch, simple_scale, warmup=2.0) for batch in batches]
+    parts = [utterance_losses(model, batch, scales, warmup=2.0) for batch in batches]
     model.train()
     frames = sum(int(subsampled(batch.input_lens).sum()) for batch in batches)
     return {name: float(sum(part[name].double().sum() for part in parts)) / frames for name in parts[0]}
@@ -178,7 +178,7 @@ def train_recogniser(
 
     def loss_at(step: int) -> Tensor:
         warmup = step / cfg.train.warm_step
-        return utterance_losses(model, next(batches), cfg.loss.simple_scale, warmup)["loss"].sum()
+        return utterance_losses(model, next(batches), cfg.loss, warmup)["loss"].sum()
 
     clip_norm = cfg.gradient.clip_norm if cfg.gradient.control == "clip" else None
     return train(model, optimizer, loss_at, measure, steps=steps, every=every, clip_norm=clip_norm)

@@ -88,12 +88,16 @@ class LossConfig(Section):
     lm_scale: Share
     simple_scale: Scale
     delay_penalty: Annotated[float, Limits(0, 1000)]
+    ctc_scale: Scale
+    cr_scale: Scale
 
     def cross_check(self) -> Iterator[tuple[str, str]]:
         if self.am_scale + self.lm_scale > 1:
             yield "lm_scale", f"am_scale ({self.am_scale}) + lm_scale must not exceed 1"
         if self.backend == "torchaudio" and self.delay_penalty != 0:
             yield "delay_penalty", "must be 0: backend torchaudio has no delay penalty"
+        if self.cr_scale > 0 and self.ctc_scale == 0:
+            yield "cr_scale", "must be 0 if ctc_scale is 0: it compares outputs of the CTC head"
 
 
 @dataclass

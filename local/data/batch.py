@@ -26,6 +26,7 @@ class Batch:
     skipped: list[str] = field(default_factory=list)  # ids of utterances that could not be loaded
     ends_step: bool = True  # whether this is the last micro-batch of a step
     problem: str = ""  # why the last of `skipped` could not be loaded: "utterance ID (FILE): reason"
+    second: Tensor | None = None  # (N, T, F), another augmented copy of `inputs`, for the consistency loss
 
     def __len__(self) -> int:
         """Return N."""
@@ -57,7 +58,8 @@ class Batch:
         """Return the utterances `rows`, padded to the longest of them only."""
         lens, token_lens = self.input_lens[rows], self.token_lens[rows]
         inputs, tokens = self.inputs[rows, : int(lens.max())], self.tokens[rows, : int(token_lens.max())]
-        return Batch(inputs, lens, tokens, token_lens, self.ids[rows], self.texts[rows], [], self.ends_step)
+        second = None if self.second is None else self.second[rows, : int(lens.max())]
+        return Batch(inputs, lens, tokens, token_lens, self.ids[rows], self.texts[rows], [], self.ends_step, second=second)
 
     def pin_memory(self) -> Batch:
         """Return the batch with its tensors in page-locked memory; torch's DataLoader calls this."""
@@ -65,7 +67,8 @@ class Batch:
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
         inputs, input_lens, tokens, token_lens = map(change, (self.inputs, self.input_lens, self.tokens, self.token_lens))
-        return replace(self, inputs=inputs, input_lens=input_lens, tokens=tokens, token_lens=token_lens)
+        second = None if self.second is None else change(self.second)
+        return replace(self, inputs=inputs, input_lens=input_lens, tokens=tokens, token_lens=token_lens, second=second)
 
 
 def check_lost(what: str, lost: int, total: int, most: float, problem: str) -> None:

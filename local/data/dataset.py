@@ -23,6 +23,7 @@ import torch
 from lhotse import CutSet, Fbank
 from lhotse.cut import Cut, MixedCut
 from lhotse.dataset import SpecAugment
+from lhotse.dataset.signal_transforms import time_warp
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
@@ -56,6 +57,9 @@ class AsrDataset(Dataset):
         self.extractor: Fbank | None = None
         self.warned = 0 if warn else MAX_WARNINGS
         self.spec_augment = make_spec_augment(cfg.augment) if augment and cfg.augment.spec_augment else None
+        self.twice = augment and cfg.loss.cr_scale > 0  # whether a batch has two copies of each utterance
+        if self.twice and self.spec_augment is not None:
+            self.spec_augment.time_warp_factor = None  # both copies are warped as one
 
     def __getitem__(self, item: list[Cut] | Share) -> Batch:
         """Return the batch; utterances that cannot be loaded are left out, and named on stderr with `warn`."""
@@ -64,18 +68,34 @@ class AsrDataset(Dataset):
         assert self.cuts is not None
         return replace(self._collate([self.cuts.cut(number) for number in item.numbers]), ends_step=item.ends_step)
 
-    def _augmented(self, cut: Cut) -> torch.Tensor:
-        """Return features (T, F) with noise, masks and digital silence."""
+    def _augmented(self, cut: Cut) -> list[torch.Tensor]:
+        """Return features (T, F) with noise, masks and digital silence; of two copies each has masks of its own."""
         seed = utterance_seed(self.cfg.train.seed, self.epoch, cut)
         with seeded(seed):
             if self.noise:
                 cut = self._mix(cut, random.Random(seed))
             features = self._load(cut)
+            copies = [features] * (2 if self.twice else 1)
             # lhotse cannot draw time masks of less than a frame
             if self.spec_augment is not None and len(features) * self.spec_augment.max_frames_mask_fraction >= 1:
-                features = self.spec_augment(features.unsqueeze(0), torch.tensor([[0, 0, len(features)]]))[0]
-        rng = random.Random(f"{seed} silence")  # its own, so that other augmentation is the same without it
-        return with_silence(features, rng) if rng.random() < self.cfg.augment.silence_prob else features
+                copies = self._masked(features)
+
+        def silenced(features: torch.Tensor) -> torch.Tensor:
+            rng = random.Random(f"{seed} silence")  # its own, so that other augmentation is the same without it
+            return with_silence(features, rng) if rng.random() < self.cfg.augment.silence_prob else features
+
+        return [silenced(copy) for copy in copies]
+
+    def _masked(self, features: torch.Tensor) -> list[torch.Tensor]:
+        """Return features (T, F) warped and masked: one copy, or two of the same warping whose frames thus correspond."""
+        assert self.spec_augment is not None
+        whole = torch.tensor([[0, 0, len(features)]])
+        if not self.twice:
+            return [self.spec_augment(features.unsqueeze(0), whole)[0]]
+        factor = self.cfg.augment.time_warp_factor
+        if factor and random.random() < self.spec_augment.p:
+            features = time_warp(features, factor)
+        return [self.spec_augment(features.unsqueeze(0), whole)[0] for _ in range(2)]
 
     def _mix(self, cut: Cut, rng: random.Random) -> Cut:
         noise = CutSet(rng.sample(self.noise, min(len(self.noise), MAX_NOISES)))
@@ -83,25 +103,29 @@ class AsrDataset(Dataset):
         return next(iter(CutSet([cut]).mix(noise, snr=snr, mix_prob=prob, preserve_id="left", seed=rng)))
 
     def _collate(self, cuts: Iterable[Cut]) -> Batch:
-        matrices, loaded, skipped, problem = [], [], [], ""
+        copies, loaded, skipped, problem = [], [], [], ""
         for cut in cuts:
             try:
                 if len(cut.supervisions) != 1:
                     raise ValueError(f"{len(cut.supervisions)} transcripts instead of one")
                 whole = cut if self.precomputed else self.store.with_audio_loaded(cut)
-                matrices.append(self._augmented(whole) if self.augment else self._load(whole))
+                copies.append(self._augmented(whole) if self.augment else [self._load(whole)])
                 loaded.append(cut)
             except Exception as e:
                 skipped.append(cut.id)
                 problem = f"utterance {cut.id} ({file_of(cut)}): {reason(e)}"
                 self._warn(problem)
-        lens = torch.tensor([len(m) for m in matrices], dtype=torch.int64)
-        inputs = pad_sequence(matrices, True, PADDING) if matrices else torch.zeros(0, 0, self.num_bins)
+        lens = torch.tensor([len(m[0]) for m in copies], dtype=torch.int64)
+        inputs, *others = [pad_sequence(list(m), True, PADDING) for m in zip(*copies, strict=True)] or [
+            torch.zeros(0, 0, self.num_bins)
+        ]
         texts = [cut.supervisions[0].text or "" for cut in loaded]
         ids = [torch.tensor(tokens, dtype=torch.int64) for tokens in self.tokenizer.encode(texts)]
         tokens = pad_sequence(ids, True, BLANK_ID) if ids else torch.zeros(0, 0, dtype=torch.int64)
         token_lens = torch.tensor([len(s) for s in ids], dtype=torch.int64)
-        return Batch(inputs, lens, tokens, token_lens, [cut.id for cut in loaded], texts, skipped, problem=problem)
+        second = others[0] if others else None
+        names = [cut.id for cut in loaded]
+        return Batch(inputs, lens, tokens, token_lens, names, texts, skipped, problem=problem, second=second)
 
     def _warn(self, problem: str) -> None:
         self.warned += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from local.data.batch import Batch
@@ -14,15 +15,25 @@ AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Losses(NamedTuple):
-    """The losses of N utterances, each (N,)."""
+    """The losses of N utterances, each (N,); of `simple`, `pruned`, `ctc` and `consistency` also their sums."""
 
     simple: Tensor  # nats, the loss without the joiner
     pruned: Tensor  # nats, the loss within the pruning bounds
     outside: Tensor | None  # share of the simple lattice's posterior mass outside these bounds; None if not monitored
+    ctc: Tensor | None = None  # nats, the loss of the CTC head; None without one
+    consistency: Tensor | None = None  # nats, between two copies of each utterance; None with one copy
 
     def detach(self) -> Losses:
         """Return the losses without their graph."""
-        return Losses(self.simple.detach(), self.pruned.detach(), None if self.outside is None else self.outside.detach())
+        return self._each(Tensor.detach)
+
+    def summed(self) -> Losses:
+        """Return the sums over the utterances, scalars."""
+        return self._each(Tensor.sum)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Losses:
+        optional = [None if value is None else change(value) for value in self[2:]]
+        return Losses(change(self.simple), change(self.pruned), *optional)
 
 
 def forward_losses(
@@ -36,5 +47,13 @@ def forward_losses(
     batch = batch.to(device)
     dtype = AUTOCAST_TYPES.get(precision, torch.bfloat16)
     with torch.autocast(device.type, dtype=dtype, enabled=precision != "float32"):
-        found = model(batch.inputs, batch.input_lens, batch.tokens, batch.token_lens, warmup=warmup, monitor=monitor)
-    return Losses(found["simple"], found["pruned"], found.get("outside"))
+        found = model(
+            batch.inputs,
+            batch.input_lens,
+            batch.tokens,
+            batch.token_lens,
+            warmup=warmup,
+            monitor=monitor,
+            second=batch.second,
+        )
+    return Losses(found["simple"], found["pruned"], *(found.get(name) for name in Losses._fields[2:]))

@@ -97,7 +97,7 @@ class PassMeter:
             lens, token_lens = torch.full((shape.rows,), shape.frames), torch.full((shape.rows,), shape.tokens)
             batch = Batch(inputs, lens, tokens, token_lens, ids=[""] * shape.rows)
             losses = forward_losses(self.model, batch, warmup=2.0, precision=self.cfg.train.precision, monitor=True)
-            training_loss(losses.simple.sum(), losses.pruned.sum(), self.cfg.loss.simple_scale, 1.0).backward()
+            training_loss(losses.summed(), self.cfg.loss, 1.0).backward()
         return (usage.peak_mib["pass"] - before) * MIB
 
 

@@ -26,6 +26,8 @@ class StepSums(NamedTuple):
     loss: float
     simple: float
     pruned: float
+    ctc: float  # 0 without a CTC head
+    consistency: float  # 0 without the consistency loss
     frames: float  # of the encoder's output
     input_frames: float
     utterances: float
@@ -33,7 +35,7 @@ class StepSums(NamedTuple):
 
 
 class StepGradient:
-    """Adds up the gradient of loss.simple_scale * simple + scale_pruned * pruned, summed over utterances, in `p.grad`.
+    """Adds up the gradient of `training_loss`, summed over utterances, in `p.grad`.
 
     A micro-batch that does not fit into the memory is processed in halves. The sum stays the same, but the gradient
     filter then takes the median over each half. All processes must call `add` equally often, then `sum_processes`.
@@ -44,7 +46,7 @@ class StepGradient:
     ) -> None:
         """Take `scaler` from `make_scaler`; `masks` records the gradient filters."""
         self.model, self.params = model, list(model.parameters())
-        self.precision, self.simple_scale = cfg.train.precision, cfg.loss.simple_scale
+        self.precision, self.scales = cfg.train.precision, cfg.loss
         self.scaler, self.masks, self.processes, self.device = scaler, masks, processes, device
         self.clear()
 
@@ -73,10 +75,10 @@ class StepGradient:
         for p in self.params:
             p.grad = None
         try:
-            with self.masks.recording(batch.ids):
+            with self.masks.recording(batch.ids if batch.second is None else batch.ids * 2):
                 losses = forward_losses(self.model, batch, warmup=warmup, precision=self.precision, monitor=monitor)
-                simple, pruned = losses.simple.sum(), losses.pruned.sum()
-                loss = training_loss(simple, pruned, self.simple_scale, pruned_scale(warmup))
+                sums = losses.summed()
+                loss = training_loss(sums, self.scales, pruned_scale(warmup))
                 self.scaler.scale(loss).backward()
         except (RuntimeError, MemoryError):
             for p, grad in zip(self.params, before, strict=True):
@@ -87,8 +89,10 @@ class StepGradient:
                 p.grad = grad if p.grad is None else grad.add_(p.grad)
         self.passes.append((batch, losses.detach()))
         counts = torch.tensor([int(subsampled(batch.input_lens).sum()), batch.num_frames, len(batch)])
-        self.sums[:3] += torch.stack([loss, simple, pruned]).detach().double()
-        self.sums[3:] += counts.to(self.device, non_blocking=True)
+        none = torch.zeros_like(loss)
+        parts = [none if x is None else x for x in (loss, sums.simple, sums.pruned, sums.ctc, sums.consistency)]
+        self.sums[:5] += torch.stack(parts).detach().double()
+        self.sums[5:] += counts.to(self.device, non_blocking=True)
 
     def sum_processes(self) -> None:
         """Add up the gradients and the sums of all processes. Does not wait for a GPU."""
@@ -121,7 +125,8 @@ class StepGradient:
             keep = rows if what == "loss" else torch.ones_like(rows)
             if keep.any():
                 suffix = "".join(f"-{n}" for n in (self.processes.rank, i) if n)  # first process and pass: none
-                tensors = {k: getattr(batch, k)[keep].clone() for k in ("inputs", "input_lens", "tokens", "token_lens")}
+                names = ("inputs", "input_lens", "tokens", "token_lens", *(["second"] if batch.second is not None else []))
+                tensors = {k: getattr(batch, k)[keep].clone() for k in names}
                 here = [utterance for utterance, k in zip(batch.ids, keep.tolist(), strict=True) if k]
                 save_file({"model": {}, "ids": here, **tensors}, folder / f"{name}{suffix}.pt")
                 ids += here

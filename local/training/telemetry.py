@@ -64,12 +64,14 @@ class Telemetry:
         if not self.sums:
             return
         frames, input_frames = (int(sum(getattr(s, name) for s in self.sums)) for name in ("frames", "input_frames"))
-        loss, simple, pruned = torch.tensor([s[:3] for s in self.sums]).double().sum(dim=0).tolist()
+        loss, simple, pruned, ctc, consistency = torch.tensor([s[:5] for s in self.sums]).double().sum(dim=0).tolist()
         norm, *by_part = torch.stack(self.norms).double().mean(dim=0).tolist()
         row: dict[str, float] = {
             "loss": loss / frames,
             "simple_loss": simple / frames,
             "pruned_loss": pruned / frames,
+            **({"ctc_loss": ctc / frames} if ctc else {}),
+            **({"consistency_loss": consistency / frames} if consistency else {}),
             "gradient_norm": norm,
             "lr": lr,
             "data_wait_share": self.waited / self.seconds if self.seconds else 0.0,
@@ -86,7 +88,10 @@ class Telemetry:
     def add_valid(self, epoch: int, step: int, scores: DevScores) -> None:
         """Write and print the scores on the dev parts."""
         row = {"simple_loss": scores.simple, "pruned_loss": scores.pruned}
-        text = f"dev simple {scores.simple:.4f}, pruned {scores.pruned:.4f} nats per frame"
+        if scores.ctc is not None:
+            row["ctc_loss"] = scores.ctc
+        text = f"dev simple {scores.simple:.4f}, pruned {scores.pruned:.4f}"
+        text += f"{'' if scores.ctc is None else f', CTC {scores.ctc:.4f}'} nats per frame"
         if scores.wer is not None:
             row["wer"] = scores.wer
             self.dev = f"dev WER {scores.wer:.1f} %"

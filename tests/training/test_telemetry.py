@@ -32,7 +32,7 @@ def rows_of(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
 
 def fill(telemetry: Telemetry, log: MaskLog, step: int, masks: list[list[float]], ids: list[str], norms: torch.Tensor) -> None:
     """Add a step whose masks are `masks` (layers, N)."""
-    telemetry.add(StepSums(3.0, 2.0, 2.0, 10, 100, len(ids), 1.0), norms, None)
+    telemetry.add(StepSums(3.0, 2.0, 2.0, 0.0, 0.0, 10, 100, len(ids), 1.0), norms, None)
     record(log, ids, masks)
     log.end_step(step, keep=True)
     log.collect()
