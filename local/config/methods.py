@@ -77,6 +77,7 @@ METHODS: dict[str, Method] = {
     "fast_beam_search_nbest_lm_rescore": Method("fast_beam_search", second_pass=(LM,)),
     "fast_beam_search_nbest_oracle": Method("fast_beam_search", oracle=True),
     "fast_beam_search_LG": Method(GRAPH_SEARCH),
+    "ctc_greedy_search": Method("ctc_greedy_search"),
 }
 
 # Keys of section decode that all methods of a run share: `by_method` cannot have them.

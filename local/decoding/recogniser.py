@@ -18,6 +18,7 @@ FAST_BEAM = {"beam": "fast_beam", "max_contexts": "max_contexts", "max_states": 
 # Search -> its keyword arguments, each with the key of section `decode` that has its value.
 SEARCH_OPTIONS: dict[str, dict[str, str]] = {
     "greedy_search": {"max_sym_per_frame": "max_sym_per_frame"},
+    "ctc_greedy_search": {},
     "modified_beam_search": {"beam": "beam"},
     "fast_beam_search": {**FAST_BEAM, "backend": "fast_beam_backend"},
     GRAPH_SEARCH: {**FAST_BEAM, "scale": "ngram_scale"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from model.search.ctc_greedy import CtcGreedyStream
 from model.search.fast_beam import FastBeamStream
 from model.search.greedy import GreedyStream
 from model.search.hypothesis import Hypothesis
@@ -22,6 +23,7 @@ STREAMS: dict[str, Callable[..., Stream]] = {
     "greedy_search": GreedyStream,
     "modified_beam_search": ModifiedBeamStream,
     "fast_beam_search": FastBeamStream,
+    "ctc_greedy_search": CtcGreedyStream,
 }
 
 

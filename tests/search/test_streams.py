@@ -14,6 +14,8 @@ from toy import log_probs_after, random_chunks, toy_batch, toy_model
 OPTIONS = [
     ("greedy_search", {}),
     ("greedy_search", {"max_sym_per_frame": 3, "temperature": 0.7}),
+    ("ctc_greedy_search", {}),
+    ("ctc_greedy_search", {"blank_penalty": 2.0, "temperature": 0.7}),
     ("modified_beam_search", {"blank_penalty": 0.5}),
     ("modified_beam_search", {"beam": 1}),
     ("modified_beam_search", {"beam": 9}),
@@ -101,7 +103,7 @@ def test_partial_fast_beam_is_the_best_path() -> None:
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("name", [name for name in STREAMS if name != "ctc_greedy_search"])
 @torch.no_grad()
 def test_confidences(monkeypatch: pytest.MonkeyPatch, name: str, compiled: bool) -> None:
     monkeypatch.setattr(policy, "compiled", compiled)
@@ -135,3 +137,27 @@ def test_unknown_streams() -> None:
         get_stream("viterbi")
     with pytest.raises(ValueError, match="k2"):
         get_stream("fast_beam_search")(toy_model(0), backend="k2").start(1)
+
+
+def test_ctc_is_the_best_path() -> None:
+    """Runs of one token count once, at their first frame and with its probability; blank parts equal tokens."""
+    model, (out, lens) = toy_model(3), toy_batch(3, num_utts=8)
+    assert model.ctc_head is not None
+    for n, found in enumerate(get_search("ctc_greedy_search")(model, out, lens)):
+        with torch.no_grad():
+            probs, tokens = model.ctc_head(out[n, : lens[n]]).exp().max(dim=-1)
+        path, expected = [0, *tokens.tolist()], []
+        for t in range(1, len(path)):
+            if path[t] not in (0, 2, path[t - 1]):
+                expected.append((path[t], t - 1, float(probs[t - 1])))
+        assert list(zip(found.tokens, found.times, found.confidences, strict=True)) == [
+            (token, time, pytest.approx(p, rel=1e-4)) for token, time, p in expected
+        ]
+        assert found.score == pytest.approx(float(probs.log().sum()), abs=1e-4)
+
+
+def test_ctc_needs_a_head() -> None:
+    model = toy_model(3)
+    model.ctc_head = None
+    with pytest.raises(ValueError, match="loss.ctc_scale"):
+        get_search("ctc_greedy_search")(model, *toy_batch(3))

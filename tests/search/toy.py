@@ -19,6 +19,7 @@ def small_config(context_size: int) -> Config:
     small = {"num_layers": 1, "d_model": 16, "rnn_hidden_size": 16, "dim_feedforward": 16}
     overrides = [f"model.encoder.{key}={value}" for key, value in small.items()]
     overrides += ["model.decoder.dim=16", "model.joiner.dim=16", f"model.decoder.context_size={context_size}"]
+    overrides += ["loss.ctc_scale=0.1"]
     return load_config(None, overrides)
 
 
@@ -32,6 +33,8 @@ def toy_model(seed: int, vocab_size: int = 12, context_size: int = 2, sharpness:
         model.joiner.output_linear.weight.normal_(std=0.4 * sharpness)
         model.joiner.output_linear.bias.normal_()
         model.joiner.output_linear.bias[0] += 2.0 * sharpness
+        assert model.ctc_head is not None
+        model.ctc_head.output_linear.weight.normal_(std=0.4 * sharpness)
     return model.eval()
 
 
