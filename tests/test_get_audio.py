@@ -38,6 +38,13 @@ def test_each_part_is_downloaded_once(tmp_path: Path, asked: list[tuple[str, Pat
         assert asked == [("train-clean-5.tar.gz", tmp_path), ("dev-clean-2.tar.gz", tmp_path)]
 
 
+def test_a_part_that_is_split_off_is_not_downloaded(tmp_path: Path, asked: list[tuple[str, Path]]) -> None:
+    fetch(Corpus("mini", "mini_librispeech", ["train-clean-5"], ["dev"], ["dev-clean-2"], {"split": 0.1}), tmp_path, 1)
+    assert [name for name, _ in asked] == ["train-clean-5.tar.gz", "dev-clean-2.tar.gz"]
+    with pytest.raises(UserError, match="'train-5'"):
+        fetch(Corpus("mini", "mini_librispeech", ["train-5"], ["dev"], [], {"split": 0.1}), tmp_path, 1)
+
+
 @pytest.mark.parametrize(
     "error",
     [

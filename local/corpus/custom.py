@@ -69,6 +69,11 @@ def split_missing(
     return {part: parts[part] for part in corpus.parts()}
 
 
+def splits(corpus: Corpus) -> bool:
+    """Return whether a part that is missing is split off the training part."""
+    return corpus.source == "custom" or "split" in corpus.options
+
+
 def split_share(corpus: Corpus) -> float:
     """Return `split` of the corpus's options. Raises `UserError` naming a wrong key."""
     if "normalise" in corpus.options:

@@ -8,10 +8,14 @@ from local.corpus.corpus_yaml import Corpus
 from local.corpus.custom import split_missing
 from local.corpus.pairs import Pair, whole_file
 from local.prepare_cuts import main as prepare_cuts
+from local.prepare_manifests import main as prepare_manifests
 from tests.corpus.stage_one import stage_1, tone, tones
+from tests.speech_tree import make_part
 
 import pytest
-from lhotse import CutSet
+from lhotse import CutSet, SupervisionSet
+
+PARTS = ("train-clean-5", "dev", "dev-clean-2")
 
 
 def split(sizes: list[int], test: bool = True, share: float = 0.05) -> dict[str, list[Pair]]:
@@ -115,3 +119,22 @@ def test_all_parts_are_screened_before_an_error(tmp_path: Path, capsys: pytest.C
         listed = [row.split("\t")[:2] for row in listing.read_text().splitlines()]
         assert sorted(listed) == sorted([name, part] for part, names in rows.items() for name in names if name != "a")
         rows = {"train": ["a"], "dev": ["d"], "test": ["t"]}
+
+
+def test_dev_of_mini_librispeech_is_speakers_of_its_training_part_unless_it_is_there(tmp_path: Path) -> None:
+    """dev-clean-2 is scored only; settings are chosen on other speakers."""
+
+    def speakers(data: Path) -> dict[str, set[str | None]]:
+        arguments = ["--corpus-yaml", "egs/mini_librispeech/corpus.yaml", "--corpus-dir", str(tmp_path / "my")]
+        prepare_manifests([*arguments, "--data-dir", str(data)])
+        sets = {part: SupervisionSet.from_file(data / "manifests" / f"supervisions_{part}.jsonl.gz") for part in PARTS}
+        return {part: {s.speaker for s in found} for part, found in sets.items()}
+
+    make_part(tmp_path / "my", "train-clean-5", speakers=12, utterances=3)
+    make_part(tmp_path / "my", "dev-clean-2", speakers=2)
+    split_off = speakers(tmp_path / "split")
+    assert len(split_off["dev"]) == 3 and len(split_off["train-clean-5"]) == 9
+    assert not split_off["dev"] & split_off["train-clean-5"] and len(split_off["dev-clean-2"]) == 2
+    make_part(tmp_path / "my", "dev", speakers=1)
+    given = speakers(tmp_path / "given")
+    assert len(given["dev"]) == 1 and len(given["train-clean-5"]) == 12

@@ -1,0 +1,167 @@
+"""Train all of studies/real_speech.yaml on mini LibriSpeech, decode, and write the table of RESULTS.md.
+
+.venv/bin/python -m studies.real_speech --exp-dir exp/real_speech [--corpus-dir DIR] [--jobs N] [--runs NAME,NAME]
+
+Each training is an experiment of run.sh, EXP/NAME-SEED, with one thread; several run at once. A finished one is skipped and
+a stopped one resumes, so this program can be stopped and called again. EXP/table.md has the results so far; with two seeds
+or more it compares each run with the first of the list. Data with fewer hours have some of the training speakers; their
+tokens and language model are made from these alone.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from local.common.cli import make_parser, program
+from local.common.errors import UserError
+from local.common.processes import cores
+from local.common.signals import PARENT
+from local.common.text_files import read_yaml
+from local.corpus.librispeech import find_tree
+from studies.real_speech_report import write_report
+
+ROOT = Path(__file__).resolve().parent.parent
+CORPUS, CONF = "mini_librispeech", Path("egs/mini_librispeech/conf")
+TRAIN, DEV, TEST = "train-clean-5", "dev", "dev-clean-2"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: its name in the plan, configuration, changed keys, hours of speech (None: all) and seed."""
+
+    name: str
+    conf: str
+    keys: tuple[str, ...]
+    hours: float | None
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """The name of its experiment."""
+        return f"{self.name}-{self.seed}"
+
+    @property
+    def data(self) -> str:
+        """The name of its data folder."""
+        return CORPUS if self.hours is None else f"{CORPUS}-{self.hours}h"
+
+
+def read_plan(path: Path) -> list[Run]:
+    """Return the runs of a plan, each with all of its seeds. Raises `UserError` naming file and run if a key is wrong."""
+    runs = []
+    plan = read_yaml(path)
+    for name, values in plan.items() if isinstance(plan, dict) else [("", None)]:
+        if not isinstance(values, dict) or not set(values) <= {"conf", "keys", "hours", "seeds"} or "conf" not in values:
+            raise UserError(f"{path}: run '{name}' must have conf, and may have keys, hours, seeds; it has {values}")
+        keys, hours = tuple(values.get("keys", ())), values.get("hours")
+        runs += [Run(str(name), str(values["conf"]), keys, hours, seed) for seed in values.get("seeds", [1])]
+    return runs
+
+
+def command(run: Run, exp_dir: Path, corpus_dir: Path | None, options: Sequence[str]) -> list[str]:
+    """Return the call of run.sh that makes a run; corpus_dir: the folder of its audio (None: downloaded)."""
+    data, folder = ROOT / "data" / run.data, exp_dir / run.folder
+    call = ["./run.sh", "--corpus", CORPUS, "--conf", str(CONF / f"{run.conf}.yaml"), "--data-dir", str(data)]
+    call += ["--exp-dir", str(folder), "--python", sys.executable, "--nj", "1", *options]
+    call += ["--corpus-dir", str(corpus_dir)] if corpus_dir is not None else []
+    threads = ("train.num_threads=1", "decode.num_threads=1", "data.num_workers=1")
+    return [*call, *threads, *run.keys, f"train.seed={run.seed}"]
+
+
+def supervisions(data_dir: Path, part: str) -> Iterator[dict[str, Any]]:
+    """Yield the supervisions of a part of prepared data."""
+    with gzip.open(data_dir / "manifests" / f"supervisions_{part}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def speakers_of(data_dir: Path, hours: float) -> list[str]:
+    """Return training speakers, by name, that have about `hours` together; those of fewer hours are among those of more."""
+    seconds: dict[str, float] = {}
+    for segment in supervisions(data_dir, TRAIN):
+        seconds[segment["speaker"]] = seconds.get(segment["speaker"], 0.0) + segment["duration"]
+    taken: list[str] = []
+    for speaker in sorted(seconds):
+        total = sum(seconds[name] for name in taken)
+        if abs(total + seconds[speaker] - 3600 * hours) > abs(total - 3600 * hours):
+            break
+        taken.append(speaker)
+    return taken
+
+
+def link_speakers(tree: Path, data_dir: Path, hours: float, out: Path) -> Path:
+    """Make a corpus of links to some speakers of the training part, and to the same dev and test speakers as all data have."""
+    folders = {TRAIN: (TRAIN, speakers_of(data_dir, hours)), TEST: (TEST, sorted(p.name for p in (tree / TEST).iterdir()))}
+    folders[DEV] = (TRAIN, sorted({segment["speaker"] for segment in supervisions(data_dir, DEV)}))
+    for part, (source, speakers) in folders.items():
+        for speaker in speakers:
+            link = out / part / speaker
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.exists():
+                link.symlink_to((tree / source / speaker).resolve())
+    return out
+
+
+def prepare(runs: Sequence[Run], exp_dir: Path, corpus_dir: Path | None) -> dict[str, Path | None]:
+    """Prepare the data of all runs, one after another, and return the folder of the audio of each data folder."""
+    audio: dict[str, Path | None] = {}
+    for run in (replace(runs[0], hours=None), *runs):  # smaller data need the whole data
+        if run.data in audio:
+            continue
+        audio[run.data] = corpus_dir
+        if run.hours is not None:
+            tree = find_tree(corpus_dir or ROOT / "download")
+            audio[run.data] = link_speakers(tree, ROOT / "data" / CORPUS, run.hours, exp_dir / "corpus" / f"{run.hours}h")
+        execute(command(run, exp_dir, audio[run.data], ["--stop-stage", "prepare"]), exp_dir / "prepare.log")
+    return audio
+
+
+def execute(call: Sequence[str], log: Path) -> None:
+    """Run a command of the recipe. Raises `UserError` naming its log if it fails."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    with log.open("ab") as output:
+        env: Mapping[str, str] = {**os.environ, **threads, PARENT: str(os.getpid())}
+        status = subprocess.run(call, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    if status != 0:
+        raise UserError(f"{call[0]} ended with status {status}; see {log}")
+
+
+@program
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the runs and write the table."""
+    parser = make_parser(__doc__, conf=False, exp_dir=True)
+    parser.add_argument(
+        "--corpus-dir", type=Path, help="folder with train-clean-5 and dev-clean-2; else they are downloaded"
+    )
+    parser.add_argument("--plan", type=Path, default=ROOT / "studies" / "real_speech.yaml", help="the list of trainings")
+    parser.add_argument("--runs", help="only these of the plan, as NAME,NAME")
+    parser.add_argument("--jobs", type=int, default=cores(), help="trainings at the same time (%(default)s)")
+    parser.add_argument("--report", action="store_true", help="train nothing; write the table of what is there")
+    args = parser.parse_args(argv)
+    exp_dir = args.exp_dir.resolve()
+    runs = read_plan(args.plan)
+    if args.runs and (unknown := set(args.runs.split(",")) - {run.name for run in runs}):
+        raise UserError(f"--runs: {', '.join(sorted(unknown))} not in {args.plan}")
+    chosen = [run for run in runs if not args.runs or run.name in args.runs.split(",")]
+    exp_dir.mkdir(parents=True, exist_ok=True)
+    if not args.report:
+        audio = prepare(chosen, exp_dir, args.corpus_dir and args.corpus_dir.resolve())
+        with ThreadPoolExecutor(args.jobs) as pool:
+            calls = [command(run, exp_dir, audio[run.data], ["--stage", "train", "--stop-stage", "score"]) for run in chosen]
+            list(pool.map(execute, calls, [exp_dir / f"{run.folder}.log" for run in chosen]))
+    folders: dict[str, dict[int, Path]] = {}
+    for run in runs:
+        folders.setdefault(run.name, {})[run.seed] = exp_dir / run.folder
+    print(write_report(exp_dir, folders, TEST), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The table of studies/real_speech.py: WER by run and method with intervals, compared with the first run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from local.artifacts.decoded_sets import find_sets
+from local.common.atomic import write_text
+from local.reporting.index import read_entry
+from local.scoring.align import Score, score
+from local.scoring.comparison import compare
+from local.scoring.hypotheses import read_hypotheses
+from local.scoring.table import decimals, markdown_table
+
+HEAD = ("run", "seeds", "method", "WER %", "by seed", "95 % interval", "against {}", "CER %", "parameters", "trained for")
+NOTE = (
+    "\nWER: mean over the seeds. Interval and P (exact paired permutation test over utterances, of seeds that both runs have): "
+    "the choice of utterances, seeds pooled.\n"
+)
+Scores = dict[str, dict[int, Score]]  # by method and seed
+
+
+def read_scores(folders: Mapping[int, Path], part: str) -> Scores:
+    """Return the scores of a run on a part; folders: its experiments by seed, some of which may not be decoded yet."""
+    found: Scores = {}
+    for seed, folder in folders.items():
+        for decoded in find_sets(folder)[0]:
+            if decoded.name == part:
+                found.setdefault(decoded.method, {})[seed] = score(read_hypotheses(decoded.path))
+    return found
+
+
+def pooled(scores: Mapping[int, Score], seeds: Sequence[int]) -> Score:
+    """Return the score of the utterances of several seeds together; their ids get the seed."""
+    return score([replace(u, id=f"{u.id} {seed}") for seed in seeds for u in scores[seed].utterances])
+
+
+def against(own: Mapping[int, Score], first: Mapping[int, Score]) -> str:
+    """Return how the WER differs from that of the first run, over the seeds that both have: `-20.1 %, significant (P ...)`."""
+    seeds = sorted(own.keys() & first.keys())
+    if not seeds:
+        return "-"
+    found = compare("", "", pooled(first, seeds), pooled(own, seeds))
+    assert found.first.wer and found.second.wer is not None
+    return f"{100 * (found.second.wer / found.first.wer - 1):+.1f} %, {found.verdict}"
+
+
+def rows_of(name: str, folders: Mapping[int, Path], scores: Scores, first: Scores | None) -> list[list[str]]:
+    """Return the table's rows of one run; first: the scores of the run that it is compared with, None for that run itself."""
+    facts = read_entry(next(iter(folders.values())), {}).facts
+    rows = []
+    for method, by_seed in scores.items():
+        wers = [s.wer for s in by_seed.values() if s.wer is not None]
+        both = pooled(by_seed, sorted(by_seed))
+        low, high = both.ci95 or (float("nan"), float("nan"))
+        compared = against(by_seed, first.get(method, {})) if first is not None else "-"
+        cells = [decimals(statistics.mean(wers)), " ".join(decimals(wer) for wer in wers), f"{low:.2f} - {high:.2f}", compared]
+        rows.append([name, str(len(wers)), method, *cells, decimals(both.cer), *(facts.get(k, "-") for k in HEAD[-2:])])
+    return rows
+
+
+def write_report(exp_dir: Path, runs: Mapping[str, Mapping[int, Path]], part: str) -> str:
+    """Write EXP/table.md and return it; runs: the experiments by run and seed. What is not decoded yet is left out."""
+    rows: list[list[str]] = []
+    first: Scores | None = None
+    for name, folders in runs.items():
+        there = {seed: folder for seed, folder in folders.items() if folder.is_dir()}
+        scores = read_scores(there, part)
+        if scores:
+            rows += rows_of(name, there, scores, first)
+        first = scores if first is None else first
+    head = [title.format(next(iter(runs))) for title in HEAD]
+    text = markdown_table(head, rows, (0, 2)) + NOTE
+    write_text(exp_dir / "table.md", text)
+    return text
