@@ -152,6 +152,7 @@ class FeaturesConfig(Section):
 class AugmentConfig(Section):
     speed_perturb: bool
     spec_augment: bool
+    spec_augment_after: Share
     time_warp_factor: Annotated[int, Limits(0, 100_000)]
     num_feature_masks: Annotated[int, Limits(0, 1000)]
     features_mask_size: Annotated[int, Limits(0, 100_000)]

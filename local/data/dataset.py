@@ -56,7 +56,8 @@ class AsrDataset(Dataset):
         self.num_bins = cfg.features.num_mel_bins
         self.extractor: Fbank | None = None
         self.warned = 0 if warn else MAX_WARNINGS
-        self.spec_augment = make_spec_augment(cfg.augment) if augment and cfg.augment.spec_augment else None
+        masked = augment and cfg.augment.spec_augment and epoch > cfg.augment.spec_augment_after * cfg.train.num_epochs
+        self.spec_augment = make_spec_augment(cfg.augment) if masked else None
         self.twice = augment and cfg.loss.cr_scale > 0  # whether a batch has two copies of each utterance
         if self.twice and self.spec_augment is not None:
             self.spec_augment.time_warp_factor = None  # both copies are warped as one

@@ -198,6 +198,14 @@ def test_spec_augment_masks_and_leaves_global_generators_alone(data: Path) -> No
     assert all(b.inputs.shape == plain[b.ids[0]].inputs.shape for b in batches)
 
 
+def test_spec_augment_begins_after_its_share_of_the_epochs(data: Path) -> None:
+    later = module(data, *STORED, "augment.spec_augment_after=0.5", "train.num_epochs=4")
+    plain = module(data, *STORED, "augment.spec_augment=false")
+    masked = module(data, *STORED)
+    for epoch, expected in ((1, plain), (2, plain), (3, masked), (4, masked)):
+        assert same(list(later.train_dataloader(epoch)), list(expected.train_dataloader(epoch)))
+
+
 @pytest.mark.parametrize("kind", [SMALL, STORED])
 def test_noise_is_mixed_into_a_share_of_the_utterances(data: Path, kind: list[str]) -> None:
     options = [*kind, "augment.spec_augment=false"]
