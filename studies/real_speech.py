@@ -138,9 +138,7 @@ def execute(call: Sequence[str], log: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the runs and write the table."""
     parser = make_parser(__doc__, conf=False, exp_dir=True)
-    parser.add_argument(
-        "--corpus-dir", type=Path, help="folder with train-clean-5 and dev-clean-2; else they are downloaded"
-    )
+    parser.add_argument("--corpus-dir", type=Path, help="folder with train-clean-5 and dev-clean-2; else they are downloaded")
     parser.add_argument("--plan", type=Path, default=ROOT / "studies" / "real_speech.yaml", help="the list of trainings")
     parser.add_argument("--runs", help="only these of the plan, as NAME,NAME")
     parser.add_argument("--jobs", type=int, default=cores(), help="trainings at the same time (%(default)s)")
