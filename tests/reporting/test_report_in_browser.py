@@ -12,7 +12,7 @@ from typing import Any
 
 from local.artifacts.checkpoint import load_averaged
 from local.common.visible import visible
-from local.decoding.word_times import timed_words
+from local.decoding.word_times import level_of, timed_words
 from local.report import main as report
 from local.wer import main as wer
 from tests.conftest import ROOT
