@@ -32,15 +32,19 @@ def transducer_alignments(
     """
     px, py = lattice_log_probs(model, encoder_out, _padded(tokens, encoder_out.device))
     n, t_max, nodes = px.shape
-    before = pad(px[:, :, :-1].cumsum(2), (1, 0))  # of the tokens before u, if all are emitted in this frame
-    arriving = torch.full((n, nodes), -torch.inf, dtype=px.dtype, device=px.device)
+    counts = torch.tensor([[len(row)] for row in tokens], device=px.device)
+    arriving = torch.full((n, nodes), -torch.inf, dtype=torch.float64, device=px.device)
     arriving[:, 0] = 0.0
-    entered, left = [], []  # the node at which the best path to each node enters its frame; the score with which it leaves it
+    entered, left = (
+        [],
+        [],
+    )  # the node at which the best path to each node enters its frame; the score at which U tokens leave it
     for t in range(t_max):
-        best, entry = torch.cummax(arriving - before[:, t], dim=1)
-        arriving = best + before[:, t] + py[:, t]
-        entered.append(entry)
-        left.append(arriving)
+        before = pad(px[:, t, :-1].double().cumsum(1), (1, 0))  # of the tokens before u, if all are emitted in this frame
+        best, entry = torch.cummax(arriving - before, dim=1)
+        arriving = best + before + py[:, t]
+        entered.append(entry.int())
+        left.append(arriving.gather(1, counts)[:, 0])
     entries, totals, own = (_stacked(x) for x in (entered, left, px))
     found: list[Hypothesis | None] = []
     for i, (row, length) in enumerate(zip(tokens, lens.tolist(), strict=True)):
@@ -49,13 +53,13 @@ def transducer_alignments(
             first = int(entries[i, t, u])
             times[first:u] = t
             u = first
-        score = float(totals[i, length - 1, len(row)]) if length else -np.inf
+        score = float(totals[i, length - 1]) if length else -np.inf
         found.append(_hypothesis(row, times, own[i, times, np.arange(len(row))], score) if length else None)
     return found
 
 
 def lattice_log_probs(model: Any, encoder_out: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities px and py (N, T, U + 1), float64, of the next token and of blank at each node of the lattice.
+    """Return log-probabilities px and py (N, T, U + 1), float32, of the next token and of blank at each node of the lattice.
 
     targets: (N, U) int64, padded with any token; px of an utterance's last node has no meaning. The joiner's output is made
     in pieces.
@@ -73,7 +77,7 @@ def lattice_log_probs(model: Any, encoder_out: Tensor, targets: Tensor) -> tuple
         log_probs = linear(hidden, weight, bias).float().log_softmax(dim=-1)
         px.append(log_probs.gather(3, following.expand(-1, log_probs.shape[1], -1, -1)).squeeze(3))
         py.append(log_probs[..., blank])
-    return torch.cat(px, 1).double(), torch.cat(py, 1).double()
+    return torch.cat(px, 1), torch.cat(py, 1)
 
 
 @torch.no_grad()
@@ -86,10 +90,12 @@ def ctc_alignments(log_probs: Tensor, lens: Tensor, tokens: Sequence[Sequence[in
     n, t_max, _ = log_probs.shape
     states = torch.full((n, 2 * targets.shape[1] + 1), blank, device=log_probs.device)  # blank, token, blank, token, ...
     states[:, 1::2] = targets
-    own = log_probs.double().gather(2, states[:, None].expand(-1, t_max, -1))  # (N, T, S)
+    own = log_probs.gather(2, states[:, None].expand(-1, t_max, -1))  # (N, T, S)
+    counts = torch.tensor([[len(row)] for row in tokens], device=log_probs.device)
+    last = torch.cat([2 * counts, (2 * counts - 1).clamp(min=0)], dim=1)  # the states in which a path may end
     skips = torch.zeros_like(states, dtype=torch.bool)  # whether a state may follow the one two before it
     skips[:, 3::2] = targets[:, 1:] != targets[:, :-1]
-    alpha = torch.full_like(states, -torch.inf, dtype=own.dtype)
+    alpha = torch.full_like(states, -torch.inf, dtype=torch.float64)
     alpha[:, 0] = 0.0  # as if a blank came before the first frame
     steps, totals = [], []
     for t in range(t_max):
@@ -97,8 +103,8 @@ def ctc_alignments(log_probs: Tensor, lens: Tensor, tokens: Sequence[Sequence[in
         two = pad(alpha, (2, 0), value=-torch.inf)[:, :-2].masked_fill(~skips, -torch.inf)
         best, step = torch.stack([alpha, one, two]).max(dim=0)
         alpha = best + own[:, t]
-        steps.append(step)
-        totals.append(alpha)
+        steps.append(step.to(torch.int8))
+        totals.append(alpha.gather(1, last))
     back, ends, probs = (_stacked(x) for x in (steps, totals, own))
     rows = enumerate(zip(tokens, lens.tolist(), strict=True))
     return [_ctc_path(row, back[i, :length], ends[i, :length], probs[i]) for i, (row, length) in rows]
@@ -107,14 +113,13 @@ def ctc_alignments(log_probs: Tensor, lens: Tensor, tokens: Sequence[Sequence[in
 def _ctc_path(tokens: Sequence[int], steps: np.ndarray, totals: np.ndarray, own: np.ndarray) -> Hypothesis | None:
     """Return the best path of one utterance.
 
-    steps, totals, own: (T, S), by frame and state: how far the best path's state before is away, the score of that path, and
-    the state's own log-probability.
+    steps, own: (T, S), by frame and state: how far the best path's state before is away, and the state's own log-probability.
+    totals: (T, 2), the scores of the best paths that end in the last blank and in the last token.
     """
     if not len(totals):
         return None
-    last = 2 * len(tokens)
-    state = max([last, last - 1] if tokens else [last], key=lambda s: float(totals[-1, s]))
-    score = float(totals[-1, state])
+    in_token = bool(tokens) and totals[-1, 1] > totals[-1, 0]
+    state, score = 2 * len(tokens) - in_token, float(totals[-1, int(in_token)])
     if score == -np.inf:
         return None
     times = np.zeros(len(tokens), np.int64)

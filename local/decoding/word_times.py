@@ -11,7 +11,7 @@ The rule here, the same for decoded words and for those of a given transcript (l
 3. Frames at a word's ends whose level is below `QUIET` are a pause and do not belong to it, nor does what comes more than
    `LONGEST_TRAIL` seconds after its last token.
 
-The numbers were chosen on the voices of corpus tiny's dev set, whose word times eSpeak NG reports (docs/decoding.md).
+The numbers were chosen on the voices of corpus tiny's dev set, whose word times eSpeak NG reports (docs/alignment.md).
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ def read_textgrid(text: str) -> dict[str, list[tuple[float, float, str]]]:
     found = {}
     for tier in re.split(r"\n    item \[\d+\]:\n", text)[1:]:
         name = re.search(r'name = "(\w+)"', tier)
-        intervals = re.findall(r'intervals \[\d+\]:\n +xmin = (\S+)\n +xmax = (\S+)\n +text = "(.*)"', tier)
+        intervals = re.findall(
+            r'intervals \[\d+\]:\n +xmin = (\S+)\n +xmax = (\S+)\n +text = "((?:[^"\n]|"")*)"$', tier, re.MULTILINE
+        )
         size = re.search(r"intervals: size = (\d+)", tier)
         assert name and size and int(size[1]) == len(intervals)
         found[name[1]] = [(float(start), float(end), mark.replace('""', '"')) for start, end, mark in intervals]
