@@ -76,7 +76,7 @@ def lattice_log_probs(model: Any, encoder_out: Tensor, targets: Tensor) -> tuple
         hidden = (enc[:, first : first + step, None] + dec[:, None]).tanh_()  # (N, t, U + 1, J)
         log_probs = linear(hidden, weight, bias).float().log_softmax(dim=-1)
         px.append(log_probs.gather(3, following.expand(-1, log_probs.shape[1], -1, -1)).squeeze(3))
-        py.append(log_probs[..., blank])
+        py.append(log_probs[..., blank].clone())  # a view would keep all of log_probs
     return torch.cat(px, 1), torch.cat(py, 1)
 
 
