@@ -183,7 +183,7 @@ def test_a_training_with_a_head_cannot_become_one_without(data: Path, tmp_path: 
 
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A training of two epochs with both losses."""
+    """Return a training of two epochs with both losses."""
     exp = tmp_path_factory.mktemp("both")
     found = trained(data, exp, *CR, "train.num_epochs=2", "train.log_every=1")
     return SimpleNamespace(exp=exp, data=data, **vars(found))
