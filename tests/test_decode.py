@@ -26,7 +26,7 @@ from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
 from local.scoring.hypotheses import read_hypotheses
 from model.search import STREAMS
-from tests.toy_experiment import DURATIONS, levenshtein, make_experiment, toy_tokenizer
+from tests.toy_experiment import DURATIONS, HEAD, levenshtein, make_experiment, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
 KEYS = {"id", "ref", "hyp", "tokens", "times", "score", "confidences", "words"}
@@ -35,7 +35,7 @@ KEYS = {"id", "ref", "hyp", "tokens", "times", "score", "confidences", "words"}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("decode")
-    make_experiment(root)
+    make_experiment(root, HEAD)
     return root
 
 
@@ -54,7 +54,7 @@ def read_stats(folder: Path, name: str = "test") -> dict[str, Any]:
 
 
 def test_files(folder: Path, tmp_path: Path) -> None:
-    run(folder, tmp_path)
+    run(folder, tmp_path, f"decode.methods=[{','.join(STREAMS)}]")
     for method in STREAMS:
         records = read_lines(tmp_path, method)
         assert [r["id"] for r in records] == sorted(DURATIONS)
@@ -153,6 +153,17 @@ def test_dev_stands_for_all_dev_parts(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path / "other", greedy, "data.dev_parts=[x]", "--sets", "dev")
     (cuts / "dev.jsonl.gz").unlink()
     assert [p.name for p in (tmp_path / "other").rglob("*.jsonl")] == ["dev.jsonl"], "a part of this name comes first"
+
+
+@pytest.mark.parametrize("override", ["decode.methods=[ctc_greedy_search]", "decode.blank_skip=0.9"])
+def test_a_model_without_ctc_head(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str) -> None:
+    """One line, before anything is decoded."""
+    (tmp_path / "plain").mkdir()
+    make_experiment(tmp_path / "plain")
+    with pytest.raises(SystemExit):
+        run(tmp_path / "plain", tmp_path / "exp", "decode.methods=[greedy_search]", override)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "loss.ctc_scale" in said and not list(tmp_path.rglob("*.jsonl"))
 
 
 def snapshot(folder: Path) -> dict[Path, bytes]:
