@@ -28,8 +28,8 @@ from local.common.cli import choose_device, make_parser, program
 from local.common.errors import UserError
 from local.common.locks import reads, writes
 from local.config.methods import METHODS
-from local.config.schema import DataConfig, DecodeConfig
-from local.corpus.corpus_yaml import load_corpus
+from local.config.schema import DecodeConfig
+from local.corpus.corpus_yaml import parts_of
 from local.data.datamodule import AsrDataModule, Batches
 from local.data.durations import FRAME_SECONDS
 from local.data.text import TextNormaliser
@@ -40,22 +40,23 @@ from local.decoding.known_text import check_known, compare_tokens
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
 from local.decoding.sclite import sclite_files
-from local.decoding.word_times import rounded, timed_words
+from local.decoding.word_times import levels_of, rounded, timed_words
 from local.scoring.hypotheses import best_entry
 from model.search import Hypothesis
 
+import numpy as np
 import torch
 
 
-def result_of(hypothesis: Hypothesis, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return a hypothesis as plain values, as one line of the output holds it."""
+def result_of(hypothesis: Hypothesis, tokenizer: Tokenizer, level: np.ndarray) -> dict[str, Any]:
+    """Return a hypothesis as plain values, as one line of the output holds it. level: of the audio, by `level_of`."""
     return {
         "hyp": tokenizer.decode(hypothesis.tokens),
         "tokens": hypothesis.tokens,
         "times": hypothesis.times,
         "score": hypothesis.score if math.isfinite(hypothesis.score) else None,
         "confidences": [rounded(confidence) for confidence in hypothesis.confidences],
-        "words": timed_words(hypothesis, tokenizer),
+        "words": timed_words(hypothesis, tokenizer, level),
     }
 
 
@@ -76,11 +77,12 @@ def decode_set(
     lines: dict[str, list[dict[str, Any]]] = {method: [] for method in decoder.recognisers}
     frames = 0
     for batch in with_progress(batches, "decoding", name):
+        levels = levels_of(batch.inputs, batch.input_lens, decoder.model.encoder.feature_floor)
         for method, hypotheses in decoder.run(batch.inputs, batch.input_lens, batch.ids).items():
-            for utterance, ref, hypothesis in zip(batch.ids, batch.texts, hypotheses, strict=True):
-                line = {"id": utterance, "ref": ref, **result_of(hypothesis, tokenizer)}
+            for utterance, ref, level, hypothesis in zip(batch.ids, batch.texts, levels, hypotheses, strict=True):
+                line = {"id": utterance, "ref": ref, **result_of(hypothesis, tokenizer, level)}
                 if decoder.recognisers[method].method.oracle:
-                    line["nbest"] = [result_of(entry, tokenizer) for entry in hypothesis.nbest or [hypothesis]]
+                    line["nbest"] = [result_of(entry, tokenizer, level) for entry in hypothesis.nbest or [hypothesis]]
                 lines[method].append(line)
         frames += batch.num_frames
     for method, found in lines.items():
@@ -145,23 +147,6 @@ def make_recognisers(resources: Resources, options: DecodeConfig, leave_out: boo
     if not found:
         raise UserError("key 'decode.methods': every method lacks a file; decode.methods=[greedy_search] needs none")
     return found
-
-
-def parts_of(sets: Sequence[str], data_dir: Path, data: DataConfig) -> list[str]:
-    """Return the prepared parts that --sets names; `dev` and `test`, if no part is called so, are all parts of this kind.
-
-    Raises `UserError` for a name that is neither.
-    """
-    there = sorted({path.name.removesuffix(".jsonl.gz") for path in (data_dir / "cuts").glob("*.jsonl.gz")} - {"musan"})
-    corpus = load_corpus(data_dir / "corpus.yaml", data)
-    kinds = {"dev": corpus.dev, "test": corpus.test}
-    found = []
-    for name in sets:
-        if name not in there and not kinds.get(name):
-            known = ", ".join(there) or "no cuts; stage prepare makes them"
-            raise UserError(f"--sets: '{name}' is not a part of {data_dir}; it has {known}")
-        found += [name] if name in there else kinds[name]
-    return list(dict.fromkeys(found))
 
 
 @program

@@ -8,7 +8,7 @@ different tokens share the cuts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from local.common.atomic import atomic_write
@@ -20,9 +20,9 @@ from local.config.schema import Channel, Config
 from local.corpus.audio_files import SILENT
 from local.corpus.corpus_yaml import load_corpus
 from local.corpus.dropped import Dropped, read_dropped, report_dropped, write_dropped
-from local.corpus.manifest_lines import find_problem, read_manifest
+from local.corpus.manifest_lines import read_manifest
 from local.corpus.pairs import Pair
-from local.data.channels import TAKEN, channels_of, choose, is_silent
+from local.data.channels import TAKEN, channels_of, is_silent, make_cuts
 from local.data.durations import has_frame
 from local.data.summary import Summary
 
@@ -42,27 +42,6 @@ def read_pairs(data_dir: Path, part: str) -> list[Pair]:
             raise UserError(f"{path}: recording {segment.recording_id[:80]} of {segment.id[:80]} is missing")
         pairs.append((recordings[segment.recording_id], segment))
     return pairs
-
-
-def make_cuts(pairs: Sequence[Pair], sampling_rate: int, channel: Channel, where: str) -> Iterator[MonoCut]:
-    """Yield the cuts of utterances, with their ids, at `sampling_rate` Hz and with one channel, as `data.channel` says.
-
-    Raises `UserError` naming `where` if a supervision does not fit its recording.
-    """
-    ids = {segment.id for _, segment in pairs}
-    for whole, given in pairs:
-        for recording, segment in choose(whole, given, channel, ids):
-            cut = MonoCut(
-                id=segment.id,
-                start=segment.start,
-                duration=segment.duration,
-                channel=segment.channel,
-                supervisions=[segment.with_offset(-segment.start)],
-                recording=recording,
-            )
-            if wrong := find_problem(cut):
-                raise UserError(f"{where}: supervisions and recordings do not match: {wrong}")
-            yield cut if cut.sampling_rate == sampling_rate else cut.resample(sampling_rate)
 
 
 def report_channels(part: str, pairs: Sequence[Pair], cuts: Sequence[MonoCut], channel: Channel) -> int:

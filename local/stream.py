@@ -8,7 +8,7 @@ arecord -t raw -f S16_LE -r 16000 -c 1 | .venv/bin/python -m local.stream - [...
 It prints partial results, each utterance with its beginning and end in seconds, and the time that recognition took.
 With --real-time a file arrives at the speed of speech, otherwise as fast as it is recognised. With --json every line on
 standard output is an object {"type": "partial" | "final", "source", "begin", "end", "text", "words": [{"word", "start", "end",
-"confidence"}]}, times in seconds. Ctrl-C ends the audio: its last result still comes.
+"confidence", "emitted"}]}, times in seconds. Ctrl-C ends the audio: its last result still comes.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def weights_by_key(cfg: Any, vocab_size: int) -> dict[str, int]:
     return {
         "model.encoder.rnn_hidden_size": layers * cells * (2 * GATES[enc.rnn] * width + (width if cells != width else 0)),
         "model.encoder.dim_feedforward": layers * enc.dim_feedforward * 2 * width,
-        "model.encoder.d_model": width * (front + vocab_size + joiner),
+        "model.encoder.d_model": width * (front + (2 if cfg.loss.ctc_scale > 0 else 1) * vocab_size + joiner),
         "model.decoder.dim": dec * (2 * vocab_size + joiner + cfg.model.decoder.context_size),
         "model.joiner.dim": joiner * vocab_size,
     }

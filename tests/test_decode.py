@@ -24,10 +24,9 @@ from local.common.out_of_memory import in_halves_on_oom
 from local.decoding.batch_decoder import BatchDecoder, with_tail
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
-from local.decoding.word_times import timed_words
 from local.scoring.hypotheses import read_hypotheses
-from model.search import STREAMS, Hypothesis
-from tests.toy_experiment import DURATIONS, levenshtein, make_experiment, toy_tokenizer
+from model.search import STREAMS
+from tests.toy_experiment import DURATIONS, HEAD, levenshtein, make_experiment, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
 KEYS = {"id", "ref", "hyp", "tokens", "times", "score", "confidences", "words"}
@@ -36,7 +35,7 @@ KEYS = {"id", "ref", "hyp", "tokens", "times", "score", "confidences", "words"}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("decode")
-    make_experiment(root)
+    make_experiment(root, HEAD)
     return root
 
 
@@ -55,7 +54,7 @@ def read_stats(folder: Path, name: str = "test") -> dict[str, Any]:
 
 
 def test_files(folder: Path, tmp_path: Path) -> None:
-    run(folder, tmp_path)
+    run(folder, tmp_path, f"decode.methods=[{','.join(STREAMS)}]")
     for method in STREAMS:
         records = read_lines(tmp_path, method)
         assert [r["id"] for r in records] == sorted(DURATIONS)
@@ -64,7 +63,8 @@ def test_files(folder: Path, tmp_path: Path) -> None:
             assert len(r["tokens"]) == len(r["times"]) == len(r["confidences"])
             assert all(0 < c <= 1 for c in r["confidences"])
             assert [w["word"] for w in r["words"]] == r["hyp"].split()
-            assert {w["start"] for w in r["words"]} <= {round(0.04 * t, 3) for t in r["times"]}
+            assert {w["emitted"] for w in r["words"]} <= {round(0.04 * t, 3) for t in r["times"]}
+            assert all(0 <= w["start"] < w["end"] <= DURATIONS[r["id"]] + 0.01 for w in r["words"])
         assert records[1]["tokens"] == [] and records[1]["hyp"] == ""
         assert records[0]["tokens"], "a model without blanks says something"
         stats = read_stats(tmp_path / "decode" / method)
@@ -105,7 +105,7 @@ def test_an_oracle_method_writes_its_list(folder: Path, tmp_path: Path) -> None:
         errors = [levenshtein(line["ref"].split(), entry["hyp"].split()) for entry in line["nbest"]]
         best = line["nbest"][errors.index(min(errors))]
         assert chosen[line["id"]].hyp == best["hyp"]
-        assert chosen[line["id"]].ends == tuple(word["end"] for word in best["words"])
+        assert chosen[line["id"]].ends == tuple(word["emitted"] for word in best["words"])
         better += min(errors) < errors[0]
         assert (
             f"{best['hyp']} ({line['id']})".strip() in (tmp_path / "decode" / method / "test.hyp.trn").read_text().splitlines()
@@ -153,6 +153,17 @@ def test_dev_stands_for_all_dev_parts(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path / "other", greedy, "data.dev_parts=[x]", "--sets", "dev")
     (cuts / "dev.jsonl.gz").unlink()
     assert [p.name for p in (tmp_path / "other").rglob("*.jsonl")] == ["dev.jsonl"], "a part of this name comes first"
+
+
+@pytest.mark.parametrize("override", ["decode.methods=[ctc_greedy_search]", "decode.blank_skip=0.9"])
+def test_a_model_without_ctc_head(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str) -> None:
+    """One line, before anything is decoded."""
+    (tmp_path / "plain").mkdir()
+    make_experiment(tmp_path / "plain")
+    with pytest.raises(SystemExit):
+        run(tmp_path / "plain", tmp_path / "exp", "decode.methods=[greedy_search]", override)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "loss.ctc_scale" in said and not list(tmp_path.rglob("*.jsonl"))
 
 
 def snapshot(folder: Path) -> dict[Path, bytes]:
@@ -300,23 +311,3 @@ def test_tail_is_the_quiet_of_each_utterance() -> None:
         assert torch.equal(after[:length], before[:length])
         assert torch.equal(after[length:], before[:length].amin(0).expand(25 - length, -1))
     assert with_tail(x, lens, 0)[0] is x
-
-
-@given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1), max_size=12))
-def test_words_are_those_of_the_tokenizer(tokens: list[int]) -> None:
-    hypothesis = Hypothesis(tokens, list(range(len(tokens))), 0.0, None, [0.5] * len(tokens))
-    words = timed_words(hypothesis, TOKENIZER)
-    assert [w["word"] for w in words] == TOKENIZER.decode(tokens).split()
-    starts, ends = ([w[key] for w in words] for key in ("start", "end"))
-    assert all(a <= b for a, b in zip(starts, ends, strict=True)) and all(a < b for a, b in zip(ends, starts[1:], strict=False))
-
-
-def test_times_and_confidence_of_a_word() -> None:
-    two = TOKENIZER.encode(["TWO ONE"])[0]
-    one = len(two) - len(TOKENIZER.encode(["ONE"])[0])
-    times = [10 + 3 * i for i in range(len(two))]
-    words = timed_words(Hypothesis(two, times, 0.0, None, [0.9] * len(two)), TOKENIZER)
-    assert [w["word"] for w in words] == ["TWO", "ONE"]
-    assert words[0]["start"] == pytest.approx(0.4) and words[0]["end"] == pytest.approx(0.04 * times[one - 1])
-    assert words[1]["start"] == pytest.approx(0.04 * times[one]) and words[1]["end"] == pytest.approx(0.04 * times[-1])
-    assert words[1]["confidence"] == pytest.approx(0.9 ** (len(two) - one), abs=1e-4)

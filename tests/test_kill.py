@@ -99,6 +99,24 @@ def test_killed_ten_times_equals_uninterrupted(data: Path, whole: Path, tmp_path
     assert [of_group(g) for g in groups] == [[]] * len(groups), f"workers outlive their trainer; {note}"
 
 
+def test_killed_with_two_copies_of_each_utterance(data: Path, tmp_path: Path) -> None:
+    """The copies' masks, their common warping and the CTC head come back as they were."""
+    rng, epochs = random.Random(SEED), 2
+    copies = ["loss.ctc_scale=0.2", "loss.cr_scale=0.2", "train.max_duration=24", f"train.num_epochs={epochs}"]
+    options = [*OPTIONS, *copies, "augment.time_warp_factor=20"]
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    Run(data, tmp_path / "whole", options).to_the_end()
+    for moment in ("step", "checkpoint"):
+        run = Run(data, tmp_path / "killed", options)
+        try:
+            note = kill_at(run, moment, rng)
+        finally:
+            run.clear()
+    Run(data, tmp_path / "killed", [*options, "data.num_workers=2"]).to_the_end()
+    assert_as_if_whole(tmp_path / "killed", tmp_path / "whole", epochs, note)
+
+
 def train_here(data: Path, exp_dir: Path, *overrides: str) -> None:
     """Run the program in this process."""
     arguments = ["--data-dir", str(data), "--exp-dir", str(exp_dir), *OPTIONS, "data.num_workers=0", *overrides]

@@ -280,6 +280,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = [*folders, "--conf", conf, "--python", sys.executable, "--nj", "1"]
     run_in(ROOT, ["./run.sh", "--corpus", "custom", "--stop-stage", "score", *map(str, options)])
     shutil.copytree(root / "exp" / "tiny", root / "exp" / "clip")
+    (root / "my.tsv").write_text("path\ttext\nmy.wav\tONE\n", encoding="utf-8")
     for path in ("my.wav", "data/tiny/audio/test/3001/1/3001-1-0000.flac"):
         write_noise(root / path, 1.0)
     return root

@@ -64,7 +64,7 @@ def test_a_file_of_each_recording(toy: Path, tmp_path: Path) -> None:
     assert found["short.json"]["segments"] == [] and found["one.json"]["duration"] == 3.0
     words = [word for segment in found["one.json"]["segments"] for word in segment["words"]]
     assert " ".join(word["word"] for word in words) == found["one.json"]["text"] != ""
-    assert all(0 <= word["start"] <= word["end"] <= 3.3 and 0 <= word["confidence"] <= 1 for word in words)
+    assert all(0 <= word["start"] < word["end"] <= 3.0 and 0 <= word["confidence"] <= 1 for word in words)
 
 
 def test_on_standard_output(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,5 +163,5 @@ def test_a_long_recording_equals_its_utterances(
     found = json.loads((tmp_path / "long.json").read_text())
     errors, words = word_errors(" ".join(texts), found["text"]), len(" ".join(texts).split())
     times = [word["start"] for segment in found["segments"] for word in segment["words"]]
-    assert times == sorted(times) and times[-1] < len(audio) / RATE + 0.3
+    assert times == sorted(times) and times[-1] < len(audio) / RATE
     assert errors <= alone + 0.02 * words  # over 10 minutes it is 0.01; these are few words

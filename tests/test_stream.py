@@ -35,7 +35,7 @@ from model.build import build_model
 from model.search.graph import trivial_graph
 from tests.digits import DEV, digits_folder, write_digits_checkpoint
 from tests.reference import read_audio
-from tests.toy_experiment import SMALL, save_toy_lm, toy_tokenizer
+from tests.toy_experiment import HEAD, SMALL, save_toy_lm, toy_tokenizer
 
 import soundfile
 from lhotse import Recording
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make averaged.pt of an untrained model that emits tokens, the files that methods need, and audio."""
     root = tmp_path_factory.mktemp("stream")
-    tokenizer, cfg = toy_tokenizer(), load_config(None, SMALL)
+    tokenizer, cfg = toy_tokenizer(), load_config(None, [*SMALL, HEAD])
     (root / "lm").mkdir()
     save_toy_lm(cfg, tokenizer, root / "lm")
     save_graph(trivial_graph(tokenizer.vocab_size), tokenizer, root / "lang_bpe_500" / "graph" / "LG.npz")

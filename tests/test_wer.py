@@ -88,7 +88,7 @@ def test_costs_delay_oracle_plot_and_perplexity(tmp_path: Path, capsys: pytest.C
     supervision = {"id": "u", "alignment": {"word": [["one", 0.25, 0.5, None], ["two", 1.0, 0.5, None]]}}
     with gzip.open(cuts / "test.jsonl.gz", "wt") as f:
         f.write(json.dumps({"id": "u", "duration": 2.0, "supervisions": [supervision]}) + "\n")
-    words = [{"word": w, "start": 0.0, "end": e, "confidence": 1.0} for w, e in (("one", 0.8), ("two", 1.7))]
+    words = [{"word": w, "start": 0.0, "end": 0.1, "emitted": e} for w, e in (("one", 0.8), ("two", 1.7))]
     for method in ("greedy_search", "fast_beam_search_nbest_oracle"):
         path = write(tmp_path, method, [])
         path.write_text(json.dumps({"id": "u", "ref": "one two", "hyp": "one two", "words": words}) + "\n")

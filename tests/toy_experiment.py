@@ -23,6 +23,7 @@ from lhotse import CutSet, Recording, SupervisionSegment
 SMALL = [f"model.encoder.{key}=16" for key in ("d_model", "rnn_hidden_size", "dim_feedforward")]
 SMALL += ["model.encoder.num_layers=1", "model.decoder.dim=16", "model.joiner.dim=16", "data.num_workers=0"]
 SMALL += ["lm.dim=8", "lm.hidden=8", "lm.num_layers=1"]
+HEAD = "loss.ctc_scale=0.1"  # gives a model a CTC head
 DURATIONS = {"a-1": 0.8, "b-2": 0.05, "c-3": 1.2, "d-4": 0.5}  # 0.05 s: less than the front end sees at once
 TEXTS = ["ONE TWO THREE", "TWO ONE", "THREE"]
 
@@ -60,8 +61,8 @@ def save_toy_lm(cfg: Config, tokenizer: Tokenizer, folder: Path) -> None:
     write_bigram(folder / "transcript.txt", tokenizer, folder / "bigram.arpa")
 
 
-def make_experiment(root: Path) -> None:
-    """Write root/data with one part, `test`, which is the dev part too; root/averaged.pt; root/lm."""
+def make_experiment(root: Path, *overrides: str) -> None:
+    """Write root/data with one part, `test`, which is the dev part too; root/averaged.pt; root/lm. overrides: of `SMALL`."""
     import soundfile
 
     generator = np.random.default_rng(0)
@@ -77,7 +78,7 @@ def make_experiment(root: Path) -> None:
     CutSet.from_cuts(cuts).to_file(root / "data" / "cuts" / "test.jsonl.gz")
     parts = "name: toy\nsource: custom\ntrain: [train]\ndev: [test]\ntest: [test]\n"
     (root / "data" / "corpus.yaml").write_text(parts, encoding="utf-8")
-    tokenizer, cfg = toy_tokenizer(), load_config(None, SMALL)
+    tokenizer, cfg = toy_tokenizer(), load_config(None, [*SMALL, *overrides])
     (root / "lm").mkdir()
     save_toy_lm(cfg, tokenizer, root / "lm")
     content = {"model": toy_weights(cfg, tokenizer, 0), KEY: torch.full((80,), -12.0)}

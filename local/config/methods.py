@@ -18,6 +18,7 @@ from local.config.limits import (
     Nats,
     Scale,
     Section,
+    Share,
     Threads,
     describe,
     find_problems,
@@ -100,6 +101,7 @@ class DecodeConfig(Section):
     max_states: Annotated[int, Limits(1, 100_000)]
     fast_beam_backend: Literal["native", "k2"]
     blank_penalty: Nats
+    blank_skip: Share
     temperature: Annotated[float, Limits(0.0001, 10_000)]
     lm: File
     lm_scale: Scale
@@ -120,6 +122,8 @@ class DecodeConfig(Section):
 
     def cross_check(self) -> Iterator[tuple[str, str]]:
         """Check the names of methods, and what `by_method` says of each as if it stood in section decode itself."""
+        if self.blank_skip > 0 and self.fast_beam_backend == "k2":
+            yield "blank_skip", "must be 0 if fast_beam_backend is k2, which searches all frames"
         known = f"must be one of {', '.join(METHODS)}"
         for method in self.methods:
             if method not in METHODS:

@@ -138,7 +138,7 @@ def batches_per_epoch(hours: float, cfg: Config) -> int:
     """Return about how many steps of the optimiser an epoch over `hours` of speech has, for one process."""
     limit = cfg.train.max_duration if cfg.train.max_duration != AUTO else load_config().train.max_duration
     size = cfg.train.batch_seconds or limit
-    return max(1, round(3600 * hours * speeds(cfg) / size))
+    return max(1, round(3600 * hours * speeds(cfg) * cfg.loss.copies / size))
 
 
 def speeds(cfg: Config) -> int:
@@ -163,7 +163,7 @@ def expected_seconds(hours: float, cfg: Config, preset: Preset, machine: Machine
     """Return a rough estimate of the seconds that a training with `cfg`, made from `preset`, takes."""
     per_hour = preset.gpu_seconds if machine.gpu_gib is not None else preset.cpu_seconds / min(machine.cores, 8)
     share = cfg.train.max_steps / (batches_per_epoch(hours, cfg) * cfg.train.num_epochs)
-    return hours * speeds(cfg) * cfg.train.num_epochs * per_hour * (share if 0 < share < 1 else 1)
+    return hours * speeds(cfg) * cfg.loss.copies * cfg.train.num_epochs * per_hour * (share if 0 < share < 1 else 1)
 
 
 def as_yaml(choice: Choice, about: str) -> str:

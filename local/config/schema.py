@@ -91,6 +91,11 @@ class LossConfig(Section):
     ctc_scale: Scale
     cr_scale: Scale
 
+    @property
+    def copies(self) -> int:
+        """Return how many augmented copies of each utterance a training batch has."""
+        return 2 if self.cr_scale > 0 else 1
+
     def cross_check(self) -> Iterator[tuple[str, str]]:
         if self.am_scale + self.lm_scale > 1:
             yield "lm_scale", f"am_scale ({self.am_scale}) + lm_scale must not exceed 1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,23 @@ def load_corpus(path: str | Path, data: DataConfig | None = None) -> Corpus:
     if not values["train"] and not values["test"]:  # a test set alone is decoded with a model that is already trained
         raise UserError(f"{path}: key 'train' or key 'test' must name at least one part")
     return Corpus(**values)
+
+
+def parts_of(sets: Sequence[str], data_dir: Path, data: DataConfig) -> list[str]:
+    """Return the prepared parts that --sets names; `dev` and `test`, if no part is called so, are all parts of this kind.
+
+    Raises `UserError` for a name that is neither.
+    """
+    there = sorted({path.name.removesuffix(".jsonl.gz") for path in (data_dir / "cuts").glob("*.jsonl.gz")} - {"musan"})
+    corpus = load_corpus(data_dir / "corpus.yaml", data)
+    kinds = {"dev": corpus.dev, "test": corpus.test}
+    found = []
+    for name in sets:
+        if name not in there and not kinds.get(name):
+            known = ", ".join(there) or "no cuts; stage prepare makes them"
+            raise UserError(f"--sets: '{name}' is not a part of {data_dir}; it has {known}")
+        found += [name] if name in there else kinds[name]
+    return list(dict.fromkeys(found))
 
 
 def other_corpus(data_dir: Path, name: str, corpus_dir: Path | None) -> str:

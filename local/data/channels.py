@@ -1,15 +1,18 @@
-"""Which channel of a recording an utterance is taken from (data.channel)."""
+"""Which channel of a recording an utterance is taken from (data.channel), and the cuts of these."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 
+from local.common.errors import UserError
 from local.config.schema import Channel
 from local.corpus.audio_files import FLOOR, SILENT
 from local.corpus.audio_reading import Downmix
+from local.corpus.manifest_lines import find_problem
+from local.corpus.pairs import Pair
 from local.corpus.screening import LEVELS
 
-from lhotse import Recording, SupervisionSegment
+from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.utils import fastcopy
 
 TAKEN = {  # what data.channel does, for the screen
@@ -70,3 +73,24 @@ def mixed(recording: Recording, channels: Collection[int]) -> Recording:
     sources = [fastcopy(s, channels=[0 if c in channels else -1 - c for c in s.channels]) for s in recording.sources]
     transforms = [*(recording.transforms or []), Downmix()]
     return fastcopy(recording, sources=sources, channel_ids=[0], transforms=transforms)
+
+
+def make_cuts(pairs: Sequence[Pair], sampling_rate: int, channel: Channel, where: str) -> Iterator[MonoCut]:
+    """Yield the cuts of utterances, with their ids, at `sampling_rate` Hz and with one channel, as `data.channel` says.
+
+    Raises `UserError` naming `where` if a supervision does not fit its recording.
+    """
+    ids = {segment.id for _, segment in pairs}
+    for whole, given in pairs:
+        for recording, segment in choose(whole, given, channel, ids):
+            cut = MonoCut(
+                id=segment.id,
+                start=segment.start,
+                duration=segment.duration,
+                channel=segment.channel,
+                supervisions=[segment.with_offset(-segment.start)],
+                recording=recording,
+            )
+            if wrong := find_problem(cut):
+                raise UserError(f"{where}: supervisions and recordings do not match: {wrong}")
+            yield cut if cut.sampling_rate == sampling_rate else cut.resample(sampling_rate)

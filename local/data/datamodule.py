@@ -113,10 +113,11 @@ class AsrDataModule:
     def train_dataloader(self, epoch: int, skip_batches: int = 0) -> Batches:
         """Return the augmented batches of an epoch from step `skip_batches` on.
 
-        A step takes train.batch_seconds seconds of audio in all. If that is 0, it takes train.max_duration per process.
+        A step takes train.batch_seconds seconds of audio in all. If that is 0, it takes train.max_duration per process. Both
+        count every copy of an utterance.
         """
         cfg, cuts, steps = self.cfg, self._train_cuts(), self._steps(epoch)[skip_batches:]
-        shares = Shares(steps, cuts, self._limit(), self.processes.rank, self.processes.size)
+        shares = Shares(steps, cuts, self._limit() / cfg.loss.copies, self.processes.rank, self.processes.size)
         dataset = AsrDataset(cfg, self.tokenizer, self._noise(), augment=True, epoch=epoch, store=self._store, cuts=cuts)
         return Batches(self._loader(dataset, shares), sum(map(len, steps)), cfg.data.max_lost, with_empty=True)
 
@@ -128,7 +129,7 @@ class AsrDataModule:
         """Return the steps of an epoch as `train_batches` does."""
         total, size = self.cfg.train.batch_seconds, self.processes.size
         seconds, width = (total, 1) if total else (self._limit(), size)
-        return train_batches(self._train_cuts(), self.cfg.data.num_buckets, seconds, epoch, width)
+        return train_batches(self._train_cuts(), self.cfg.data.num_buckets, seconds / self.cfg.loss.copies, epoch, width)
 
     def identity(self) -> dict[str, Any]:
         """Return what the training data are: numbers of cuts and noises, hours, a hash of ids, lengths and transcripts."""

@@ -15,7 +15,7 @@ from local.decoding.batch_decoder import BatchDecoder
 from local.decoding.streaming import FeatureStream, StreamingRecogniser, words_of
 from local.decoding.subtitles import Result
 from local.decoding.windows import Cutter, Joiner, Window
-from local.decoding.word_times import Word, timed_words
+from local.decoding.word_times import Word, level_of, timed_words
 from model.encoder.subsampling import subsampled
 
 import torch
@@ -106,7 +106,7 @@ class WindowRecogniser:
             padded = pad_sequence(x, batch_first=True, padding_value=PADDING)
             (hypotheses,) = self._decoder.run(padded, lens, ids).values()
             for place, hypothesis in zip(places, hypotheses, strict=True):
-                found[place] = timed_words(hypothesis, self._tokenizer)
+                found[place] = timed_words(hypothesis, self._tokenizer, level_of(pool[place][1].features))
             bar.update(round(sum(len(pool[p][1].features) - pool[p][1].overlap for p in places) * FRAME_SECONDS))
         for (recording, window), words in zip(pool, found, strict=True):
             recording.joiner.add(window.begin, window.overlap, words)

@@ -73,6 +73,8 @@ def search_options(method: Method, options: DecodeConfig) -> dict[str, Any]:
     """Return the search's keyword arguments, except scorers and graph. options: section `decode` for this method."""
     keys = {"temperature": "temperature", "blank_penalty": "blank_penalty", **SEARCH_OPTIONS[method.search]}
     found: dict[str, Any] = {argument: getattr(options, key) for argument, key in keys.items()}
+    if options.blank_skip and method.search != "ctc_greedy_search":
+        found["blank_skip"] = options.blank_skip
     if method.search.startswith("fast_beam_search"):
         found["allow_partial"] = True  # a user wants what was heard even if the audio stops within a word
     if "backend" in found and (method.second_pass or method.oracle):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from local.common.errors import UserError
 from local.config.methods import METHODS
@@ -18,7 +18,7 @@ from local.data.tokenizer import Tokenizer
 from local.decoding.endpoint import EndpointRules
 from local.decoding.recogniser import make_stream
 from local.decoding.resources import Resources
-from local.decoding.word_times import TOKEN_SECONDS, Word, shifted, timed_words
+from local.decoding.word_times import TOKEN_SECONDS, Word, level_of, shifted, timed_words
 from model.encoder.lstm import LstmEncoder, States
 from model.encoder.subsampling import MIN_FRAMES, Conv2dSubsampling, subsampled
 from model.search import Hypothesis, Stream, rescore
@@ -150,13 +150,14 @@ class EncoderStream:
 class Segment:
     """The result of one utterance, or of its audio so far; `begin` and `end` in seconds from the beginning of the audio.
 
-    The times of `hypothesis` are encoder frames, counted from `begin`.
+    The times of `hypothesis` are encoder frames, counted from `begin`; `level` (T,) has the level of each feature frame.
     """
 
     text: str
     hypothesis: Hypothesis
     begin: float
     end: float
+    level: np.ndarray = field(compare=False, repr=False)
 
 
 class StreamingRecogniser:
@@ -215,12 +216,16 @@ class StreamingRecogniser:
     def _start(self, begin: int) -> None:
         """Begin an utterance at feature frame `begin` of the audio."""
         self._search.start(1)
-        self._begin, self._searched = begin, 0
+        # Of the feature frames since `begin`: those that wait for a chunk; none at the beginning of an audio.
+        self._level: np.ndarray = self._level[begin - self._begin :] if begin else np.empty(0)
+        self._begin: int = begin
+        self._searched = 0
         self._best = self._search.results(final=False)[0]
 
     def _advance(self, features: torch.Tensor) -> list[Segment]:
         """Take feature frames (T, F); return the utterances that end within them."""
         self._encoder.accept(features)
+        self._level = np.concatenate([self._level, level_of(features, self._encoder.encoder.feature_floor)])
         ended = []
         while (out := self._encoder.next_chunk()) is not None:
             self._take(out)
@@ -249,12 +254,13 @@ class StreamingRecogniser:
 
     def _segment(self, hypothesis: Hypothesis, end: int) -> Segment:
         text = self.tokenizer.decode(hypothesis.tokens)
-        return Segment(text, hypothesis, self._begin * FRAME_SECONDS, end * FRAME_SECONDS)
+        level = self._level[: end - self._begin]
+        return Segment(text, hypothesis, self._begin * FRAME_SECONDS, end * FRAME_SECONDS, level)
 
 
 def words_of(segment: Segment, tokenizer: Tokenizer) -> list[Word]:
     """Return the words of an utterance with times from the beginning of the audio."""
-    return shifted(timed_words(segment.hypothesis, tokenizer), segment.begin)
+    return shifted(timed_words(segment.hypothesis, tokenizer, segment.level), segment.begin)
 
 
 def streaming_recogniser(

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from local.common.visible import visible
-from local.decoding.word_times import TOKEN_SECONDS, Word
+from local.decoding.word_times import Word
 
 LINE, LINES, LONGEST = 42, 2, 6.0  # characters of a line, lines and seconds of a subtitle, at most
-PAUSE = 0.7  # seconds between the times of two words that end a subtitle
+PAUSE = 0.4  # seconds without a word that end a subtitle
 STAYS = 1.0  # seconds that a subtitle stays after its last word, if none follows
 
 
@@ -46,12 +46,6 @@ def spoken(words: Iterable[Word]) -> str:
     return " ".join(word["word"] for word in words)
 
 
-def ends(words: Sequence[Word]) -> list[float]:
-    """Return the end of each word: a frame after its last token, or the next word's beginning if that is earlier."""
-    following = [word["start"] for word in words[1:]] + [math.inf]
-    return [max(w["start"], min(w["end"] + TOKEN_SECONDS, after)) for w, after in zip(words, following, strict=False)]
-
-
 def broken(words: Iterable[str]) -> list[str]:
     """Return the words in lines of at most `LINE` characters; a longer word is broken."""
     lines: list[str] = []
@@ -68,7 +62,7 @@ def cues(words: Sequence[Word]) -> list[Cue]:
     groups: list[list[Word]] = []
     for word in words:
         fits = bool(groups) and word["start"] - groups[-1][-1]["end"] < PAUSE
-        fits = fits and word["end"] - groups[-1][0]["start"] <= LONGEST - TOKEN_SECONDS
+        fits = fits and word["end"] - groups[-1][0]["start"] <= LONGEST
         if fits and len(broken([visible(w["word"]) for w in (*groups[-1], word)])) <= LINES:
             groups[-1].append(word)
         else:
@@ -77,7 +71,7 @@ def cues(words: Sequence[Word]) -> list[Cue]:
     for place, group in enumerate(groups):
         begin = group[0]["start"]
         following = groups[place + 1][0]["start"] if place + 1 < len(groups) else math.inf
-        end = max(ends(group)[-1], min(group[-1]["end"] + STAYS, begin + LONGEST))
+        end = max(group[-1]["end"], min(group[-1]["end"] + STAYS, begin + LONGEST))
         found.append(Cue(begin, min(end, following), broken([visible(w["word"]) for w in group])))
     return found
 
@@ -112,14 +106,10 @@ def ctm_name(name: str) -> str:
 
 
 def ctm(result: Result) -> str:
-    """Return a line `name channel start duration word confidence` per word; channels count from 1.
-
-    A word lasts a frame at least, also if the next one came in the same frame.
-    """
+    """Return a line `name channel start duration word confidence` per word; channels count from 1."""
     words, head = result.words, f"{ctm_name(result.name)} {result.channel + 1}"
     return "".join(
-        f"{head} {w['start']:.2f} {max(end - w['start'], TOKEN_SECONDS):.2f} {visible(w['word'])} {w['confidence']:.4f}\n"
-        for w, end in zip(words, ends(words), strict=True)
+        f"{head} {w['start']:.2f} {w['end'] - w['start']:.2f} {visible(w['word'])} {w['confidence']:.4f}\n" for w in words
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from local.common.errors import UserError
 from local.data.durations import FRAME_SECONDS
-from local.decoding.word_times import Word, shifted
+from local.decoding.word_times import Word, one_after_another, shifted
 
 import numpy as np
 import torch
@@ -123,9 +123,7 @@ def join(earlier: Sequence[Word], later: Sequence[Word], begin: float, end: floa
         times = [first, *times, end]
         _, seam = max((b - a, (a + b) / 2) for a, b in zip(times, times[1:], strict=False))
         before, after = [w for w in earlier if w["start"] < seam], [w for w in later if w["start"] >= seam]
-    last = before[-1]["start"] if before else 0.0
-    # The windows may differ about the times of words by `TOLERANCE`.
-    return before + [{**w, "start": max(w["start"], last), "end": max(w["end"], last)} for w in after]
+    return before[:-1] + one_after_another(before[-1:] + after)  # windows may differ about times by `TOLERANCE`
 
 
 def agreement(earlier: Sequence[Word], later: Sequence[Word], begin: float, end: float) -> list[tuple[int, int]]:

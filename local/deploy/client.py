@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from local.common.errors import UserError
 from local.config.schema import DecodeConfig
@@ -15,6 +16,7 @@ WHY_NOT = {  # part of a method's name -> why the client cannot run it
     "LODR": "it takes the bigram as an OpenFst file only",
     "ngram": "it has no n-gram fusion",
     "ilm": "it cannot subtract the internal language model",
+    "ctc": "its graphs are the transducer's, without the CTC head",
     "rescore": "it has no second pass over an n-best list",
 }
 
@@ -31,7 +33,7 @@ def settings(options: DecodeConfig) -> DecodeConfig:
                 f"key 'decode.{key}' is {getattr(greedy, key):g} for {GREEDY} and {getattr(beam, key):g} for {BEAM}; the "
                 f"exported joiner has one value for both: set decode.by_method.{GREEDY}.{key} to the same, or the other"
             )
-    return beam
+    return replace(beam, blank_skip=0.0)
 
 
 def left_out(options: DecodeConfig, lm: bool, hotwords: bool) -> Iterator[str]:
@@ -48,6 +50,8 @@ def left_out(options: DecodeConfig, lm: bool, hotwords: bool) -> Iterator[str]:
     greedy = options.of_method(GREEDY)
     if greedy.max_sym_per_frame > 1:
         yield f"decode.max_sym_per_frame={greedy.max_sym_per_frame}: its greedy search takes one token per frame"
+    if skipping := [m for m in METHODS_OF_CLIENT if options.of_method(m).blank_skip]:
+        yield f"decode.blank_skip={options.of_method(skipping[0]).blank_skip:g}: it searches all frames"
     if options.tail_frames:
         yield f"decode.tail_frames={options.tail_frames}: it cannot append the utterance's own background noise, but zeros"
     if lm:

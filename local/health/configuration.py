@@ -100,10 +100,14 @@ def check_files(run: Run) -> Iterator[Finding]:
 
 
 def check_methods(run: Run) -> Iterator[Finding]:
-    """Yield each method of decode.methods that lacks a file which no stage makes."""
+    """Yield each method of decode.methods that lacks a file which no stage makes, or the CTC head."""
     cfg = run.config
     for name in cfg.decode.methods:
         options = cfg.decode.of_method(name)
+        of_head = METHODS[name].search == "ctc_greedy_search"
+        if cfg.loss.ctc_scale == 0 and (of_head or options.blank_skip):
+            key = "decode.methods" if of_head else "decode.blank_skip"
+            yield error(f"key '{key}': {name} needs a CTC head, and loss.ctc_scale is 0", "set loss.ctc_scale=0.1")
         terms = METHODS[name].fused + METHODS[name].second_pass
         made = [scorer_file(term.scorer, options, run.exp_dir) in lm_files(run) for term in terms]
         if cfg.lm.train and terms and all(made):
@@ -160,7 +164,7 @@ def step_seconds(run: Run) -> float:
 
 def check_batch(run: Run) -> Iterator[Finding]:
     """Yield a batch that holds much of the corpus."""
-    seconds, speech = step_seconds(run), 3600 * run.hours * speeds(run.config)
+    seconds, speech = step_seconds(run), 3600 * run.hours * speeds(run.config) * run.config.loss.copies
     if run.hours and (batches := speech / seconds) < FEWEST_BATCHES:  # nan is not less
         what = f"a step takes {seconds:g} s of audio, and an epoch has {speech:.0f} s: about {max(1, round(batches))} steps"
         key = "train.batch_seconds" if run.config.train.batch_seconds else "train.max_duration"

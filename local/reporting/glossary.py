@@ -21,6 +21,8 @@ METHOD_TEXTS = {
     "needs the reference: a lower bound of what any rescoring could reach, not a result.",
     "fast_beam_search_LG": "Fast beam search in a graph of a lexicon and a word n-gram model: only words of the lexicon come "
     "out.",
+    "ctc_greedy_search": "Takes the most probable token of the CTC head in each frame; a run of equal tokens counts once. It "
+    "uses neither decoder nor joiner.",
 }
 COLUMN_TEXTS = {
     "set": "The decoded test set.",

@@ -16,6 +16,7 @@ from local.reporting.curves import (
     LARGEST,
     LOW,
     ORANGE,
+    PURPLE,
     WIDTH,
     Curves,
     draw,
@@ -115,13 +116,13 @@ def drawings(train: Curves | None, valid: Curves | None, warm_step: float | None
 
 
 def losses(train: Curves | None, valid: Curves | None, warm_step: float | None) -> Iterator[Figure]:
-    """Yield the simple and pruned losses of the training and of the dev parts over the steps."""
+    """Yield the simple and pruned losses, and those of a CTC head, of the training and of the dev parts over the steps."""
     figure = new_figure(HEIGHT, WIDTH)
     axes = figure.subplots()
     axes.set(xlabel="step", ylabel="loss, nats per frame", yscale="log")
     drawn = False
     for curves, part, style in ((train, "train", {"alpha": 0.8}), (valid, "dev", {"marker": "o", "linestyle": "--"})):
-        for name, colour in (("simple_loss", BLUE), ("pruned_loss", ORANGE)):
+        for name, colour in (("simple_loss", BLUE), ("pruned_loss", ORANGE), ("ctc_loss", GREEN), ("consistency_loss", PURPLE)):
             if curves is not None:
                 label = f"{name.removesuffix('_loss')}, {part}"
                 drawn |= draw(axes, curves.steps, curves.column(name), color=colour, label=label, markersize=4, **style)

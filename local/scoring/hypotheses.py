@@ -71,9 +71,12 @@ def best_entry(row: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def word_ends(row: dict[str, Any]) -> tuple[float, ...]:
-    """Return the times in seconds at which a line's words ended; empty if it has none."""
+    """Return the times in seconds at which a line's words had their last tokens; empty if it has none.
+
+    Older lines have no "emitted"; their "end" is this time.
+    """
     try:
-        ends = tuple(float(word["end"]) for word in row.get("words", ()))
+        ends = tuple(float(word["emitted"] if "emitted" in word else word["end"]) for word in row.get("words", ()))
     except (KeyError, TypeError, ValueError, OverflowError):
         return ()
     return ends if all(map(math.isfinite, ends)) else ()

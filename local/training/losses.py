@@ -27,6 +27,11 @@ class Losses(NamedTuple):
         """Return the losses without their graph."""
         return self._each(Tensor.detach)
 
+    def finite(self) -> Tensor:
+        """Return whether all losses of an utterance are finite, bool (N,)."""
+        found = [loss for loss in (self.simple, self.pruned, self.ctc, self.consistency) if loss is not None]
+        return torch.stack(found).isfinite().all(dim=0)
+
     def summed(self) -> Losses:
         """Return the sums over the utterances, scalars."""
         return self._each(Tensor.sum)

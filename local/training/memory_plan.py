@@ -4,8 +4,9 @@ A plane is fitted to the measured bytes of a few passes over random batches:
 
     bytes = base + per_second * S + per_token * S * U
 
-A pass covers S seconds of audio, padding counted; its longest transcript has U tokens. The encoder's activations grow with
-S, the lattices of the losses with S * U. `base` does not depend on the size; most of it is the gradient.
+A pass covers S seconds of audio, padding and second copies (loss.cr_scale) counted; its longest transcript has U tokens. The
+encoder's activations grow with S, the lattices of the losses with S * U. `base` does not depend on the size; most of it is
+the gradient.
 """
 
 from __future__ import annotations
@@ -47,16 +48,17 @@ PATIENCE = 10.0  # seconds: no larger pass is measured after one that took longe
 
 @dataclass(frozen=True)
 class Shape:
-    """A batch of `rows` utterances with equally many feature frames and tokens."""
+    """A batch of `rows` utterances with equally many feature frames and tokens, each in `copies` copies."""
 
     rows: int
     frames: int
     tokens: int
+    copies: int = 1
 
     @property
     def seconds(self) -> float:
-        """Return the seconds of audio of all rows."""
-        return self.rows * self.frames * FRAME_SECONDS
+        """Return the seconds of audio of all copies of all rows."""
+        return self.copies * self.rows * self.frames * FRAME_SECONDS
 
 
 @dataclass(frozen=True)
@@ -95,23 +97,26 @@ class PassMeter:
             tokens = torch.randint(1, self.model.vocab_size, (shape.rows, shape.tokens))
             inputs = torch.randn(shape.rows, shape.frames, self.model.encoder.num_features)
             lens, token_lens = torch.full((shape.rows,), shape.frames), torch.full((shape.rows,), shape.tokens)
-            batch = Batch(inputs, lens, tokens, token_lens, ids=[""] * shape.rows)
+            second = torch.randn_like(inputs) if shape.copies > 1 else None
+            batch = Batch(inputs, lens, tokens, token_lens, ids=[""] * shape.rows, second=second)
             losses = forward_losses(self.model, batch, warmup=2.0, precision=self.cfg.train.precision, monitor=True)
             training_loss(losses.summed(), self.cfg.loss, 1.0).backward()
         return (usage.peak_mib["pass"] - before) * MIB
 
 
-def probe(measure: Callable[[Shape], float], longest: float, tokens: int, free: float) -> list[tuple[Shape, float]]:
-    """Return passes and their bytes, as `measure` gives them. free: bytes.
+def probe(
+    measure: Callable[[Shape], float], longest: float, tokens: int, free: float, copies: int = 1
+) -> list[tuple[Shape, float]]:
+    """Return passes and their bytes, as `measure` gives them. free: bytes. copies: of each utterance.
 
     Passes of growing size have `tokens` tokens, the most of the corpus, whose longest utterance has `longest` seconds. At
     the largest size, passes with fewer and with more tokens follow.
     """
 
     def shape(seconds: float, tokens: int) -> Shape:
-        length = min(longest, seconds, LONGEST)
+        length = min(longest, seconds / copies, LONGEST)
         frames = max(round(length / FRAME_SECONDS), MIN_FRAMES)
-        return Shape(max(1, round(seconds / length)), frames, max(1, min(tokens, subsampled(frames))))
+        return Shape(max(1, round(seconds / copies / length)), frames, max(1, min(tokens, subsampled(frames))), copies)
 
     measure(shape(FIRST, tokens))  # compiles, chooses kernels, makes work spaces: not counted
     passes: list[tuple[Shape, float]] = []
@@ -174,11 +179,12 @@ def choose_max_duration(
     if not found:
         raise UserError(f"{data.data_dir}: the training parts hold no utterance")
     seconds, counts = zip(*found, strict=True)
+    copies = cfg.loss.copies
     longest, tokens = max(seconds), max(counts)
     sharing = 1 if device.type == "cuda" else processes.local_size
     meter = PassMeter(cfg, data.tokenizer.vocab_size, device)
     parameters = sum(p.numel() for p in meter.model.parameters())
-    passes = probe(meter, longest, tokens, free_bytes(device) / sharing)
+    passes = probe(meter, longest, tokens, free_bytes(device) / sharing, copies)
     del meter
     release_free_memory()
     if device.type == "cuda":
@@ -187,7 +193,7 @@ def choose_max_duration(
     processes.gather(None)  # wait until no process holds memory of its probes
     free = free_bytes(device) / sharing
     room = SHARE * free - LATER_BYTES * parameters
-    own = plan(plane, longest, tokens, room, most=cfg.train.batch_seconds or sum(seconds))
+    own = plan(plane, copies * longest, tokens, room, most=cfg.train.batch_seconds or copies * sum(seconds))
     chosen = min(processes.gather(own))
     if processes.rank == 0:
         print(

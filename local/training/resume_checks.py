@@ -18,6 +18,7 @@ import yaml
 OTHER_STAGES = ("decode.", "average.", "lm.", "tune.", "ablation.", "data.max_lost", "data.max_wait", "train.logger")
 MAX_NAMED = 3  # keys in a message
 UNSET = "not set"
+CTC = "loss.ctc_scale"
 
 
 def check_same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
@@ -28,6 +29,9 @@ def check_same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> No
     fixed = [key for key in {**before, **after} if key.startswith("model.") or key == "optim.name"]
     values = [(key, before.get(key, UNSET), after.get(key, UNSET)) for key in fixed]
     differs = [f"{key} was {old}, is {new}" for key, old, new in values if old != new]
+    head = before.get(CTC, 0.0), after.get(CTC, 0.0)
+    if (head[0] > 0) != (head[1] > 0):  # the CTC head is part of the model
+        differs.append(f"{CTC} was {head[0]:g}, is {head[1]:g}")
     if differs:
         named = ", ".join(differs[:MAX_NAMED])
         more = f" and {len(differs) - MAX_NAMED} more keys" if len(differs) > MAX_NAMED else ""

@@ -117,7 +117,7 @@ class StepGradient:
 
         Returns "loss" or "gradient", the ids of the utterances, the paths of the files.
         """
-        bad = [~torch.isfinite(losses.simple + losses.pruned).cpu() for _, losses in self.passes]
+        bad = [~losses.finite().cpu() for _, losses in self.passes]
         what = "loss" if any(self.processes.gather(any(bool(b.any()) for b in bad))) else "gradient"
         ids: list[str] = []
         paths = []

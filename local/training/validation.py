@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -86,7 +87,9 @@ class Validator:
         """Return a decoder with the weights of now, as a search keeps what it computed from them."""
         # Greedy search reads no file, and no text but its own.
         resources = Resources(self.model, self.data.tokenizer, self.device, Path(), clean=str)
-        recognisers = {METHOD: Recogniser(METHOD, resources, self.cfg.decode)}
+        # All frames: early in training the CTC head finds nothing but blank.
+        options = replace(self.cfg.decode.of_method(METHOD), blank_skip=0.0, by_method={})
+        recognisers = {METHOD: Recogniser(METHOD, resources, options)}
         return BatchDecoder(self.model, recognisers, self.cfg.decode.tail_frames, self.device)
 
     def _decode(self, decoder: BatchDecoder, batch: Batch) -> tuple[int, int, int]:

@@ -7,7 +7,8 @@ float64), so following best arcs back from the best final state gives the best p
 k2's graphs have a final state, and every state that may end an utterance has an arc to it with the cost of blank. So pairs
 (context, final) count among `max_states`, and an utterance may end only in a state whose arc to the final state survives the
 pruning of the last frame, while that frame adds neither a token nor a score. The last frame is known only at the end, so
-the newest frame is held back until another one comes. k2 leaves the graph's final weight out of the score; here it counts.
+the newest frame is held back until another one comes, and `blank_skip` never leaves out the last one. k2 leaves the graph's
+final weight out of the score; here it counts.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ class FastBeamStream(Stream):
         backend: str = "native",
         temperature: float = 1.0,
         blank_penalty: float = 0.0,
+        blank_skip: float = 0.0,
     ) -> None:
-        """Prepare the search; `model`, `temperature` and `blank_penalty` as in `Stream`.
+        """Prepare the search; `model`, `temperature`, `blank_penalty` and `blank_skip` as in `Stream`.
 
         graph: the token sequences that may be recognised, over the model's token ids; None: all.
         scale: multiplies the graph's weights, 0 or more.
@@ -66,11 +68,13 @@ class FastBeamStream(Stream):
             raise ValueError(f"max_contexts and max_states must be 1 or more, got {max_contexts} and {max_states}")
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        if backend == "k2" and blank_skip:
+            raise ValueError("backend k2 leaves out no frames; use backend native, or blank_skip 0")
         if backend == "k2" and graph is not None:
             raise ValueError("backend k2 takes no graph; use backend native")
         if not 0 <= scale < torch.inf:
             raise ValueError(f"scale must be 0 or more, got {scale}")
-        super().__init__(model, temperature, blank_penalty)
+        super().__init__(model, temperature, blank_penalty, blank_skip)
         self.backend, self.allow_partial = backend, allow_partial
         self.limits = Limits(float(beam), max_contexts, max_states)
         self._steps: GraphSteps | TensorSteps

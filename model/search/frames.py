@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 T = TypeVar("T")
@@ -28,17 +29,30 @@ class Frames:
     enc: (T, N, J), utterances sorted by length, longest first; T is the longest length.
     active: for each frame t, how many utterances reach it: enc[t, :active[t]] is real, the rest padding.
     lens, inverse: (N,) int64 on the CPU, in the order of the batch: length and place among the sorted utterances.
+    spans: (N,) int64 on the CPU, the lengths before frames were left out. times: (T, N) int64, in the order of the batch, the
+    place of each frame among them.
     """
 
-    def __init__(self, model: Any, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor) -> None:
-        """Check and project `encoder_out` (N, T, C), of which the first `encoder_out_lens` (N,) frames count."""
-        self.lens = check_chunk(encoder_out, encoder_out_lens)
+    def __init__(
+        self, model: Any, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor, kept: torch.Tensor | None = None
+    ) -> None:
+        """Check and project `encoder_out` (N, T, C), of which the first `encoder_out_lens` (N,) frames count.
+
+        kept: bool (N, T), which frames are searched; the others are left out. None: all.
+        """
+        self.spans = self.lens = check_chunk(encoder_out, encoder_out_lens)
+        if kept is not None:
+            kept = kept & (torch.arange(kept.shape[1], device=kept.device) < self.lens.to(kept.device).unsqueeze(1))
+            self.lens = kept.sum(1).cpu()
+            place = (~kept).byte().argsort(dim=1, stable=True)[:, : int(self.lens.max()) if len(self.lens) else 0]
+            encoder_out = encoder_out.gather(1, place.unsqueeze(2).expand(-1, -1, encoder_out.shape[2]))
         self.num_utts = len(self.lens)
         lens, order = self.lens.sort(descending=True, stable=True)
         self.inverse = order.argsort()
         self._order, self._back = order.to(encoder_out.device), self.inverse.to(encoder_out.device)
         longest = int(lens[0]) if len(lens) else 0
         self.active = (lens.unsqueeze(0) > torch.arange(longest).unsqueeze(1)).sum(1).tolist()
+        self.times = np.arange(longest)[:, None] if kept is None else place.t().cpu().numpy()
         self.enc = model.joiner.encoder_proj(encoder_out[self._order, :longest].transpose(0, 1)).float().contiguous()
 
     def __len__(self) -> int:

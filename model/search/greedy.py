@@ -15,14 +15,22 @@ import torch
 class GreedyStream(Stream):
     """Greedy search over a batch. At blank and unknown it moves to the next frame without a token."""
 
-    def __init__(self, model: Any, *, max_sym_per_frame: int = 1, temperature: float = 1.0, blank_penalty: float = 0.0) -> None:
-        """Prepare the search; `model`, `temperature` (it changes scores only) and `blank_penalty` as in `Stream`.
+    def __init__(
+        self,
+        model: Any,
+        *,
+        max_sym_per_frame: int = 1,
+        temperature: float = 1.0,
+        blank_penalty: float = 0.0,
+        blank_skip: float = 0.0,
+    ) -> None:
+        """Prepare the search; `model`, `temperature` (it changes scores only), `blank_penalty`, `blank_skip` as in `Stream`.
 
         max_sym_per_frame: tokens after which the next frame follows without blank. ValueError if an option is out of range.
         """
         if max_sym_per_frame < 1:
             raise ValueError(f"max_sym_per_frame must be 1 or more, got {max_sym_per_frame}")
-        super().__init__(model, temperature, blank_penalty)
+        super().__init__(model, temperature, blank_penalty, blank_skip)
         self.max_sym_per_frame = max_sym_per_frame
 
     def _begin(self, num_utts: int) -> tuple[list[torch.Tensor], int]:

@@ -67,9 +67,9 @@ class History:
 
     def append(self, back: BackPointers, frames: Frames) -> None:
         """Add the decisions over `frames`, in the order of `frames`."""
-        row_frames = np.arange(len(back.tokens))[:, None] // back.rows_per_frame + self._num_frames
+        row_frames = frames.times.repeat(back.rows_per_frame, axis=0) + self._num_frames
         self._chunks.append((back, frames.inverse.numpy(), row_frames))
-        self._num_frames = self._num_frames + frames.lens.numpy()
+        self._num_frames = self._num_frames + frames.spans.numpy()
 
     def trace(self) -> Paths:
         """Return the paths of the present hypotheses, utterances in the order of the batch."""

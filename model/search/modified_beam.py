@@ -33,16 +33,17 @@ class ModifiedBeamStream(Stream):
         beam: int = 4,
         temperature: float = 1.0,
         blank_penalty: float = 0.0,
+        blank_skip: float = 0.0,
         scorers: Sequence[tuple[Scorer, float]] = (),
     ) -> None:
-        """Prepare the search; `model`, `temperature` and `blank_penalty` as in `Stream`.
+        """Prepare the search; `model`, `temperature`, `blank_penalty` and `blank_skip` as in `Stream`.
 
         beam: hypotheses kept per utterance. scorers: (scorer, scale) pairs; scale * score is added to every token but blank and
         unknown before the best are chosen. Pairs of scale 0 are left out. Raises ValueError if an option is out of its range.
         """
         if beam < 1:
             raise ValueError(f"beam must be 1 or more, got {beam}")
-        super().__init__(model, temperature, blank_penalty)
+        super().__init__(model, temperature, blank_penalty, blank_skip)
         self.beam = beam
         self.fusion = Fusion(scorers, int(model.vocab_size), (self.blank, self.unk))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from typing import Any
 
 from model.search.contexts import Contexts, Joint
@@ -18,11 +19,16 @@ class Stream(abc.ABC):
     Everything that depends on the model's weights alone is computed once for the object's life, so they must not change.
     """
 
-    def __init__(self, model: Any, temperature: float, blank_penalty: float) -> None:
+    def __init__(self, model: Any, temperature: float, blank_penalty: float, blank_skip: float = 0.0) -> None:
         """Prepare a search with `model`; temperature divides the logits, blank_penalty is subtracted from blank's logit.
 
-        Raises ValueError if the temperature is not above 0 or there are too many contexts to number.
+        blank_skip: above 0, frames are left out to which the CTC head gives blank with a larger probability (Wang et al. 2022,
+        arXiv 2210.16481; Yang et al. 2023, arXiv 2305.11558). Times are those of all frames all the same.
+        Raises ValueError if the temperature is not above 0, there are too many contexts to number, or there is no CTC head.
         """
+        if blank_skip and model.ctc_head is None:
+            raise ValueError("blank_skip needs a CTC head, which the model does not have: train with loss.ctc_scale above 0")
+        self.blank_skip = blank_skip
         self.model, self.blank, self.unk = model, int(model.blank_id), int(model.unk_id)
         with torch.no_grad():
             self.joint = Joint(model, temperature, blank_penalty)
@@ -48,7 +54,8 @@ class Stream(abc.ABC):
         lens = check_chunk(encoder_out, encoder_out_lens)
         if len(lens) != self.num_utts:
             raise ValueError(f"the search was started with {self.num_utts} utterances, the chunk has {len(lens)}")
-        frames = Frames(self.model, *self._usable(encoder_out, lens))
+        encoder_out, lens = self._usable(encoder_out, lens)
+        frames = Frames(self.model, encoder_out, lens, self._kept(encoder_out))
         rows = [frames.sort(x) for x in self._rows]
         self._history.append(self._walk(frames, rows), frames)
         self._rows = [frames.unsort(x) for x in rows]
@@ -77,3 +84,10 @@ class Stream(abc.ABC):
     def _usable(self, encoder_out: torch.Tensor, lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the frames that can be searched now, given the new ones."""
         return encoder_out, lens
+
+    def _kept(self, encoder_out: torch.Tensor) -> torch.Tensor | None:
+        """Return which frames are searched, bool (N, T); None: all."""
+        if not self.blank_skip:
+            return None
+        log_probs: torch.Tensor = self.model.ctc_head(encoder_out)
+        return log_probs[..., self.blank] <= math.log(self.blank_skip)

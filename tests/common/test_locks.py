@@ -197,11 +197,13 @@ FOLDERS = {"--data-dir": "data", "--exp-dir": "exp", "--out": "out"}
 OPTIONS = {  # what else they need before they work
     "get_audio": ["--corpus-yaml", "x"],
     "prepare_manifests": ["--corpus-yaml", "x", "--corpus-dir", "x"],
+    "align": ["--checkpoint", "x"],
     "decode": ["--checkpoint", "x"],
     "tune": ["--checkpoint", "x"],
     "export": ["--checkpoint", "x"],
 }
 EXPECTED = {  # program: the locks that it asks for
+    "align": ["out/.lock", "data/.readers"],
     "average": ["exp/.lock"],
     "choose_conf": ["data/.lock"],
     "compute_features": ["data/.lock", "data/.readers"],

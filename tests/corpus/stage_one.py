@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from local.corpus.dropped import Dropped, read_dropped
 from local.corpus.shard_store import ShardStore
-from local.prepare_cuts import make_cuts, read_pairs
+from local.data.channels import make_cuts
+from local.prepare_cuts import read_pairs
 from local.prepare_manifests import main as prepare_manifests
 
 import numpy as np

@@ -16,7 +16,8 @@ from local.corpus.shard_store import ShardStore
 from local.corpus.sources import find_part
 from local.corpus.splits import split_off
 from local.corpus.tables import Row, file_names, utterance_ids
-from local.prepare_cuts import make_cuts, read_pairs
+from local.data.channels import make_cuts
+from local.prepare_cuts import read_pairs
 from local.prepare_manifests import check_pairs, drop_duplicates_and_empty
 from local.prepare_manifests import main as prepare_manifests
 from tests.conftest import ROOT

@@ -73,7 +73,7 @@ import json, resource, sys, time
 from pathlib import Path
 from local.corpus.audio_reading import load_audio
 from local.data.durations import at_speed
-from local.prepare_cuts import make_cuts
+from local.data.channels import make_cuts
 from local.decoding.audio_pieces import open_checked
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.augmentation import Narrowband

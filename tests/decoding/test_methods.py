@@ -20,7 +20,7 @@ from model.build import build_model
 from model.search import Hypothesis, get_search
 from model.search.graph import trivial_graph
 from model.search.scorers import HotwordScorer, InternalLmScorer, LstmLmScorer, NGramScorer, read_arpa
-from tests.toy_experiment import SMALL, save_toy_lm, toy_tokenizer, toy_weights
+from tests.toy_experiment import HEAD, SMALL, save_toy_lm, toy_tokenizer, toy_weights
 
 import numpy as np
 import pytest
@@ -214,6 +214,31 @@ def test_settings_of_single_methods(resources: Resources) -> None:
     assert found[MODIFIED]["beam"] == 4
     lodr = found["modified_beam_search_LODR"]
     assert (lodr["beam"], lodr["lodr_scale"], lodr["lm_scale"]) == (2, 0.05, CFG.decode.lm_scale)
+
+
+def test_frames_that_the_ctc_head_calls_blank(encoded: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
+    """decode.blank_skip reaches the searches of the transducer, in total or for one method, and not the head's own."""
+    torch.manual_seed(0)
+    model = build_model(load_config(None, [*SMALL, HEAD]), TOKENIZER.vocab_size).eval()
+    with torch.no_grad():
+        assert model.ctc_head is not None
+        model.joiner.output_linear.bias[0] = 1.0
+        model.joiner.output_linear.weight *= 3
+        model.ctc_head.output_linear.weight.normal_()
+    own = Resources(model, TOKENIZER, torch.device("cpu"), tmp_path, clean=CLEAN)
+    for name in ("greedy_search", MODIFIED, "fast_beam_search"):
+        more = {"allow_partial": True} if name == "fast_beam_search" else {}
+        expected = [get_search(name)(model, *encoded, blank_skip=skip, **more) for skip in (0.0, 0.01)]
+        assert tokens(expected[0]) != tokens(expected[1])
+        for made in (options(blank_skip=0.01), options(by_method={name: {"blank_skip": 0.01}})):
+            recogniser = Recogniser(name, own, made)
+            assert tokens(recogniser(*encoded)) == tokens(expected[1]) and recogniser.options["blank_skip"] == 0.01
+        assert tokens(Recogniser(name, own, options())(*encoded)) == tokens(expected[0])
+    head = Recogniser("ctc_greedy_search", own, options(blank_skip=0.01, blank_penalty=0.5))
+    assert tokens(head(*encoded)) == tokens(get_search("ctc_greedy_search")(model, *encoded, blank_penalty=0.5))
+    assert "blank_skip" not in head.options
+    with pytest.raises(UserError, match="fast_beam_backend"):
+        load_config(None, ["decode.fast_beam_backend=k2", "decode.blank_skip=0.9"])
 
 
 def test_every_scale_is_a_key_of_the_config() -> None:

@@ -17,7 +17,7 @@ def test_texts_and_times() -> None:
     assert found == {
         ".hyp.trn": "ONE (a-1)\n(ann-x_2)\n",
         ".ref.trn": "ONE TWO (a-1)\nTHREE (ann-x_2)\n",
-        ".ctm": "a-1 1 0.00 0.24 ONE 0.5000\n",
+        ".ctm": "a-1 1 0.00 0.20 ONE 0.5000\n",
     }
 
 

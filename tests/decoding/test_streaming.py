@@ -23,7 +23,8 @@ from local.data.features import PADDING, make_extractor
 from local.data.tokenizer import Tokenizer, train_tokenizer
 from local.decoding.batch_decoder import with_tail
 from local.decoding.endpoint import EndpointRules
-from local.decoding.streaming import EncoderStream, FeatureStream, StreamingRecogniser, frames_per_chunk
+from local.decoding.streaming import EncoderStream, FeatureStream, StreamingRecogniser, frames_per_chunk, words_of
+from local.decoding.word_times import level_of, shifted, timed_words
 from model.build import build_model
 from model.encoder.subsampling import subsampled
 from model.search import STREAMS, Hypothesis, Stream, get_search, get_stream
@@ -34,7 +35,9 @@ import soundfile
 
 RATE, TAIL = 16000, 30
 FEATURES = FeaturesConfig(type="on_the_fly", num_mel_bins=80, sampling_rate=RATE)
-OPTIONS: dict[str, dict[str, Any]] = {name: {} for name in STREAMS} | {"fast_beam_search": {"allow_partial": True}}
+# The models here have no CTC head.
+OPTIONS: dict[str, dict[str, Any]] = {name: {} for name in STREAMS if name != "ctc_greedy_search"}
+OPTIONS["fast_beam_search"] = {"allow_partial": True}
 Results = dict[str, Hypothesis]  # by utterance
 
 
@@ -239,6 +242,33 @@ def test_encoders_in_chunks(options: dict[str, Any]) -> None:
                 assert (torch.cat(found, 1) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+def test_words_have_the_times_of_the_whole_utterance(tokenizer: Tokenizer) -> None:
+    """Also after an endpoint, and with a feature floor; a partial result has the level of what it has heard."""
+    (audio,) = bursts([5.0]).values()
+    model = small_model(tokenizer.vocab_size)
+    model.encoder.feature_floor = torch.full((80,), -9.0)
+    rules = EndpointRules(longest=2.0)
+    search = get_stream("greedy_search")(model)
+    recogniser = StreamingRecogniser(
+        model.encoder, search, tokenizer, FEATURES, chunk_frames=32, tail_frames=TAIL, endpoint=rules
+    )
+    floored = torch.maximum(make_extractor(FEATURES).extract(audio, RATE), model.encoder.feature_floor)
+    for _ in range(2):  # the second time after `finish`
+        found = []
+        for piece in audio.split(1000):
+            found += recogniser.accept(piece, RATE)
+            partial = recogniser.partial()
+            assert len(partial.level) == round(100 * (partial.end - partial.begin))
+        found += recogniser.finish()
+        assert len(found) > 2
+        for segment in found:
+            whole = level_of(floored[round(100 * segment.begin) : round(100 * segment.end)])
+            assert segment.level == pytest.approx(whole, abs=1e-4)
+            expected = shifted(timed_words(segment.hypothesis, tokenizer, whole), segment.begin)
+            assert words_of(segment, tokenizer) == expected
+        assert sum(len(words_of(segment, tokenizer)) for segment in found) > 3
+
+
 def test_errors_name_what_cannot_be_streamed(tokenizer: Tokenizer) -> None:
     model = small_model(norm="instance")
     with pytest.raises(UserError, match="norm=instance"):
@@ -281,7 +311,7 @@ def at_once(model: Transducer, search: Stream, x: torch.Tensor, tail: int) -> St
     return search
 
 
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_utterances_found(tokenizer: Tokenizer, name: str) -> None:
     """Each begins at the end of the one before, ends at the first chunk after which a rule fires, and equals itself alone."""
     model = small_model(tokenizer.vocab_size)

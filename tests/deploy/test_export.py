@@ -19,7 +19,7 @@ from local.deploy.record import check_folder
 from local.deploy.tokens_files import client_token, token_problem, write_tokens
 from model.build import build_model
 from tests.deploy.exported import run_export
-from tests.toy_experiment import SMALL, make_experiment, toy_tokenizer
+from tests.toy_experiment import HEAD, SMALL, make_experiment, toy_tokenizer
 
 import pytest
 
@@ -29,7 +29,7 @@ TOKENIZER = toy_tokenizer()
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("toy")
-    make_experiment(root)
+    make_experiment(root, HEAD)
     return root
 
 
@@ -117,6 +117,10 @@ def test_what_the_client_cannot_do_is_said() -> None:
     assert list(left_out(decode_section("methods=[greedy_search]", "tail_frames=0"), False, False)) == []
     (only,) = left_out(decode_section("methods=[modified_beam_search_lm_shallow_fusion]", "tail_frames=0"), True, False)
     assert "sentence" in only
+    head = decode_section("methods=[ctc_greedy_search]", "tail_frames=0", "by_method.greedy_search.blank_skip=0.9")
+    method, skip = left_out(head, False, False)
+    assert "ctc_greedy_search" in method and "decode.blank_skip=0.9" in skip
+    assert settings(decode_section("blank_skip=0.9")).blank_skip == 0
 
 
 # ---- the folder ----
@@ -168,6 +172,7 @@ def test_the_gate_of_a_toy(toy: Path, tmp_path: Path, packages: None, capsys: py
     pytest.importorskip("sherpa_onnx", reason="needs requirements-export.txt")
     (tmp_path / "words.txt").write_text("ONE TWO\n")
     words = ["--lm", str(toy / "lm" / "lm.pt"), "--hotwords", str(tmp_path / "words.txt"), "data.dev_parts=[test]"]
+    words.append("decode.blank_skip=0.05")  # of the CTC head, which the export leaves out
     record = run_export(toy, tmp_path / "out", *words)
     assert record["gate"]["utterances"] == 4 and record["gate"]["float32"]["greedy_search"]["different"] == 0
     assert record["gate"]["lm"]["utterances"] == record["gate"]["hotwords"]["utterances"] == 4

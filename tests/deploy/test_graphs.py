@@ -205,6 +205,19 @@ def described(value: Any) -> tuple[str, int, tuple[int | str, ...]]:
     return value.name, tensor.elem_type, tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
 
 
+def test_a_ctc_head_is_left_out(tmp_path: Path) -> None:
+    """The graphs are those of the same model without it."""
+    plain, headed = make_model(), make_model("loss.ctc_scale=0.1")
+    headed.load_state_dict(plain.state_dict(), strict=False)
+    for name, model in (("plain", plain), ("headed", headed)):
+        (tmp_path / name).mkdir()
+        write_graphs(model, tmp_path / name, 16)
+    assert headed.ctc_head is not None
+    for graph in GRAPHS:
+        contents = [(tmp_path / name / f"{graph}.onnx").read_bytes() for name in ("plain", "headed")]
+        assert contents[0] == contents[1]
+
+
 PROGRAM = """
 import sys
 from pathlib import Path

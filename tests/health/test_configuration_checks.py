@@ -89,6 +89,14 @@ def test_files_is_quiet(tmp_path: Path) -> None:
     assert found(check_files, healthy(tmp_path, *overrides)) == []
 
 
+@pytest.mark.parametrize(
+    "keys", [["decode.methods=[ctc_greedy_search]"], ["decode.methods=[greedy_search]", "decode.blank_skip=0.9"]]
+)
+def test_methods_need_a_ctc_head(tmp_path: Path, keys: list[str]) -> None:
+    one(check_methods, healthy(tmp_path, *keys), "error", keys[-1].partition("=")[0], "loss.ctc_scale")
+    assert found(check_methods, healthy(tmp_path, *keys, "loss.ctc_scale=0.1")) == []
+
+
 FUSION = "decode.methods=[greedy_search,modified_beam_search_lm_shallow_fusion]"
 
 

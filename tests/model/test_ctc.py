@@ -103,6 +103,75 @@ def test_two_copies_give_the_mean_of_both() -> None:
     assert float(model(x, lens, tokens, token_lens, second=x)["consistency"].abs().max()) < 1e-5
 
 
+def plain_ctc(log_probs: Tensor, tokens: list[int]) -> Tensor:
+    """Return the loss over log_probs (T, C) by the forward recursion over tokens with blanks around them; 0 if none fits."""
+    states = [0]
+    for token in tokens:
+        states += [token, 0]
+    alpha = [log_probs[0, states[s]] if s < 2 else torch.tensor(-torch.inf) for s in range(len(states))]
+    for frame in log_probs[1:]:
+        new = []
+        for s, state in enumerate(states):
+            ways = [alpha[s]] + ([alpha[s - 1]] if s else [])
+            if s > 1 and state != 0 and state != states[s - 2]:
+                ways.append(alpha[s - 2])
+            possible = [way for way in ways if way > -torch.inf]
+            new.append(torch.logsumexp(torch.stack(possible), 0) + frame[state] if possible else alpha[s])
+        alpha = new
+    ends = [way for way in alpha[-2:] if way > -torch.inf]
+    return -torch.logsumexp(torch.stack(ends), 0) if ends else 0 * log_probs.sum()
+
+
+def plain_consistency(first: Tensor, second: Tensor) -> Tensor:
+    """Return the loss over log-probabilities (T, C) of two copies, by loops."""
+    total = first.new_zeros(())
+    for t in range(len(first)):
+        for c in range(first.size(1)):
+            for own, other in ((first[t, c], second[t, c].detach()), (second[t, c], first[t, c].detach())):
+                total = total + 0.5 * other.exp() * (other - own)
+    return total
+
+
+@pytest.mark.parametrize(("ctc_scale", "cr_scale"), [(0.3, 0.0), (1e-9, 0.2), (0.3, 0.2)])
+def test_gradients_of_the_model_in_float64(ctc_scale: float, cr_scale: float) -> None:
+    """Of every parameter, by Transducer.forward, as of plain loops over the encoder's output; one transcript is too long."""
+    scales = load_config(None, [f"loss.ctc_scale={ctc_scale}", f"loss.cr_scale={cr_scale}"]).loss
+    model = toy(f"loss.ctc_scale={ctc_scale}").double().eval()  # no dropout, which would differ
+    head = model.ctc_head
+    assert head is not None
+    head.forward = lambda out: head.output_linear(out).log_softmax(dim=-1)  # type: ignore[method-assign]  # not in float32
+    torch.manual_seed(2)
+    x, other = torch.randn(2, 3, 44, model.encoder.num_features, dtype=torch.float64)
+    lens, tokens = torch.tensor([44, 29, 13]), torch.randint(3, 20, (3, 4))
+    tokens[0], token_lens = torch.tensor([5, 5, 7, 5]), torch.tensor([4, 2, 4])
+    copies = (x, other) if cr_scale else (x,)
+
+    def gradients(loss: Tensor) -> dict[str, Tensor]:
+        model.zero_grad()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    losses = model(x, lens, tokens, token_lens, second=other if cr_scale else None)
+    found = gradients((scales.ctc_scale * losses["ctc"] + scales.cr_scale * losses.get("consistency", 0.0)).sum())
+
+    outputs = [model.encoder(copy, lens) for copy in copies]
+    log_probs = [head(out) for out, _, _ in outputs]
+    assert outputs[0][1][2] < 4, "the last transcript must be too long"
+    loss = torch.zeros((), dtype=torch.float64)
+    for n, (frames, size) in enumerate(zip(outputs[0][1].tolist(), token_lens.tolist(), strict=True)):
+        own = [lp[n, :frames] for lp in log_probs]
+        ctc = sum(plain_ctc(lp, tokens[n, :size].tolist()) for lp in own) / len(own)
+        assert float(ctc) == pytest.approx(float(losses["ctc"][n]), rel=1e-9, abs=1e-12)
+        loss = loss + scales.ctc_scale * ctc
+        if cr_scale:
+            loss = loss + scales.cr_scale * plain_consistency(*own)
+    assert float(losses["ctc"][2]) == 0.0
+    expected = gradients(loss)
+    assert found.keys() == expected.keys() and len(found) > 20
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-7, atol=1e-10, msg=name)
+
+
 def test_weights_of_the_losses() -> None:
     losses = SimpleNamespace(simple=1.0, pruned=10.0, ctc=100.0, consistency=1000.0)
     scales = SimpleNamespace(simple_scale=0.5, ctc_scale=0.2, cr_scale=0.1)

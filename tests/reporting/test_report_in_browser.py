@@ -12,11 +12,11 @@ from typing import Any
 
 from local.artifacts.checkpoint import load_averaged
 from local.common.visible import visible
-from local.decoding.word_times import timed_words
+from local.decoding.word_times import level_of, timed_words
 from local.report import main as report
 from local.wer import main as wer
 from tests.conftest import ROOT
-from tests.digits import DEV, digits_folder, hypotheses, references, write_digits_checkpoint
+from tests.digits import DEV, digits_folder, features, hypotheses, references, write_digits_checkpoint
 from tests.reference import read_audio
 from tests.reporting.browser import CONTRAST, chromium, opened
 from tests.reporting.fabricated import METHODS, Said, cut, make, write_report
@@ -198,10 +198,12 @@ def test_the_digits(browser: Any, shared: Path, tmp_path: Path, one_thread: None
     loaded = load_averaged(write_digits_checkpoint(shared, tmp_path / "model"))
     utterances = [Said(name, name.split("-")[0], texts[name], (), len(samples) / 16000) for name, samples in audio.items()]
     exp = make_folder(tmp_path, utterances, {p.stem: p for p in digits_folder(shared, DEV).rglob("*.flac")})
+    levels = [level_of(x) for x in features(loaded[1].features, audio.values())]
     for method in METHODS:
-        found = zip(utterances, hypotheses(loaded, list(audio.values()), method), strict=True)
+        found = zip(utterances, levels, hypotheses(loaded, list(audio.values()), method), strict=True)
         rows = [
-            {"id": u.id, "ref": u.ref, "hyp": loaded[2].decode(h.tokens), "words": timed_words(h, loaded[2])} for u, h in found
+            {"id": u.id, "ref": u.ref, "hyp": loaded[2].decode(h.tokens), "words": timed_words(h, loaded[2], level)}
+            for u, level, h in found
         ]
         (exp / "decode" / method).mkdir(parents=True)
         (exp / "decode" / method / "dev.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
