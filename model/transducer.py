@@ -10,6 +10,8 @@ from model.encoder.lstm import LstmEncoder
 from model.joiner import Joiner
 from model.layers.scaled import ScaledLinear
 from model.loss import get_backend
+from model.loss.interface import JoinerInput, Lattice
+from model.loss.sharpness import token_peaks
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +79,7 @@ class Transducer(nn.Module):
         warmup: float = 1.0,
         monitor: bool = False,
         second: Tensor | None = None,
+        sharpness: bool = False,
     ) -> dict[str, Tensor]:
         """Return the losses of each utterance, in nats: {"simple": (N,), "pruned": (N,)}, with a CTC head also "ctc".
 
@@ -85,6 +88,7 @@ class Transducer(nn.Module):
         monitor: also return "outside": (N,), the share of the simple lattice's posterior mass outside the band.
         second: (N, T, F), another augmented copy of x. Then each loss is the mean over both copies, and a CTC head also gives
         "consistency".
+        sharpness: also return "sharpness": (N,), the sum of `token_peaks` over an utterance's tokens.
         """
         if second is not None:
             x, x_lens, token_lens = torch.cat([x, second]), x_lens.repeat(2), token_lens.repeat(2)
@@ -111,20 +115,14 @@ class Transducer(nn.Module):
         bias = self.joiner.output_linear.get_bias()
         assert bias is not None
         with torch.set_grad_enabled(torch.is_grad_enabled() and pruned_scale(warmup) > 0):
-            pruned = loss.pruned_loss(
-                self.joiner.encoder_proj(encoder_out),
-                self.joiner.decoder_proj(decoder_out),
-                self.joiner.output_linear.get_weight(),
-                bias,
-                tokens,
-                ranges,
-                boundary,
-                blank=BLANK_ID,
-                delay_penalty=self.delay_penalty,
-            )
+            projections = self.joiner.encoder_proj(encoder_out), self.joiner.decoder_proj(decoder_out)
+            joined = JoinerInput(*projections, self.joiner.output_linear.get_weight(), bias)
+            pruned = loss.pruned_loss(*joined, tokens, ranges, boundary, blank=BLANK_ID, delay_penalty=self.delay_penalty)
         losses = {"simple": simple, "pruned": pruned}
         if monitor:
             losses["outside"] = loss.pruned_mass(px_grad, py_grad, ranges, boundary)
+        if sharpness:
+            losses["sharpness"] = token_peaks(joined, ranges, Lattice(tokens, boundary, BLANK_ID)).sum(dim=1)
         if self.ctc_head is not None:
             log_probs = self.ctc_head(encoder_out)
             losses["ctc"] = ctc_loss(log_probs, out_lens, tokens, token_lens, BLANK_ID)

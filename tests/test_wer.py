@@ -12,7 +12,7 @@ from pathlib import Path
 from local.artifacts.decoded_sets import find_sets
 from local.common.errors import UserError
 from local.common.visible import visible
-from local.scoring.align import Utterance, score, symbol_delays
+from local.scoring.align import Utterance, repetitions, score, symbol_delays
 from local.scoring.error_report import error_report
 from local.scoring.hypotheses import read_hypotheses, read_sets
 from local.scoring.speech import Speech, read_speech
@@ -147,6 +147,28 @@ def test_files_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert wrong.startswith("u1: four (") and (right, same) == ("    fast_beam_search: four five", "    zz: =")
     assert "u2:" not in errors
     assert "d: (one->*)" in (tmp_path / "errors" / "dev.greedy_search.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("ref", "hyp", "repeated", "lost"),
+    [
+        ("no no yes", "no yes", 1, 1),
+        ("no no no", "no", 2, 2),
+        ("no no", "", 1, 1),  # one is no repetition
+        ("no no yes yes", "no yes yes", 2, 1),
+        ("no no", "yes no", 1, 0),  # substituted
+        ("no no", "no yes no", 1, 0),  # an insertion between them
+        ("no yes no", "no no", 0, 0),
+        ("", "no no", 0, 0),
+    ],
+)
+def test_deleted_repetitions(ref: str, hyp: str, repeated: int, lost: int) -> None:
+    found = score([Utterance("a", ref, hyp), Utterance("b", "no", "no")])
+    assert (found.repeated, found.repeated_lost) == repetitions(found.alignments[0]) == (repeated, lost)
+    line = [line for line in error_report("set test", found).splitlines() if line.startswith("words that equal")]
+    assert [re.findall("[0-9]+", text) for text in line] == (
+        [[str(lost), str(repeated), str(found.errors)]] if repeated else []
+    )
 
 
 def test_an_error_report_tells_whose_audio_it_is() -> None:

@@ -40,6 +40,9 @@ HEALTHY = {
     "training each point of a line is the median of several steps; the pale band has their lowest and highest values.",
     "wer": "Healthy: it falls in steps, then stays low. A few dev utterances are decoded by greedy search with the weights of "
     "that moment, so single points vary much; the averaged weights of the results are usually better.",
+    "sharpness": "How sharply the model places tokens in time: the probability that a token is emitted in its best frame, "
+    "given the transcript; mean over the tokens of the dev parts. Healthy: it rises towards 1. Well below 0.5, searches "
+    "lose words, above all a word that is said twice: see the errors on repeated words in errors/*.txt.",
     "rate": "Healthy: it falls slowly, with a small step at each new epoch (schedule Eden). It rises only if the training was "
     "resumed with other keys.",
     "gradient": "Healthy: all parts lie within about two powers of ten, and fall or stay level. Gradients explode if they grow "
@@ -108,6 +111,7 @@ def drawings(train: Curves | None, valid: Curves | None, warm_step: float | None
     yield from ((figure, "loss") for figure in losses(train, valid, warm_step))
     if valid is not None:
         yield from ((figure, "wer") for figure in single(valid, "wer", "WER of dev utterances in %", marker="o"))
+        yield from ((figure, "sharpness") for figure in single(valid, "sharpness", "sharpness", marker="o"))
     if train is not None:
         yield from ((figure, "rate") for figure in single(train, "lr", "learning rate"))
         yield from ((figure, "gradient") for figure in gradients(train))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from local.scoring.intervals import wer_interval
 
@@ -34,6 +35,8 @@ class Score:
     dels: int = 0
     ins: int = 0
     wrong_utterances: int = 0
+    repeated: int = 0  # words of the references that equal the word before
+    repeated_lost: int = 0  # of these, deleted
     chars: int = 0
     char_errors: int = 0
     ci95: tuple[float, float] | None = None  # in percent
@@ -68,6 +71,19 @@ def word_errors(ref: str, hyp: str) -> int:
     return int(kaldialign.edit_distance(ref.split(), hyp.split())["total"])
 
 
+def repetitions(pairs: Sequence[tuple[str, str]]) -> tuple[int, int]:
+    """Return how many reference words of an alignment equal the word before, and how many of these were deleted.
+
+    Of equal words in a row an alignment may delete any; as long as one is left, all that are missing count.
+    """
+    repeated = lost = 0
+    for _, run in groupby((pair for pair in pairs if pair[0] != EPS), key=lambda pair: pair[0]):
+        deleted = [hyp == EPS for _, hyp in run]
+        repeated += len(deleted) - 1
+        lost += min(sum(deleted), len(deleted) - 1)
+    return repeated, lost
+
+
 def score(utterances: Sequence[Utterance]) -> Score:
     """Align every utterance's words with the fewest errors and count these. Case and punctuation are compared as they are."""
     result = Score(list(utterances), [])
@@ -86,6 +102,9 @@ def score(utterances: Sequence[Utterance]) -> Score:
                 result.deletions[r] += 1
             else:
                 result.substitutions[r, h] += 1
+        repeated, lost = repetitions(pairs)
+        result.repeated += repeated
+        result.repeated_lost += lost
         chars = " ".join(ref)
         result.chars += len(chars)
         if ref != hyp:  # this takes most of the time

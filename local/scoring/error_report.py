@@ -34,6 +34,9 @@ def summary(title: str, result: Score) -> Iterator[str]:
     if result.wer is not None and result.ci95 is not None:
         yield f"WER {result.wer:.2f} % (95 % interval {result.ci95[0]:.2f} to {result.ci95[1]:.2f})"
     yield f"{result.sub} substitutions, {result.dels} deletions, {result.ins} insertions"
+    if result.repeated:
+        lost = f"{result.repeated_lost} of these {result.repeated} deleted, of {result.errors} errors in all"
+        yield f"words that equal the word before: {lost}"
     if result.cer is not None:
         yield f"CER {result.cer:.2f} %"
     yield f"utterances with an error: {result.wrong_utterances} ({100 * result.wrong_utterances / max(count, 1):.2f} %)"

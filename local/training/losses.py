@@ -22,6 +22,7 @@ class Losses(NamedTuple):
     outside: Tensor | None  # share of the simple lattice's posterior mass outside these bounds; None if not monitored
     ctc: Tensor | None = None  # nats, the loss of the CTC head; None without one
     consistency: Tensor | None = None  # nats, between two copies of each utterance; None with one copy
+    sharpness: Tensor | None = None  # each token's largest probability in one frame, summed over tokens; None if not asked
 
     def detach(self) -> Losses:
         """Return the losses without their graph."""
@@ -42,11 +43,18 @@ class Losses(NamedTuple):
 
 
 def forward_losses(
-    model: Transducer, batch: Batch, *, warmup: float, precision: str = "float32", monitor: bool = False
+    model: Transducer,
+    batch: Batch,
+    *,
+    warmup: float,
+    precision: str = "float32",
+    monitor: bool = False,
+    sharpness: bool = False,
 ) -> Losses:
     """Return the losses of `batch`, in float32, on the device of `model`.
 
     warmup: batches done / train.warm_step. precision: float32, bf16 or fp16, as train.precision. monitor: compute `outside`.
+    sharpness: compute `sharpness`.
     """
     device = next(model.parameters()).device
     batch = batch.to(device)
@@ -60,5 +68,6 @@ def forward_losses(
             warmup=warmup,
             monitor=monitor,
             second=batch.second,
+            sharpness=sharpness,
         )
     return Losses(found["simple"], found["pruned"], *(found.get(name) for name in Losses._fields[2:]))

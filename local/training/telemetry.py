@@ -92,6 +92,9 @@ class Telemetry:
             row["ctc_loss"] = scores.ctc
         text = f"dev simple {scores.simple:.4f}, pruned {scores.pruned:.4f}"
         text += f"{'' if scores.ctc is None else f', CTC {scores.ctc:.4f}'} nats per frame"
+        if scores.sharpness is not None:
+            row["sharpness"] = scores.sharpness
+            text += f", sharpness {scores.sharpness:.2f}"
         if scores.wer is not None:
             row["wer"] = scores.wer
             self.dev = f"dev WER {scores.wer:.1f} %"

@@ -37,6 +37,7 @@ class DevScores(NamedTuple):
     wer: float | None = None
     utterances: int = 0
     ctc: float | None = None  # None without a CTC head
+    sharpness: float | None = None  # mean over tokens of their largest probability in one frame; None without tokens
 
 
 class Validator:
@@ -61,11 +62,15 @@ class Validator:
         """
         self.model.eval()
         decoder = self._decoder() if pruned_scale(warmup) > 0 and self.decoded else None
-        totals = torch.zeros(7, dtype=torch.float64, device=self.device)  # losses, frames; word errors, words, utterances; CTC
+        # losses, frames; word errors, words, utterances; CTC; sharpness, tokens
+        totals = torch.zeros(9, dtype=torch.float64, device=self.device)
         loader = self.data.valid_dataloader()
         for batch in loader:
-            losses = forward_losses(self.model, batch, warmup=2.0, precision=self.cfg.train.precision)
+            losses = forward_losses(self.model, batch, warmup=2.0, precision=self.cfg.train.precision, sharpness=True)
+            assert losses.sharpness is not None
             totals[:2] += torch.stack([losses.simple.sum(), losses.pruned.sum()])
+            totals[7] += losses.sharpness.sum()
+            totals[8] += int(batch.token_lens.sum())
             if losses.ctc is not None:
                 totals[6] += losses.ctc.sum()
             totals[2] += int(subsampled(batch.input_lens).sum())
@@ -73,7 +78,7 @@ class Validator:
                 totals[3:6] += torch.tensor(self._decode(decoder, batch), dtype=torch.float64).to(self.device)
         self.model.train()
         skipped, problem = left_out(loader, self.processes)
-        simple, pruned, frames, errors, words, utterances, ctc = self.processes.sum(totals).tolist()
+        simple, pruned, frames, errors, words, utterances, ctc, peaks, tokens = self.processes.sum(totals).tolist()
         if frames == 0:
             raise UserError(f"{self.data.data_dir}: no utterance of the dev parts could be used{last(problem)}")
         check_lost("dev parts", skipped, loader.num_cuts, loader.max_lost, problem)
@@ -81,7 +86,8 @@ class Validator:
             print(f"dev parts: {skipped} utterances could not be loaded and were left out")
         wer = 100 * errors / words if words else None
         of_head = None if self.model.ctc_head is None else ctc / frames
-        return DevScores(simple / frames, pruned / frames, wer, int(utterances), of_head)
+        sharpness = peaks / tokens if tokens else None
+        return DevScores(simple / frames, pruned / frames, wer, int(utterances), of_head, sharpness)
 
     def _decoder(self) -> BatchDecoder:
         """Return a decoder with the weights of now, as a search keeps what it computed from them."""

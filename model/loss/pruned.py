@@ -43,19 +43,7 @@ class PrunedLoss(torch.autograd.Function):
         keep: bool,
     ) -> Tensor:
         """Return the losses (N,)."""
-        exact = exact_dtype(enc)
-        nodes = _Nodes(ranges, lattice)
-        joiner = _Joiner(JoinerInput(enc, dec, weight, bias), product)
-        px = torch.zeros(ranges.shape, dtype=exact, device=enc.device)
-        py = torch.zeros_like(px)
-        kept = joiner.room(len(nodes.place) if keep else 0)
-        for first, tile in nodes.tiles(weight):
-            logits = joiner.logits(joiner.hidden(tile), _rows(kept, first, tile))
-            log_p = torch.log_softmax(logits, 1, dtype=exact)
-            px.view(-1)[tile.place] = log_p.gather(1, tile.token.unsqueeze(1)).squeeze(1)
-            py.view(-1)[tile.place] = log_p[:, lattice.blank]
-        if lattice.delay_penalty:
-            px += delay_bonus(lattice, ranges.shape[1], exact).unsqueeze(2)
+        px, py, kept = log_probs(JoinerInput(enc, dec, weight, bias), ranges, lattice, product, keep)
         total, px_occ, py_occ = band_recursion(px, py, ranges[:, :, 0].contiguous(), lattice.boundary, keep)
         if keep:
             ctx.save_for_backward(enc, dec, weight, bias, ranges, px_occ, py_occ)
@@ -95,6 +83,28 @@ class PrunedLoss(torch.autograd.Function):
             d_dec.view(-1, d_dec.shape[2]).index_add_(0, tile.dec, d_hidden)
         grads = ((d_enc, enc), (d_dec, dec), (d_weight, weight), (d_bias, bias))
         return (*(d.mul_(scale).to(like.dtype) for d, like in grads), None, None, None, None)
+
+
+def log_probs(
+    given: JoinerInput, ranges: Tensor, lattice: Lattice, product: torch.dtype, keep: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the log-probabilities of token and blank at the nodes of the band, both (N, T, S), and the logits kept.
+
+    product: type of the products. keep: keep logits for a backward pass, as far as there is room.
+    """
+    exact = exact_dtype(given.enc)
+    nodes, joiner = _Nodes(ranges, lattice), _Joiner(given, product)
+    px = torch.zeros(ranges.shape, dtype=exact, device=given.enc.device)
+    py = torch.zeros_like(px)
+    kept = joiner.room(len(nodes.place) if keep else 0)
+    for first, tile in nodes.tiles(given.weight):
+        logits = joiner.logits(joiner.hidden(tile), _rows(kept, first, tile))
+        log_p = torch.log_softmax(logits, 1, dtype=exact)
+        px.view(-1)[tile.place] = log_p.gather(1, tile.token.unsqueeze(1)).squeeze(1)
+        py.view(-1)[tile.place] = log_p[:, lattice.blank]
+    if lattice.delay_penalty:
+        px += delay_bonus(lattice, ranges.shape[1], exact).unsqueeze(2)
+    return px, py, kept
 
 
 class _Tile(NamedTuple):

@@ -38,10 +38,10 @@ def rows(count: int, columns: int = len(HEAD)) -> list[list[object]]:
 def test_all_drawings_with_their_captions(tmp_path: Path) -> None:
     (tmp_path / "lm").mkdir()
     (tmp_path / "lm" / "log.csv").write_text("epoch,train_per_token,dev_per_token\n1,50,60\n2,9,12\n")
-    valid = "epoch,step,simple_loss,pruned_loss,wer\n1,100,0.5,0.4,\n2,200,0.4,0.2,7.5\n3,300,.3,.3,9\n"
+    valid = "epoch,step,simple_loss,pruned_loss,sharpness,wer\n1,100,0.5,0.4,0.3,\n2,200,0.4,0.2,0.6,7.5\n3,300,.3,.3,.9,9\n"
     page = section(tmp_path, rows(30), valid=valid)
     text = shown(page)
-    assert text.count("<svg") == len(HEALTHY) == 7
+    assert text.count("<svg") == len(HEALTHY) == 8
     assert [name for name, caption in HEALTHY.items() if f"<figcaption>{caption}" not in text] == []
     assert "300 steps in 3 epochs." in text and "7.50 % at step 200." in text and "end of warm-up" in text
     assert "layer 1" in text and "encoder embed" in text

@@ -10,6 +10,7 @@ from local.common.processes import Processes
 from local.data.datamodule import AsrDataModule
 from local.decoding.batch_decoder import with_tail
 from local.training.loggers import make_logger
+from local.training.losses import forward_losses
 from local.training.telemetry import Telemetry
 from local.training.validation import DevScores, Validator, spread
 from model.build import build_model
@@ -68,6 +69,19 @@ def test_the_wer_is_that_of_the_chosen_utterances(data: Path, count: int) -> Non
     assert v.model.training is True
 
 
+def test_sharpness_is_the_mean_over_tokens(data: Path) -> None:
+    v = validator(data)
+    found = v(TRAINED).sharpness
+    sums = tokens = 0.0
+    with torch.no_grad():
+        v.model.eval()
+        for batch in v.data.valid_dataloader():
+            losses = forward_losses(v.model, batch, warmup=TRAINED, sharpness=True)
+            assert losses.sharpness is not None
+            sums, tokens = sums + float(losses.sharpness.sum()), tokens + float(batch.token_lens.sum())
+    assert found == pytest.approx(sums / tokens) and 0 < found < 1
+
+
 def test_processes_share_the_decoding(data: Path) -> None:
     alone = validator(data, "train.valid_utterances=5")(TRAINED)
     for scores in in_processes(2, lambda p: validator(data, "train.valid_utterances=5", processes=p)(TRAINED)):
@@ -123,13 +137,15 @@ def test_the_log_has_the_wer(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "valid.csv").write_text("epoch,step,simple_loss,pruned_loss\n1,5,0.5,0.25\n", encoding="utf-8")
     model, logger = torch.nn.ModuleDict({"joiner": torch.nn.Linear(1, 1)}), make_logger("tensorboard", tmp_path, {}, 5)
     telemetry = Telemetry(tmp_path, model, 5, logger)  # type: ignore[arg-type]
-    telemetry.add_valid(2, 10, DevScores(0.0391, 0.0017, 3.2345, 50))
+    telemetry.add_valid(2, 10, DevScores(0.0391, 0.0017, 3.2345, 50, sharpness=0.876))
     telemetry.add_valid(3, 15, DevScores(0.03, 0.001))
     assert telemetry.note == "dev WER 3.2 %"  # the last one that was measured
     telemetry.close()
     assert [row["wer"] for row in rows_of(tmp_path / "valid.csv")] == ["", "3.2345", ""]
+    assert [row["sharpness"] for row in rows_of(tmp_path / "valid.csv")] == ["", "0.876", ""]
     first, second = capsys.readouterr().out.splitlines()
-    assert first == "epoch 2, 10 batches: dev simple 0.0391, pruned 0.0017 nats per frame, WER 3.2 % (50 utterances)"
+    losses = "dev simple 0.0391, pruned 0.0017 nats per frame"
+    assert first == f"epoch 2, 10 batches: {losses}, sharpness 0.88, WER 3.2 % (50 utterances)"
     assert second.endswith("nats per frame")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
