@@ -58,7 +58,7 @@ class AsrDataset(Dataset):
         self.extractor: Fbank | None = None
         self.warned = 0 if warn else MAX_WARNINGS
         self.spec_augment = make_spec_augment(cfg.augment) if augment and cfg.augment.spec_augment else None
-        self.changes_audio = augment and changes_audio(cfg.augment)
+        self.changes_audio = changes_audio(cfg.augment)
         if augment and cfg.augment.codec_prob > 0:
             check_codecs()
         self.twice = augment and cfg.loss.cr_scale > 0  # whether a batch has two copies of each utterance

@@ -97,13 +97,13 @@ def test_gain_and_clipping() -> None:
 
 
 def test_each_draws_for_itself() -> None:
-    x = bursts(0.3)
+    x = bursts(0.2)
     found: dict[str, list[np.ndarray]] = {}
     for keys in (["reverb"], ["gain"], ["codec"], ["reverb", "gain", "codec"], []):
         augment = load_config(None, [f"augment.{key}_prob={0.5 if len(keys) > 1 else 1}" for key in keys]).augment
-        found[" ".join(keys)] = [augmented_audio(x, RATE, augment, seed) for seed in range(40)]
+        found[" ".join(keys)] = [augmented_audio(x, RATE, augment, seed) for seed in range(24)]
     assert all(y is x for y in found[""])
-    draws = [[random.Random(f"{seed} {key}").random() < 0.5 for key in ("reverb", "gain", "codec")] for seed in range(40)]
+    draws = [[random.Random(f"{seed} {key}").random() < 0.5 for key in ("reverb", "gain", "codec")] for seed in range(24)]
     assert {tuple(d) for d in draws} == {(a, b, c) for a in (False, True) for b in (False, True) for c in (False, True)}
     for seed, (reverb, gain, codec) in enumerate(draws):
         together = found["reverb gain codec"][seed]
@@ -112,7 +112,7 @@ def test_each_draws_for_itself() -> None:
         assert np.array_equal(together, x) == (not (reverb or gain or codec))
     changes = [20 * math.log10(np.abs(y).max() / np.abs(x).max()) for y in found["gain"]]
     low, high = load_config().augment.gain_db
-    assert low <= min(changes) < low + 5 and high - 5 < max(changes) <= high
+    assert low <= min(changes) < low + 8 and high - 8 < max(changes) <= high
 
 
 def batches(dm: AsrDataModule, epoch: int = 1, skip: int = 0) -> list[Batch]:
