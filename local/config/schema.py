@@ -168,10 +168,15 @@ class AugmentConfig(Section):
     musan_prob: Share
     musan_snr: list[Annotated[float, Limits(-200, 200)]]
     silence_prob: Share
+    reverb_prob: Share
+    gain_prob: Share
+    gain_db: list[Annotated[float, Limits(-100, 100)]]
+    codec_prob: Share
 
     def cross_check(self) -> Iterator[tuple[str, str]]:
-        if len(self.musan_snr) != 2:
-            yield "musan_snr", "must be two numbers, the lowest and the highest dB"
+        for key in ("musan_snr", "gain_db"):
+            if len(getattr(self, key)) != 2:
+                yield key, "must be two numbers, the lowest and the highest dB"
 
 
 @dataclass
@@ -254,3 +259,11 @@ class Config(Section):
     decode: DecodeConfig
     tune: TuneConfig
     ablation: AblationConfig
+
+    def cross_check(self) -> Iterator[tuple[str, str]]:
+        for key in ("reverb_prob", "gain_prob", "codec_prob"):
+            if self.features.type == "precomputed" and getattr(self.augment, key) > 0:
+                yield (
+                    f"augment.{key}",
+                    "needs audio, which stored features replace; set features.type=on_the_fly, or this key to 0",
+                )

@@ -12,6 +12,7 @@ from local.common.visible import visible
 from local.config.schema import AugmentConfig, Config
 from local.corpus.audio_reading import load_audio
 from local.corpus.shard_store import ShardStore
+from local.data.audio_augmentation import augmented_audio, changes_audio, check_codecs
 from local.data.batch import Batch
 from local.data.batching import Share, seeded, utterance_seed
 from local.data.digital_silence import with_silence
@@ -58,6 +59,9 @@ class AsrDataset(Dataset):
         self.warned = 0 if warn else MAX_WARNINGS
         masked = augment and cfg.augment.spec_augment and epoch > cfg.augment.spec_augment_after * cfg.train.num_epochs
         self.spec_augment = make_spec_augment(cfg.augment) if masked else None
+        self.changes_audio = changes_audio(cfg.augment)
+        if augment and cfg.augment.codec_prob > 0:
+            check_codecs()
         self.twice = augment and cfg.loss.cr_scale > 0  # whether a batch has two copies of each utterance
         if self.twice and self.spec_augment is not None:
             self.spec_augment.time_warp_factor = None  # both copies are warped as one
@@ -70,12 +74,12 @@ class AsrDataset(Dataset):
         return replace(self._collate([self.cuts.cut(number) for number in item.numbers]), ends_step=item.ends_step)
 
     def _augmented(self, cut: Cut) -> list[torch.Tensor]:
-        """Return features (T, F) with noise, masks and digital silence; of two copies each has masks of its own."""
+        """Return features (T, F) of changed audio, masked, with digital silence; of two copies each has masks of its own."""
         seed = utterance_seed(self.cfg.train.seed, self.epoch, cut)
         with seeded(seed):
             if self.noise:
                 cut = self._mix(cut, random.Random(seed))
-            features = self._load(cut)
+            features = self._load(cut, seed)
             copies = [features] * (2 if self.twice else 1)
             # lhotse cannot draw time masks of less than a frame
             if self.spec_augment is not None and len(features) * self.spec_augment.max_frames_mask_fraction >= 1:
@@ -134,14 +138,17 @@ class AsrDataset(Dataset):
         if self.warned <= MAX_WARNINGS:
             print(f"warning: left out: {visible(problem)}{more}", file=sys.stderr)
 
-    def _load(self, cut: Cut) -> torch.Tensor:
-        """Return the features (T, F) of a cut, float32, read or computed."""
+    def _load(self, cut: Cut, seed: int | None = None) -> torch.Tensor:
+        """Return the features (T, F) of a cut, float32, read or computed; with `seed`, of augmented audio."""
         if self.precomputed:
             features = torch.from_numpy(cut.load_features())
         else:
             if self.extractor is None:
                 self.extractor = make_extractor(self.cfg.features)
-            features = self.extractor.extract(torch.from_numpy(load_audio(cut)), cut.sampling_rate)
+            samples = load_audio(cut)
+            if seed is not None and self.changes_audio:
+                samples = augmented_audio(samples, cut.sampling_rate, self.cfg.augment, seed)
+            features = self.extractor.extract(torch.from_numpy(samples), cut.sampling_rate)
         if features.shape[1] != self.num_bins:
             raise ValueError(f"{features.shape[1]} feature channels, not features.num_mel_bins={self.num_bins}")
         if not torch.isfinite(features.sum()):
