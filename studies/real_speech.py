@@ -56,15 +56,18 @@ class Run:
 
 
 def read_plan(path: Path) -> list[Run]:
-    """Return the runs of a plan, each with all of its seeds. Raises `UserError` naming file and run if a key is wrong."""
-    runs = []
+    """Return the runs of a plan, the first seeds of all before the second ones, so that an unfinished study compares all.
+
+    Raises `UserError` naming file and run if a key is wrong.
+    """
+    runs: list[tuple[int, Run]] = []
     plan = read_yaml(path)
     for name, values in plan.items() if isinstance(plan, dict) else [("", None)]:
         if not isinstance(values, dict) or not set(values) <= {"conf", "keys", "hours", "seeds"} or "conf" not in values:
             raise UserError(f"{path}: run '{name}' must have conf, and may have keys, hours, seeds; it has {values}")
         keys, hours = tuple(values.get("keys", ())), values.get("hours")
-        runs += [Run(str(name), str(values["conf"]), keys, hours, seed) for seed in values.get("seeds", [1])]
-    return runs
+        runs += [(n, Run(str(name), str(values["conf"]), keys, hours, seed)) for n, seed in enumerate(values.get("seeds", [1]))]
+    return [run for _, run in sorted(runs, key=lambda found: found[0])]
 
 
 def command(run: Run, exp_dir: Path, corpus_dir: Path | None, options: Sequence[str]) -> list[str]:
