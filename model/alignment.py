@@ -35,10 +35,8 @@ def transducer_alignments(
     counts = torch.tensor([[len(row)] for row in tokens], device=px.device)
     arriving = torch.full((n, nodes), -torch.inf, dtype=torch.float64, device=px.device)
     arriving[:, 0] = 0.0
-    entered, left = (
-        [],
-        [],
-    )  # the node at which the best path to each node enters its frame; the score at which U tokens leave it
+    entered: list[Tensor] = []  # the node at which the best path to each node enters its frame
+    left: list[Tensor] = []  # the score at which the last node leaves its frame
     for t in range(t_max):
         before = pad(px[:, t, :-1].double().cumsum(1), (1, 0))  # of the tokens before u, if all are emitted in this frame
         best, entry = torch.cummax(arriving - before, dim=1)
