@@ -3,8 +3,8 @@
 .venv/bin/python -m studies.real_speech --exp-dir exp/real_speech [--corpus-dir DIR] [--jobs N] [--runs NAME,NAME]
 
 Each training is an experiment of run.sh, EXP/NAME-SEED, with one thread; several run at once. A finished one is skipped and
-a stopped one resumes, so this program can be stopped and called again. EXP/table.md has the results so far; with two seeds
-or more it compares each run with the first of the list. Data with fewer hours have some of the training speakers; their
+a stopped one resumes, so this program can be stopped and called again. EXP/table.md has the results so far, each run compared
+with the one that the plan names. Data with fewer hours have some of the training speakers; their
 tokens and language model are made from these alone.
 """
 
@@ -32,17 +32,19 @@ from studies.real_speech_report import write_report
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS, CONF = "mini_librispeech", Path("egs/mini_librispeech/conf")
 TRAIN, DEV, TEST = "train-clean-5", "dev", "dev-clean-2"
+OPTIONAL = ("keys", "hours", "seeds", "against")  # keys of a run in the plan, besides conf
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: its name in the plan, configuration, changed keys, hours of speech (None: all) and seed."""
+    """One training: its name, configuration, changed keys, hours of speech (None: all), seed, and what to compare it with."""
 
     name: str
     conf: str
     keys: tuple[str, ...]
     hours: float | None
     seed: int
+    against: str
 
     @property
     def folder(self) -> str:
@@ -63,10 +65,13 @@ def read_plan(path: Path) -> list[Run]:
     runs: list[tuple[int, Run]] = []
     plan = read_yaml(path)
     for name, values in plan.items() if isinstance(plan, dict) else [("", None)]:
-        if not isinstance(values, dict) or not set(values) <= {"conf", "keys", "hours", "seeds"} or "conf" not in values:
-            raise UserError(f"{path}: run '{name}' must have conf, and may have keys, hours, seeds; it has {values}")
-        keys, hours = tuple(values.get("keys", ())), values.get("hours")
-        runs += [(n, Run(str(name), str(values["conf"]), keys, hours, seed)) for n, seed in enumerate(values.get("seeds", [1]))]
+        if not isinstance(values, dict) or not set(values) <= {"conf", *OPTIONAL} or "conf" not in values:
+            raise UserError(f"{path}: run '{name}' must have conf, and may have {', '.join(OPTIONAL)}; it has {values}")
+        keys, hours, against = tuple(values.get("keys", ())), values.get("hours"), str(values.get("against", next(iter(plan))))
+        if against not in plan:
+            raise UserError(f"{path}: run '{name}': against '{against}' is not a run of the plan")
+        seeds = enumerate(values.get("seeds", [1]))
+        runs += [(n, Run(str(name), str(values["conf"]), keys, hours, seed, against)) for n, seed in seeds]
     return [run for _, run in sorted(runs, key=lambda found: found[0])]
 
 
@@ -161,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folders: dict[str, dict[int, Path]] = {}
     for run in runs:
         folders.setdefault(run.name, {})[run.seed] = exp_dir / run.folder
-    print(write_report(exp_dir, folders, TEST), end="")
+    print(write_report(exp_dir, folders, {run.name: run.against for run in runs}, TEST), end="")
 
 
 if __name__ == "__main__":

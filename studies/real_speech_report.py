@@ -1,4 +1,4 @@
-"""The table of studies/real_speech.py: WER by run and method with intervals, compared with the first run."""
+"""The table of studies/real_speech.py: WER by run and method with intervals, each run compared with another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from local.scoring.comparison import compare
 from local.scoring.hypotheses import read_hypotheses
 from local.scoring.table import decimals, markdown_table
 
-HEAD = ("run", "seeds", "method", "WER %", "by seed", "95 % interval", "against {}", "CER %", "parameters", "trained for")
+HEAD = ("run", "seeds", "method", "WER %", "by seed", "95 % interval", "compared", "CER %", "parameters", "trained for")
 NOTE = (
     "\nWER: mean over the seeds. Interval and P (exact paired permutation test over utterances, of seeds that both runs have): "
     "the choice of utterances, seeds pooled.\n"
@@ -38,41 +38,39 @@ def pooled(scores: Mapping[int, Score], seeds: Sequence[int]) -> Score:
     return score([replace(u, id=f"{u.id} {seed}") for seed in seeds for u in scores[seed].utterances])
 
 
-def against(own: Mapping[int, Score], first: Mapping[int, Score]) -> str:
-    """Return how the WER differs from that of the first run, over the seeds that both have: `-20.1 %, significant (P ...)`."""
-    seeds = sorted(own.keys() & first.keys())
+def compared(own: Mapping[int, Score], name: str, other: Mapping[int, Score]) -> str:
+    """Return how the WER differs from that of another run, over the seeds of both: `baseline: -20.1 %, significant (P ...)`."""
+    seeds = sorted(own.keys() & other.keys())
     if not seeds:
         return "-"
-    found = compare("", "", pooled(first, seeds), pooled(own, seeds))
+    found = compare("", "", pooled(other, seeds), pooled(own, seeds))
     assert found.first.wer and found.second.wer is not None
-    return f"{100 * (found.second.wer / found.first.wer - 1):+.1f} %, {found.verdict}"
+    return f"{name}: {100 * (found.second.wer / found.first.wer - 1):+.1f} %, {found.verdict}"
 
 
-def rows_of(name: str, folders: Mapping[int, Path], scores: Scores, first: Scores | None) -> list[list[str]]:
-    """Return the table's rows of one run; first: the scores of the run that it is compared with, None for that run itself."""
+def rows_of(name: str, folders: Mapping[int, Path], scores: Mapping[str, Scores], against: str) -> list[list[str]]:
+    """Return the table's rows of one run; scores: of all runs by name; against: the run to compare with, or this one."""
     facts = read_entry(next(iter(folders.values())), {}).facts
     rows = []
-    for method, by_seed in scores.items():
+    for method, by_seed in scores[name].items():
         wers = [s.wer for s in by_seed.values() if s.wer is not None]
         both = pooled(by_seed, sorted(by_seed))
         low, high = both.ci95 or (float("nan"), float("nan"))
-        compared = against(by_seed, first.get(method, {})) if first is not None else "-"
-        cells = [decimals(statistics.mean(wers)), " ".join(decimals(wer) for wer in wers), f"{low:.2f} - {high:.2f}", compared]
-        rows.append([name, str(len(wers)), method, *cells, decimals(both.cer), *(facts.get(k, "-") for k in HEAD[-2:])])
+        other = scores.get(against, {}).get(method, {}) if against != name else {}
+        cells = [decimals(statistics.mean(wers)), " ".join(decimals(wer) for wer in wers), f"{low:.2f} - {high:.2f}"]
+        cells += [compared(by_seed, against, other), decimals(both.cer), *(facts.get(k, "-") for k in HEAD[-2:])]
+        rows.append([name, str(len(wers)), method, *cells])
     return rows
 
 
-def write_report(exp_dir: Path, runs: Mapping[str, Mapping[int, Path]], part: str) -> str:
-    """Write EXP/table.md and return it; runs: the experiments by run and seed. What is not decoded yet is left out."""
-    rows: list[list[str]] = []
-    first: Scores | None = None
-    for name, folders in runs.items():
-        there = {seed: folder for seed, folder in folders.items() if folder.is_dir()}
-        scores = read_scores(there, part)
-        if scores:
-            rows += rows_of(name, there, scores, first)
-        first = scores if first is None else first
-    head = [title.format(next(iter(runs))) for title in HEAD]
-    text = markdown_table(head, rows, (0, 2)) + NOTE
+def write_report(exp_dir: Path, runs: Mapping[str, Mapping[int, Path]], against: Mapping[str, str], part: str) -> str:
+    """Write EXP/table.md and return it. What is not decoded yet is left out.
+
+    runs: the experiments by run and seed; against: the run that each is compared with.
+    """
+    there = {name: {s: folder for s, folder in folders.items() if folder.is_dir()} for name, folders in runs.items()}
+    scores = {name: read_scores(folders, part) for name, folders in there.items()}
+    rows = [row for name in runs if scores[name] for row in rows_of(name, there[name], scores, against[name])]
+    text = markdown_table(HEAD, rows, (0, 2)) + NOTE
     write_text(exp_dir / "table.md", text)
     return text

@@ -17,6 +17,12 @@ from tests.speech_tree import make_part
 import pytest
 
 PLAN = ROOT / "studies" / "real_speech.yaml"
+WRONG = [
+    ("a: {keys: [x.y=1]}", "'a'"),
+    ("b: {conf: c, seed: 1}", "'b'"),
+    ("[1]", "''"),
+    ("c: {conf: c, against: d}", "'c': against 'd'"),
+]
 REFS = {f"u-{i:02}": "ONE TWO THREE FOUR" for i in range(20)}
 
 
@@ -39,7 +45,7 @@ def test_the_plan_has_three_seeds_of_baseline_and_best_and_its_configurations_lo
     assert all((ROOT / real_speech.CONF / f"{run.conf}.yaml").is_file() for run in runs)
 
 
-@pytest.mark.parametrize(("text", "named"), [("a: {keys: [x.y=1]}", "'a'"), ("b: {conf: c, seed: 1}", "'b'"), ("[1]", "''")])
+@pytest.mark.parametrize(("text", "named"), WRONG)
 def test_a_wrong_plan_names_the_run(tmp_path: Path, text: str, named: str) -> None:
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(UserError, match=rf"plan.yaml: run {named}"):
@@ -47,7 +53,7 @@ def test_a_wrong_plan_names_the_run(tmp_path: Path, text: str, named: str) -> No
 
 
 def test_run_sh_takes_the_commands(tmp_path: Path) -> None:
-    for run in (Run("a", "baseline", ("loss.ctc_scale=0.2",), None, 1), Run("b", "mini_librispeech", (), 1.2, 1)):
+    for run in (Run("a", "baseline", ("loss.ctc_scale=0.2",), None, 1, "a"), Run("b", "mini_librispeech", (), 1.2, 1, "a")):
         call = command(run, tmp_path / "exp", tmp_path, ["--stop-stage", "score", "--dry-run"])
         done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -76,11 +82,11 @@ def test_the_table_has_the_mean_of_the_seeds_and_compares_those_that_both_runs_h
     """80 words each: the first run has 16 and 8 errors, the second 4 with seed 1 alone."""
     first = {seed: write_experiment(tmp_path / f"a-{seed}", wrong) for seed, wrong in ((1, 16), (2, 8))}
     second = {1: write_experiment(tmp_path / "b-1", 4), 2: tmp_path / "b-2"}
-    text = write_report(tmp_path, {"a": first, "b": second, "c": {1: tmp_path / "c-1"}}, "test")
+    text = write_report(tmp_path, {"a": first, "b": second, "c": {1: tmp_path / "c-1"}}, dict.fromkeys("abc", "a"), "test")
     assert text == (tmp_path / "table.md").read_text()
     a, b = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith(("| a ", "| b "))]
     assert a[1:5] == ["2", "greedy_search", "15.00", "20.00 10.00"] and a[6] == "-"
     assert b[1:5] == ["1", "greedy_search", "5.00", "5.00"]
-    assert b[6].startswith("-75.0 %, significant")
+    assert b[6].startswith("a: -75.0 %, significant")
     low, high = map(float, a[5].split(" - "))
     assert low < 15.0 < high
