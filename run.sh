@@ -14,7 +14,7 @@ Stages
   0  prepare        ./prepare.sh: audio -> data/<corpus> (manifests, cuts, tokens, features)
   1  train          -> EXP/checkpoints, train.csv, valid.csv, tensorboard/; resumes from the newest checkpoint
   2  average        -> EXP/averaged.pt: averaged weights, configuration and tokens in one file
-  3  lm             -> EXP/lm/: a language model over the same tokens (only if lm.train=true)
+  3  lm             -> EXP/lm/: a language model over the same tokens (only if lm.train=true); LANG/graph/ if a method needs it
   4  tune           -> EXP/tuned.yaml: averaging range, LM scales and the like, chosen on the dev sets (only if section
                     tune has a list); EXP/tune.tsv: all that was tried
   5  decode         test sets by all of decode.methods -> EXP/decode/<method>/<set>.jsonl
@@ -271,6 +271,12 @@ main() {
       run local.train_lm --data-dir "$data_dir" --exp-dir "$exp_dir"
   elif [[ $first -le 3 && $last -ge 3 ]]; then
     echo "stage 3, lm: skipped: lm.train is false"
+  fi
+  # A graph that was made by hand stays.
+  if [[ $(value_of decode.methods) == *fast_beam_search_LG* && ( -f $done_dir/graph || ! -f $lang/graph/LG.npz ) ]]; then
+    stage lm --marker graph --config "lm.text lang.normalise lang.rules" --input "$lang/bpe.model" --made-by prepare \
+      --input "$lang/transcript.txt" --made-by prepare --watch "$(value_of lm.text)" --there "$lang/graph/LG.npz" -- \
+      run local.prepare_graph --data-dir "$data_dir"
   fi
 
   # What methods read besides the checkpoint, and the keys of the command line, which are not tuned.

@@ -4,7 +4,7 @@
         [--arpa FILE | --order 3] [--lexicon FILE] [lang.vocab_size=80]
 
 Reads LANG, which is data/<corpus>/lang_bpe_<lang.vocab_size>. Writes LANG/graph/lexicon.txt and LG.npz. Without --arpa the
-n-gram model is estimated from the training transcripts and written to G.arpa. Without --lexicon every word of the n-gram
+n-gram model is estimated from lm.text (default: the training transcripts) and written to G.arpa. Without --lexicon every word of the n-gram
 model has one spelling, the BPE model's best for the word's normal form (section lang). A lexicon has one line
 `WORD token token ...` per spelling; a line with WORD alone means the BPE model's spelling. It is the spelling of the n-gram
 model's word WORD, or else of all its words that have the same normal form.
@@ -183,16 +183,18 @@ def compose(lexicon: kaldifst.StdVectorFst, lm: kaldifst.StdVectorFst, vocab_siz
     )
 
 
-def prepare(lang: Path, arpa: Path | None, order: int, lexicon_file: Path | None, clean: Clean) -> str:
+def prepare(
+    lang: Path, arpa: Path | None, order: int, lexicon_file: Path | None, clean: Clean, text: Path | None = None
+) -> str:
     """Write the graph of the tokens in `lang` and return a line about it; the other arguments are the program's.
 
-    clean: gives words the normal form of the transcripts, which have it already.
+    clean: gives words the normal form of the transcripts, which have it already. text: lm.text (None: the transcripts).
     """
     out, tokenizer = lang / "graph", Tokenizer.from_file(lang / "bpe.model")
     lexicon = read_lexicon(lexicon_file, tokenizer, clean) if lexicon_file else []
-    source = arpa or lang / "transcript.txt"
+    source = arpa or text or lang / "transcript.txt"
     if arpa is None:
-        sentences = [text.split() for text in read_sentences(source, words=True)]
+        sentences = [line.split() for line in read_sentences(source, clean if text else str.strip, words=True)]
         forms = (clean(word) for word, _ in lexicon)
         arpa = out / "G.arpa"
         write_arpa(estimate(sentences, order, (form for form in forms if len(form.split()) == 1)), arpa)
@@ -232,8 +234,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lexicon", type=Path, help="spellings of words in tokens")
     args = parser.parse_args(argv)
     writes(args.data_dir, wait=True)
-    lang = load_config(args.conf, args.overrides).lang
-    print(prepare(lang_dir(args.data_dir, lang), args.arpa, args.order, args.lexicon, TextNormaliser(lang)))
+    cfg = load_config(args.conf, args.overrides)
+    lang, clean = lang_dir(args.data_dir, cfg.lang), TextNormaliser(cfg.lang)
+    print(prepare(lang, args.arpa, args.order, args.lexicon, clean, cfg.lm.text and Path(cfg.lm.text)))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from studies.real_speech_report import write_report
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS, CONF = "mini_librispeech", Path("egs/mini_librispeech/conf")
 TRAIN, DEV, TEST = "train-clean-5", "dev", "dev-clean-2"
+PREPARED = ("lang.", "augment.speed_perturb=")  # keys that change prepared data
 OPTIONAL = ("keys", "hours", "seeds", "against")  # keys of a run in the plan, besides conf
 
 
@@ -53,7 +54,9 @@ class Run:
 
     @property
     def data(self) -> str:
-        """The name of its data folder."""
+        """The name of its data folder, its own if the keys change what is prepared."""
+        if any(key.startswith(PREPARED) for key in self.keys):
+            return f"{CORPUS}-{self.name}"
         return CORPUS if self.hours is None else f"{CORPUS}-{self.hours}h"
 
 

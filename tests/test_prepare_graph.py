@@ -196,6 +196,16 @@ def test_an_arpa_file(data: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFi
     assert (data / "lang_bpe_20" / "graph" / "lexicon.txt").read_text().splitlines()[-1].split()[0] == "TEN"
 
 
+def test_the_text_of_language_models(data: Path, tokenizer: Tokenizer) -> None:
+    """Its words, in the form of the transcripts, are those of the graph; the transcripts' own words are not."""
+    text = data / "book.txt"
+    text.write_text(f"{WORDS[0].lower()} {WORDS[1].lower()}\n\n{WORDS[1]}\n")
+    graph = made(data, tokenizer, f"lm.text={text}", "--order", "2")
+    lexicon = (data / "lang_bpe_20" / "graph" / "lexicon.txt").read_text()
+    assert {line.split()[0] for line in lexicon.splitlines()} == {WORDS[0], WORDS[1]}
+    assert best_path(graph, tokenizer.encode([WORDS[1]])[0]) > -np.inf == best_path(graph, tokenizer.encode([WORDS[2]])[0])
+
+
 def test_any_line_ends_and_names_of_words(data: Path, tokenizer: Tokenizer) -> None:
     """CRLF; words that kaldilm takes for its own symbols; words in another form, some with the same normal form."""
     spoken = [["ten", "#0", "ＮＥＴ"], ["<eps>", "Ten", "ten"], ["0", "ONE", "ＮＥＴ", "one"], ["<blk>", "one"]]

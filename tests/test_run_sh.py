@@ -29,6 +29,7 @@ def experiment(tmp_path: Path) -> Path:
         f'#!/bin/sh\ncase $2 in local.config|local.lock_folder|local.with_parent) exec {sys.executable} "$@" ;; esac\n'
         f'echo "$@" >> {tmp_path}/calls\nmkdir -p {exp}/decode\n'
         f"case $2 in local.tune) touch {exp}/tuned.yaml ;; local.wer) touch {exp}/wer.json; echo WER > {exp}/wer.md ;;\n"
+        f"local.prepare_graph) mkdir -p {tmp_path}/data/lang_bpe_500/graph; touch {tmp_path}/data/lang_bpe_500/graph/LG.npz ;;\n"
         f"local.report) touch {exp}/report.html; exit $(cat {tmp_path}/fails 2>/dev/null || echo 0) ;; esac\n"
     )
     python.chmod(0o755)
@@ -78,6 +79,24 @@ def test_the_language_model_runs_again_if_its_inputs_change(experiment: Path) ->
         assert calls(experiment, 3, 3, "lm.train=true", f"lm.text={own}") == []
     (experiment / "exp" / "lm" / "bigram.arpa").unlink()
     assert calls(experiment, 3, 3, "lm.train=true", f"lm.text={own}") == ["local.train_lm"]
+
+
+def test_the_graph_is_made_if_a_method_needs_it_unless_it_was_made_by_hand(experiment: Path) -> None:
+    methods, own = "decode.methods=[greedy_search,fast_beam_search_LG]", experiment / "own.txt"
+    graph = experiment / "data" / "lang_bpe_500" / "graph" / "LG.npz"
+    graph.parent.mkdir()
+    graph.touch()
+    assert calls(experiment, 3, 3, methods) == []
+    graph.unlink()
+    assert calls(experiment, 3, 3) == []
+    assert calls(experiment, 3, 3, methods) == ["local.prepare_graph"]
+    assert calls(experiment, 3, 3, methods) == []
+    graph.write_text("another order")
+    assert calls(experiment, 3, 3, methods) == []
+    own.write_text("ONE")
+    assert calls(experiment, 3, 3, methods, f"lm.text={own}") == ["local.prepare_graph"]
+    graph.unlink()
+    assert calls(experiment, 3, 3, methods, f"lm.text={own}") == ["local.prepare_graph"]
 
 
 def test_several_machines_run_the_training_alone(experiment: Path) -> None:

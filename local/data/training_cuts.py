@@ -41,16 +41,23 @@ class ShuffledCuts:
         """Read each training part's <part>.jsonl.gz and the token counts in `lang`. Raises `UserError` if any is missing.
 
         precomputed: the manifests hold the speed-perturbed copies (`custom.speed`). shuffle_shards: shards shuffled together.
+        Raises `UserError` if `speed_perturb` asks for stored copies and there are none.
         """
         self.seed, self.speed_perturb, self.precomputed = seed, speed_perturb, precomputed
         self.shuffle_shards = shuffle_shards
         self._copies = () if precomputed or not speed_perturb else SPEEDS
         self._ends: list[tuple[Path, int]] = []  # manifests, and the number of lines up to their ends
+        self._stored: set[float] = set()  # speeds of the manifests' cuts
         self.content = hashlib.sha256()
         rows: list[tuple[int, bytes, int, tuple[float, ...], tuple[bool, ...]]] = []
         for manifest in manifests:
             rows += self._read(manifest, lang)
             self._ends.append((manifest, len(rows)))
+        if speed_perturb and precomputed and self._stored == {1}:
+            raise UserError(
+                f"{', '.join(map(str, manifests))}: no copies at other speeds, but key 'augment.speed_perturb' is true; "
+                "let prepare.sh --stage features make them, or set the key to false"
+            )
         numbers, lines, tokens, seconds, usable = zip(*rows, strict=True) if rows else 5 * ((),)
         self.lines: tuple[bytes, ...] = lines
         self._numbers = np.array(numbers, dtype=np.int32)  # of the lines in their manifests
@@ -104,6 +111,7 @@ class ShuffledCuts:
                 if count is None:
                     raise UserError(f"{counts_path}: no cut '{name[:80]}' of {manifest}; let {MADE_BY} make it again")
                 original = originals.setdefault(name, duration * speed)
+                self._stored.add(speed)
                 if count == UNUSABLE or (speed != 1 and not tokens_fit(original / speed, count)):
                     continue
                 rate = cut["recording"]["sampling_rate"] if self._copies else 0

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import gc
+import gzip
 import itertools
+import json
 import math
 import multiprocessing.synchronize
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -231,6 +234,18 @@ def test_without_speed_perturbation_stored_copies_stay_out(data: Path) -> None:
     for kind in (SMALL, STORED):
         ids = [i for b in module(data, *kind, "augment.speed_perturb=false").train_dataloader(1) for i in b.ids]
         assert len(ids) == 24 and not any("_sp" in i for i in ids)
+
+
+def test_copies_that_were_not_stored_are_an_error(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    manifest = tmp_path / "data" / "features" / "tr.jsonl.gz"
+    with gzip.open(manifest, "rt", encoding="utf-8") as f:
+        originals = [line for line in f if "_sp" not in json.loads(line)["id"]]
+    with gzip.open(manifest, "wt", encoding="utf-8") as f:
+        f.writelines(originals)
+    with pytest.raises(UserError, match=r"features/tr\.jsonl\.gz: .*augment\.speed_perturb"):
+        module(tmp_path / "data", *STORED).train_dataloader(1)
+    assert list(module(tmp_path / "data", *STORED, "augment.speed_perturb=false").train_dataloader(1))
 
 
 def test_a_missing_file_is_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -43,6 +43,9 @@ def test_the_plan_has_three_seeds_of_baseline_and_best_and_its_configurations_lo
     for name in ("baseline", "best"):
         assert [run.seed for run in runs if run.name == name] == [1, 2, 3]
     assert all((ROOT / real_speech.CONF / f"{run.conf}.yaml").is_file() for run in runs)
+    folders = {run.name: run.data for run in runs}  # other tokens or copies need other data
+    assert folders["baseline"] == folders["ctc"] == "mini_librispeech"
+    assert len({folders[name] for name in ("baseline", "speeds", "tokens-200", "best-1.2h", "best-2.4h")}) == 5
 
 
 @pytest.mark.parametrize(("text", "named"), WRONG)
