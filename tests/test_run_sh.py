@@ -24,12 +24,12 @@ def experiment(tmp_path: Path) -> Path:
         (tmp_path / "data" / "lang_bpe_500" / name).touch()
     for name in ("averaged.pt", "lm/lm.pt", "lm/bigram.arpa"):
         (tmp_path / "exp" / name).touch()
-    python, exp = tmp_path / "python", tmp_path / "exp"
+    python, exp, graph = tmp_path / "python", tmp_path / "exp", tmp_path / "data" / "lang_bpe_500" / "graph"
     python.write_text(
         f'#!/bin/sh\ncase $2 in local.config|local.lock_folder|local.with_parent) exec {sys.executable} "$@" ;; esac\n'
         f'echo "$@" >> {tmp_path}/calls\nmkdir -p {exp}/decode\n'
         f"case $2 in local.tune) touch {exp}/tuned.yaml ;; local.wer) touch {exp}/wer.json; echo WER > {exp}/wer.md ;;\n"
-        f"local.prepare_graph) mkdir -p {tmp_path}/data/lang_bpe_500/graph; touch {tmp_path}/data/lang_bpe_500/graph/LG.npz ;;\n"
+        f"local.prepare_graph) mkdir -p {graph}; touch {graph}/LG.npz ;;\n"
         f"local.report) touch {exp}/report.html; exit $(cat {tmp_path}/fails 2>/dev/null || echo 0) ;; esac\n"
     )
     python.chmod(0o755)
