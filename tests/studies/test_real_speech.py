@@ -39,7 +39,7 @@ def test_the_plan_has_three_seeds_of_baseline_and_best_and_its_configurations_lo
     assert all((ROOT / real_speech.CONF / f"{run.conf}.yaml").is_file() for run in runs)
 
 
-@pytest.mark.parametrize(("text", "named"), [("a: {keys: [x.y=1]}", "'a'"), ("b: {conf: c, seed: 1}", "'b'"), ("[1]", "''")])
+@pytest.mark.parametrize(("text", "named"), [("a: {keys: [x.y=1]}", "'a'"), ("b: {conf: c, seed: 1}", "'b'")])
 def test_a_wrong_plan_names_the_run(tmp_path: Path, text: str, named: str) -> None:
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(UserError, match=rf"plan.yaml: run {named}"):
@@ -65,11 +65,11 @@ def test_fewer_hours_are_some_of_the_same_speakers(tmp_path: Path) -> None:
     assert 1 <= len(few) < len(many) < len(all_) == 9 and few == many[: len(few)] and many == all_[: len(many)]
     out = link_speakers(tree, data, 0.25 * hours, tmp_path / "few")
     assert sorted(p.name for p in (out / "train-clean-5").iterdir()) == few
-    dev = {segment["speaker"] for segment in real_speech.supervisions(data, "dev")}
+    dev = {segment.speaker for segment in real_speech.supervisions(data, "dev")}
     assert {p.name for p in (out / "dev").iterdir()} == dev and not dev & set(all_)
     prepare_manifests(["--corpus-yaml", corpus, "--corpus-dir", str(out), "--data-dir", str(tmp_path / "less")])
-    assert {s["speaker"] for s in real_speech.supervisions(tmp_path / "less", "dev")} == dev
-    assert {s["speaker"] for s in real_speech.supervisions(tmp_path / "less", "train-clean-5")} == set(few)
+    assert {s.speaker for s in real_speech.supervisions(tmp_path / "less", "dev")} == dev
+    assert {s.speaker for s in real_speech.supervisions(tmp_path / "less", "train-clean-5")} == set(few)
 
 
 def test_the_table_has_the_mean_of_the_seeds_and_compares_those_that_both_runs_have(tmp_path: Path) -> None:
