@@ -1,6 +1,6 @@
 """The likeliest path of a given transcript through the frames: over the transducer's lattice, or over the CTC head.
 
-Both are Viterbi recursions in float64 over the paths of the losses, with a maximum in the place of their log-add: the
+Both are Viterbi recursions in float64 over the paths of the losses, with a maximum instead of the log-add: the
 transducer's lattice is that of `model.loss.lattice` with all of its nodes, CTC's is that of Graves et al. (ICML 2006). An
 alignment is a `Hypothesis`: its times are the frames at which the path emits the tokens (in CTC a token's first frame), its
 confidences the tokens' probabilities there, its score the path's log-probability, blanks included.
