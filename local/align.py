@@ -3,14 +3,14 @@
 .venv/bin/python -m local.align --checkpoint EXP/averaged.pt --out FOLDER (--data-dir data/tiny --sets test | --table FILE)
     [--format ctm|textgrid|json] [--by transducer|ctc] [--conf FILE] [data.num_workers=0 ...]
 
-The transcripts are those of sets of prepared data, or of a table of audio and text, such as a TSV with a path and a text in
-each line. The likeliest path of each transcript through the transducer's lattice, or through the CTC head, says when its
-tokens were emitted; with the audio's level these give the words' starts and ends (local/decoding/word_times.py).
+The transcripts are those of sets of prepared data, or of a table, such as a TSV with a path and a text in each line. The
+likeliest path of a transcript through the transducer's lattice, or through the CTC head, says when its tokens were emitted.
+Words start and end where these times and the level of the audio say (local/decoding/word_times.py).
 
 It writes FOLDER/<set>.ctm (NIST's format: utterance, channel, start and duration in seconds, word, confidence), FOLDER/<set>/
 <utterance>.TextGrid (tiers `words` and `tokens`) or FOLDER/<set>.jsonl (one utterance per line: id, duration, score, words,
-tokens). An utterance that cannot be aligned is named with the reason and left out. Where the prepared data have the times of
-words, as corpus tiny has, a line gives the errors.
+tokens). An utterance that cannot be aligned is named with the reason and left out. If the prepared data have the times of
+words, as those of corpus tiny have, a line gives the errors.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ def write(found: Sequence[Aligned], kind: str, out: Path, name: str) -> None:
     for utterance in found:
         file = ctm_name(utterance.id).replace("/", "_")
         if written.setdefault(file, utterance.id) != utterance.id:
-            raise UserError(f"utterances {written[file]} and {utterance.id} have one file, {file}{ending}; use --format json")
+            raise UserError(
+                f"utterances {written[file]} and {utterance.id} would have the same file {out / name / file}{ending}; "
+                "use --format json or ctm"
+            )
         write_text(out / name / f"{file}{ending}", to_text(utterance))
 
 
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sets", nargs="+", metavar="SET", default=[], help="parts instead of the test parts")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write to")
     parser.add_argument("--format", choices=list(FORMATS), default="ctm", help="%(default)s")
-    parser.add_argument("--by", choices=list(METHODS), default="transducer", help="whose path is taken; %(default)s")
+    parser.add_argument("--by", choices=list(METHODS), default="transducer", help="what searches the path; %(default)s")
     args = parser.parse_intermixed_args(argv)
     writes(args.out, new=True)
     if args.data_dir:

@@ -1,6 +1,6 @@
 """The likeliest path of a given transcript through the frames: over the transducer's lattice, or over the CTC head.
 
-Both are Viterbi recursions in float64 over the paths of the losses, with a maximum in the place of their log-add: the
+Both are Viterbi recursions in float64 over the paths of the losses, with a maximum instead of the log-add: the
 transducer's lattice is that of `model.loss.lattice` with all of its nodes, CTC's is that of Graves et al. (ICML 2006). An
 alignment is a `Hypothesis`: its times are the frames at which the path emits the tokens (in CTC a token's first frame), its
 confidences the tokens' probabilities there, its score the path's log-probability, blanks included.
@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from model.loss import pruned
+from model.loss.interface import JoinerInput, Lattice
 from model.search.hypothesis import Hypothesis
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
-
-TILE_NUMBERS = 1 << 24  # logits or hidden units, whichever are more, that are in memory at a time
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def transducer_alignments(
 
     encoder_out: (N, T, C). lens: (N,), frames. A frame may emit any number of tokens, as in the loss.
     """
-    px, py = lattice_log_probs(model, encoder_out, _padded(tokens, encoder_out.device))
+    px, py = lattice_log_probs(model, encoder_out, lens, tokens)
     n, t_max, nodes = px.shape
     counts = torch.tensor([[len(row)] for row in tokens], device=px.device)
     arriving = torch.full((n, nodes), -torch.inf, dtype=torch.float64, device=px.device)
@@ -56,26 +56,22 @@ def transducer_alignments(
     return found
 
 
-def lattice_log_probs(model: Any, encoder_out: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities px and py (N, T, U + 1), float32, of the next token and of blank at each node of the lattice.
+def lattice_log_probs(model: Any, encoder_out: Tensor, lens: Tensor, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities px and py (N, T, U + 1) of the next token and of blank at each node of the lattice.
 
-    targets: (N, U) int64, padded with any token; px of an utterance's last node has no meaning. The joiner's output is made
-    in pieces.
+    They are those of the pruned loss, in a band of all nodes. What lies in padding has no meaning.
     """
-    joiner, blank = model.joiner, model.blank_id
-    n, t_max = encoder_out.shape[:2]
+    joiner, blank, device = model.joiner, model.blank_id, encoder_out.device
+    targets = _padded(tokens, device)
     enc = joiner.encoder_proj(encoder_out)
     dec = joiner.decoder_proj(model.decoder(pad(targets, (1, 0), value=blank)))
-    following = pad(targets, (0, 1), value=blank)[:, None, :, None]  # (N, 1, U + 1, 1)
-    weight, bias = joiner.output_linear.get_weight(), joiner.output_linear.get_bias()
-    step = max(1, TILE_NUMBERS // (n * dec.shape[1] * max(weight.shape)))
-    px, py = [], []
-    for first in range(0, t_max, step):
-        hidden = (enc[:, first : first + step, None] + dec[:, None]).tanh_()  # (N, t, U + 1, J)
-        log_probs = linear(hidden, weight, bias).float().log_softmax(dim=-1)
-        px.append(log_probs.gather(3, following.expand(-1, log_probs.shape[1], -1, -1)).squeeze(3))
-        py.append(log_probs[..., blank].clone())  # a view would keep all of log_probs
-    return torch.cat(px, 1), torch.cat(py, 1)
+    boundary = torch.zeros(len(tokens), 4, dtype=torch.int64, device=device)
+    boundary[:, 2] = torch.tensor([len(row) for row in tokens], device=device)
+    boundary[:, 3] = lens.to(device)
+    band = torch.arange(dec.shape[1], device=device).expand(*enc.shape[:2], -1)
+    given = JoinerInput(enc, dec, joiner.output_linear.get_weight(), joiner.output_linear.get_bias())
+    px, py, _ = pruned.log_probs(given, band, Lattice(targets, boundary, blank), enc.dtype)
+    return px, py
 
 
 @torch.no_grad()

@@ -11,14 +11,10 @@ of too many non-finite steps counts as diverged. studies/ablation_report.py writ
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,16 +24,15 @@ from local.common.cli import make_parser, program
 from local.common.errors import TrainingDiverged, UserError
 from local.common.locks import reads, writes
 from local.common.processes import cores
-from local.common.signals import PARENT
 from local.config import config_from_dict, config_hash, load_config, to_dict
 from local.config.schema import Config
 from local.corpus.corpus_yaml import load_corpus
 from local.data.tokenizer import lang_dir
-from studies.ablation_report import Outcome, read_outcome, write_report
+from studies.ablation_report import read_outcome, write_report
+from studies.programs import Programs, last_line, make_all
 
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ("model", "gradient", "loss", "optim", "train", "features", "augment", "data")  # sections a training depends on
 DECODING = ("average", "decode")
 STARTED, DONE, DIVERGED = "started", "done", "diverged"
@@ -116,24 +111,10 @@ def say(line: str) -> None:
 
 
 class Runner:
-    """Trains, averages and decodes runs; `stop` ends the programs that are running."""
+    """Trains, averages and decodes runs by `programs`."""
 
     def __init__(self, conf: Path | None, data_dir: Path) -> None:
-        self.conf, self.data_dir = conf, data_dir
-        self.running: set[subprocess.Popen[bytes]] = set()
-        self.stopped = False
-        self.lock = threading.Lock()
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-        self.env[PARENT] = str(os.getpid())  # whose end, also by SIGKILL, ends them
-        self.env["PYTHONUNBUFFERED"] = "1"  # so that the log shows the progress and ends with the error, if any
-
-    def stop(self) -> None:
-        """End the running programs and start no other."""
-        with self.lock:
-            self.stopped = True
-            for process in self.running:
-                process.terminate()
+        self.conf, self.data_dir, self.programs = conf, data_dir, Programs()
 
     def make(self, run: Run) -> str:
         """Train, average and decode, unless this is done already. Return DONE or DIVERGED.
@@ -179,24 +160,9 @@ class Runner:
             raise UserError(f"{run.name}: local/{name}.py ended with status {exit_status}: {last_line(log)} ({log})")
 
     def _program(self, name: str, arguments: list[str], run: Run) -> int:
-        """Run local/<name>.py, append its output to the run's log, and return its exit status.
-
-        A process of its own: runs are parallel, a run has one thread, and `stop` can end it at any time.
-        """
+        """Run local/<name>.py, append its output to the run's log, and return its exit status."""
         conf = ["--conf", str(self.conf)] if self.conf else []
-        with log_of(run).open("ab") as output:
-            with self.lock:
-                if self.stopped:
-                    raise UserError("stopped")
-                command = [sys.executable, "-m", f"local.{name}", *conf, *arguments, *run.overrides]
-                process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=self.env)
-                self.running.add(process)
-            exit_status = process.wait()
-        with self.lock:
-            self.running.discard(process)
-            if self.stopped:
-                raise UserError("stopped")
-        return exit_status
+        return self.programs.run([sys.executable, "-m", f"local.{name}", *conf, *arguments, *run.overrides], log_of(run))
 
 
 def read_marker(folder: Path) -> Marker | None:
@@ -229,39 +195,6 @@ def log_of(run: Run) -> Path:
     return run.folder / "log.txt"
 
 
-def last_line(log: Path) -> str:
-    """Return the last line of a program's output that is not blank: its error."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no output"
-
-
-def make_all(runs: Sequence[Run], runner: Runner, jobs: int, method: str) -> list[Outcome]:
-    """Make all runs, `jobs` at once, and return their outcomes.
-
-    Raises:
-        UserError: runs failed for another reason than divergence; raised after all runs ended.
-    """
-    failed: list[str] = []
-    found: list[Outcome] = []
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            for run, future in [(run, pool.submit(runner.make, run)) for run in runs]:
-                try:
-                    status = future.result()
-                except UserError as e:
-                    failed.append(str(e))
-                    print(f"error: {e}", file=sys.stderr, flush=True)
-                    continue
-                found.append(read_outcome(run.folder, run.control, run.seed, method, status == DIVERGED))
-        except BaseException:
-            runner.stop()
-            pool.shutdown(cancel_futures=True)
-            raise
-    if failed:
-        raise UserError(f"{len(failed)} of {len(runs)} runs failed, no report: {failed[0]}")
-    return found
-
-
 @program
 def main() -> None:
     """Make the runs of section `ablation` and print the report."""
@@ -273,10 +206,12 @@ def main() -> None:
     runs = runs_of(cfg, args.overrides, folder)
     jobs = min(cfg.ablation.jobs or cores(), len(runs))
     print(f"{len(runs)} runs of {cfg.ablation.num_epochs} epochs, {jobs} at once", flush=True)
-    outcomes = make_all(runs, Runner(args.conf, args.data_dir), jobs, cfg.ablation.method)
+    runner, method = Runner(args.conf, args.data_dir), cfg.ablation.method
+    states = zip(runs, make_all(runner.make, runs, runner.programs, jobs), strict=True)
+    outcomes = [read_outcome(run.folder, run.control, run.seed, method, status == DIVERGED) for run, status in states]
     about = (
         f"{cfg.ablation.num_epochs} epochs of {args.data_dir}, seeds {', '.join(map(str, cfg.ablation.seeds))}, "
-        f"{cfg.ablation.method}, optim {cfg.optim.name} with lr {cfg.optim.lr:g}, filter threshold "
+        f"{method}, optim {cfg.optim.name} with lr {cfg.optim.lr:g}, filter threshold "
         f"{cfg.gradient.threshold:g}, clip norm {cfg.gradient.clip_norm:g}"
     )
     listed = args.data_dir / "outliers.txt"  # by studies/stress_data.py

@@ -1,11 +1,12 @@
-"""Make copies of a prepared part as it comes through bands, codecs and rooms, to measure how a model bears them.
+"""Send a prepared part through narrow bands, codecs and rooms, to measure what each of them does to the WER.
 
 .venv/bin/python -m studies.coded_parts --data-dir data/mini_librispeech --part dev-clean-2 [--conditions gsm,room]
     [key.sub=value ...]
 
-For each condition it writes the part <part>-<condition> of the data folder: DATA/coded/<part>-<condition>/*.flac and
-DATA/cuts/<part>-<condition>.jsonl.gz. A copy has the samples, times and ids of its utterance; rooms depend on the id alone.
-`local.decode --sets ... features.type=on_the_fly` then decodes them, and `local.wer` makes the table.
+For each condition it adds the part <part>-<condition> to the data folder: DATA/coded/<part>-<condition>/*.flac and
+DATA/cuts/<part>-<condition>.jsonl.gz. A copy has as many samples as its utterance, the same times and the same id. Its room
+depends on this id alone. `local.decode --sets` then decodes these parts with a model of features.type=on_the_fly, and
+`local.wer` makes the table.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import soundfile
 from lhotse import CutSet, Recording
 from lhotse.cut import Cut
 
-Condition = Callable[[np.ndarray, int, random.Random], np.ndarray]  # samples (1, S), their rate in Hz, for what is random
+Condition = Callable[[np.ndarray, int, random.Random], np.ndarray]  # samples (1, S), their rate in Hz, random numbers
 
 
 def through(codec: str, band_rate: int, level: float, samples: np.ndarray, rate: int, rng: random.Random) -> np.ndarray:
@@ -50,7 +51,7 @@ def quiet(samples: np.ndarray, rate: int, rng: random.Random) -> np.ndarray:
 
 
 def call(samples: np.ndarray, rate: int, rng: random.Random) -> np.ndarray:
-    """Return samples (1, S) of a mobile telephone that lies in a room."""
+    """Return samples (1, S) in a room, then through a mobile telephone's codec."""
     return coded(reverberated(samples, rate, rng), rate, "gsm", 8000, 0)
 
 

@@ -1,35 +1,31 @@
-"""Train all of studies/real_speech.yaml on mini LibriSpeech, decode, and write the table of RESULTS.md.
+"""Train all of studies/real_speech.yaml on mini LibriSpeech, decode, and write the table of their results.
 
-.venv/bin/python -m studies.real_speech --exp-dir exp/real_speech [--corpus-dir DIR] [--jobs N] [--runs NAME,NAME]
+.venv/bin/python -m studies.real_speech --exp-dir exp/real_speech [--corpus-dir DIR] [--jobs N] [--runs NAME,NAME] [--report]
 
-Each training is an experiment of run.sh, EXP/NAME-SEED, with one thread; several run at once. A finished one is skipped and
-a stopped one resumes, so this program can be stopped and called again. EXP/table.md has the results so far, each run compared
-with the one that the plan names. Data with fewer hours have some of the training speakers; their
-tokens and language model are made from these alone.
+Each training is an experiment of run.sh, EXP/NAME-SEED, with one thread; several run at once, and EXP/NAME-SEED.log has the
+output. A finished training is skipped and a stopped one resumes, so this program can be stopped and called again. EXP/table.md
+has the results of all that is decoded, each compared with the run that the plan names; --report writes it without training.
+Data of fewer hours have some of the training speakers; tokens and language model are made from these speakers alone.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.common.processes import cores
-from local.common.signals import PARENT
 from local.common.text_files import read_yaml
 from local.corpus.librispeech import find_tree
+from local.corpus.manifest_lines import read_manifest
+from studies.programs import ROOT, Programs, last_line, make_all
 from studies.real_speech_report import write_report
 
-ROOT = Path(__file__).resolve().parent.parent
+from lhotse import SupervisionSegment
+
 CORPUS, CONF = "mini_librispeech", Path("egs/mini_librispeech/conf")
 TRAIN, DEV, TEST = "train-clean-5", "dev", "dev-clean-2"
 PREPARED = ("lang.", "augment.speed_perturb=")  # keys that change prepared data
@@ -61,13 +57,15 @@ class Run:
 
 
 def read_plan(path: Path) -> list[Run]:
-    """Return the runs of a plan, the first seeds of all before the second ones, so that an unfinished study compares all.
+    """Return the runs of a plan: the first seed of each, then the second ones. An unfinished study thus compares all runs.
 
     Raises `UserError` naming file and run if a key is wrong.
     """
     runs: list[tuple[int, Run]] = []
     plan = read_yaml(path)
-    for name, values in plan.items() if isinstance(plan, dict) else [("", None)]:
+    if not isinstance(plan, dict):
+        raise UserError(f"{path}: a plan has names of runs, each with its keys, such as 'baseline: {{conf: baseline}}'")
+    for name, values in plan.items():
         if not isinstance(values, dict) or not set(values) <= {"conf", *OPTIONAL} or "conf" not in values:
             raise UserError(f"{path}: run '{name}' must have conf, and may have {', '.join(OPTIONAL)}; it has {values}")
         keys, hours, against = tuple(values.get("keys", ())), values.get("hours"), str(values.get("against", next(iter(plan))))
@@ -88,17 +86,16 @@ def command(run: Run, exp_dir: Path, corpus_dir: Path | None, options: Sequence[
     return [*call, *threads, *run.keys, f"train.seed={run.seed}"]
 
 
-def supervisions(data_dir: Path, part: str) -> Iterator[dict[str, Any]]:
+def supervisions(data_dir: Path, part: str) -> Iterator[SupervisionSegment]:
     """Yield the supervisions of a part of prepared data."""
-    with gzip.open(data_dir / "manifests" / f"supervisions_{part}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
+    return read_manifest(data_dir / "manifests" / f"supervisions_{part}.jsonl.gz", SupervisionSegment, "prepare.sh")
 
 
 def speakers_of(data_dir: Path, hours: float) -> list[str]:
-    """Return training speakers, by name, that have about `hours` together; those of fewer hours are among those of more."""
+    """Return the first training speakers by name, as many as have about `hours` together."""
     seconds: dict[str, float] = {}
     for segment in supervisions(data_dir, TRAIN):
-        seconds[segment["speaker"]] = seconds.get(segment["speaker"], 0.0) + segment["duration"]
+        seconds[str(segment.speaker)] = seconds.get(str(segment.speaker), 0.0) + segment.duration
     taken: list[str] = []
     for speaker in sorted(seconds):
         total = sum(seconds[name] for name in taken)
@@ -109,9 +106,12 @@ def speakers_of(data_dir: Path, hours: float) -> list[str]:
 
 
 def link_speakers(tree: Path, data_dir: Path, hours: float, out: Path) -> Path:
-    """Make a corpus of links to some speakers of the training part, and to the same dev and test speakers as all data have."""
+    """Make a corpus of links to training speakers of about `hours`, and to all speakers of dev and test. Return its folder.
+
+    tree: the audio. data_dir: the prepared data of all hours.
+    """
     folders = {TRAIN: (TRAIN, speakers_of(data_dir, hours)), TEST: (TEST, sorted(p.name for p in (tree / TEST).iterdir()))}
-    folders[DEV] = (TRAIN, sorted({segment["speaker"] for segment in supervisions(data_dir, DEV)}))
+    folders[DEV] = (TRAIN, sorted({str(segment.speaker) for segment in supervisions(data_dir, DEV)}))
     for part, (source, speakers) in folders.items():
         for speaker in speakers:
             link = out / part / speaker
@@ -121,8 +121,8 @@ def link_speakers(tree: Path, data_dir: Path, hours: float, out: Path) -> Path:
     return out
 
 
-def prepare(runs: Sequence[Run], exp_dir: Path, corpus_dir: Path | None) -> dict[str, Path | None]:
-    """Prepare the data of all runs, one after another, and return the folder of the audio of each data folder."""
+def prepare(runs: Sequence[Run], exp_dir: Path, corpus_dir: Path | None, programs: Programs) -> dict[str, Path | None]:
+    """Prepare the data of all runs, one after another. Return by data folder where its audio is (None: downloaded)."""
     audio: dict[str, Path | None] = {}
     for run in (replace(runs[0], hours=None), *runs):  # smaller data need the whole data
         if run.data in audio:
@@ -131,18 +131,21 @@ def prepare(runs: Sequence[Run], exp_dir: Path, corpus_dir: Path | None) -> dict
         if run.hours is not None:
             tree = find_tree(corpus_dir or ROOT / "download")
             audio[run.data] = link_speakers(tree, ROOT / "data" / CORPUS, run.hours, exp_dir / "corpus" / f"{run.hours}h")
-        execute(command(run, exp_dir, audio[run.data], ["--stop-stage", "prepare"]), exp_dir / "prepare.log")
+        execute(programs, command(run, exp_dir, audio[run.data], ["--stop-stage", "prepare"]), exp_dir / "prepare.log")
     return audio
 
 
-def execute(call: Sequence[str], log: Path) -> None:
-    """Run a command of the recipe. Raises `UserError` naming its log if it fails."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    with log.open("ab") as output:
-        env: Mapping[str, str] = {**os.environ, **threads, PARENT: str(os.getpid())}
-        status = subprocess.run(call, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+def execute(programs: Programs, call: Sequence[str], log: Path) -> None:
+    """Run a call of run.sh. Raises `UserError` with its last line if it fails."""
+    status = programs.run(call, log, ROOT)
     if status != 0:
-        raise UserError(f"{call[0]} ended with status {status}; see {log}")
+        raise UserError(f"{log.stem}: run.sh ended with status {status}: {last_line(log)} ({log})")
+
+
+def train(run: Run, exp_dir: Path, audio: Path | None, programs: Programs) -> None:
+    """Train, decode and score a run, as far as this is not done yet."""
+    call = command(run, exp_dir, audio, ["--stage", "train", "--stop-stage", "score"])
+    execute(programs, call, exp_dir / f"{run.folder}.log")
 
 
 @program
@@ -152,8 +155,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--corpus-dir", type=Path, help="folder with train-clean-5 and dev-clean-2; else they are downloaded")
     parser.add_argument("--plan", type=Path, default=ROOT / "studies" / "real_speech.yaml", help="the list of trainings")
     parser.add_argument("--runs", help="only these of the plan, as NAME,NAME")
-    parser.add_argument("--jobs", type=int, default=cores(), help="trainings at the same time (%(default)s)")
-    parser.add_argument("--report", action="store_true", help="train nothing; write the table of what is there")
+    parser.add_argument("--jobs", type=int, default=cores(), help="trainings at the same time; default: %(default)s")
+    parser.add_argument("--report", action="store_true", help="train nothing; write the table of what is decoded")
     args = parser.parse_args(argv)
     exp_dir = args.exp_dir.resolve()
     runs = read_plan(args.plan)
@@ -162,10 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = [run for run in runs if not args.runs or run.name in args.runs.split(",")]
     exp_dir.mkdir(parents=True, exist_ok=True)
     if not args.report:
-        audio = prepare(chosen, exp_dir, args.corpus_dir and args.corpus_dir.resolve())
-        with ThreadPoolExecutor(args.jobs) as pool:
-            calls = [command(run, exp_dir, audio[run.data], ["--stage", "train", "--stop-stage", "score"]) for run in chosen]
-            list(pool.map(execute, calls, [exp_dir / f"{run.folder}.log" for run in chosen]))
+        programs = Programs()
+        audio = prepare(chosen, exp_dir, args.corpus_dir and args.corpus_dir.resolve(), programs)
+        make_all(lambda run: train(run, exp_dir, audio[run.data], programs), chosen, programs, max(1, args.jobs))
     folders: dict[str, dict[int, Path]] = {}
     for run in runs:
         folders.setdefault(run.name, {})[run.seed] = exp_dir / run.folder

@@ -17,8 +17,8 @@ from local.scoring.table import decimals, markdown_table
 
 HEAD = ("run", "seeds", "method", "WER %", "by seed", "95 % interval", "compared", "CER %", "parameters", "trained for")
 NOTE = (
-    "\nWER: mean over the seeds. Interval and P (exact paired permutation test over utterances, of seeds that both runs have): "
-    "the choice of utterances, seeds pooled.\n"
+    "\nWER: mean over the seeds. The interval and P (exact paired permutation test) pool the utterances of the seeds, for P of "
+    "those that both runs have. They say how much depends on the choice of utterances, not of seeds.\n"
 )
 Scores = dict[str, dict[int, Score]]  # by method and seed
 
@@ -34,7 +34,7 @@ def read_scores(folders: Mapping[int, Path], part: str) -> Scores:
 
 
 def pooled(scores: Mapping[int, Score], seeds: Sequence[int]) -> Score:
-    """Return the score of the utterances of several seeds together; their ids get the seed."""
+    """Return the score of the utterances of several seeds together; the seed is added to their ids."""
     return score([replace(u, id=f"{u.id} {seed}") for seed in seeds for u in scores[seed].utterances])
 
 

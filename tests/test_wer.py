@@ -165,7 +165,7 @@ def test_files_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_deleted_repetitions(ref: str, hyp: str, repeated: int, lost: int) -> None:
     found = score([Utterance("a", ref, hyp), Utterance("b", "no", "no")])
     assert (found.repeated, found.repeated_lost) == repetitions(found.alignments[0]) == (repeated, lost)
-    line = [line for line in error_report("set test", found).splitlines() if line.startswith("words that equal")]
+    line = [line for line in error_report("set test", found).splitlines() if line.startswith("repeated words")]
     assert [re.findall("[0-9]+", text) for text in line] == (
         [[str(lost), str(repeated), str(found.errors)]] if repeated else []
     )

@@ -102,7 +102,7 @@ class LossConfig(Section):
         if self.backend == "torchaudio" and self.delay_penalty != 0:
             yield "delay_penalty", "must be 0: backend torchaudio has no delay penalty"
         if self.cr_scale > 0 and self.ctc_scale == 0:
-            yield "cr_scale", "must be 0 if ctc_scale is 0: it compares outputs of the CTC head"
+            yield "cr_scale", "must be 0 if ctc_scale is 0: it compares outputs of the CTC head; set ctc_scale=0.1, for example"
 
 
 @dataclass
@@ -265,5 +265,5 @@ class Config(Section):
             if self.features.type == "precomputed" and getattr(self.augment, key) > 0:
                 yield (
                     f"augment.{key}",
-                    "needs audio, which stored features replace; set features.type=on_the_fly, or this key to 0",
+                    "changes audio, but features.type is precomputed; set features.type=on_the_fly, or this key to 0",
                 )

@@ -1,6 +1,6 @@
-"""Augmentation of audio: rooms, gain, and the bands and codecs through which recorded speech comes.
+"""Augmentation of audio: rooms, gain, narrow bands and codecs.
 
-The transforms are lhotse's. The times of words stay true: libsndfile takes off each codec's delay, and lhotse shifts by the
+The transforms are lhotse's. The times of words stay true: libsndfile removes each codec's delay, and lhotse shifts by the
 strongest tap of an impulse response. That tap comes up to 18 ms after the direct path (in 95 of 100 rooms up to 10 ms).
 """
 
@@ -24,10 +24,10 @@ from lhotse.augmentation.torchaudio import MuLawCodec
 
 @dataclass(frozen=True)
 class Channel:
-    """A band and what codes it.
+    """A codec with the bands and the levels that are drawn for it.
 
-    codec: lhotse's name, 'mulaw', or 'none': the band alone. rates: the sampling rates in Hz that are drawn from.
-    levels: lhotse's lowest and highest compression.
+    codec: lhotse's name, 'mulaw', or 'none' for a narrow band alone. rates: sampling rates in Hz, twice the band.
+    levels: lowest and highest compression, from 0 to 1 as in lhotse.
     """
 
     codec: str
@@ -86,7 +86,7 @@ def reverberated(samples: np.ndarray, rate: int, rng: random.Random) -> np.ndarr
 
 
 def with_gain(samples: np.ndarray, decibels: float) -> np.ndarray:
-    """Return samples louder by `decibels`, clipped as a converter of numbers does."""
+    """Return samples louder by `decibels`, clipped to [-1, 1] as an analogue-to-digital converter does."""
     return np.clip(Volume(10 ** (decibels / 20))(samples, 0), -1, 1)
 
 

@@ -1,4 +1,4 @@
-"""Which channel of a recording an utterance is taken from (data.channel), and the cuts of these."""
+"""Which channel of a recording an utterance is taken from (data.channel), and the cuts that this gives."""
 
 from __future__ import annotations
 

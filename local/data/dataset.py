@@ -57,14 +57,13 @@ class AsrDataset(Dataset):
         self.num_bins = cfg.features.num_mel_bins
         self.extractor: Fbank | None = None
         self.warned = 0 if warn else MAX_WARNINGS
-        masked = augment and cfg.augment.spec_augment and epoch > cfg.augment.spec_augment_after * cfg.train.num_epochs
-        self.spec_augment = make_spec_augment(cfg.augment) if masked else None
+        # It is made before the epoch in which it begins: wrong keys are refused when the training starts.
+        masks = make_spec_augment(cfg.augment) if augment and cfg.augment.spec_augment else None
+        self.spec_augment = masks if epoch > cfg.augment.spec_augment_after * cfg.train.num_epochs else None
         self.changes_audio = changes_audio(cfg.augment)
         if augment and cfg.augment.codec_prob > 0:
             check_codecs()
-        self.twice = augment and cfg.loss.cr_scale > 0  # whether a batch has two copies of each utterance
-        if self.twice and self.spec_augment is not None:
-            self.spec_augment.time_warp_factor = None  # both copies are warped as one
+        self.copies = cfg.loss.copies if augment else 1  # of each utterance
 
     def __getitem__(self, item: list[Cut] | Share) -> Batch:
         """Return the batch; utterances that cannot be loaded are left out, and named on stderr with `warn`."""
@@ -74,16 +73,16 @@ class AsrDataset(Dataset):
         return replace(self._collate([self.cuts.cut(number) for number in item.numbers]), ends_step=item.ends_step)
 
     def _augmented(self, cut: Cut) -> list[torch.Tensor]:
-        """Return features (T, F) of changed audio, masked, with digital silence; of two copies each has masks of its own."""
+        """Return each copy's features (T, F), of changed audio, masked, with digital silence. Only the masks differ."""
         seed = utterance_seed(self.cfg.train.seed, self.epoch, cut)
         with seeded(seed):
             if self.noise:
                 cut = self._mix(cut, random.Random(seed))
             features = self._load(cut, seed)
-            copies = [features] * (2 if self.twice else 1)
+            copies = [features] * self.copies
             # lhotse cannot draw time masks of less than a frame
             if self.spec_augment is not None and len(features) * self.spec_augment.max_frames_mask_fraction >= 1:
-                copies = self._masked(features)
+                copies = self._masked(features, self.spec_augment)
 
         def silenced(features: torch.Tensor) -> torch.Tensor:
             rng = random.Random(f"{seed} silence")  # its own, so that other augmentation is the same without it
@@ -91,16 +90,12 @@ class AsrDataset(Dataset):
 
         return [silenced(copy) for copy in copies]
 
-    def _masked(self, features: torch.Tensor) -> list[torch.Tensor]:
-        """Return features (T, F) warped and masked: one copy, or two of the same warping whose frames thus correspond."""
-        assert self.spec_augment is not None
-        whole = torch.tensor([[0, 0, len(features)]])
-        if not self.twice:
-            return [self.spec_augment(features.unsqueeze(0), whole)[0]]
+    def _masked(self, features: torch.Tensor, masks: SpecAugment) -> list[torch.Tensor]:
+        """Return the copies of features (T, F): warped as one, so that their frames correspond, then each masked."""
         factor = self.cfg.augment.time_warp_factor
-        if factor and random.random() < self.spec_augment.p:
+        if random.random() <= masks.p and factor:  # lhotse draws these numbers in this order, too
             features = time_warp(features, factor)
-        return [self.spec_augment(features.unsqueeze(0), whole)[0] for _ in range(2)]
+        return [masks(features.unsqueeze(0))[0] for _ in range(self.copies)]
 
     def _mix(self, cut: Cut, rng: random.Random) -> Cut:
         noise = CutSet(rng.sample(self.noise, min(len(self.noise), MAX_NOISES)))
@@ -120,15 +115,14 @@ class AsrDataset(Dataset):
                 skipped.append(cut.id)
                 problem = f"utterance {cut.id} ({file_of(cut)}): {reason(e)}"
                 self._warn(problem)
-        lens = torch.tensor([len(m[0]) for m in copies], dtype=torch.int64)
-        inputs, *others = [pad_sequence(list(m), True, PADDING) for m in zip(*copies, strict=True)] or [
-            torch.zeros(0, 0, self.num_bins)
-        ]
+        lens = torch.tensor([len(first) for first, *_ in copies], dtype=torch.int64)
+        padded = [pad_sequence(list(of_one_copy), True, PADDING) for of_one_copy in zip(*copies, strict=True)]
         texts = [cut.supervisions[0].text or "" for cut in loaded]
         ids = [torch.tensor(tokens, dtype=torch.int64) for tokens in self.tokenizer.encode(texts)]
         tokens = pad_sequence(ids, True, BLANK_ID) if ids else torch.zeros(0, 0, dtype=torch.int64)
         token_lens = torch.tensor([len(s) for s in ids], dtype=torch.int64)
-        second = others[0] if others else None
+        inputs = padded[0] if padded else torch.zeros(0, 0, self.num_bins)
+        second = padded[1] if len(padded) > 1 else None
         names = [cut.id for cut in loaded]
         return Batch(inputs, lens, tokens, token_lens, names, texts, skipped, problem=problem, second=second)
 
@@ -157,14 +151,14 @@ class AsrDataset(Dataset):
 
 
 def make_spec_augment(augment: AugmentConfig) -> SpecAugment:
-    """Return lhotse's SpecAugment (Park et al., 2019; warping as in Espresso). Raises `UserError` if it cannot draw masks."""
+    """Return lhotse's SpecAugment (Park et al., 2019) without its time warping. Raises `UserError` if it cannot draw masks."""
     if augment.num_frame_masks < 1 or augment.max_frames_mask_fraction <= 0 or augment.frames_mask_size < 1:
         raise UserError(
             "keys augment.num_frame_masks, augment.frames_mask_size and augment.max_frames_mask_fraction must be above 0; "
             "augment.spec_augment=false switches SpecAugment off"
         )
     return SpecAugment(
-        time_warp_factor=augment.time_warp_factor,
+        time_warp_factor=None,  # copies of an utterance are warped together: `AsrDataset` does it
         num_feature_masks=augment.num_feature_masks,
         features_mask_size=augment.features_mask_size,
         num_frame_masks=augment.num_frame_masks,

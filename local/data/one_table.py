@@ -1,4 +1,4 @@
-"""Prepared data of one table of audio and transcripts, for programs that need no more of a corpus."""
+"""Prepared data of one table of audio and transcripts, for programs that need no whole corpus."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PART = "table"
 
 
 def prepare_table(table: Path, data_dir: Path, cfg: Config) -> None:
-    """Make `data_dir` prepared data whose only part, `PART`, has the utterances of a table; `cfg` is then to compute features.
+    """Prepare `data_dir`: its only part, `PART`, has the utterances of a table.
 
-    cfg: of the model. What cannot be used is named on stderr, a line each. Raises `UserError` for a file that is no table, and
-    if no utterance is left.
+    cfg: of the model; it is changed to compute features from audio. Utterances that cannot be used are named on stderr, one
+    line each. Raises `UserError` if the file is not a table, or if no utterance is left.
     """
     if table.suffix.lower() not in TABLES:
-        raise UserError(f"{table}: a table ends in {', '.join(TABLES)}")
+        raise UserError(f"--table {table}: the name of a table must end in {', '.join(TABLES)}")
     corpus, dropped = Corpus(PART, "custom", train=[], dev=[], test=[PART]), list[Dropped]()
     save_corpus(corpus, data_dir / "corpus.yaml")
     cfg.features.type, cfg.data.test_parts = "on_the_fly", None

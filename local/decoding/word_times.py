@@ -1,17 +1,17 @@
 """Words of a hypothesis with their times and confidences.
 
-A transducer emits a token once, somewhere within its word, so that emissions alone do not tell where a word begins and ends.
-The rule here, the same for decoded words and for those of a given transcript (local/align.py), takes the audio as well:
+A transducer emits a token once, somewhere within its word. So these times alone do not tell where a word begins and ends.
+The rule here uses the audio as well. It is the same for decoded words and for those of a given transcript (local/align.py):
 
 1. Two words meet before the later one's first token: `SHARE` of the way back to the earlier one's last token, `LEAD` seconds
    at most. The first word begins `LEAD` seconds before its first token, the last one ends `TRAIL` seconds after its last.
-2. Words rather meet where it is quiet. So the boundary moves, within `REACH` seconds and between the two tokens, to the frame
-   with the least of its level and `FAR` times the square of the distance in seconds. Levels are means of the log-mel features
-   over channels and `SMOOTH` frames, scaled such that the utterance's noise has 0 and its speech 1.
-3. Frames at a word's ends whose level is below `QUIET` are a pause and do not belong to it, nor does what comes more than
+2. The boundary then moves to a quiet frame, within `REACH` seconds and between the two tokens: to the frame with the least
+   level + `FAR` * (distance in seconds)^2. The level is the mean of the log-mel features over channels and `SMOOTH` frames,
+   scaled such that the utterance's noise has 0 and its speech 1.
+3. Frames at a word's ends whose level is below `QUIET` are a pause and do not belong to the word. Neither do frames more than
    `LONGEST_TRAIL` seconds after its last token.
 
-The numbers were chosen on the voices of corpus tiny's dev set, whose word times eSpeak NG reports (docs/alignment.md).
+The constants were chosen on the voices of corpus tiny's dev set, whose word times eSpeak NG reports (docs/alignment.md).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ TOKEN_SECONDS = 4 * FRAME_SECONDS  # per frame of the encoder's output
 LEAD, SHARE, TRAIL, LONGEST_TRAIL = 0.3, 0.3, 0.5, 1.0
 REACH, FAR, QUIET, SMOOTH = 0.15, 20.0, 0.2, 5
 SILENT = (BLANK_ID, SOS_EOS_ID)  # tokens without text
-NOISE, SPEECH = 0.05, 0.9  # quantiles of the level that count as such
-LEAST = 2  # frames of a word
+NOISE, SPEECH = 0.05, 0.9  # quantiles of the level that are taken for noise and for speech
+LEAST = 2  # frames that a word has at least
 
 
 class Spelled(NamedTuple):
-    """A word; `letters` are the places of the tokens that spell it, `begin` that of the first of them or of a blank before."""
+    """A word and the places of its tokens: `letters` of those that spell it, `begin` of the first one or of a space before."""
 
     text: str
     begin: int
@@ -85,7 +85,7 @@ def timed_tokens(hypothesis: Hypothesis, tokenizer: Tokenizer, words: Sequence[W
 def spelled(tokens: Sequence[int], tokenizer: Tokenizer) -> list[Spelled]:
     """Return the words that tokens spell, as `Tokenizer.decode` does."""
     words: list[Spelled] = []
-    begin: int | None = None  # of the next word, once a blank came
+    begin: int | None = None  # place of the last token with a space, where the next word begins
     within = False
     for place, token in enumerate(tokens):
         pieces = [] if token in SILENT else tokenizer.tokens[token].split(SPACE)
@@ -158,7 +158,7 @@ def increasing(values: Sequence[float], low: float, high: float, least: float) -
 
 
 def one_after_another(words: Sequence[Word]) -> list[Word]:
-    """Return words of windows that were joined, whose times may cross: each starts and ends after the one before it."""
+    """Return the words of joined windows, whose times may cross, with times such that each starts and ends after the last."""
     found: list[Word] = []
     for word in words:
         start = word["start"]

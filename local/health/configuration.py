@@ -107,7 +107,7 @@ def check_methods(run: Run) -> Iterator[Finding]:
         of_head = METHODS[name].search == "ctc_greedy_search"
         if cfg.loss.ctc_scale == 0 and (of_head or options.blank_skip):
             key = "decode.methods" if of_head else "decode.blank_skip"
-            yield error(f"key '{key}': {name} needs a CTC head, and loss.ctc_scale is 0", "set loss.ctc_scale=0.1")
+            yield error(f"key '{key}': {name} needs a CTC head, and loss.ctc_scale is 0", "set loss.ctc_scale=0.1 and train")
         terms = METHODS[name].fused + METHODS[name].second_pass
         made = [scorer_file(term.scorer, options, run.exp_dir) in lm_files(run) for term in terms]
         if cfg.lm.train and terms and all(made):

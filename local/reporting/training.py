@@ -42,7 +42,7 @@ HEALTHY = {
     "that moment, so single points vary much; the averaged weights of the results are usually better.",
     "sharpness": "How sharply the model places tokens in time: the probability that a token is emitted in its best frame, "
     "given the transcript; mean over the tokens of the dev parts. Healthy: it rises towards 1. Well below 0.5, searches "
-    "lose words, above all a word that is said twice: see the errors on repeated words in errors/*.txt.",
+    "lose words, above all those that are said twice: see the line of repeated words in errors/*.txt.",
     "rate": "Healthy: it falls slowly, with a small step at each new epoch (schedule Eden). It rises only if the training was "
     "resumed with other keys.",
     "gradient": "Healthy: all parts lie within about two powers of ten, and fall or stay level. Gradients explode if they grow "

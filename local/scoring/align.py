@@ -74,7 +74,8 @@ def word_errors(ref: str, hyp: str) -> int:
 def repetitions(pairs: Sequence[tuple[str, str]]) -> tuple[int, int]:
     """Return how many reference words of an alignment equal the word before, and how many of these were deleted.
 
-    Of equal words in a row an alignment may delete any; as long as one is left, all that are missing count.
+    An alignment may delete any of several equal words in a row. All that are missing count, unless all are missing: the first
+    one is no repetition.
     """
     repeated = lost = 0
     for _, run in groupby((pair for pair in pairs if pair[0] != EPS), key=lambda pair: pair[0]):

@@ -35,8 +35,10 @@ def summary(title: str, result: Score) -> Iterator[str]:
         yield f"WER {result.wer:.2f} % (95 % interval {result.ci95[0]:.2f} to {result.ci95[1]:.2f})"
     yield f"{result.sub} substitutions, {result.dels} deletions, {result.ins} insertions"
     if result.repeated:
-        lost = f"{result.repeated_lost} of these {result.repeated} deleted, of {result.errors} errors in all"
-        yield f"words that equal the word before: {lost}"
+        yield (
+            f"repeated words (equal to the word before): {result.repeated_lost} of {result.repeated} deleted; "
+            f"errors in all: {result.errors}"
+        )
     if result.cer is not None:
         yield f"CER {result.cer:.2f} %"
     yield f"utterances with an error: {result.wrong_utterances} ({100 * result.wrong_utterances / max(count, 1):.2f} %)"

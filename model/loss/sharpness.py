@@ -15,7 +15,7 @@ from torch import Tensor
 def token_peaks(given: JoinerInput, ranges: Tensor, lattice: Lattice) -> Tensor:
     """Return the largest probability that each token is emitted in one frame, given the transcript: (N, U).
 
-    Over all frames the probabilities of a token sum to 1. A search that looks at one frame at a time loses a token whose
+    The probabilities of a token sum to 1 over all frames. A search that looks at one frame at a time loses a token whose
     probability is spread over many frames. ranges: (N, T, S), the band of the pruned loss. Padding, and the tokens of an
     utterance for which the band has no path, have 0.
     """

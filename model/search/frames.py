@@ -29,8 +29,8 @@ class Frames:
     enc: (T, N, J), utterances sorted by length, longest first; T is the longest length.
     active: for each frame t, how many utterances reach it: enc[t, :active[t]] is real, the rest padding.
     lens, inverse: (N,) int64 on the CPU, in the order of the batch: length and place among the sorted utterances.
-    spans: (N,) int64 on the CPU, the lengths before frames were left out. times: (T, N) int64, in the order of the batch, the
-    place of each frame among them.
+    spans: (N,) int64 on the CPU, the lengths with the frames that are left out. times: int64 in the order of the batch, the
+    place of each frame among all of its utterance, those left out counted: (T, N), or (T, 1) if none is left out.
     """
 
     def __init__(

@@ -22,8 +22,8 @@ class Stream(abc.ABC):
     def __init__(self, model: Any, temperature: float, blank_penalty: float, blank_skip: float = 0.0) -> None:
         """Prepare a search with `model`; temperature divides the logits, blank_penalty is subtracted from blank's logit.
 
-        blank_skip: above 0, frames are left out to which the CTC head gives blank with a larger probability (Wang et al. 2022,
-        arXiv 2210.16481; Yang et al. 2023, arXiv 2305.11558). Times are those of all frames all the same.
+        blank_skip: if above 0, frames in which the CTC head gives blank a larger probability are skipped (Wang et al. 2022,
+        arXiv 2210.16481; Yang et al. 2023, arXiv 2305.11558). Times still count all frames.
         Raises ValueError if the temperature is not above 0, there are too many contexts to number, or there is no CTC head.
         """
         if blank_skip and model.ctc_head is None:

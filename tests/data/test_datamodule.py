@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import gzip
+import inspect
 import itertools
 import json
 import math
@@ -13,6 +14,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from local.common.errors import UserError
@@ -23,7 +25,7 @@ from local.data import training_cuts
 from local.data.batch import Batch
 from local.data.batching import duration_bins, pack_by_length, seeded, train_batches
 from local.data.datamodule import AsrDataModule
-from local.data.dataset import AsrDataset
+from local.data.dataset import AsrDataset, make_spec_augment
 from local.data.durations import SPEEDS
 from local.data.tokenizer import Tokenizer
 from local.data.training_cuts import ShuffledCuts
@@ -40,6 +42,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import CutSet
+from lhotse.dataset import SpecAugment
 
 SMALL = ["train.max_duration=12", "data.num_buckets=3", "data.num_workers=0"]
 STORED = [*SMALL, "features.type=precomputed"]
@@ -201,6 +204,23 @@ def test_spec_augment_masks_and_leaves_global_generators_alone(data: Path) -> No
     assert all(b.inputs.shape == plain[b.ids[0]].inputs.shape for b in batches)
 
 
+def test_one_copy_is_warped_and_masked_as_lhotse_does_it() -> None:
+    cfg = load_config(None, ["augment.time_warp_factor=20"])
+    values = {key: getattr(cfg.augment, key) for key in inspect.signature(SpecAugment).parameters if hasattr(cfg.augment, key)}
+    dataset, masks, whole = (
+        cast(AsrDataset, SimpleNamespace(cfg=cfg, copies=1)),
+        make_spec_augment(cfg.augment),
+        torch.randn(200, 80),
+    )
+    for seed in range(20):
+        x = whole[: 60 + 7 * seed]
+        with seeded(seed):
+            theirs = SpecAugment(**values)(x[None], torch.tensor([[0, 0, len(x)]]))[0]
+        with seeded(seed):
+            (ours,) = AsrDataset._masked(dataset, x, masks)
+        assert torch.equal(ours, theirs)
+
+
 def test_spec_augment_begins_after_its_share_of_the_epochs(data: Path) -> None:
     later = module(data, *STORED, "augment.spec_augment_after=0.5", "train.num_epochs=4")
     plain = module(data, *STORED, "augment.spec_augment=false")
@@ -305,7 +325,8 @@ def test_a_step_has_room_for_its_micro_batches(seconds: list[float], limit: floa
 
 
 def test_spec_augment_without_masks_is_refused(data: Path) -> None:
-    cfg: Config = load_config(None, ["augment.num_frame_masks=0"])
+    """In the first epoch, also if it would begin later."""
+    cfg: Config = load_config(None, ["augment.num_frame_masks=0", "augment.spec_augment_after=0.5"])
     dm = AsrDataModule(cfg, data, Tokenizer.from_file(data / "lang_bpe_500" / "bpe.model"))
     with pytest.raises(UserError, match=r"augment\.num_frame_masks"):
         dm.train_dataloader(1)

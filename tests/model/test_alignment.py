@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 
-from model import alignment
-from model.alignment import ctc_alignments, lattice_log_probs, transducer_alignments
+from model.alignment import ctc_alignments, transducer_alignments
 from model.ctc import ctc_loss
+from model.loss import pruned
 from model.search import Hypothesis
 from tests.loss.definition import lattice_total
 from tests.search.toy import log_probs_after, toy_batch, toy_model
@@ -94,7 +94,7 @@ def test_a_batch_gives_what_each_utterance_gives_alone(monkeypatch: pytest.Monke
     with torch.no_grad():
         log_probs = model.ctc_head(out)
     together = [transducer_alignments(model, out, lens, tokens), ctc_alignments(log_probs, lens, tokens, 0)]
-    monkeypatch.setattr(alignment, "TILE_NUMBERS", 1)  # a frame at a time
+    monkeypatch.setattr(pruned, "TILE_NUMBERS", {"cpu": 1})  # in small pieces
     for n, length in enumerate(lens.tolist()):
         mine, row = slice(n, n + 1), tokens[n : n + 1]
         alone = [
@@ -106,24 +106,6 @@ def test_a_batch_gives_what_each_utterance_gives_alone(monkeypatch: pytest.Monke
             assert isinstance(found, Hypothesis) and isinstance(one, Hypothesis)
             assert (found.tokens, found.times) == (one.tokens, one.times)
             assert found.score == pytest.approx(one.score, abs=1e-4)
-
-
-def test_the_lattice_is_made_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, (out, _) = toy_model(1, VOCAB), toy_batch(2, 3, 9)
-    targets = torch.tensor([[1, 2], [3, 3], [4, 0]])
-    sizes = []
-    linear = alignment.linear
-
-    def spy(hidden: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        sizes.append(hidden.shape[1])
-        return linear(hidden, *rest)
-
-    with torch.no_grad():
-        whole = lattice_log_probs(model, out, targets)
-        monkeypatch.setattr(alignment, "TILE_NUMBERS", 4 * 3 * 3 * 16)
-        monkeypatch.setattr(alignment, "linear", spy)
-        pieces = lattice_log_probs(model, out, targets)
-    assert sizes == [4, 4, 1] and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole, pieces, strict=True))
 
 
 def test_an_utterance_without_a_frame_has_no_path() -> None:

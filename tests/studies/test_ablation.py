@@ -376,4 +376,4 @@ def test_noise_like() -> None:
 
 
 def test_its_programs_end_with_it(tmp_path: Path) -> None:
-    assert Runner(None, tmp_path).env["RECIPE_PARENT"] == str(os.getpid())
+    assert Runner(None, tmp_path).programs.env["RECIPE_PARENT"] == str(os.getpid())

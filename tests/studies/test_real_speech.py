@@ -20,7 +20,6 @@ PLAN = ROOT / "studies" / "real_speech.yaml"
 WRONG = [
     ("a: {keys: [x.y=1]}", "'a'"),
     ("b: {conf: c, seed: 1}", "'b'"),
-    ("[1]", "''"),
     ("c: {conf: c, against: d}", "'c': against 'd'"),
 ]
 REFS = {f"u-{i:02}": "ONE TWO THREE FOUR" for i in range(20)}
@@ -74,11 +73,11 @@ def test_fewer_hours_are_some_of_the_same_speakers(tmp_path: Path) -> None:
     assert 1 <= len(few) < len(many) < len(all_) == 9 and few == many[: len(few)] and many == all_[: len(many)]
     out = link_speakers(tree, data, 0.25 * hours, tmp_path / "few")
     assert sorted(p.name for p in (out / "train-clean-5").iterdir()) == few
-    dev = {segment["speaker"] for segment in real_speech.supervisions(data, "dev")}
+    dev = {segment.speaker for segment in real_speech.supervisions(data, "dev")}
     assert {p.name for p in (out / "dev").iterdir()} == dev and not dev & set(all_)
     prepare_manifests(["--corpus-yaml", corpus, "--corpus-dir", str(out), "--data-dir", str(tmp_path / "less")])
-    assert {s["speaker"] for s in real_speech.supervisions(tmp_path / "less", "dev")} == dev
-    assert {s["speaker"] for s in real_speech.supervisions(tmp_path / "less", "train-clean-5")} == set(few)
+    assert {s.speaker for s in real_speech.supervisions(tmp_path / "less", "dev")} == dev
+    assert {s.speaker for s in real_speech.supervisions(tmp_path / "less", "train-clean-5")} == set(few)
 
 
 def test_the_table_has_the_mean_of_the_seeds_and_compares_those_that_both_runs_have(tmp_path: Path) -> None:

@@ -108,8 +108,8 @@ def test_sequence_gradients_do_not_depend_on_the_batch(data_dir: Path, norm: str
     torch.manual_seed(0)
     model = build_model(cfg, speech.tokenizer.vocab_size).double()
     model.encoder.encoder_embed.register_forward_pre_hook(lambda module, args: (args[0].double(),))
-    together = norms.gradients_at_lstms(model, speech.held_out(), 0.5)
-    alone = norms.gradients_at_lstms(model, speech.held_out(1), 0.5)
+    together = norms.gradients_at_lstms(model, speech.held_out(), cfg.loss)
+    alone = norms.gradients_at_lstms(model, speech.held_out(1), cfg.loss)
     assert together.shape == (2, len(speech.dev))
     torch.testing.assert_close(together, alone, rtol=1e-7, atol=0)
     if norm != "basic":
@@ -119,7 +119,7 @@ def test_sequence_gradients_do_not_depend_on_the_batch(data_dir: Path, norm: str
     for i, layer in enumerate(model.encoder.encoder.layers):
         delta = torch.zeros(frames, 1, 16, dtype=torch.float64, requires_grad=True)
         hook = layer.lstm.register_forward_pre_hook(lambda module, args, delta=delta: (args[0] + delta, *args[1:]))
-        short.utterance_losses(model, batch, 0.5, warmup=2.0)["loss"].sum().backward()
+        short.utterance_losses(model, batch, cfg.loss, warmup=2.0)["loss"].sum().backward()
         hook.remove()
         assert delta.grad is not None
         torch.testing.assert_close(delta.grad.square().mean().sqrt(), alone[i, 0], rtol=1e-9, atol=0)
@@ -130,9 +130,9 @@ def test_spread_by_numpy_like_arithmetic(data_dir: Path) -> None:
     speech = short.Speech(cfg, data_dir)
     torch.manual_seed(0)
     model = build_model(cfg, speech.tokenizer.vocab_size)
-    rows = norms.gradient_spread(model, speech.held_out(1), 0.5)
+    rows = norms.gradient_spread(model, speech.held_out(1), cfg.loss)
     squares = [sum(float(p.grad.square().sum()) for p in layer.parameters()) for layer in model.encoder.encoder.layers]
-    for row, rms, square in zip(rows, norms.gradients_at_lstms(model, speech.held_out(1), 0.5), squares, strict=True):
+    for row, rms, square in zip(rows, norms.gradients_at_lstms(model, speech.held_out(1), cfg.loss), squares, strict=True):
         low, middle, high = sorted(rms.tolist())
         assert row["median_rms"] == pytest.approx(middle)
         assert row["max_over_median"] == pytest.approx(high / middle)
@@ -151,7 +151,7 @@ def test_measuring_changes_nothing(data_dir: Path) -> None:
     model = build_model(cfg, speech.tokenizer.vocab_size)
     optimizer = optimisers.make_optimizer(model.parameters(), cfg.optim)
     short.train_recogniser(model, optimizer, speech, cfg, 2, lambda step: {"loss": 0.0}, steps=4, every=4)
-    assert short.held_out_losses(model, speech.held_out(), 0.5)["loss"] == first[0][-1]["loss"]
+    assert short.held_out_losses(model, speech.held_out(), cfg.loss)["loss"] == first[0][-1]["loss"]
 
 
 def test_a_non_finite_held_out_loss_ends_the_run() -> None:
