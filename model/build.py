@@ -14,7 +14,7 @@ from model.transducer import Transducer
 
 
 def build_model(cfg: Any, vocab_size: int) -> Transducer:
-    """Return an initial model from cfg's `model`, `gradient`, `loss`, `features` and `train.lstm`; vocab_size includes blank."""
+    """Return an initial model from cfg's `model`, `gradient`, `loss`, `features`, `train.lstm`; vocab_size includes blank."""
     enc, dec = cfg.model.encoder, cfg.model.decoder
     threshold = cfg.gradient.threshold if cfg.gradient.control == "filter" else None
     own = {"filter_threshold": threshold, "merged": cfg.train.lstm == "merged"}
