@@ -1,7 +1,7 @@
 """Forward and backward pass of one LSTM layer, and training steps, with train.lstm standard and merged.
 
-    benchmarks/bench_lstm.py --device cuda
-    benchmarks/bench_lstm.py --size small --utterances 20 --threads 1
+    .venv/bin/python -m benchmarks.bench_lstm --device cuda
+    .venv/bin/python -m benchmarks.bench_lstm --size small --utterances 20 --threads 1
 
 A case is PRECISION:LSTM. On a GPU, these are bf16:standard, bf16:merged and fp16:merged by default. fp16:parts is a layer
 alone: its batch is split into parts of at most 128 sequences, padded to a multiple of 8, for cuDNN's persistent algorithm.

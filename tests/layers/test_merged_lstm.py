@@ -9,7 +9,9 @@ from local.config import load_config
 from local.data.batch import Batch
 from local.training.losses import forward_losses
 from model.build import build_model
+from model.layers import scaled
 from model.layers.gradient_filter import GradientFilter
+from model.layers.lstm import lstm_cpu
 from model.layers.scaled import ScaledRNN
 from model.transducer import Transducer
 
@@ -107,6 +109,21 @@ def test_rounding_is_that_of_the_standard_layer(size: tuple[int, int], dtype: to
     for a, b, exact in zip(got, today, want, strict=True):
         if float(exact.abs().max()) > 0:  # in the first frame, W_hh has no gradient
             assert apart(a, exact) <= min(16 * ROUNDING[dtype], 2 * apart(b, exact) + ROUNDING[dtype])
+
+
+def test_the_recurrent_weights_are_made_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast, too: W_hh and W_hr would be rounded before the product, and the product again."""
+    x, *params = (p.float() for p in problem(3, 2, 7, 24, 16))
+    taken: list[Tensor] = []
+
+    def recorded(x: Tensor, h0: Tensor, c0: Tensor, params: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        taken.append(params[1])
+        return lstm_cpu(x, h0, c0, params, dtype)
+
+    monkeypatch.setattr(scaled, "lstm_cpu", recorded)
+    ours(merged=True, dtype=torch.bfloat16)(x, params)
+    assert len(taken) == 1 and taken[0].dtype == torch.float32
+    torch.testing.assert_close(taken[0].double(), params[1].double() @ params[4].double(), rtol=1e-5, atol=1e-7)
 
 
 # ---- within the model ----
