@@ -16,6 +16,7 @@ from local.config import load_config
 from local.config.schema import Config
 from local.data.batch import Batch
 from local.training.losses import forward_losses
+from local.training.step import make_scaler
 from model.average import RunningAverage
 from model.build import build_model
 from model.kernels import matmul, policy
@@ -40,12 +41,18 @@ class Step:
     """A model in training with its optimiser, on one batch, dropout on and both losses with their full weight."""
 
     def __init__(
-        self, size: str, precision: str, data_dir: Path | None = None, device: str = "cpu", utterances: int = 0
+        self,
+        size: str,
+        precision: str,
+        data_dir: Path | None = None,
+        device: str = "cpu",
+        utterances: int = 0,
+        lstm: str = "standard",
     ) -> None:
-        """Build the model of `size`, a key of `SIZES`; utterances: N, or 0 for that of the size."""
+        """Build the model of `size`, a key of `SIZES`; utterances: N, or 0 for that of the size; lstm: as train.lstm."""
         conf, classes, n, frames, tokens = SIZES[size]
         torch.manual_seed(0)
-        self.cfg = load_config(conf, ["data.num_workers=0"])
+        self.cfg = load_config(conf, ["data.num_workers=0", f"train.lstm={lstm}"])
         self.precision, self.device = precision, torch.device(device)
         self.batches: Iterator[Batch]
         if data_dir is None:
@@ -55,12 +62,14 @@ class Step:
         self.model = build_model(self.cfg, classes).to(device).train()
         self.optimizer = make_optimizer(self.model.parameters(), self.cfg.optim)
         self.average = RunningAverage(self.model, self.cfg.train.average_period)
+        self.scaler = make_scaler(precision, self.device)
+        self.now: Callable[[], float] = time.perf_counter
         self.clock: dict[str, float] = {}
         self.model.encoder.register_forward_hook(self._after_encoder)
 
     def _mark(self, name: str) -> None:
         wait(self.device)
-        self.clock[name] = time.perf_counter()
+        self.clock[name] = self.now()
 
     def _after_encoder(self, module: Any, inputs: Any, outputs: Any) -> None:
         self._mark("encoder forward")
@@ -74,9 +83,10 @@ class Step:
         losses = forward_losses(self.model, batch, warmup=2.0, precision=self.precision)
         total = training_loss(losses.summed(), self.cfg.loss, 1.0)
         self._mark("head forward")
-        total.backward()
+        self.scaler.scale(total).backward()
         self._mark("encoder backward")
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._mark("optimiser")
         self.average.update(self.model, self.average.period)

@@ -14,11 +14,12 @@ from model.transducer import Transducer
 
 
 def build_model(cfg: Any, vocab_size: int) -> Transducer:
-    """Return an initial model from cfg's `model`, `gradient`, `loss` and `features`; vocab_size includes blank."""
+    """Return an initial model from cfg's `model`, `gradient`, `loss`, `features`, `train.lstm`; vocab_size includes blank."""
     enc, dec = cfg.model.encoder, cfg.model.decoder
     threshold = cfg.gradient.threshold if cfg.gradient.control == "filter" else None
-    names = [field.name for field in fields(LayerOptions) if field.name != "filter_threshold"]
-    layer = LayerOptions(filter_threshold=threshold, **{name: getattr(enc, name) for name in names})
+    own = {"filter_threshold": threshold, "merged": cfg.train.lstm == "merged"}
+    names = [field.name for field in fields(LayerOptions) if field.name not in own]
+    layer = LayerOptions(**own, **{name: getattr(enc, name) for name in names})
     return Transducer(
         LstmEncoder(cfg.features.num_mel_bins, enc.num_layers, layer),
         StatelessDecoder(vocab_size, dec.dim, dec.context_size),

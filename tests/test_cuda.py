@@ -98,11 +98,12 @@ def test_losses(dtype: torch.dtype, within: float) -> None:
 # ---- the model ----
 
 
-@pytest.mark.parametrize("rnn", ["lstm", "gru"])
-def test_model(rnn: str) -> None:
+@pytest.mark.parametrize(("rnn", "lstm"), [("lstm", "standard"), ("lstm", "merged"), ("gru", "standard")])
+def test_model(rnn: str, lstm: str) -> None:
     """Losses, gradients by tensor and the masks of the filters, with a threshold that damps many sequences."""
     sizes = [] if rnn == "lstm" else ["model.encoder.rnn_hidden_size=16"]
-    cfg = load_config(None, [*SMALL, *EXACT, "gradient.threshold=0.2", f"model.encoder.rnn={rnn}", *sizes])
+    options = ["gradient.threshold=0.2", f"model.encoder.rnn={rnn}", f"train.lstm={lstm}", *sizes]
+    cfg = load_config(None, [*SMALL, *EXACT, *options])
     torch.manual_seed(0)
     model = build_model(cfg, 20).train()
     lens, token_lens = torch.tensor([120, 90, 100, 77, 60]), torch.tensor([9, 5, 7, 1, 3])
@@ -149,10 +150,11 @@ def test_training_is_the_cpus(data: Path, tmp_path: Path) -> None:
         assert a[5:8] == b[5:8] and a[:5] == pytest.approx(b[:5], rel=2e-4)
 
 
-def test_bfloat16_has_no_overflow() -> None:
+@pytest.mark.parametrize("lstm", ["standard", "merged"])
+def test_bfloat16_has_no_overflow(lstm: str) -> None:
     """Losses summed over a large batch give gradients beyond the range of float16: every product must be in bfloat16."""
     torch.manual_seed(0)
-    model = build_model(load_config(None, [*SMALL, *EXACT]), 20).to(GPU).train()
+    model = build_model(load_config(None, [*SMALL, *EXACT, f"train.lstm={lstm}"]), 20).to(GPU).train()
     tensors = torch.randn(5, 120, 80), torch.full((5,), 120), torch.randint(3, 20, (5, 9)), torch.full((5,), 9)
     batch = Batch(*tensors, ids=list("abcde"))
 

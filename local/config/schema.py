@@ -132,6 +132,7 @@ class TrainConfig(Section):
     logger: Literal["tensorboard", "wandb", "mlflow", "none"]
     seed: Seed
     precision: Literal["float32", "bf16", "fp16"]
+    lstm: Literal["standard", "merged"]
     max_bad_steps: Count
     num_threads: Threads
 
@@ -261,6 +262,10 @@ class Config(Section):
     ablation: AblationConfig
 
     def cross_check(self) -> Iterator[tuple[str, str]]:
+        enc = self.model.encoder
+        if self.train.lstm == "merged" and (enc.rnn != "lstm" or enc.rnn_hidden_size == enc.d_model):
+            what = "model.encoder.rnn=lstm and model.encoder.rnn_hidden_size above model.encoder.d_model"
+            yield "train.lstm", f"merges the LSTM's projection, which needs {what}; set it to standard"
         for key in ("reverb_prob", "gain_prob", "codec_prob"):
             if self.features.type == "precomputed" and getattr(self.augment, key) > 0:
                 yield (

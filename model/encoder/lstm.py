@@ -23,7 +23,10 @@ States = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """Sizes and choices of a layer, as in `model.encoder` of conf/base.yaml; filter_threshold None: no gradient filter."""
+    """Sizes and choices of a layer, as in `model.encoder` of conf/base.yaml.
+
+    filter_threshold: None: no gradient filter. merged: whether `train.lstm` is merged.
+    """
 
     rnn: str
     d_model: int
@@ -35,17 +38,19 @@ class LayerOptions:
     norm: str
     activation: str
     filter_threshold: float | None
+    merged: bool
 
 
 class RecurrentLayer(nn.Module):
     """y = x + dropout(lstm(x)); y = y + dropout(ff(y)); y = norm(balancer(y)); out = alpha y + (1 - alpha) x.
 
     alpha is 1 in evaluation; in training min(0.1 + warmup, 1), or 0.1 with probability `layer_dropout` (stochastic depth).
+    merged: in training, `ScaledRNN` multiplies the projection into the recurrent weights; the results differ by rounding.
     """
 
     def __init__(self, o: LayerOptions) -> None:
         super().__init__()
-        self.layer_dropout = o.layer_dropout
+        self.layer_dropout, self.merged = o.layer_dropout, o.merged
         self.lstm = ScaledRNN(o.rnn, o.d_model, o.rnn_hidden_size, o.d_model)
         self.feed_forward = nn.Sequential(
             ScaledLinear(o.d_model, o.dim_feedforward),
@@ -60,19 +65,22 @@ class RecurrentLayer(nn.Module):
         self.gradient_filter = None if o.filter_threshold is None else GradientFilter(o.filter_threshold)
         self.compilable = (o.rnn, o.norm, o.activation) == ("lstm", "basic", "double_swish")
 
-    def forward(self, x: Tensor, h: Tensor, c: Tensor, warmup: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Run x (T, N, C), h (1, N, C), c (1, N, hidden) -> out (T, N, C), last h and c; `warmup` as in `LstmEncoder`."""
+    def forward(
+        self, x: Tensor, h: Tensor, c: Tensor, warmup: float, from_zeros: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run x (T, N, C), h (1, N, C), c (1, N, hidden) -> out (T, N, C), last h and c; `warmup` as in `LstmEncoder`.
+
+        from_zeros: h and c are known to be zeros.
+        """
         alpha = 1.0
         if self.training:
             keep = self.layer_dropout == 0 or torch.rand(()).item() >= self.layer_dropout
             alpha = min(0.1 + warmup, 1.0) if keep else 0.1
         residual = x
-        params = self.lstm.scaled_parameters()
-        if self.gradient_filter is None:
-            rnn_out, h, c = self.lstm(x, h, c, params)
-        else:
+        params, filtered = self.lstm.scaled_parameters(), x
+        if self.gradient_filter is not None:
             filtered, params = self.gradient_filter(x, params)
-            rnn_out, h, c = self.lstm(filtered, h, c, params)
+        rnn_out, h, c = self.lstm(filtered, h, c, params, merged=self.merged and self.training and from_zeros)
         y = x + self.dropout(rnn_out)
         y = y + self.dropout(self.feed_forward(y))
         y = self.norm_final(self.balancer(y))
@@ -95,8 +103,8 @@ class RecurrentStack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor, states: States, warmup: float) -> tuple[Tensor, States]:
-        """Run all layers: x (T, N, C) -> out (T, N, C) and new states."""
+    def forward(self, x: Tensor, states: States, warmup: float, from_zeros: bool = False) -> tuple[Tensor, States]:
+        """Run all layers: x (T, N, C) -> out (T, N, C) and new states. from_zeros: `states` are known to be zeros."""
         if not self.training and is_chunk(x, x.size(0) * x.size(1)):
             found = [cast(RecurrentLayer, layer).folded_parameters() for layer in self.layers]
             parameters = [p for p in found if p is not None]
@@ -107,7 +115,7 @@ class RecurrentStack(nn.Module):
                 return x, (h, c)
         hs, cs = [], []
         for i, layer in enumerate(self.layers):
-            x, h, c = layer(x, states[0][i : i + 1], states[1][i : i + 1], warmup)
+            x, h, c = layer(x, states[0][i : i + 1], states[1][i : i + 1], warmup, from_zeros)
             hs.append(h)
             cs.append(c)
         return x, (torch.cat(hs), torch.cat(cs))
@@ -149,7 +157,6 @@ class LstmEncoder(nn.Module):
         if self.feature_floor is not None and not self.training:
             x = torch.maximum(x, self.feature_floor)
         y = self.encoder_embed(x).transpose(0, 1)
-        if states is None:
-            states = self.initial_states(x.size(0), y)
-        y, states = self.encoder(y, states, warmup)
+        given = states or self.initial_states(x.size(0), y)
+        y, states = self.encoder(y, given, warmup, from_zeros=states is None)
         return y.transpose(0, 1), subsampled(x_lens), states

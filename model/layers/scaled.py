@@ -188,11 +188,16 @@ class ScaledRNN(nn.Module):
         """Return the parameters in use, in torch's order: w_ih, w_hh, b_ih, b_hh and, with a projection, w_hr."""
         return [scaled(getattr(self, name), getattr(self, name + "_scale")) for name in self.names]
 
-    def forward(self, x: Tensor, h0: Tensor, c0: Tensor, params: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, h0: Tensor, c0: Tensor, params: list[Tensor], *, merged: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the layer: x (T, N, C), h0 (1, N, proj_size), c0 (1, N, hidden_size) -> out (T, N, proj_size), h, c.
 
         params: `scaled_parameters()`, perhaps passed through the gradient filter. gru and rnn return c0 unchanged.
+        merged: run an lstm with projection by `_merged`. h0 and c0 must be zeros.
         """
+        if merged:
+            return self._merged(x, c0, params)
         if self.mode == "lstm" and x.device.type == "cpu":
             states = h0[0].to(exact_dtype(x)), c0[0].to(exact_dtype(x))
             out, h, c = lstm_cpu(x.to(exact_dtype(x)), *states, params, product_dtype(x))
@@ -207,3 +212,18 @@ class ScaledRNN(nn.Module):
             function = torch._VF.gru if self.mode == "gru" else torch._VF.rnn_tanh  # type: ignore[attr-defined]
             out, h = function(x, h0, params, *options)
             return out, h, c0
+
+    def _merged(self, x: Tensor, zeros: Tensor, params: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Run an lstm with projection as one without: it saves a GPU the projection's kernels in every frame.
+
+        With h = W_hr m, the gates' recurrent share is W_hh h = (W_hh W_hr) m, so the layer is an lstm over m (T, N,
+        hidden_size) of recurrent weights W_hh W_hr; one product for all frames makes out = m W_hr'. This needs h0 = 0, which
+        is W_hr m0 for m0 = 0; other h0 may have no m0. Autograd gives the gradients of W_hh and W_hr.
+        zeros: (1, N, hidden_size), both states before the first frame.
+        """
+        w_ih, w_hh, b_ih, b_hh, w_hr = params
+        with torch.autocast(x.device.type, enabled=False):  # a product in bfloat16 would round the weights twice
+            recurrent = linear(w_hh, w_hr.t(), None)
+        m, _, c = self.forward(x, zeros, zeros, [w_ih, recurrent, b_ih, b_hh])
+        out = linear(m, w_hr, None)
+        return out, out[-1:], c
