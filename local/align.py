@@ -37,6 +37,8 @@ from local.decoding.subtitles import ctm_name
 from local.scoring.boundaries import boundary_errors
 from local.scoring.speech import read_speech
 
+LONGEST_NAME = 200  # bytes; file systems allow 255, and a file that is being written has a longer name
+
 
 def align_set(aligner: Aligner, batches: Batches, name: str) -> Iterator[Aligned]:
     """Yield the utterances of a set in the order of their ids; those that cannot be aligned are named on stderr.
@@ -56,19 +58,19 @@ def align_set(aligner: Aligner, batches: Batches, name: str) -> Iterator[Aligned
 def write(found: Sequence[Aligned], kind: str, out: Path, name: str) -> None:
     """Write the utterances of a set in the format `kind`."""
     ending, to_text = ENDINGS[kind], FORMATS[kind]
+    named: dict[str, Aligned] = {}
+    for utterance in found if kind != "json" else ():
+        own = ctm_name(utterance.id).replace("/", "_") if kind in ONE_UTTERANCE else ctm_name(utterance.id)
+        if named.setdefault(own, utterance) is not utterance:
+            raise UserError(f"utterances {named[own].id} and {utterance.id} have one name in {kind}, {own}; use --format json")
+        if kind in ONE_UTTERANCE and len(own.encode()) > LONGEST_NAME:
+            raise UserError(f"utterance {own[:40]}...: its id is too long for the name of a file; use --format json")
     if kind not in ONE_UTTERANCE:
         write_text(out / f"{name}{ending}", "".join(map(to_text, found)))
         return
     (out / name).mkdir(exist_ok=True)
-    written: dict[str, str] = {}
-    for utterance in found:
-        file = ctm_name(utterance.id).replace("/", "_")
-        if written.setdefault(file, utterance.id) != utterance.id:
-            raise UserError(
-                f"utterances {written[file]} and {utterance.id} would have the same file {out / name / file}{ending}; "
-                "use --format json or ctm"
-            )
-        write_text(out / name / f"{file}{ending}", to_text(utterance))
+    for own, utterance in named.items():
+        write_text(out / name / f"{own}{ending}", to_text(utterance))
 
 
 @program

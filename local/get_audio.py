@@ -15,7 +15,7 @@ from local.common.locks import replaces
 from local.config import load_config
 from local.corpus import archives
 from local.corpus.corpus_yaml import Corpus, load_corpus
-from local.corpus.custom import splits
+from local.corpus.custom import may_be_missing
 from local.corpus.synthesis import synthesise
 
 PARTS = {"librispeech": archives.LIBRISPEECH, "mini_librispeech": archives.MINI_LIBRISPEECH}
@@ -35,7 +35,7 @@ def fetch(corpus: Corpus, out: Path, num_jobs: int) -> None:
         return
     known = PARTS[corpus.source]
     for part in corpus.parts():
-        if part not in known and splits(corpus) and part not in corpus.train:
+        if part not in known and may_be_missing(corpus, part):
             continue  # prepare_manifests splits it off
         if part not in known:
             raise UserError(f"{corpus.source} has no part '{part}'; it has {', '.join(known)}")

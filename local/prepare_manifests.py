@@ -20,7 +20,7 @@ from local.common.locks import writes
 from local.config import load_config
 from local.corpus.corpus_yaml import Corpus, load_corpus, save_corpus
 from local.corpus.ctm import with_alignments
-from local.corpus.custom import read_given, split_missing, splits
+from local.corpus.custom import may_be_missing, read_given, split_missing, split_share
 from local.corpus.dropped import Dropped, report_dropped, write_dropped
 from local.corpus.librispeech import find_tree, read_part
 from local.corpus.pairs import Pair, with_texts
@@ -91,8 +91,10 @@ def read_parts(
     """Return the utterances of every part that is there, texts made `clean`; lines that cannot be read go to `dropped`."""
     if corpus.source == "custom":
         return read_given(corpus_dir, corpus, dropped, store, clean)
+    if "split" in corpus.options:
+        split_share(corpus)  # a wrong one is known before any long work
     tree = find_tree(corpus_dir)
-    parts = [part for part in corpus.parts() if part in corpus.train or not splits(corpus) or (tree / part).is_dir()]
+    parts = [part for part in corpus.parts() if (tree / part).is_dir() or not may_be_missing(corpus, part)]
     found = {part: with_alignments(read_part(tree, part, dropped, PARTS_HINT), tree / part) for part in parts}
     return {part: with_texts(pairs, clean) for part, pairs in found.items()}
 
@@ -115,7 +117,7 @@ def screened(
             empty.append(f"part '{part}' of {corpus_dir}: none of its {len(pairs)} utterances can be used: {why}")
     if empty:  # only now: what is wrong with the other parts is listed, too
         raise UserError("; ".join(empty))
-    return (split_missing(kept, corpus, corpus_dir, has_frame) if splits(corpus) else kept), set(found)
+    return split_missing(kept, corpus, corpus_dir, has_frame), set(found)
 
 
 @program

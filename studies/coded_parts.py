@@ -5,7 +5,7 @@
 
 For each condition it adds the part <part>-<condition> to the data folder: DATA/coded/<part>-<condition>/*.flac and
 DATA/cuts/<part>-<condition>.jsonl.gz. A copy has as many samples as its utterance, the same times and the same id. Its room
-depends on this id alone. `local.decode --sets` then decodes these parts with a model of features.type=on_the_fly, and
+depends on this id alone. `local.decode --sets ... features.type=on_the_fly` then decodes these parts, and
 `local.wer` makes the table.
 """
 

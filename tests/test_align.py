@@ -10,8 +10,9 @@ import pytest
 
 pytest.importorskip("soundfile")
 
-from local.align import main
+from local.align import main, write
 from local.artifacts.checkpoint import load_averaged, provenance, save_file
+from local.common.errors import UserError
 from local.config import load_config
 from local.data.batch import Batch
 from local.data.features import PADDING
@@ -93,6 +94,18 @@ def test_what_cannot_be_aligned_at_all(
         run(toy, tmp_path, *(a.replace("DATA", str(toy / "data")) for a in arguments))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert named in line
+
+
+@pytest.mark.parametrize("kind", ["ctm", "textgrid", "json"])
+@pytest.mark.parametrize(("ids", "named"), [(["a b", "a_b"], "a_b"), (["ü" * 120], "ü")])
+def test_ids_that_a_format_cannot_hold(tmp_path: Path, kind: str, ids: list[str], named: str) -> None:
+    found = [Aligned(name, 1.0, 0.0, [], []) for name in ids]
+    if kind == "json" or (kind == "ctm" and len(ids) == 1):
+        write(found, kind, tmp_path, "test")
+    else:
+        with pytest.raises(UserError, match=f"{named}.*--format json"):
+            write(found, kind, tmp_path, "test")
+        assert not list(tmp_path.iterdir())
 
 
 def test_errors_against_known_times(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,8 @@ def test_a_part_that_is_split_off_is_not_downloaded(tmp_path: Path, asked: list[
     assert [name for name, _ in asked] == ["train-clean-5.tar.gz", "dev-clean-2.tar.gz"]
     with pytest.raises(UserError, match="'train-5'"):
         fetch(Corpus("mini", "mini_librispeech", ["train-5"], ["dev"], [], {"split": 0.1}), tmp_path, 1)
+    with pytest.raises(UserError, match="'dev-clean'"):
+        fetch(Corpus("mini", "mini_librispeech", ["train-clean-5"], ["dev"], ["dev-clean"], {"split": 0.1}), tmp_path, 1)
 
 
 @pytest.mark.parametrize(

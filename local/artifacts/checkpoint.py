@@ -181,7 +181,7 @@ RECOGNITION = ("data", "average", "decode", "tune")  # sections that can change 
 
 
 def config_for_recognition(saved: dict[str, Any], overrides: Sequence[str], conf: str | Path | None, where: Path) -> Config:
-    """Return a trained model's config with today's sections `RECOGNITION`: those of `conf` if given, else its own.
+    """Return a trained model's config with today's `RECOGNITION` and features.type: those of `conf` if given, else its own.
 
     `overrides` change these alone: the rest belongs to the model. A program can thus take all overrides of a command line.
     A line names each file that decoding will read because the checkpoint says so. Raises `UserError` as `config_from_dict`
@@ -191,7 +191,8 @@ def config_for_recognition(saved: dict[str, Any], overrides: Sequence[str], conf
     asked = load_config(conf, overrides) if conf else config_from_dict(saved, overrides, str(where)) if overrides else cfg
     if conf is None:
         report_files(cfg, where, {override.partition("=")[0] for override in overrides})
-    return replace(cfg, **{section: getattr(asked, section) for section in RECOGNITION})
+    features = replace(cfg.features, type=asked.features.type)  # computed now, features are those that would be stored
+    return replace(cfg, features=features, **{section: getattr(asked, section) for section in RECOGNITION})
 
 
 def report_files(cfg: Config, where: Path, given: Collection[str] = ()) -> None:

@@ -69,9 +69,14 @@ def split_missing(
     return {part: parts[part] for part in corpus.parts()}
 
 
-def splits(corpus: Corpus) -> bool:
-    """Return whether a part that is missing is split off the training part."""
-    return corpus.source == "custom" or "split" in corpus.options
+def may_be_missing(corpus: Corpus, part: str) -> bool:
+    """Return whether a part that is not there is split off the training part.
+
+    Of a user's own corpus any part but a training part; of others, with `split`, a dev part that is not a test part.
+    """
+    if corpus.source == "custom":
+        return part not in corpus.train
+    return "split" in corpus.options and bool(corpus.train) and part in corpus.dev and part not in corpus.train + corpus.test
 
 
 def split_share(corpus: Corpus) -> float:

@@ -146,8 +146,9 @@ def word_spans(emitted: Sequence[tuple[float, float]], level: np.ndarray) -> lis
 
 def without_pauses(first: float, last: float, level: np.ndarray) -> tuple[float, float]:
     """Return the frames of a word without the quiet ones at both ends; all of them if none is loud."""
-    loud = np.flatnonzero(level[int(first) : int(last)] > QUIET)
-    return (int(first) + int(loud[0]), int(first) + int(loud[-1]) + 1) if len(loud) else (first, last)
+    begin = math.ceil(first)  # words share a frame if they are more than there is room for
+    loud = np.flatnonzero(level[begin : int(last)] > QUIET)
+    return (begin + int(loud[0]), begin + int(loud[-1]) + 1) if len(loud) else (first, last)
 
 
 def increasing(values: Sequence[float], low: float, high: float, least: float) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import fcntl
 import io
@@ -15,9 +16,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from local.artifacts.checkpoint import check_finite, checkpoints, load_file, load_weights, newest_readable, save_file
+from local.artifacts.checkpoint import (
+    check_finite,
+    checkpoints,
+    config_for_recognition,
+    load_file,
+    load_weights,
+    newest_readable,
+    save_file,
+)
 from local.common.atomic import atomic_write, remove_abandoned
 from local.common.errors import UserError
+from local.config import load_config, to_dict
 from tests.conftest import ROOT
 from tests.test_train import trainer
 
@@ -286,3 +296,9 @@ def test_the_checkpoint_of_most_steps_is_taken_whatever_its_kind(trained: Path, 
     (tmp_path / "epoch-3.pt").write_bytes((trained / "epoch-3.pt").read_bytes())
     found = newest_readable(tmp_path)
     assert found is not None and found[0].name == "epoch-3.pt"
+
+
+def test_recognition_may_compute_the_features_that_training_read() -> None:
+    cfg = load_config(None, ["features.type=precomputed"])
+    found = config_for_recognition(to_dict(cfg), ["features.type=on_the_fly", "features.num_mel_bins=40"], None, Path("x"))
+    assert found.features == dataclasses.replace(cfg.features, type="on_the_fly")

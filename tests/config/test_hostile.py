@@ -188,10 +188,10 @@ def test_yaml_without_bound_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     readers: list[Any] = [load_config, read_yaml, load_corpus, lambda path: with_tuned(load_config().decode, path)]
     for read in readers:
-        start = time.perf_counter()
+        start = time.process_time()  # others may load the machine
         with pytest.raises(UserError) as e:
             read(path)
-        assert time.perf_counter() - start < 3 and len(str(e.value)) < 400
+        assert time.process_time() - start < 3 and len(str(e.value)) < 400
         assert str(e.value).startswith(str(path)) and "recursion" not in str(e.value)
 
 
@@ -217,10 +217,10 @@ def test_includes_end(tmp_path: Path) -> None:
     for name in ("chain100", "diamond40", "last"):
         (tmp_path / f"{name}.yaml").write_text("optim: {lr: 0.1}\n")
     for name in ("circle", "wide", "many", "chain0", "diamond0"):
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(UserError, match=r"yaml:1: key 'include'"):
             load_config(tmp_path / f"{name}.yaml")
-        assert time.perf_counter() - start < 2
+        assert time.process_time() - start < 2
     assert load_config(tmp_path / "diamond38.yaml").optim.lr == load_config(tmp_path / "chain92.yaml").optim.lr == 0.1
 
 
@@ -303,5 +303,5 @@ STORED_VALUES = {
 @pytest.mark.parametrize("name", STORED_VALUES)
 @pytest.mark.parametrize("key", ["optim.lr", "model", "data.test_parts", "decode.by_method", "unknown", "average.checkpoints"])
 def test_a_stored_configuration_is_plain(key: str, name: str) -> None:
-    start = time.perf_counter()
-    assert key in refused(stored(key, STORED_VALUES[name])) and time.perf_counter() - start < 3
+    start = time.process_time()
+    assert key in refused(stored(key, STORED_VALUES[name])) and time.process_time() - start < 3

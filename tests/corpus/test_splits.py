@@ -138,3 +138,36 @@ def test_dev_of_mini_librispeech_is_speakers_of_its_training_part_unless_it_is_t
     make_part(tmp_path / "my", "dev", speakers=1)
     given = speakers(tmp_path / "given")
     assert len(given["dev"]) == 1 and len(given["train-clean-5"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"), [([], "dev-clean-2"), (["data.train_parts=[]"], "'dev'"), (["data.dev_parts=[x]"], "")]
+)
+def test_only_dev_is_split_off_the_training_part_of_mini_librispeech(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: list[str], named: str
+) -> None:
+    """A test set that is not there is an error: training speakers must not be scored under its name."""
+    make_part(tmp_path / "my", "train-clean-5", speakers=6, utterances=2)
+    if keys:
+        make_part(tmp_path / "my", "dev-clean-2", speakers=1)
+    arguments = ["--corpus-yaml", "egs/mini_librispeech/corpus.yaml", "--corpus-dir", str(tmp_path / "my")]
+    if named:
+        with pytest.raises(SystemExit):
+            prepare_manifests([*arguments, "--data-dir", str(tmp_path / "data"), *keys])
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert named in line
+    else:
+        prepare_manifests([*arguments, "--data-dir", str(tmp_path / "data"), *keys])
+        assert "x is not in" in capsys.readouterr().out
+
+
+def test_a_wrong_share_is_known_before_audio_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (name,) = make_part(tmp_path / "my", "train-clean-5", speakers=1, utterances=1)
+    make_part(tmp_path / "my", "dev-clean-2", speakers=1)
+    (tmp_path / "my" / "train-clean-5" / "100" / "1" / f"{name}.flac").write_bytes(b"")
+    text = Path("egs/mini_librispeech/corpus.yaml").read_text().replace("split: 0.08", "split: 1.0")
+    (tmp_path / "corpus.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        arguments = ["--corpus-yaml", str(tmp_path / "corpus.yaml"), "--corpus-dir", str(tmp_path / "my")]
+        prepare_manifests([*arguments, "--data-dir", str(tmp_path / "data")])
+    assert "options.split" in capsys.readouterr().err

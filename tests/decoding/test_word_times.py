@@ -87,6 +87,15 @@ def test_a_late_noise_does_not_lengthen_a_word() -> None:
     assert spans[0][1] <= 1.5 and spans[1][0] > 9.0
 
 
+def test_more_words_than_frames_for_them() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        times = np.sort(rng.integers(0, 5, 24)) * 0.04
+        spans = word_spans(list(zip(times[::2].tolist(), times[1::2].tolist(), strict=True)), rng.choice([QUIET, LOUD], 20))
+        bounds = [bound for span in spans for bound in span]
+        assert bounds == sorted(bounds) and all(start < end for start, end in spans) and 0 <= bounds[0] < bounds[-1] <= 0.2
+
+
 def test_no_audio_and_no_words() -> None:
     assert word_spans([], level((10, LOUD))) == [] and word_spans([(0.4, 0.4)], np.empty(0)) == [(0.4, 0.42)]
     assert timed_words(Hypothesis([], [], 0.0, None, []), TOKENIZER, np.empty(0)) == []
