@@ -75,8 +75,9 @@ class Joined:
                 yield with_wrong_texts(batch, setting.wrong, rng)
 
     def held_out(self, seconds: float) -> list[Batch]:
-        """Return the held-out utterances, joined in the same way."""
-        found = groups(sorted(self.speech.dev, key=lambda cut: cut.id), seconds)
+        """Return the held-out utterances, joined in the same way; all in one sequence if they are shorter."""
+        dev = sorted(self.speech.dev, key=lambda cut: cut.id)
+        found = groups(dev, seconds) or [dev]
         return [self._load(found[first : first + HELD_OUT]) for first in range(0, len(found), HELD_OUT)]
 
     def _load(self, chosen: list[list[Cut]]) -> Batch:

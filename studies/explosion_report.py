@@ -107,8 +107,8 @@ def _map(page: Page, runs: Sequence[Run]) -> None:
         map_figure(runs),
         "explosion_map",
         "A point is a training. Across: the largest growth of the gradient per frame in one of its layers and sequences, "
-        f"measured every {EVERY} steps. Up: the largest gradient of a sequence at an LSTM's input / the batch's median. "
-        f"Lines: {DAMPED:g}, from which the filter damps to less than half, and {EXPLODED:g}.",
+        f"measured every {EVERY} steps and when it rises. Up: the largest gradient of a sequence at an LSTM's input / the "
+        f"batch's median. Lines: {DAMPED:g}, from which the filter damps to less than half, and {EXPLODED:g}.",
     )
     head = ["training", "ended", "steps", "exploded", "damped", "ratio", "in layer", "amplification", "rate", "sigma", "loss"]
     rows = []
@@ -164,7 +164,7 @@ def _demonstration(page: Page, runs: Sequence[Run]) -> None:
     page.figure(
         growth_figure(chosen),
         "explosion_growth",
-        f"Seed {first}. Growth of the gradient per frame by layer, the largest of the batch's sequences, every {EVERY} steps: "
+        f"Seed {first}. Growth of the gradient per frame by layer, the largest of the batch's sequences: "
         "above 0 the gradient of an early frame is larger than that of a late one.",
     )
     page.figure(

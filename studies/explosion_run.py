@@ -33,6 +33,7 @@ NARROW = (
     *("train.warm_step=40", "train.warm_share=0", "gradient.control=none"),
 )
 EVERY = 20  # steps between two measurements of the Jacobians
+RISE = 10.0  # they are measured as well if an LSTM amplifies a gradient this many times as much as at any measurement before
 DAMPED = 25.0  # a sequence's gradient / the batch's median at which the published filter halves it
 EXPLODED = 1000.0  # a sequence whose gradient is this many times the median, or what one LSTM gets, has exploded
 FEWEST = 3  # steps with such a sequence that make an explosion
@@ -93,6 +94,7 @@ class Training:
         self.filters = [m for m in self.model.modules() if isinstance(m, GradientFilter)]
         self.by_layer = [list(layer.parameters()) for layer in self.model.encoder.encoder.layers.children()]
         self.result = Result()
+        self.measured = 1.0  # largest amplification in a step with a measurement
 
     def step(self, number: int) -> Row:
         """Make a step; return its row."""
@@ -104,9 +106,11 @@ class Training:
             loss = training_loss(losses, self.cfg.loss, pruned_scale(warmup))
             loss.backward()
         found = watch.gradients(frames)
-        if number % EVERY == 0:
+        outliers = _outliers(found)
+        if number % EVERY == 0 or outliers["largest_amplification"] > RISE * self.measured:
             self._measure(number, [x.detach()[: int(frames.min())] for x in watch.inputs])
-        row: Row = {"step": number, "loss": float(loss.detach()) / int(frames.sum()), **_outliers(found), **self._masks()}
+            self.measured = max(self.measured, outliers["largest_amplification"])
+        row: Row = {"step": number, "loss": float(loss.detach()) / int(frames.sum()), **outliers, **self._masks()}
         norms = [_norm([p.grad for p in parameters]) for parameters in self.by_layer]
         whole = _norm([p.grad for p in self.model.parameters()])
         moved = self._update(whole)

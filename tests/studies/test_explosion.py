@@ -164,10 +164,11 @@ def test_healthy_layers_are_compared_with_their_own_steps() -> None:
     assert math.isnan(explosion_report.healthy_steps(run))
 
 
+@pytest.mark.slow
 def test_the_program_finds_stops_and_resumes(data_dir: Path, tmp_path: Path) -> None:
     grid, exp_dir = tmp_path / "grid.yaml", tmp_path / "exp"
     sizes = "seconds: 4, batch: 3, steps: 4"
-    common = "model.encoder.num_layers: 3"
+    common = "model.encoder.num_layers: 3, optim.lr: 0.00001"  # nothing is learned: what explodes, explodes in each step
     grid.write_text(
         f"quiet: {{{sizes}, {common}}}\ncontrol: {{{sizes}, {common}, recurrent: 12, gradient.control: [none, filter, clip]}}\n"
     )
@@ -181,7 +182,7 @@ def test_the_program_finds_stops_and_resumes(data_dir: Path, tmp_path: Path) -> 
     assert all(row["found"] == "True" and float(row["largest_rate_max"]) > 0 for row in rows[1:])
     none, filtered, clipped = (read(exp_dir / "runs" / name / "steps.csv") for name in sorted_names(exp_dir)[1:])
     assert none[0]["largest_ratio"] == clipped[0]["largest_ratio"] and none[0]["smallest_mask"] == "1"
-    assert float(filtered[0]["smallest_mask"]) < 0.5
+    assert float(filtered[0]["smallest_mask"]) < 0.9
     assert {path.name for path in exp_dir.glob("*.png")} == {
         f"explosion_{x}.png" for x in ("map", "gradients", "growth", "loss")
     }
