@@ -108,7 +108,8 @@ def _map(page: Page, runs: Sequence[Run]) -> None:
         "explosion_map",
         "A point is a training. Across: the largest growth of the gradient per frame in one of its layers and sequences, "
         f"measured every {EVERY} steps and when it rises. Up: the largest gradient of a sequence at an LSTM's input / the "
-        f"batch's median. Lines: {DAMPED:g}, from which the filter damps to less than half, and {EXPLODED:g}.",
+        f"batch's median, drawn at {MOST:g} if it is larger or not finite. Lines: {DAMPED:g}, from which the filter damps to "
+        f"less than half, and {EXPLODED:g}.",
     )
     head = ["training", "ended", "steps", "exploded", "damped", "ratio", "in layer", "amplification", "rate", "sigma", "loss"]
     rows = []
@@ -249,7 +250,8 @@ def growth_figure(runs: dict[str, Run]) -> Figure:
         layers = sorted(set(run.layers["layer"].astype(int)))
         for layer in layers:
             own = run.layers["layer"] == layer
-            axes.plot(run.layers["step"][own], run.layers["rate_max"][own], color=_shade(layer, len(layers)), label=str(layer))
+            x, y = (run.layers[name][own] for name in ("step", "rate_max"))
+            axes.plot(x, y, marker=".", linewidth=1, color=_shade(layer, len(layers)), label=str(layer))
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(title=name, xlabel="step")
         axes.grid(alpha=0.3)
@@ -273,7 +275,7 @@ def loss_figure(runs: Sequence[Run]) -> Figure:
         for axes, values in curves.items():
             smooth = np.convolve(values, np.ones(10) / 10, "valid") if steps >= 10 else values
             axes.plot(np.arange(len(smooth)) + len(values) - len(smooth), smooth, label=control, **style)
-    left.set(yscale="log", xlabel="step", ylabel="loss (nats per frame)")
+    left.set(xlabel="step", ylabel="loss (nats per frame)")
     right.set(xlabel="step", ylabel="movement of the median layer")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -182,7 +182,8 @@ def run(cfg: Config, speech: Joined, setting: Setting, limit: float) -> Result:
     values = {**asdict(setting), "keys": " ".join(setting.keys), "control": training.cfg.gradient.control}
     values |= {"ended": ended, **summary(training.result)}
     if math.isfinite(steps[-1]["loss"]):
-        values["dev_loss"] = held_out_losses(training.model, speech.held_out(setting.seconds), training.cfg.loss)["loss"]
+        held_out = held_out_losses(training.model, speech.held_out(setting.seconds), training.cfg.loss)
+        values |= {f"dev_{name}": value for name, value in held_out.items()}
     training.result.summary = {**values, "cpu_seconds": time.process_time() - started}
     return training.result
 

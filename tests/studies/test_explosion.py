@@ -164,13 +164,26 @@ def test_healthy_layers_are_compared_with_their_own_steps() -> None:
     assert math.isnan(explosion_report.healthy_steps(run))
 
 
+def test_three_steps_with_an_exploded_sequence_are_an_explosion() -> None:
+    def row(step: int, ratio: float, amplification: float) -> dict[str, float]:
+        layers = {"ratio_layer": step, "amplification_layer": 0, "smallest_mask": 1.0, "gradient_norm": 1.0, "loss": 1.0}
+        return {"step": step, "largest_ratio": ratio, "largest_amplification": amplification, **layers}
+
+    steps = [row(0, 1001.0, 1.0), row(1, 30.0, 1.0), row(2, 1.0, 1001.0), row(3, 2000.0, 1.0)]
+    measured = {name: 0.0 for name in ("sigma", "rate_median", "rate_max", "gain_max")}
+    found = explosion_run.summary(explosion_run.Result(steps=steps, layers=[measured]))
+    assert found["found"] and found["steps_exploded"] == 3 and found["steps_damped"] == 3
+    assert found["largest_ratio"] == 2000.0 and found["ratio_layer"] == found["ratio_step"] == 3
+    assert not explosion_run.summary(explosion_run.Result(steps=steps[:3], layers=[measured]))["found"]
+
+
 @pytest.mark.slow
 def test_the_program_finds_stops_and_resumes(data_dir: Path, tmp_path: Path) -> None:
     grid, exp_dir = tmp_path / "grid.yaml", tmp_path / "exp"
     sizes = "seconds: 4, batch: 3, steps: 4"
     common = "model.encoder.num_layers: 3, optim.lr: 0.00001"  # nothing is learned: what explodes, explodes in each step
     grid.write_text(
-        f"quiet: {{{sizes}, {common}}}\ncontrol: {{{sizes}, {common}, recurrent: 12, gradient.control: [none, filter, clip]}}\n"
+        f"quiet: {{{sizes}, {common}}}\ncontrol: {{{sizes}, {common}, recurrent: 10, gradient.control: [none, filter, clip]}}\n"
     )
     command = ["--data-dir", str(data_dir), "--exp-dir", str(exp_dir), "--grid", str(grid), "--jobs", "1"]
     explosion.main([*command, "--axes", "quiet"])
@@ -179,7 +192,7 @@ def test_the_program_finds_stops_and_resumes(data_dir: Path, tmp_path: Path) -> 
     explosion.main(command)
     rows = read(exp_dir / "map.csv")
     assert rows[0] == quiet and len(rows) == 4  # the time it took, too: it was not made again
-    assert all(row["found"] == "True" and float(row["largest_rate_max"]) > 0 for row in rows[1:])
+    assert all(int(row["steps_exploded"]) > 0 and float(row["largest_rate_max"]) > 0 for row in rows[1:])
     none, filtered, clipped = (read(exp_dir / "runs" / name / "steps.csv") for name in sorted_names(exp_dir)[1:])
     assert none[0]["largest_ratio"] == clipped[0]["largest_ratio"] and none[0]["smallest_mask"] == "1"
     assert float(filtered[0]["smallest_mask"]) < 0.9
