@@ -137,6 +137,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=cores(), help="trainings at the same time (%(default)s)")
     parser.add_argument("--report", action="store_true", help="train nothing; write the map and the page of what is there")
     args = parser.parse_args(argv)
+    if args.jobs < 1 or args.seconds <= 0:
+        raise UserError("--jobs must be at least 1, --seconds above 0")
     writes(args.exp_dir, new=True)
     reads(args.data_dir)
     cfg = load_config(args.conf, args.overrides)
@@ -145,15 +147,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--axes: {', '.join(sorted(unknown))} not in {args.grid}")
     choose_device(1)  # for its threads; the study runs on the CPU
     jobs = [Job(cfg, args.data_dir, s, args.seconds, folder_of(args.exp_dir, s)) for s in settings]
-    for job in jobs:
-        setting_config(cfg, job.setting)  # a wrong key stops the program now
     chosen = [job for job in jobs if not args.axes or job.setting.axis in args.axes.split(",")]
     if not args.report:
         waiting = [job for job in chosen if finished(job) is None]
-        most = len(waiting) * args.seconds / 3600
-        print(f"{len(waiting)} of {len(chosen)} trainings to make, at most {most:.1f} hours of one core", flush=True)
+        for setting in {job.setting.keys: job.setting for job in waiting}.values():
+            setting_config(cfg, setting)  # a wrong key stops the program now
+        hours = len(waiting) * args.seconds / 3600
+        print(f"{len(waiting)} of {len(chosen)} trainings to make, at most {hours:.1f} hours of one core", flush=True)
         torch.set_num_threads(args.jobs)  # run_all starts as many processes, of one thread each
-        run_all(make, waiting, "explosion")
+        if waiting:
+            run_all(make, waiting, "explosion")
     rows = [row for job in jobs if (row := finished(job)) is not None]
     if not rows:
         raise UserError(f"{args.exp_dir}: no training is finished yet")

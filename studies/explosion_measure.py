@@ -138,11 +138,11 @@ def _states(modules: list[ScaledRNN], inputs: list[Tensor]) -> _States:
     found = []
     for lstm, x in zip(modules, inputs, strict=True):
         w_ih, w_hh, b_ih, b_hh, *projection = lstm.scaled_parameters()
-        starts = (x.new_zeros(x.size(1), width) for width in (w_hh.size(1), lstm.hidden_size))
-        _, gates, c, _ = lstm_frames(x, *starts, [w_ih, w_hh, *projection], b_ih + b_hh)
+        h0, c0 = (x.new_zeros(x.size(1), width) for width in (w_hh.size(1), lstm.hidden_size))
+        _, gates, c, _ = lstm_frames(x, h0, c0, [w_ih, w_hh, *projection], b_ih + b_hh)
         found.append((gates, c, w_hh, projection[0] if projection else torch.eye(lstm.hidden_size).to(x)))
-    gates, c, w_hh, w_hr = zip(*found, strict=True)
-    return _States(torch.stack(gates, 1), torch.stack(c, 1), torch.stack(w_hh), torch.stack(w_hr))
+    of_gates, of_c, of_hh, of_hr = (list(tensors) for tensors in zip(*found, strict=True))
+    return _States(torch.stack(of_gates, 1), torch.stack(of_c, 1), torch.stack(of_hh), torch.stack(of_hr))
 
 
 def _largest_sum(x: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def initial_model(cfg: Config, setting: Setting, vocab_size: int) -> Transducer:
     model = build_model(cfg, vocab_size)
     with torch.no_grad():
         for lstm in lstms(model):
-            lstm.weight_hh_l0_scale += math.log(setting.recurrent)
+            lstm.get_parameter("weight_hh_l0_scale").add_(math.log(setting.recurrent))
     for layer in model.encoder.encoder.layers.children():
         if not setting.residual:
             layer.__class__ = WithoutResidual
