@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DEMONSTRATION = ("control", "threshold", "clip")  # axes of the grid: the same weights and batches with other controls
 MOST = 1e18  # larger values are drawn here
 COLOURS = {"none": "tab:red", "clip": "tab:orange", "filter": "tab:blue"}
+LINES = {"filter 5": ":", "filter 100": "--", "clip 100": "--"}
 THEORY = """\
 LSTM with a projection, states (h, c), a = W_h h_{t-1} + ..., gates i, f, o = sigmoid(a), g = tanh(a):
 dc_t/dc_{t-1} = diag(f)        dc_t/dh_{t-1} = (diag(g i (1 - i)) W_i + diag(c_{t-1} f (1 - f)) W_f + diag(i (1 - g^2)) W_g)
@@ -183,18 +184,23 @@ def _table(page: Page, runs: Sequence[Run]) -> None:
         own = {int(run.summary["seed"]): run for run in runs if run.control == control}
         losses = [own[seed].value("dev_loss") if seed in own else math.nan for seed in seeds]
         finite = [loss for loss in losses if math.isfinite(loss)]
-        spread = statistics.stdev(finite) if len(finite) > 1 else math.nan
-        parts = [damped_share(run) for run in own.values()], [healthy_steps(run) for run in own.values()]
-        means = [number(float(np.mean(part))) for part in parts]
-        mean = number(statistics.mean(finite)) if finite else "-"
-        rows.append([control, *map(number, losses), mean, number(spread), *means])
-    head = ["control", *(f"seed {seed}" for seed in seeds), "mean", "sd", "part damped", "healthy layers' steps"]
+        spread = number(statistics.stdev(finite)) if len(finite) > 1 else "-"
+        others = [[run.value("loss") for run in own.values()], *([f(run) for run in own.values()] for f in MEASURES)]
+        rows.append([control, *map(number, losses), _mean(losses), spread, *map(_mean, others)])
+    seeded = [f"held-out, seed {seed}" for seed in seeds]
+    head = ["control", *seeded, "mean", "sd", "training", "part damped", "healthy layers' steps"]
     page.table(head, rows)
     page.note(
-        f"part damped: share of sequences and layers with a gradient above {DAMPED:g} times the median, which the filter damps "
-        "to less than half. healthy layers' steps: how far a layer without such a sequence moves in a "
-        "step in which another layer has one, divided by how far it moves in the steps without any."
+        "training: loss of the last ten steps, mean of the seeds. part damped: share of sequences and layers with a gradient "
+        f"above {DAMPED:g} times the median, which the filter damps to less than half. healthy layers' steps: how far a layer "
+        "without such a sequence moves in a step in which another layer has one, divided by how far it moves in the steps "
+        "without any."
     )
+
+
+def _mean(values: Sequence[float]) -> str:
+    finite = [value for value in values if math.isfinite(value)]
+    return number(statistics.mean(finite)) if finite else "-"
 
 
 def damped_share(run: Run) -> float:
@@ -213,6 +219,9 @@ def healthy_steps(run: Run) -> float:
     usual = np.median(moved[~some], axis=0) if not some.all() else np.full(moved.shape[1], math.nan)
     healthy = some[:, None] & ~outlier
     return float(np.mean((moved / usual)[healthy])) if healthy.any() else math.nan
+
+
+MEASURES = (damped_share, healthy_steps)
 
 
 def gradient_figure(runs: dict[str, Run]) -> Figure:
@@ -271,7 +280,7 @@ def loss_figure(runs: Sequence[Run]) -> Figure:
             left: np.mean([run.steps["loss"][:steps] for run in own], axis=0),
             right: np.mean([np.median(run.by_layer("step_layer"), axis=1)[:steps] for run in own], axis=0),
         }
-        style = {"color": COLOURS[control.split()[0]], "linestyle": _line(control)}
+        style = {"color": COLOURS[control.split()[0]], "linestyle": LINES.get(control, "-")}
         for axes, values in curves.items():
             smooth = np.convolve(values, np.ones(10) / 10, "valid") if steps >= 10 else values
             axes.plot(np.arange(len(smooth)) + len(values) - len(smooth), smooth, label=control, **style)
@@ -281,10 +290,6 @@ def loss_figure(runs: Sequence[Run]) -> Figure:
         axes.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), title="control", loc="outside right upper")
     return figure
-
-
-def _line(control: str) -> str:
-    return {"filter 5": ":", "filter 100": "--", "clip 100": "--"}.get(control, "-")
 
 
 def _shade(layer: int, layers: int) -> tuple[float, ...]:
