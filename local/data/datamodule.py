@@ -29,15 +29,12 @@ from local.data.batching import Shares, pack_by_length, train_batches
 from local.data.dataset import AsrDataset
 from local.data.durations import SPEED
 from local.data.feature_floor import UTTERANCES, floor_of, utterances_of
-from local.data.feature_store import Float16ArchiveReader
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.data.training_cuts import ShuffledCuts, read_cut_lines
 
 import torch
 from lhotse.cut import Cut
 from torch.utils.data import DataLoader, dataloader
-
-assert Float16ArchiveReader.name  # importing the class registers it with lhotse, which reads stored features by its name
 
 # If there is no room for its workers, torch deletes a half-made object, and prints a traceback for want of this attribute.
 dataloader._MultiProcessingDataLoaderIter._shutdown = True

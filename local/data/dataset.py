@@ -16,6 +16,7 @@ from local.data.audio_augmentation import augmented_audio, changes_audio, check_
 from local.data.batch import Batch
 from local.data.batching import Share, seeded, utterance_seed
 from local.data.digital_silence import with_silence
+from local.data.feature_store import Float16ArchiveReader
 from local.data.features import PADDING, make_extractor
 from local.data.tokenizer import BLANK_ID, Tokenizer
 from local.data.training_cuts import ShuffledCuts
@@ -27,6 +28,8 @@ from lhotse.dataset import SpecAugment
 from lhotse.dataset.signal_transforms import time_warp
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
+
+assert Float16ArchiveReader.name  # importing the class registers it with lhotse, which reads stored features by its name
 
 MAX_NOISES = 8  # noises drawn per utterance; they are repeated until they cover it
 MAX_WARNINGS = 20  # utterances named by each loader process; later ones are only counted

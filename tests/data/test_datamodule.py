@@ -12,6 +12,7 @@ import math
 import multiprocessing.synchronize
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +35,7 @@ from local.prepare_lang import main as prepare_lang
 from local.prepare_manifests import main as prepare_manifests
 from local.prepare_noise import main as prepare_noise
 from model.encoder.subsampling import subsampled
+from tests.conftest import ROOT
 from tests.speech_tree import audio_of, make_part, set_text, write_noise
 
 import numpy as np
@@ -422,3 +424,10 @@ def test_seeded_repeats_and_restores() -> None:
     assert torch.equal(torch.rand(2), expected)
     with seeded(3):
         assert torch.equal(torch.rand(2), inside)
+
+
+def test_stored_features_are_readable_wherever_batches_are_made() -> None:
+    """The reader is registered with lhotse by the module that reads features, for programs without a data module."""
+    code = "import local.data.dataset; from lhotse.features.io import get_reader; print(get_reader('float16_archive').__name__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "Float16ArchiveReader"
