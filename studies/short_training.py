@@ -177,7 +177,7 @@ def train_recogniser(
     batches = speech.batches(size)
 
     def loss_at(step: int) -> Tensor:
-        warmup = step / cfg.train.warm_step
+        warmup = warmed_up(step, cfg.train.warm_step)
         return utterance_losses(model, next(batches), cfg.loss, warmup)["loss"].sum()
 
     clip_norm = cfg.gradient.clip_norm if cfg.gradient.control == "clip" else None
