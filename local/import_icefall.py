@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sizes = sizes_of(state)
     if sizes.get(TOKENS, 0) != tokenizer.vocab_size:
         raise UserError(
-            f"{args.checkpoint} has {sizes.get(TOKENS, 0)} tokens, and {args.bpe_model} has {tokenizer.vocab_size}: they do not "
-            "belong together"
+            f"{args.checkpoint} has {sizes.get(TOKENS, 0)} tokens, and {args.bpe_model} has {tokenizer.vocab_size}: "
+            "they do not belong together"
         )
     facts = [f"{key}={value}" for key, value in sizes.items()]
     cfg = load_config(args.conf, [*facts, f"lang.normalise={case_of(tokenizer)}", *args.overrides])

@@ -25,6 +25,7 @@ from local.data.dataset import AsrDataset
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.data.training_cuts import ShuffledCuts
 from local.training.losses import forward_losses
+from local.training.run_length import warmed_up
 from model.encoder.subsampling import subsampled
 from model.transducer import Transducer, pruned_scale, training_loss
 

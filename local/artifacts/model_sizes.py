@@ -43,7 +43,7 @@ OF_TOKENS = re.compile(r"(decoder\.embedding|(joiner|ctc_head)\.output_linear|si
 def sizes_of(state: State) -> dict[str, int]:
     """Return the sizes of a model by key, each the most frequent one among the tensors that have it.
 
-    So one tensor of a wrong shape does not change them. features.num_mel_bins is that of the configuration's default if it fits.
+    So one tensor of a wrong shape does not change them.
     """
     votes: dict[str, Counter[int]] = defaultdict(Counter)
     for name, value in state.items():

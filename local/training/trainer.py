@@ -82,10 +82,10 @@ class Trainer:
         self.epoch, self.batch, self.step, self.bad_steps = 1, 0, 0, 0  # epoch from 1; steps done in it; in all; bad ones
         self.resumed: tuple[Path, dict[str, Any]] | None = None  # the checkpoint, and what it says of its data and progress
         saved = self._resume()
-        if not saved and cfg.train.init is not None:
-            self._start_from_another()
         if len(set(self.processes.gather(self.step))) > 1:
             raise UserError(f"the processes found different checkpoints in {self.folder}; all machines must share this folder")
+        if not saved and cfg.train.init is not None:
+            self._start_from_another()
         data.max_duration = self.max_duration = choose_max_duration(cfg, saved, data, self.processes, device)
         self.length = RunLength(cfg, data, saved)
         self.warm_batches = self.length.warm_batches
