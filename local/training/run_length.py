@@ -80,9 +80,7 @@ class RunLength:
         """
         train, batches = self.train, self.batches
         if self.warm_batches == 0 and train.init is None:
-            raise UserError(
-                "key 'train.warm_step' is 0, but the training starts from scratch: name a model by train.init"
-            )
+            raise UserError("key 'train.warm_step' is 0, but the training starts from scratch: name a model by train.init")
         if text := warm_up_problem(train, self.per_epoch):
             if not train.max_steps:
                 raise UserError(text)
