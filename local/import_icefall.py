@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from local.artifacts.checkpoint import provenance, save_file
+from local.artifacts.checkpoint import named, provenance, save_file
 from local.artifacts.model_sizes import TOKENS, check_fits, sizes_of
 from local.artifacts.new_model import check_numbers, new_model
 from local.artifacts.weights_file import read_weights
@@ -49,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     facts = [f"{key}={value}" for key, value in sizes.items()]
     cfg = load_config(args.conf, [*facts, f"lang.normalise={case_of(tokenizer)}", *args.overrides])
-    check_numbers(weights_by_key(cfg, tokenizer.vocab_size), state)
-    check_fits(state, new_model(cfg, tokenizer.vocab_size).state_dict(), args.checkpoint)
+    with named(args.checkpoint):
+        check_numbers(weights_by_key(cfg, tokenizer.vocab_size), state)
+        model = new_model(cfg, tokenizer.vocab_size)
+    check_fits(state, model.state_dict(), args.checkpoint)
     origin = {"averaged": f"imported from icefall's {args.checkpoint.name}", "label": args.checkpoint.stem}
     save_file({"model": state, **origin, **provenance(cfg, tokenizer)}, args.out)
     print(f"{args.out}: {sum(value.numel() for value in state.values()):,} weights; {' '.join(facts)}")
