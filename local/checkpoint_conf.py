@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cfg = load_averaged(args.checkpoint)[1]
     cfg.data.train_parts, cfg.data.dev_parts, cfg.data.test_parts = [], [], None
-    cfg.augment.musan = cfg.lm.text = None
-    cfg.average.checkpoints = []
+    cfg.augment.musan = cfg.lm.text = cfg.train.init = cfg.train.init_tokens = None
+    cfg.average.checkpoints = cfg.train.init_modules = []
     text = yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True)
     write_text(args.out, f"# The configuration of {args.checkpoint}, by local/checkpoint_conf.py\n{text}")
 

@@ -32,13 +32,13 @@ from local.diagnosis import plots
 from local.diagnosis.probe import Probe, recurrent_rms
 from local.diagnosis.verdict import EXPLOSIONS, Verdict, number, verdict
 from local.training.losses import forward_losses
+from local.training.run_length import AFTER, warmed_up
 from model.transducer import Transducer, pruned_scale, training_loss
 
 import torch
 from torch import Tensor
 
 CORRUPTIONS = ("loud", "noise", "transcript")
-TRAINED = 2.0  # warm-up of weights without a record of their training: it is over
 COLUMNS = (  # of report.tsv, shown in report.txt
     *("amplification_max", "amplification_median", "rms", "positive", "sequence_p50", "sequence_p100", "channel_p5"),
     *("channel_p95", "time_p5", "time_p95", "top_direction", "effective_rank"),
@@ -229,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     if data.max_duration is None and progress:
         data.max_duration = progress.get("max_duration")  # the training's value of "auto"
     batches = take_batches(data, progress, args.batches)
-    warmup = progress["step"] / progress.get("warm_batches", cfg.train.warm_step) if progress else TRAINED
+    warmup = warmed_up(progress["step"], progress.get("warm_batches", cfg.train.warm_step)) if progress else AFTER
     notes = [
         f"weights: {weights}",
         f"{len(batches)} batches, {sum(len(b) for b in batches)} utterances, {warmup:.3g} of the warm-up done",

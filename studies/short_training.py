@@ -25,6 +25,7 @@ from local.data.dataset import AsrDataset
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.data.training_cuts import ShuffledCuts
 from local.training.losses import forward_losses
+from local.training.run_length import warmed_up
 from model.encoder.subsampling import subsampled
 from model.transducer import Transducer, pruned_scale, training_loss
 
@@ -177,7 +178,7 @@ def train_recogniser(
     batches = speech.batches(size)
 
     def loss_at(step: int) -> Tensor:
-        warmup = step / cfg.train.warm_step
+        warmup = warmed_up(step, cfg.train.warm_step)
         return utterance_losses(model, next(batches), cfg.loss, warmup)["loss"].sum()
 
     clip_norm = cfg.gradient.clip_norm if cfg.gradient.control == "clip" else None

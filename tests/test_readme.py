@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from local.artifacts.checkpoint import load_file, tokenizer_of
 from local.common.errors import UserError
 from local.config import load_config, to_dict
 from local.config.methods import METHODS
@@ -20,6 +21,7 @@ from tests.conftest import ROOT
 from tests.speech_tree import make_part, write_noise
 
 import pytest
+import torch
 
 DOCUMENTS = [
     path
@@ -267,6 +269,15 @@ def run_in(folder: Path, words: list[str]) -> str:
     return result.stdout
 
 
+def write_icefall(averaged: Path, folder: Path) -> None:
+    """Write a model in the layout of icefall's repositories."""
+    content = load_file(averaged)
+    for name in ("exp", "data/lang_bpe_500"):
+        (folder / name).mkdir(parents=True)
+    torch.save({"model": content["model"]}, folder / "exp" / "pretrained-iter-468000-avg-16.pt")
+    (folder / "data" / "lang_bpe_500" / "bpe.model").write_bytes(tokenizer_of(content, averaged).model)
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a folder with data/tiny, exp/tiny and the other paths of the documents, all of a toy model that run.sh trained."""
@@ -281,6 +292,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_in(ROOT, ["./run.sh", "--corpus", "custom", "--stop-stage", "score", *map(str, options)])
     shutil.copytree(root / "exp" / "tiny", root / "exp" / "clip")
     (root / "my.tsv").write_text("path\ttext\nmy.wav\tONE\n", encoding="utf-8")
+    write_icefall(root / "exp" / "tiny" / "averaged.pt", root / "icefall")
     for path in ("my.wav", "data/tiny/audio/test/3001/1/3001-1-0000.flac"):
         write_noise(root / path, 1.0)
     return root

@@ -10,8 +10,9 @@ import io
 import pickle
 import re
 import zipfile
+from collections.abc import Collection
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from local.config.limits import shown
 
@@ -26,12 +27,25 @@ STORAGES = {  # torch's classes of storage: bytes per number
     **dict.fromkeys(("torch.FloatStorage", "torch.IntStorage"), 4),
     **dict.fromkeys(("torch.DoubleStorage", "torch.LongStorage"), 8),
 }
-MAKERS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "collections.OrderedDict")
+TENSOR, PARAMETER, ORDERED = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "collections.OrderedDict"
+MAKERS = (TENSOR, PARAMETER, ORDERED)
 Sizes = dict[str, int]  # of the members, in bytes
 
 
-def check_archive(file: BinaryIO) -> None:
-    """Raise an exception that says why `file`, open for reading, is not an archive of torch.save; read all of it for that."""
+class Stored(NamedTuple):
+    """A tensor as its pickle describes it. Nothing is checked yet but that its storage is a member of the right size."""
+
+    storage: tuple[str, str, int]  # the class's name, the member's key, the count of its numbers
+    offset: Any
+    shape: Any
+    stride: Any
+
+
+def check_archive(file: BinaryIO, ignored: Collection[str] = ()) -> Any:
+    """Raise an exception that says why `file`, open for reading, is not an archive of torch.save; read all of it for that.
+
+    Return what its pickle describes, with `Stored` for tensors. ignored: names of classes whose values become None.
+    """
     with zipfile.ZipFile(file) as archive:
         sizes = _members(archive)
         if archive.comment or file.seek(-END, io.SEEK_END) < archive.start_dir or file.read(4) != b"PK\5\6":
@@ -39,12 +53,13 @@ def check_archive(file: BinaryIO) -> None:
         if (damaged := archive.testzip()) is not None:  # torch does not verify checksums
             raise ValueError(f"wrong checksum of {damaged}")
         root = archive.namelist()[0].partition("/")[0]
-        _Check(archive.read(f"{root}/data.pkl"), sizes).load()
+        described = _Check(archive.read(f"{root}/data.pkl"), sizes, ignored).load()
     file.seek(0)
     # This list is private, but it alone tells what torch finds: readers of damaged archives can differ.
     if sorted(torch._C.PyTorchFileReader(file).get_all_records()) != sorted(sizes):
         raise ValueError("torch finds other members in it than the list at its end names")
     file.seek(0)
+    return described
 
 
 def _members(archive: zipfile.ZipFile) -> Sizes:
@@ -69,15 +84,21 @@ def _members(archive: zipfile.ZipFile) -> Sizes:
 
 
 class _StandIn:
-    """What the pickle gets for a class or function of torch: it keeps its name and does nothing."""
+    """What the pickle gets for a class or function: it keeps its name and runs nothing."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, ignored: bool) -> None:
+        self.name, self.ignored = name, ignored
 
     def __call__(self, *args: Any) -> Any:
-        if self.name not in MAKERS:
+        if self.ignored:
+            return None
+        if self.name == ORDERED:
+            return {}
+        if self.name == PARAMETER:
+            return args[0]
+        if self.name != TENSOR:
             raise ValueError(f"has a storage that is no tensor's: {self.name}")
-        return {} if self.name == "collections.OrderedDict" else object()
+        return Stored(*args[:4])
 
 
 class _Check(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Python: the other does not show the keys of dicts
@@ -86,23 +107,24 @@ class _Check(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Pyt
     stack: list[Any]
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
 
-    def __init__(self, data: bytes, sizes: Sizes) -> None:
+    def __init__(self, data: bytes, sizes: Sizes, ignored: Collection[str]) -> None:
         super().__init__(io.BytesIO(data))
-        self.sizes = sizes
+        self.sizes, self.ignored = sizes, ignored
 
     def find_class(self, module: str, name: str) -> _StandIn:
         """Return a stand-in for a known name."""
         found = f"{module}.{name}"
-        if found not in MAKERS and found not in STORAGES:
+        if found not in MAKERS and found not in STORAGES and found not in self.ignored:
             raise ValueError(f"has {shown(found)}, which is no plain value or tensor")
-        return _StandIn(found)
+        return _StandIn(found, found in self.ignored)
 
-    def persistent_load(self, pid: Any) -> None:
-        """Check that the numbers of a tensor are as many as its member holds."""
+    def persistent_load(self, pid: Any) -> tuple[str, str, int]:
+        """Return the storage of a `Stored`. Raises ValueError unless its member holds as many numbers as it should."""
         _, kind, key, _, count = pid
         each = STORAGES[kind.name]
         if type(count) is not int or self.sizes[f"data/{key}"] != count * each:
             raise ValueError(f"its member data/{shown(key)} does not hold as many numbers as it should")
+        return kind.name, str(key), count
 
     def load_setitem(self) -> None:
         """Refuse a key that is not text or a whole number: the hash of others can take for ever."""

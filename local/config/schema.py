@@ -117,11 +117,15 @@ class OptimConfig(Section):
 
 @dataclass
 class TrainConfig(Section):
+    init: File
+    init_modules: list[str]
+    init_tokens: File
+    freeze: list[str]
     num_epochs: Epochs
     max_steps: Count
     batch_seconds: Annotated[float, Limits(0, 1e9)]
     max_duration: Annotated[Any, Limits(0.001, 10**9, may_be_infinite=True)]  # a float, or AUTO: OmegaConf has no such union
-    warm_step: Size
+    warm_step: Count
     warm_share: Annotated[float, Limits(0, 0.33)]  # the pruned loss has its full weight after twice the warm-up
     average_period: Size
     keep_last: Count
@@ -145,6 +149,9 @@ class TrainConfig(Section):
         value = self.max_duration
         if value != AUTO and not isinstance(value, float):
             yield "max_duration", f"must be a positive number or '{AUTO}'"
+        for key in ("init_modules", "init_tokens"):
+            if getattr(self, key) and self.init is None:
+                yield key, "must be empty without train.init"
 
 
 @dataclass

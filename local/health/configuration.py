@@ -93,9 +93,11 @@ def check_audio_folder(run: Run) -> Iterator[Finding]:
 
 def check_files(run: Run) -> Iterator[Finding]:
     """Yield each key that names a file which does not exist; `check_methods` looks at those of methods."""
-    ours = (*(f"decode.{scorer}" for scorer in SCORERS), "augment.musan")  # stage 0 downloads MUSAN
+    ours = [*(f"decode.{scorer}" for scorer in SCORERS), "augment.musan"]  # stage 0 downloads MUSAN
+    if any((run.exp_dir / "checkpoints").glob("*.pt")):
+        ours.append("train.init")  # a training that is resumed does not read it
     for key, name in named_files(to_dict(run.config)):
-        if not key.startswith(ours) and ".by_method." not in key and not Path(name).exists():
+        if not key.startswith(tuple(ours)) and ".by_method." not in key and not Path(name).exists():
             yield error(f"key '{key}': {name} does not exist", "name another file, or null")
 
 

@@ -37,9 +37,10 @@ class MaskLog:
         for module in self.filters:
             module.mask = None
         yield
-        masks = [module.mask for module in self.filters if module.mask is not None]
-        if masks:
-            self.passes.append((ids, torch.stack(masks)))
+        masks = [module.mask for module in self.filters]
+        made = next((mask for mask in masks if mask is not None), None)
+        if made is not None:  # a layer below all that is trained has no backward pass: nothing is damped there
+            self.passes.append((ids, torch.stack([torch.ones_like(made) if mask is None else mask for mask in masks])))
 
     def end_step(self, step: int, keep: bool) -> None:
         """Count the passes since the last call as those of `step`; keep: False drops them."""

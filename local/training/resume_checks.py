@@ -16,6 +16,7 @@ import yaml
 
 # Sections and keys that do not change this training.
 OTHER_STAGES = ("decode.", "average.", "lm.", "tune.", "ablation.", "data.max_lost", "data.max_wait", "train.logger")
+AT_START = "train.init"  # keys that count only when a training starts
 MAX_NAMED = 3  # keys in a message
 UNSET = "not set"
 CTC = "loss.ctc_scale"
@@ -89,4 +90,5 @@ def changes(saved: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str
 def warn_of_changes(saved: dict[str, Any], config: dict[str, Any]) -> None:
     """Print a line on stderr for each of `changes`."""
     for key, before, now in changes(saved, config):
-        print(f"warning: {key} was {before}, is {now} from here on; --force trains from the start", file=sys.stderr)
+        when = "which counts only at the start" if key.startswith(AT_START) else "from here on"
+        print(f"warning: {key} was {before}, is {now} {when}; --force trains from the start", file=sys.stderr)

@@ -11,6 +11,7 @@ from local.common.errors import UserError
 from local.config.schema import Config, TrainConfig
 from local.data.datamodule import AsrDataModule
 
+AFTER = 2.0  # warm-ups, from which on all parts and losses have their full weight
 LEAST = 3  # a training has at least this many times its warm-up: the pruned loss has its full weight after twice the warm-up
 ADVISED = 0.1  # of train.warm_share in messages
 
@@ -33,6 +34,11 @@ def warm_up_problem(train: TrainConfig, per_epoch: int) -> str:
         f"{train.num_epochs} x {per_epoch}{limit}), fewer than {LEAST} x {train.warm_step}: the pruned loss has "
         f"its full weight after {2 * train.warm_step} batches; set train.warm_share={ADVISED}{least}, or train longer"
     )
+
+
+def warmed_up(step: int, warm_batches: int) -> float:
+    """Return how many warm-ups fit into the first `step` batches; `AFTER` if there is no warm-up."""
+    return step / warm_batches if warm_batches else AFTER
 
 
 class RunLength:
@@ -73,6 +79,8 @@ class RunLength:
         first: whether this is the first process, which prints.
         """
         train, batches = self.train, self.batches
+        if self.warm_batches == 0 and train.init is None:
+            raise UserError("key 'train.warm_step' is 0, but the training starts from scratch: name a model by train.init")
         if text := warm_up_problem(train, self.per_epoch):
             if not train.max_steps:
                 raise UserError(text)

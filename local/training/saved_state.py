@@ -27,7 +27,7 @@ def check_saved_state(saved: dict[str, Any], model: nn.Module, optim: OptimConfi
 
 def _check_progress(saved: dict[str, Any]) -> None:
     progress = saved["progress"]
-    least = {**dict.fromkeys(COUNTS, 0), **({"warm_batches": 1} if "warm_batches" in progress else {})}  # older ones lack it
+    least = {**dict.fromkeys(COUNTS, 0), **({"warm_batches": 0} if "warm_batches" in progress else {})}  # older ones lack it
     for name, number in least.items():
         if type(progress[name]) is not int or progress[name] < number:
             raise ValueError(f"'progress.{name}' must be a whole number from {number}")

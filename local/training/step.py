@@ -45,7 +45,7 @@ class StepGradient:
         self, model: Transducer, cfg: Config, scaler: Any, masks: MaskLog, processes: Processes, device: torch.device
     ) -> None:
         """Take `scaler` from `make_scaler`; `masks` records the gradient filters."""
-        self.model, self.params = model, list(model.parameters())
+        self.model, self.params = model, [p for p in model.parameters() if p.requires_grad]
         self.precision, self.scales = cfg.train.precision, cfg.loss
         self.scaler, self.masks, self.processes, self.device = scaler, masks, processes, device
         self.clear()
@@ -79,6 +79,8 @@ class StepGradient:
                 losses = forward_losses(self.model, batch, warmup=warmup, precision=self.precision, monitor=monitor)
                 sums = losses.summed()
                 loss = training_loss(sums, self.scales, pruned_scale(warmup))
+                if not loss.requires_grad:
+                    raise UserError("key 'train.freeze': what is left takes no part in the warm-up; set train.warm_step=0")
                 self.scaler.scale(loss).backward()
         except (RuntimeError, MemoryError):
             for p, grad in zip(self.params, before, strict=True):

@@ -115,11 +115,14 @@ def part_of(name: str) -> str:
 
 
 class GradientParts:
-    """Norms of the gradient by part of the model: the front end, every layer, the decoder, the joiner, the heads."""
+    """Norms of the gradient by part of the model: the front end, every layer, the decoder, the joiner, the heads.
+
+    Parameters that do not change (train.freeze) take no part.
+    """
 
     def __init__(self, model: Transducer) -> None:
         """Assign every parameter of `model` to its part."""
-        found = [(part_of(name), p) for name, p in model.named_parameters()]
+        found = [(part_of(name), p) for name, p in model.named_parameters() if p.requires_grad]
         self.names = list(dict.fromkeys(part for part, _ in found))
         places = [self.names.index(part) for part, _ in found]
         self.place = torch.tensor(places, device=found[0][1].device)

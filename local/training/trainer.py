@@ -17,6 +17,7 @@ from local.artifacts.checkpoint import (
     provenance,
     remove_old,
     save_file,
+    weights_hash,
 )
 from local.artifacts.new_model import new_model
 from local.common.allocator import release_free_memory
@@ -29,12 +30,13 @@ from local.config.schema import Config
 from local.data.batch import Batch, check_lost
 from local.data.datamodule import AsrDataModule, Batches
 from local.data.feature_floor import KEY, saved_floor
+from local.training.initial_weights import freeze, start_from
 from local.training.loggers import check_logger, make_logger
 from local.training.mask_log import MaskLog
 from local.training.memory_plan import choose_max_duration
 from local.training.random_state import random_state, restore_random_state, seed_apart
 from local.training.resume_checks import check_same_data, check_same_run, warn_of_changes, write_config
-from local.training.run_length import RunLength
+from local.training.run_length import RunLength, warmed_up
 from local.training.saved_state import COUNTS, check_saved_state
 from local.training.step import StepGradient, StepSums, make_scaler
 from local.training.telemetry import Telemetry
@@ -68,6 +70,7 @@ class Trainer:
         self.origin = provenance(cfg, data.tokenizer)
         torch.manual_seed(cfg.train.seed)
         self.model = new_model(cfg, data.tokenizer.vocab_size).to(device)
+        freeze(self.model, cfg.train.freeze)
         self.average = RunningAverage(self.model, cfg.train.average_period)
         self.optimizer = make_optimizer(self.model.parameters(), cfg.optim)
         self.schedule = Eden(self.optimizer, cfg.optim.lr_batches, cfg.optim.lr_epochs)
@@ -81,6 +84,8 @@ class Trainer:
         saved = self._resume()
         if len(set(self.processes.gather(self.step))) > 1:
             raise UserError(f"the processes found different checkpoints in {self.folder}; all machines must share this folder")
+        if not saved and cfg.train.init is not None:
+            self._start_from_another()
         data.max_duration = self.max_duration = choose_max_duration(cfg, saved, data, self.processes, device)
         self.length = RunLength(cfg, data, saved)
         self.warm_batches = self.length.warm_batches
@@ -93,7 +98,7 @@ class Trainer:
     @property
     def warmup(self) -> float:
         """Return batches done / batches of the warm-up."""
-        return self.step / self.warm_batches
+        return warmed_up(self.step, self.warm_batches)
 
     def run(self) -> None:
         """Train to train.num_epochs or train.max_steps; a checkpoint follows every epoch.
@@ -309,6 +314,14 @@ class Trainer:
         print(f"resuming from {path}: {self.step} batches done, now in epoch {self.epoch}")
         if self.first:
             warn_of_changes(saved, self.origin["config"])
+
+    def _start_from_another(self) -> None:
+        """Take the weights of train.init. Raises `UserError` if they do not fit, or are not the same in all processes."""
+        print(start_from(self.model, self.cfg.train, self.data.tokenizer.tokens), flush=True)
+        self.average = RunningAverage(self.model, self.cfg.train.average_period)
+        state = {name: value.cpu() for name, value in self.model.state_dict().items()} if self.processes.size > 1 else {}
+        if len(set(self.processes.gather(weights_hash(state)))) > 1:
+            raise UserError(f"key 'train.init': {self.cfg.train.init} has other weights on another machine")
 
     def _tidy(self) -> None:
         """Remove old checkpoints, except those that averaging or train.keep_last needs."""

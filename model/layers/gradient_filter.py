@@ -53,7 +53,11 @@ class GradientFilter(nn.Module):
 
     def forward(self, x: Tensor, params: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return x (T, N, C) and params as they are; their gradients are filtered in training."""
-        if not (self.training and x.requires_grad):
+        if not self.training or not torch.is_grad_enabled():
             return x, params
+        if not x.requires_grad:
+            if not any(p.requires_grad for p in params):
+                return x, params
+            x = x.detach().requires_grad_()  # the layers below are frozen, but the mask needs this gradient
         x, *params = _Filter.apply(self, x, *params)
         return x, params

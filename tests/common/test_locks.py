@@ -201,6 +201,7 @@ OPTIONS = {  # what else they need before they work
     "decode": ["--checkpoint", "x"],
     "tune": ["--checkpoint", "x"],
     "export": ["--checkpoint", "x"],
+    "import_icefall": ["--checkpoint", "x", "--bpe-model", "x"],
 }
 EXPECTED = {  # program: the locks that it asks for
     "align": ["out/.lock", "data/.readers"],
@@ -211,6 +212,7 @@ EXPECTED = {  # program: the locks that it asks for
     "diagnose": ["exp/.lock", "data/.readers"],
     "export": [".out.lock", "data/.readers"],
     "get_audio": [".out.lock"],
+    "import_icefall": [".lock"],
     "prepare_cuts": ["data/.lock", "data/.readers"],
     "prepare_graph": ["data/.lock"],
     "prepare_lang": ["data/.lock"],
