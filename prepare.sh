@@ -84,7 +84,7 @@ main() {
   other_corpora
   if [[ $(value_of data.mix_tokens) == all && -n $others ]]; then
     mixed=(--config "data.mix data.mix_tokens")
-    while IFS= read -r folder; do mixed+=(--input "$folder/manifests" --made-by "manifests of that corpus"); done <<< "$others"
+    while IFS= read -r folder; do mixed+=(--input "$folder/manifests" --made-by "prepare.sh of that corpus"); done <<< "$others"
   fi
   stage lang --marker "$lang" --config lang "${mixed[@]}" --input "$data_dir/manifests" --made-by manifests \
     --input "$data_dir/cuts" --made-by cuts --there "$data_dir/$lang/bpe.model" \

@@ -55,19 +55,21 @@ def _stretch(cuts: ShuffledCuts, first: int, last: int) -> np.ndarray:
 
 
 class MixedEpoch:
-    """The cuts of one epoch, in a random order; a cut's number is its place in it. As `ShuffledCuts` for train_batches."""
+    """The cuts of one epoch in their order; a cut's number is its place in it. As `ShuffledCuts` for train_batches.
+
+    The cuts of each corpus are spread evenly over the epoch: the n of a corpus have one random place in each n-th part of it.
+    So the shares hold in every part of an epoch, too.
+    """
 
     def __init__(self, corpora: Sequence[ShuffledCuts], taken: Sequence[np.ndarray], epoch: int) -> None:
         """Take for each corpus passes and numbers of its cuts, (2, cuts); their order within a corpus stays."""
         self.corpora, self.seed = corpora, corpora[0].seed
-        labels = np.repeat(np.arange(len(corpora)), [part.shape[1] for part in taken])
-        self.corpus = np.random.default_rng([self.seed, epoch, len(corpora)]).permutation(labels)
-        self.turns, self.numbers = np.empty((2, len(labels)), dtype=np.int64)
-        self.seconds = np.empty(len(labels))
-        for index, (cuts, part) in enumerate(zip(corpora, taken, strict=True)):
-            here = self.corpus == index
-            self.turns[here], self.numbers[here] = part
-            self.seconds[here] = cuts.seconds[part[1]]
+        rng = np.random.default_rng([self.seed, epoch, len(corpora)])
+        places = [(np.arange(part.shape[1]) + rng.random(part.shape[1])) / max(1, part.shape[1]) for part in taken]
+        order = np.argsort(np.concatenate(places), kind="stable")
+        self.corpus = np.repeat(np.arange(len(corpora)), [part.shape[1] for part in taken])[order]
+        self.turns, self.numbers = np.concatenate(taken, axis=1)[:, order]
+        self.seconds = np.concatenate([cuts.seconds[part[1]] for cuts, part in zip(corpora, taken, strict=True)])[order]
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the numbers of the cuts in their order."""

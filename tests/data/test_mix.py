@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from local.prepare_lang import main as prepare_lang
 from local.prepare_manifests import main as prepare_manifests
 from tests.common import test_processes
 from tests.common.test_processes import EXACT, assert_same_training, in_processes, module, one_after_another, trained
+from tests.conftest import ROOT
 from tests.speech_tree import make_part
 
 import numpy as np
@@ -271,3 +273,16 @@ def test_tokens_of_all_texts(data: Path, mine: Path, tmp_path: Path) -> None:
         prepare_lang(["--data-dir", str(first), mix(first, mine), f"data.mix_tokens={tokens}"])
         found = transcript.read_text().splitlines()
         assert found[:20] == alone and len(found) == 20 + more
+
+
+@pytest.mark.parametrize(
+    ("data_dir", "expected"),
+    [("one", ["two v1.0", "three"]), ("./one", ["two v1.0", "three"]), ("three", []), ("elsewhere", [])],
+)
+def test_the_scripts_find_the_other_folders(tmp_path: Path, data_dir: str, expected: list[str]) -> None:
+    (tmp_path / "one").mkdir()
+    script = f"""set -euo pipefail; cd {ROOT}; source local/stages.sh; cd {tmp_path}
+        config=$'data.mix.one 0.5\\ndata.mix.two v1.0 0.2\\ndata.mix.three 0.3\\ndata.mix_tokens "first"'
+        data_dir=$1; other_corpora; printf '%s\\n' "$others"; config=$'data.mix null'; other_corpora; printf '%s.' "$others" """
+    done = subprocess.run(["bash", "-c", script, "test", data_dir], capture_output=True, text=True, check=True)
+    assert done.stdout.removesuffix(".").splitlines() == (expected or [""])
