@@ -79,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     corpus_yaml, folder = args.data_dir / "corpus.yaml", lang_dir(args.data_dir, cfg.lang)
     corpus = needs_train(load_corpus(corpus_yaml), corpus_yaml)
     texts = read_texts(args.data_dir, corpus.train)
-    for folder in other_folders(cfg.data, args.data_dir) if cfg.data.mix_tokens == "all" else ():
-        reads(folder)
+    for other in other_folders(cfg.data, args.data_dir) if cfg.data.mix_tokens == "all" else ():
+        reads(other)
         with of_key("data.mix"):
-            texts += read_texts(folder, needs_train(load_corpus(folder / "corpus.yaml"), folder / "corpus.yaml").train)
+            texts += read_texts(other, needs_train(load_corpus(other / "corpus.yaml"), other / "corpus.yaml").train)
     tokenizer = train_tokenizer(texts, cfg.lang.vocab_size, cfg.lang.character_coverage)
     dropped: list[Dropped] = []
     summary = Summary(args.data_dir)

@@ -70,16 +70,16 @@ def corpus(folder: Path, name: str, count: int, seed: int = 3) -> ShuffledCuts:
 
 def test_shares_of_2000_batches(tmp_path: Path) -> None:
     """Within one percent of what was asked, although one corpus is small, and the first comes once in each epoch."""
-    sizes = {"a": 3000, "b": 500, "c": 2000}
+    sizes = {"a": 2000, "b": 300, "c": 900}
     asked = {"a": 0.6, "b": 0.3, "c": 0.1}
     mixed = MixedCuts([corpus(tmp_path, name, count) for name, count in sizes.items()], list(asked.values()))
     found, batches = Counter[str](), 0
     for epoch in itertools.count(1):
         cuts = mixed.of_epoch(epoch)
-        steps = train_batches(cuts, 30, 15.0, epoch)
+        steps = train_batches(cuts, 30, 30.0, epoch)
         names = [[cuts.id_of(number) for number in step] for step in steps]
         own = [name for step in names for name in step if name.startswith("a-")]
-        assert len(own) == len(set(own)) == 3000
+        assert len(own) == len(set(own)) == 2000
         left = 2000 - batches
         found.update(name[0] for step in names[:left] for name in step)
         batches += min(left, len(steps))
@@ -146,15 +146,12 @@ def test_fine_mixes_are_fine() -> None:
         assert problem_of_mix(asked) == ""
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_within_an_epoch_bit_for_bit(data: Path, mine: Path, tmp_path: Path, workers: int) -> None:
-    """Also the tables; cr_scale and noise need no state of their own, so dropout and masks are enough."""
-    options = [mix(data, mine), f"data.num_workers={workers}", "train.num_epochs=2"]
-    whole = trained(data, tmp_path / "whole", *options)
-    trained(data, tmp_path / "parts", *options, "train.max_steps=5", "data.num_workers=0")
-    assert "within" not in trained(data, tmp_path / "parts", *options, "train.max_steps=9").text
-    parts = trained(data, tmp_path / "parts", *options)
-    assert whole.step == parts.step > 12 and 9 * 2 > whole.step  # both stops were within an epoch
+def test_resumed_within_an_epoch_bit_for_bit(data: Path, mine: Path, tmp_path: Path) -> None:
+    """Weights and dev losses; also with other numbers of processes that load data."""
+    whole = trained(data, tmp_path / "whole", mix(data, mine), "data.num_workers=0")
+    trained(data, tmp_path / "parts", mix(data, mine), "data.num_workers=2", "train.max_steps=5")
+    parts = trained(data, tmp_path / "parts", mix(data, mine), "data.num_workers=2")
+    assert whole.step == parts.step > 5 and "5 batches done, now in epoch 1" in parts.text
     assert all(torch.equal(value, parts.weights[name]) for name, value in whole.weights.items())
     tables = [(tmp_path / name / "valid.csv").read_text() for name in ("whole", "parts")]
     assert tables[0] == tables[1] and "pruned_loss@mine" in tables[0].splitlines()[0].split(",")
@@ -183,8 +180,6 @@ def test_a_batch_has_what_both_folders_hold(data: Path, mine: Path) -> None:
     assert sum(map(len, batches)) == 40 and dm.batches_per_epoch() > 0
     for b in batches:
         assert [dm.tokenizer.decode(row[:n].tolist()) for row, n in zip(b.tokens, b.token_lens, strict=True)] == b.texts
-    twice = [next(b.inputs[b.ids.index(i)] for b in batches if i in b.ids) for i in ("100-1-0001",)]
-    assert torch.isfinite(twice[0]).all()
     assert [length for length, _ in dm.train_lengths(100)] == pytest.approx(
         [length for c in dm._train_cuts().corpora for length, _ in c.lengths(100)]  # type: ignore[union-attr]
     )
@@ -273,6 +268,7 @@ def test_tokens_of_all_texts(data: Path, mine: Path, tmp_path: Path) -> None:
         prepare_lang(["--data-dir", str(first), mix(first, mine), f"data.mix_tokens={tokens}"])
         found = transcript.read_text().splitlines()
         assert found[:20] == alone and len(found) == 20 + more
+    assert not (mine / "lang_bpe_500").exists()
 
 
 @pytest.mark.parametrize(
