@@ -89,7 +89,7 @@ def examine_run(run: Run, args: argparse.Namespace, seen: Examination) -> None:
     try:
         cfg = load_config(args.conf, args.overrides)
         corpus = load_corpus(yaml / "corpus.yaml", cfg.data)
-        hours = hours_of(cfg, run.data_dir, corpus.train)
+        hours = hours_of(cfg, run.data_dir, corpus.train) + mix.other_hours(cfg, run.data_dir)
     except UserError as e:
         seen.add(error(str(e)))
         seen.call(hardware.CHECKS, run)

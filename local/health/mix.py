@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from local.data.prepared_corpus import check_first, read_corpora
+from local.config.schema import Config
+from local.corpus.corpus_yaml import load_corpus
+from local.data.prepared_corpus import check_first, of_key, other_folders, read_corpora
 from local.health.finding import Check, Finding, Run, error
+from local.health.sizes import hours_of
+
+
+def other_hours(cfg: Config, data_dir: Path) -> float:
+    """Return the hours of training speech in the folders of data.mix after the first. Raises `UserError` naming key and folder."""
+    with of_key("data.mix"):
+        return sum(
+            hours_of(cfg, folder, load_corpus(folder / "corpus.yaml").train) for folder in other_folders(cfg.data, data_dir)
+        )
 
 
 def check_mix(run: Run) -> Iterator[Finding]:

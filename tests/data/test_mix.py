@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from local.artifacts.decoded_sets import write_set
 from local.common.errors import UserError
 from local.config.mix import problem_of_mix, shares_of
 from local.data.batching import train_batches
@@ -22,6 +23,7 @@ from local.data.training_cuts import ShuffledCuts
 from local.prepare_cuts import main as prepare_cuts
 from local.prepare_lang import main as prepare_lang
 from local.prepare_manifests import main as prepare_manifests
+from local.wer import main as score
 from tests.common import test_processes
 from tests.common.test_processes import EXACT, assert_same_training, in_processes, module, one_after_another, trained
 from tests.conftest import ROOT
@@ -205,6 +207,22 @@ def test_sets_of_another_corpus(data: Path, mine: Path) -> None:
         dm.test_sets(["nowhere@mine"])
     with pytest.raises(UserError, match="te@elsewhere"):
         dm.test_sets(["te@elsewhere"])
+
+
+def test_the_table_has_the_sets_of_each_corpus(data: Path, mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    dm = module(data, mix(data, mine))
+    for name in dm.test_sets():
+        corpus, part = dm.place(name)
+        texts = {cut.id: cut.supervisions[0].text for cut in corpus.cuts(part)}
+        lines = [{"id": i, "ref": text, "hyp": text if corpus.mark else ""} for i, text in texts.items()]
+        stats: dict[str, Any] = {"seconds": 1.0, "audio_seconds": 2.0}
+        stats |= {"prepared": [str(corpus.data_dir), part]} if corpus.mark else {}
+        write_set(tmp_path / "exp" / "decode" / "greedy_search" / f"{name}.jsonl", lines, stats)
+    score(["--exp-dir", str(tmp_path / "exp"), "--data-dir", str(data)])
+    results = json.loads((tmp_path / "exp" / "wer.json").read_text())
+    wers = {name: (found["greedy_search"]["wer"], found["greedy_search"]["utterances"]) for name, found in results.items()}
+    assert wers == {"te": (100.0, 6), "te@mine": (0.0, 3)}
+    assert "not decoded" not in capsys.readouterr().err and (tmp_path / "exp/errors/te@mine.greedy_search.txt").is_file()
 
 
 def edited(folder: Path, to: Path, edit: Any) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from local.common.errors import UserError
 from local.config import load_config
 from local.health.finding import Finding, Run, guarded
-from local.health.mix import check_mix
+from local.health.mix import check_mix, other_hours
 from tests.conftest import ROOT
 
 import pytest
@@ -48,3 +48,9 @@ def test_mix_fires(run: Run, tmp_path: Path) -> None:
 def test_mix_is_quiet(run: Run) -> None:
     assert found(run) == [] == found(replace(run, cfg=load_config()))
     assert list(check_mix(run)) == []
+
+
+def test_the_hours_of_all_folders_count(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "second" / "summary.json").write_text('{"cuts": {"tr": {"hours": 2.5}, "te": {"hours": 9}}}')
+    assert other_hours(run.config, tmp_path / "first") == 2.5
+    assert other_hours(run.config, tmp_path / "elsewhere") == 0
