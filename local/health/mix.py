@@ -13,11 +13,13 @@ from local.health.sizes import hours_of
 
 
 def other_hours(cfg: Config, data_dir: Path) -> float:
-    """Return the hours of training speech in the folders of data.mix after the first. Raises `UserError` naming key and folder."""
+    """Return the hours of training speech in the folders of data.mix after the first.
+
+    Raises `UserError` naming key and folder if one is not prepared.
+    """
     with of_key("data.mix"):
-        return sum(
-            hours_of(cfg, folder, load_corpus(folder / "corpus.yaml").train) for folder in other_folders(cfg.data, data_dir)
-        )
+        trained = {folder: load_corpus(folder / "corpus.yaml").train for folder in other_folders(cfg.data, data_dir)}
+    return sum(hours_of(cfg, folder, parts) for folder, parts in trained.items())
 
 
 def check_mix(run: Run) -> Iterator[Finding]:
