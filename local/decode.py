@@ -68,11 +68,11 @@ def decode_set(
     exp_dir: Path,
     origin: dict[str, Any],
     speakers: dict[str, str],
-    other: dict[str, Any],
+    more: dict[str, Any],
 ) -> None:
     """Decode one part and write its files. Raises `UserError` if none of its utterances can be read.
 
-    origin: "made_by" without options. speakers: of the part, by id. other: for the stats, if it is a part of another corpus.
+    origin: "made_by" without options. speakers: of the part, by id. more: what else goes into the stats.
     """
     decoder.usage.reset()
     lines: dict[str, list[dict[str, Any]]] = {method: [] for method in decoder.recognisers}
@@ -88,7 +88,7 @@ def decode_set(
         frames += batch.num_frames
     for method, found in lines.items():
         stats = statistics(decoder, method, frames * FRAME_SECONDS)
-        stats |= {"utterances": len(found), "skipped": batches.skipped, "checkpoint": origin["checkpoint"], **other}
+        stats |= {"utterances": len(found), "skipped": batches.skipped, "checkpoint": origin["checkpoint"], **more}
         date = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         stats["made_by"] = {**origin, "options": stats["options"], "date": date}
         found.sort(key=lambda line: line["id"])
@@ -199,8 +199,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     decoder = BatchDecoder(model, recognisers, cfg.decode.tail_frames, device)
     for name, batches in parts.items():
         corpus, part = data.place(name)
-        other = {"prepared": [str(corpus.data_dir), part]} if corpus.mark else {}
-        decode_set(decoder, batches, name, tokenizer, args.exp_dir, origin, data.speakers(name), other)
+        more: dict[str, Any] = {"prepared": [str(corpus.data_dir), part]} if corpus.mark else {}
+        decode_set(decoder, batches, name, tokenizer, args.exp_dir, origin, data.speakers(name), more)
 
 
 if __name__ == "__main__":
