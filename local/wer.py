@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         speech = {}
         if args.data_dir is not None:
             place = current[name, next(iter(methods))].prepared(args.data_dir)
-            check_complete(*place, next(iter(methods.values())))
+            check_complete(*place, next(iter(methods.values())), name)
             speech = read_speech(*place)
         scores[name] = {method: score(utterances) for method, utterances in methods.items()}
         spoken = {i: found.words for i, found in speech.items()}

@@ -10,7 +10,8 @@ import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from local.artifacts.decoded_sets import write_set
 from local.common.errors import UserError
@@ -23,6 +24,8 @@ from local.data.training_cuts import ShuffledCuts
 from local.prepare_cuts import main as prepare_cuts
 from local.prepare_lang import main as prepare_lang
 from local.prepare_manifests import main as prepare_manifests
+from local.reporting.data import mix_text
+from local.reporting.experiment import Experiment
 from local.wer import main as score
 from tests.common import test_processes
 from tests.common.test_processes import EXACT, assert_same_training, in_processes, module, one_after_another, trained
@@ -223,6 +226,15 @@ def test_the_table_has_the_sets_of_each_corpus(data: Path, mine: Path, tmp_path:
     wers = {name: (found["greedy_search"]["wer"], found["greedy_search"]["utterances"]) for name, found in results.items()}
     assert wers == {"te": (100.0, 6), "te@mine": (0.0, 3)}
     assert "not decoded" not in capsys.readouterr().err and (tmp_path / "exp/errors/te@mine.greedy_search.txt").is_file()
+
+
+def test_the_report_names_the_shares() -> None:
+    def text(config: dict[str, Any]) -> str:
+        return mix_text(cast(Experiment, SimpleNamespace(config=config)))
+
+    found = text({"data": {"mix": {"data/a": 0.0, "data/b": 0.3}}})
+    assert "data/a: by size" in found and "data/b: 0.3" in found
+    assert text({}) == text({"data": {"mix": None}}) == text({"data": 3}) == ""
 
 
 def edited(folder: Path, to: Path, edit: Any) -> Path:
