@@ -80,7 +80,13 @@ main() {
     read_config
   fi
   lang=lang_bpe_$(value_of lang.vocab_size)
-  stage lang --marker "$lang" --config lang --input "$data_dir/manifests" --made-by manifests \
+  local folder others mixed=()
+  other_corpora
+  if [[ $(value_of data.mix_tokens) == all && -n $others ]]; then
+    mixed=(--config "data.mix data.mix_tokens")
+    while IFS= read -r folder; do mixed+=(--input "$folder/manifests" --made-by "prepare.sh of that corpus"); done <<< "$others"
+  fi
+  stage lang --marker "$lang" --config lang "${mixed[@]}" --input "$data_dir/manifests" --made-by manifests \
     --input "$data_dir/cuts" --made-by cuts --there "$data_dir/$lang/bpe.model" \
     --also "$data_dir/$lang" --not "$data_dir/$lang/graph/" -- \
     run local.prepare_lang --data-dir "$data_dir"

@@ -202,7 +202,7 @@ main() {
   options="corpus corpus_dir data_dir exp_dir conf stage stop_stage sets nj dask nproc nnodes rdzv python checkpoint"
   stages="prepare train average lm tune decode score report export"
   corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=7 nj='' dask='' nproc=0 nnodes=1 rdzv='' python=''
-  local other='' of_sets lang needed given sharing=() tuning=false checkpoint='' sets='' requirements=(requirements.txt)
+  local other='' of_sets lang needed given folder others of_mix=() mixed=() sharing=() tuning=false checkpoint='' sets='' requirements=(requirements.txt)
   if [[ ${1:-} == doctor ]]; then
     shift
     doctor "$@"
@@ -256,9 +256,14 @@ main() {
     fi
   fi
 
+  other_corpora
+  while IFS= read -r folder; do
+    [[ -z $folder ]] || mixed+=(--input "$folder/cuts" --made-by "prepare.sh of that corpus")
+  done <<< "$others"
+  [[ -z $others ]] || of_mix=(--config data.mix)
   stage train --config "model gradient loss optim train features augment lang data.train_parts data.dev_parts data.num_buckets" \
     --input "$lang/bpe.model" --made-by prepare --input "$lang/num_tokens" --made-by prepare \
-    --input "$data_dir/cuts" --made-by prepare --output "$exp_dir/checkpoints" --clear "$exp_dir/checkpoints" \
+    --input "$data_dir/cuts" --made-by prepare "${of_mix[@]}" "${mixed[@]}" --output "$exp_dir/checkpoints" --clear "$exp_dir/checkpoints" \
     --clear "$exp_dir/tensorboard" --clear "$exp_dir/logger_run" --clear "$exp_dir/train.csv" --clear "$exp_dir/valid.csv" -- \
     run local.train --data-dir "$data_dir" --exp-dir "$exp_dir" --nproc "$nproc" --nnodes "$nnodes" --rdzv "$rdzv"
   stage average --config average --input "$exp_dir/checkpoints" --made-by train --output "$exp_dir/averaged.pt" -- \
@@ -293,7 +298,7 @@ main() {
   elif [[ $first -le 4 && $last -ge 4 ]]; then
     echo "stage 4, tune: skipped: section tune has no list"
   fi
-  stage decode "${of_sets[@]}" "${needed[@]}" --output "$exp_dir/decode" -- decode
+  stage decode "${of_sets[@]}" "${of_mix[@]}" "${needed[@]}" --output "$exp_dir/decode" -- decode
   score_and_report --watch "$exp_dir/lm/perplexity.json"
   stage export --config "decode data.dev_parts" "${needed[@]}" --watch "$exp_dir/wer.json" --output "$exp_dir/export" -- \
     export_model

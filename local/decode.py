@@ -29,9 +29,9 @@ from local.common.errors import UserError
 from local.common.locks import reads, writes
 from local.config.methods import METHODS
 from local.config.schema import DecodeConfig
-from local.corpus.corpus_yaml import parts_of
 from local.data.datamodule import AsrDataModule, Batches
 from local.data.durations import FRAME_SECONDS
+from local.data.prepared_corpus import other_folders
 from local.data.text import TextNormaliser
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.decoding.batch_decoder import BatchDecoder, with_progress
@@ -68,10 +68,11 @@ def decode_set(
     exp_dir: Path,
     origin: dict[str, Any],
     speakers: dict[str, str],
+    more: dict[str, Any],
 ) -> None:
     """Decode one part and write its files. Raises `UserError` if none of its utterances can be read.
 
-    origin: "made_by" without options. speakers: of the part, by id.
+    origin: "made_by" without options. speakers: of the part, by id. more: what else goes into the stats.
     """
     decoder.usage.reset()
     lines: dict[str, list[dict[str, Any]]] = {method: [] for method in decoder.recognisers}
@@ -87,7 +88,7 @@ def decode_set(
         frames += batch.num_frames
     for method, found in lines.items():
         stats = statistics(decoder, method, frames * FRAME_SECONDS)
-        stats |= {"utterances": len(found), "skipped": batches.skipped, "checkpoint": origin["checkpoint"]}
+        stats |= {"utterances": len(found), "skipped": batches.skipped, "checkpoint": origin["checkpoint"], **more}
         date = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         stats["made_by"] = {**origin, "options": stats["options"], "date": date}
         found.sort(key=lambda line: line["id"])
@@ -162,7 +163,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="the experiment of the checkpoint: its lm/ is used, and methods that lack a file are left out",
     )
     parser.add_argument(
-        "--sets", nargs="+", metavar="SET", default=[], help="parts instead of data.test_parts; dev: all of dev_parts"
+        "--sets",
+        nargs="+",
+        metavar="SET",
+        default=[],
+        help="parts instead of data.test_parts; dev: all of dev_parts; PART@NAME: of another corpus of data.mix",
     )
     args = parser.parse_intermixed_args(argv)
     writes(args.exp_dir, new=True)
@@ -176,21 +181,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     origin = origin_of(args.checkpoint, content, args.tuned is not None, cfg.decode.max_utterances)
     del content  # a checkpoint of training also holds the optimiser's state
     device = choose_device(cfg.decode.num_threads)
-    if sets := [s for s in args.sets if "=" not in s]:
-        cfg.data.test_parts = parts_of(sets, args.data_dir, cfg.data)
+    for other in other_folders(cfg.data, args.data_dir):
+        reads(other)
     data = AsrDataModule(cfg, args.data_dir, tokenizer)
-    if not data.corpus.test:
+    names = data.test_sets([s for s in args.sets if "=" not in s])
+    if not names:
         raise UserError(f"{args.data_dir / 'corpus.yaml'}: key 'test' is empty; name parts to decode by --sets")
-    check_known(data.references(data.corpus.test), tokenizer, args.checkpoint, args.data_dir)
+    for corpus in data.corpora:
+        if own := [name for name in names if data.place(name)[0] is corpus]:
+            check_known(data.references(own), tokenizer, args.checkpoint, corpus.data_dir)
     compare_tokens(tokenizer, args.checkpoint, args.data_dir)
-    parts = {name: data.test_dataloader(name) for name in data.corpus.test}
+    parts = {name: data.test_dataloader(name) for name in names}
     folder, lang = args.trained_in or args.exp_dir, lang_dir(args.data_dir, cfg.lang)
     resources = Resources(model.to(device), tokenizer, device, folder, lang, clean=TextNormaliser(cfg.lang))
     recognisers = make_recognisers(resources, cfg.decode, leave_out=args.trained_in is not None)
     ensure_floor(model, cfg, tokenizer, args.checkpoint, args.data_dir)
     decoder = BatchDecoder(model, recognisers, cfg.decode.tail_frames, device)
     for name, batches in parts.items():
-        decode_set(decoder, batches, name, tokenizer, args.exp_dir, origin, data.speakers(name))
+        corpus, part = data.place(name)
+        more: dict[str, Any] = {"prepared": [str(corpus.data_dir), part]} if corpus.mark else {}
+        decode_set(decoder, batches, name, tokenizer, args.exp_dir, origin, data.speakers(name), more)
 
 
 if __name__ == "__main__":

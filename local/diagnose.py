@@ -27,6 +27,7 @@ from local.config import load_config
 from local.config.schema import Config
 from local.data.batch import Batch
 from local.data.datamodule import AsrDataModule
+from local.data.prepared_corpus import other_folders
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.diagnosis import plots
 from local.diagnosis.probe import Probe, recurrent_rms
@@ -219,6 +220,8 @@ def main(argv: list[str] | None = None) -> None:
     writes(args.exp_dir, new=True)
     reads(args.data_dir)
     cfg = load_config(args.conf, args.overrides)
+    for folder in other_folders(cfg.data, args.data_dir):
+        reads(folder)
     if args.batches < 1:
         raise UserError(f"--batches {args.batches} must be at least 1")
     device = choose_device(cfg.train.num_threads)

@@ -79,7 +79,7 @@ def examine_run(run: Run, args: argparse.Namespace, seen: Examination) -> None:
     """Call the checks that need packages. What was not looked at becomes a note."""
     from local.config import load_config
     from local.corpus.corpus_yaml import load_corpus
-    from local.health import configuration, experiment
+    from local.health import configuration, experiment, mix
     from local.health.sizes import hours_of
 
     import torch
@@ -89,7 +89,7 @@ def examine_run(run: Run, args: argparse.Namespace, seen: Examination) -> None:
     try:
         cfg = load_config(args.conf, args.overrides)
         corpus = load_corpus(yaml / "corpus.yaml", cfg.data)
-        hours = hours_of(cfg, run.data_dir, corpus.train)
+        hours = hours_of(cfg, run.data_dir, corpus.train) + mix.other_hours(cfg, run.data_dir)
     except UserError as e:
         seen.add(error(str(e)))
         seen.call(hardware.CHECKS, run)
@@ -104,6 +104,7 @@ def examine_run(run: Run, args: argparse.Namespace, seen: Examination) -> None:
     else:
         seen.call((*hardware.CHECKS, *hardware.RUN_CHECKS, *configuration.CHECKS), run)
     if prepared:
+        seen.call(mix.CHECKS, run)
         examine_data(run, cfg, args.all, seen)
     else:
         seen.add(note(f"{run.data_dir} is not prepared: its data are not checked"))

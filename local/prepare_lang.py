@@ -6,7 +6,8 @@ Reads data/<corpus>/manifests and cuts. Writes data/<corpus>/lang_bpe_<lang.voca
   num_tokens/<part>.tsv the token count of each cut, -1 if these tokens cannot be used for it
   dropped.tsv           those cuts with the reasons: training utterances whose tokens do not give their text back, or
                         with more tokens than frames after subsampling; dev and test utterances are all kept
-Each number of tokens has its own folder, so that experiments with different ones can share cuts and features.
+If the data are the first folder of data.mix and data.mix_tokens is all, the transcripts of the other folders' training parts
+follow. Each number of tokens has its own folder, so that experiments with different ones can share cuts and features.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from pathlib import Path
 from local.common.atomic import atomic_write, write_text
 from local.common.cli import make_parser, program
 from local.common.errors import UserError, first_of
-from local.common.locks import writes
+from local.common.locks import reads, writes
 from local.config import load_config
 from local.corpus.corpus_yaml import load_corpus, needs_train
 from local.corpus.dropped import Dropped, report_dropped, write_dropped
 from local.corpus.manifest_lines import read_manifest
 from local.data.durations import SPEEDS, num_frames, tokens_fit
+from local.data.prepared_corpus import of_key, other_folders
 from local.data.summary import Summary
 from local.data.token_counts import UNUSABLE, counts_file, write_token_counts
 from local.data.tokenizer import Tokenizer, lang_dir, train_tokenizer
@@ -77,6 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     corpus_yaml, folder = args.data_dir / "corpus.yaml", lang_dir(args.data_dir, cfg.lang)
     corpus = needs_train(load_corpus(corpus_yaml), corpus_yaml)
     texts = read_texts(args.data_dir, corpus.train)
+    for other in other_folders(cfg.data, args.data_dir) if cfg.data.mix_tokens == "all" else ():
+        reads(other)
+        with of_key("data.mix"):
+            texts += read_texts(other, needs_train(load_corpus(other / "corpus.yaml"), other / "corpus.yaml").train)
     tokenizer = train_tokenizer(texts, cfg.lang.vocab_size, cfg.lang.character_coverage)
     dropped: list[Dropped] = []
     summary = Summary(args.data_dir)

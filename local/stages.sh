@@ -145,6 +145,13 @@ value_of() {
   [[ $value == null ]] || printf '%s' "$value"
 }
 
+# other_corpora: $others, the folders of key data.mix after the first, one per line; none if $data_dir is not the first.
+other_corpora() {
+  local folders
+  folders=$(sed -n 's/^data\.mix\.\(.*\) [^ ]*$/\1/p' <<< "$config") others=''
+  [[ ${folders%%$'\n'*} != "$data_dir" && ! ${folders%%$'\n'*} -ef $data_dir ]] || others=$(tail -n +2 <<< "$folders")
+}
+
 # program MODULE [OPTIONS]: print a Python program's call and become it, in a subshell of follow. It ends with this script.
 program() {
   printf '+%s\n' "$(printf ' %q' "$python" -m "$@")" >&2

@@ -13,6 +13,7 @@ from local.common.locks import reads, writes
 from local.common.processes import is_launched, launch, start
 from local.config import load_config
 from local.data.datamodule import AsrDataModule
+from local.data.prepared_corpus import check_first, other_folders
 from local.data.tokenizer import Tokenizer, lang_dir
 from local.training.trainer import Trainer
 
@@ -30,6 +31,9 @@ def main(argv: list[str] | None = None) -> None:
     writes(args.exp_dir, new=True, shared=args.nnodes > 1)
     reads(args.data_dir)
     cfg = load_config(args.conf, args.overrides)
+    check_first(cfg.data, args.data_dir)
+    for folder in other_folders(cfg.data, args.data_dir):
+        reads(folder)
     nproc = args.nproc or max(1, torch.cuda.device_count())
     if nproc * args.nnodes > 1 and not is_launched():
         options = ["--data-dir", str(args.data_dir), "--exp-dir", str(args.exp_dir)]

@@ -97,8 +97,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, methods in hypotheses.items():
         speech = {}
         if args.data_dir is not None:
-            check_complete(args.data_dir, name, next(iter(methods.values())))
-            speech = read_speech(args.data_dir, name)
+            place = current[name, next(iter(methods))].prepared(args.data_dir)
+            check_complete(*place, next(iter(methods.values())), name)
+            speech = read_speech(*place)
         scores[name] = {method: score(utterances) for method, utterances in methods.items()}
         spoken = {i: found.words for i, found in speech.items()}
         for method, scored in scores[name].items():

@@ -77,7 +77,7 @@ class Speech:
         self.tokenizer = Tokenizer.from_file(lang / "bpe.model")
         corpus = load_corpus(data_dir / "corpus.yaml", cfg.data)
         store = shard_store(data_dir, cfg.data, corpus)
-        self.dataset = AsrDataset(cfg, self.tokenizer, None, augment=False, epoch=0, store=store)
+        self.dataset = AsrDataset(cfg, self.tokenizer, None, augment=False, epoch=0, stores=[store])
         precomputed = cfg.features.type == "precomputed"
         folder = data_dir / ("features" if precomputed else "cuts")
 

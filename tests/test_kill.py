@@ -117,6 +117,25 @@ def test_killed_with_two_copies_of_each_utterance(data: Path, tmp_path: Path) ->
     assert_as_if_whole(tmp_path / "killed", tmp_path / "whole", epochs, note)
 
 
+def test_killed_with_two_corpora(data: Path, tmp_path: Path) -> None:
+    """The batches that are left of an epoch, and the places in the second corpus, come back as they were."""
+    rng, epochs = random.Random(SEED), 2
+    (tmp_path / "more").mkdir()
+    (tmp_path / "mine").symlink_to(prepared_corpus(tmp_path / "more"))
+    options = [*OPTIONS, f"data.mix={{{data}: 0.7, {tmp_path}/mine: 0.3}}", f"train.num_epochs={epochs}"]
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    Run(data, tmp_path / "whole", options).to_the_end()
+    for moment in ("step", "checkpoint"):
+        run = Run(data, tmp_path / "killed", options)
+        try:
+            note = kill_at(run, moment, rng)
+        finally:
+            run.clear()
+    Run(data, tmp_path / "killed", [*options, "data.num_workers=2"]).to_the_end()
+    assert_as_if_whole(tmp_path / "killed", tmp_path / "whole", epochs, note)
+
+
 def train_here(data: Path, exp_dir: Path, *overrides: str) -> None:
     """Run the program in this process."""
     arguments = ["--data-dir", str(data), "--exp-dir", str(exp_dir), *OPTIONS, "data.num_workers=0", *overrides]

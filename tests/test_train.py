@@ -39,7 +39,7 @@ class Batches(list):  # type: ignore[type-arg]
 class RandomData:
     """Replaces AsrDataModule: four batches of random features per epoch; the utterance `poison` is infinite."""
 
-    tokenizer, data_dir = TOKENIZER, Path("data/random")
+    tokenizer, data_dir, corpora, notes = TOKENIZER, Path("data/random"), [None], ()
 
     def __init__(self, poison: str | None = None) -> None:
         self.poison = poison
@@ -63,13 +63,13 @@ class RandomData:
     def feature_floor(self) -> torch.Tensor:
         return torch.full((80,), -1.0)
 
-    def valid_ids(self) -> list[str]:
+    def valid_ids(self, corpus: None = None) -> list[str]:
         return ["7-b", "7-a"]
 
     def train_dataloader(self, epoch: int, skip_batches: int = 0) -> Batches:
         return Batches(self.batch(100 * epoch + i) for i in range(skip_batches, 4))
 
-    def valid_dataloader(self) -> Batches:
+    def valid_dataloader(self, corpus: None = None) -> Batches:
         return Batches([self.batch(7)])
 
 

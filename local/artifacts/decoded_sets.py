@@ -1,6 +1,7 @@
 """Decoded sets: EXP/decode/<method>/<set>.jsonl with <set>.stats.json, and those of earlier settings. Needs no torch.
 
 Beside them are files for sclite, by local/decoding/sclite.py.
+Key "prepared" of the stats of a set of another corpus of data.mix: its folder and part.
 Key "made_by" of the stats: {"checkpoint", "average", "label", "weights", "options", "commit", "date"}.
 """
 
@@ -47,6 +48,11 @@ class DecodedSet:
         """Key "made_by" of the stats; empty for a set by an older version of local/decode.py."""
         return self.stats.get("made_by", {})
 
+    def prepared(self, data_dir: Path) -> tuple[Path, str]:
+        """Return the folder of prepared data and the part that was decoded; data_dir: the folder of the first corpus."""
+        folder, part = self.stats.get("prepared", (data_dir, self.name))
+        return Path(folder), part
+
     @property
     def model(self) -> tuple[Any, Any]:
         """The label and the hash of the weights; they identify the average."""
@@ -66,7 +72,8 @@ def read_set(path: Path) -> DecodedSet:
         stats = json.loads("\n".join(read_lines(stats_path)))
         made_by = stats.get("made_by", {"label": "", "date": "", "commit": "", "average": "", "options": {}})
         whole = all(isinstance(made_by[key], str) for key in ("label", "date", "commit", "average"))
-        whole = whole and isinstance(made_by["options"], dict)
+        folder, part = stats.get("prepared", ("", ""))
+        whole = whole and isinstance(made_by["options"], dict) and isinstance(folder, str) and isinstance(part, str)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:

@@ -125,7 +125,7 @@ def find_problems(section: Section, prefix: str = "") -> Iterator[tuple[str, str
             yield from find_problems(value, f"{prefix}{name}.")  # type: ignore[arg-type]
             continue
         check = check_of(kind)
-        for item in value if isinstance(value, list) else [value]:
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:
             if check is not None and item is not None and (why := check.problem(item)) is not None:
                 yield prefix + name, why
     yield from ((prefix + key, why) for key, why in section.cross_check())
@@ -147,6 +147,8 @@ def describe(kind: Any) -> str:
         return f"one of {', '.join(parts)}"
     if origin is list:
         return f"a list, each item {describe(parts[0])}"
+    if origin is dict:
+        return f"keys, each with a colon, a blank and {describe(parts[1])}"
     if type(None) in parts:
         return f"{describe(parts[0])}, or null"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "a plain value"}

@@ -133,6 +133,7 @@ class _Layers:
             own = re.fullmatch(r"decode\.by_method\.[^.]+\.(.+)", key)
             if own and f"decode.{own[1]}" not in types:
                 raise keys.unknown_key(source, key)
+        self._forget_mix(values, source)
         try:
             layer = OmegaConf.create(values)
             self.cfg = OmegaConf.merge(self.cfg, layer)
@@ -146,6 +147,17 @@ class _Layers:
                 raise keys.unknown_key(source, first) from None
             raise keys.wrong_type(source, key, OmegaConf.select(layer, key)) from None
         self.written_in |= {key: source.of(key) for key in written}
+
+    def _forget_mix(self, values: dict[str, Any], source: keys.Source) -> None:
+        """Remove the mix of earlier layers if `values` have one: shares belong together, so mixes are not merged."""
+        data = values.get("data")
+        if not self.written_in or not isinstance(data, dict) or "mix" not in data:
+            return
+        mix = data["mix"]
+        if isinstance(mix, list) or isinstance(mix, dict) and any(isinstance(v, dict | list | None) for v in mix.values()):
+            raise keys.wrong_type(source, "data.mix", mix)  # OmegaConf's own error has no key, or there is none
+        OmegaConf.update(self.cfg, "data.mix", None)
+        self.written_in = {k: place for k, place in self.written_in.items() if not f"{k}.".startswith("data.mix.")}
 
     def resolve(self, overrides: Sequence[str]) -> Config:
         """Return the typed config, with the overrides in it and every `${key}` replaced by its value."""

@@ -28,6 +28,7 @@ from local.config.limits import (
     Width,
 )
 from local.config.methods import METHODS, DecodeConfig, TuneConfig
+from local.config.mix import problem_of_mix
 
 AUTO = "auto"  # of train.max_duration: the trainer chooses
 
@@ -192,6 +193,8 @@ class DataConfig(Section):
     train_parts: Parts
     dev_parts: Parts
     test_parts: Parts
+    mix: Annotated[dict[str, float] | None, Limits(0, 1)]
+    mix_tokens: Literal["first", "all"]
     num_workers: Annotated[int, Limits(-1, 1024)]
     num_buckets: Annotated[int, Limits(1, 10_000)]
     shuffle_shards: Annotated[int, Limits(1, 100_000)]
@@ -201,6 +204,10 @@ class DataConfig(Section):
     max_utterance_seconds: Duration
     max_lost: Share
     max_wait: Annotated[float, Limits(0.001, 1_000_000)]
+
+    def cross_check(self) -> Iterator[tuple[str, str]]:
+        if self.mix is not None and (why := problem_of_mix(self.mix)):
+            yield "mix", why
 
 
 @dataclass

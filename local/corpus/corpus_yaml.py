@@ -72,7 +72,7 @@ def load_corpus(path: str | Path, data: DataConfig | None = None) -> Corpus:
     return Corpus(**values)
 
 
-def parts_of(sets: Sequence[str], data_dir: Path, data: DataConfig) -> list[str]:
+def parts_of(sets: Sequence[str], data_dir: Path, data: DataConfig | None) -> list[str]:
     """Return the prepared parts that --sets names; `dev` and `test`, if no part is called so, are all parts of this kind.
 
     Raises `UserError` for a name that is neither.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from local.common.errors import UserError
-from local.data.training_cuts import ShuffledCuts
+from local.data.mixed_cuts import EpochCuts
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ def pack_by_length(items: Iterable[Item], lengths: Iterable[float], limit: float
         yield part
 
 
-def train_batches(cuts: ShuffledCuts, num_buckets: int, limit: float, epoch: int, width: int = 1) -> list[list[int]]:
+def train_batches(cuts: EpochCuts, num_buckets: int, limit: float, epoch: int, width: int = 1) -> list[list[int]]:
     """Return the steps of an epoch: numbers of `cuts` alike in length. Raises `UserError` if there is no cut.
 
     A step holds up to `width` micro-batches of `limit` seconds, padding counted. Each bucket of lengths is filled in the order
@@ -84,7 +84,7 @@ class Share(NamedTuple):
 class Shares:
     """The micro-batches of process `rank` of `size` in the steps `batches`; all processes have equally many."""
 
-    def __init__(self, batches: Sequence[list[int]], cuts: ShuffledCuts, limit: float, rank: int, size: int) -> None:
+    def __init__(self, batches: Sequence[list[int]], cuts: EpochCuts, limit: float, rank: int, size: int) -> None:
         """Take the steps of `train_batches`; limit: seconds of audio per micro-batch, padding counted."""
         self.batches, self.cuts, self.limit, self.rank, self.size = batches, cuts, limit, rank, size
 
@@ -95,7 +95,7 @@ class Shares:
             yield from split_over_processes(parts, self.rank, self.size)
 
 
-def micro_batches(numbers: list[int], cuts: ShuffledCuts, limit: float, size: int) -> list[list[int]]:
+def micro_batches(numbers: list[int], cuts: EpochCuts, limit: float, size: int) -> list[list[int]]:
     """Cut a step into micro-batches of up to `limit` seconds, padding counted.
 
     A step that `size` processes can take at once is divided evenly among them. A longer one is cut without regard to

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from local.common.errors import UserError, reason
@@ -18,8 +18,9 @@ from local.data.batching import Share, seeded, utterance_seed
 from local.data.digital_silence import with_silence
 from local.data.feature_store import Float16ArchiveReader
 from local.data.features import PADDING, make_extractor
+from local.data.mixed_cuts import EpochCuts
 from local.data.tokenizer import BLANK_ID, Tokenizer
-from local.data.training_cuts import ShuffledCuts
+from local.data.training_cuts import Drawn
 
 import torch
 from lhotse import CutSet, Fbank
@@ -45,17 +46,17 @@ class AsrDataset(Dataset):
         noise: list[Cut] | None,
         augment: bool,
         epoch: int,
-        store: ShardStore,
-        cuts: ShuffledCuts | None = None,
+        stores: Sequence[ShardStore],
+        cuts: EpochCuts | None = None,
         warn: bool = True,
     ) -> None:
         """Augment batches if `augment` is set, with noise from `noise` if it is not empty.
 
-        store: the corpus's audio in shards. cuts: what the numbers of a `Share` stand for. warn: name the first `MAX_WARNINGS`
-        utterances that cannot be loaded.
+        stores: the audio in shards of each corpus. cuts: what the numbers of a `Share` stand for. warn: name the first
+        `MAX_WARNINGS` utterances that cannot be loaded.
         """
         self.cfg, self.tokenizer, self.noise, self.augment, self.epoch = cfg, tokenizer, noise or [], augment, epoch
-        self.store, self.cuts = store, cuts
+        self.stores, self.cuts = stores, cuts
         self.precomputed = cfg.features.type == "precomputed"
         self.num_bins = cfg.features.num_mel_bins
         self.extractor: Fbank | None = None
@@ -71,13 +72,14 @@ class AsrDataset(Dataset):
     def __getitem__(self, item: list[Cut] | Share) -> Batch:
         """Return the batch; utterances that cannot be loaded are left out, and named on stderr with `warn`."""
         if not isinstance(item, Share):
-            return self._collate(item)
+            return self._collate([Drawn(cut, self.epoch) for cut in item])
         assert self.cuts is not None
-        return replace(self._collate([self.cuts.cut(number) for number in item.numbers]), ends_step=item.ends_step)
+        drawn = [self.cuts.drawn(number, self.epoch) for number in item.numbers]
+        return replace(self._collate(drawn), ends_step=item.ends_step)
 
-    def _augmented(self, cut: Cut) -> list[torch.Tensor]:
+    def _augmented(self, cut: Cut, turn: int) -> list[torch.Tensor]:
         """Return each copy's features (T, F), of changed audio, masked, with digital silence. Only the masks differ."""
-        seed = utterance_seed(self.cfg.train.seed, self.epoch, cut)
+        seed = utterance_seed(self.cfg.train.seed, turn, cut)
         with seeded(seed):
             if self.noise:
                 cut = self._mix(cut, random.Random(seed))
@@ -105,14 +107,14 @@ class AsrDataset(Dataset):
         snr, prob = list(self.cfg.augment.musan_snr), self.cfg.augment.musan_prob
         return next(iter(CutSet([cut]).mix(noise, snr=snr, mix_prob=prob, preserve_id="left", seed=rng)))
 
-    def _collate(self, cuts: Iterable[Cut]) -> Batch:
+    def _collate(self, drawn: Iterable[Drawn]) -> Batch:
         copies, loaded, skipped, problem = [], [], [], ""
-        for cut in cuts:
+        for cut, turn, corpus in drawn:
             try:
                 if len(cut.supervisions) != 1:
                     raise ValueError(f"{len(cut.supervisions)} transcripts instead of one")
-                whole = cut if self.precomputed else self.store.with_audio_loaded(cut)
-                copies.append(self._augmented(whole) if self.augment else [self._load(whole)])
+                whole = cut if self.precomputed else self.stores[corpus].with_audio_loaded(cut)
+                copies.append(self._augmented(whole, turn) if self.augment else [self._load(whole)])
                 loaded.append(cut)
             except Exception as e:
                 skipped.append(cut.id)

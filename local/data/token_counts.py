@@ -1,17 +1,25 @@
-"""Token counts of a part's cuts: LANG/num_tokens/<part>.tsv, lines `id<TAB>number`. The cuts do not depend on the tokens."""
+"""Token counts of a part's cuts: LANG/num_tokens/<part>.tsv, lines `id<TAB>number`. The cuts do not depend on the tokens.
+
+Of a corpus that trains with the tokens of another one (data.mix), they are counted when its cuts are read.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from local.common.atomic import write_text
 from local.common.errors import UserError
 from local.common.text_files import read_lines
-from local.common.visible import quoted, unquoted
+from local.common.visible import quoted, unquoted, visible
+from local.data.durations import tokens_fit
+from local.data.tokenizer import Tokenizer
 
 UNUSABLE = -1  # number of tokens of a cut that cannot be trained on with these tokens
 MOST = 10**6  # tokens of a cut; a larger number is damage
+MOST_NAMED = 20  # characters
 MADE_BY = "stage 3 (lang) of prepare.sh"
 
 
@@ -38,3 +46,40 @@ def read_token_counts(path: Path) -> dict[str, int]:
         if not UNUSABLE <= counts[name] <= MOST or not name:
             raise UserError(f"{path}:{number}: damaged: not 'id<TAB>number'; let {MADE_BY} make it again (--force)")
     return counts
+
+
+class TokenCounter:
+    """Counts the tokens of cuts of another corpus, by the rules of local/prepare_lang.py for training utterances."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Count by `tokenizer`."""
+        self.tokenizer = tokenizer
+        self.unknown = Counter[str]()  # characters that the tokens lack, and in how many texts they are
+        self.dropped = 0
+        self._counts: dict[str, int] = {}
+
+    def __call__(self, name: str, cut: dict[str, Any]) -> int:
+        """Return the number of tokens of a cut; `name` is the id of the utterance, of which the cut may be a copy."""
+        if name not in self._counts:
+            self._counts[name] = self._count(cut)
+            self.dropped += self._counts[name] == UNUSABLE
+        return self._counts[name]
+
+    def _count(self, cut: dict[str, Any]) -> int:
+        [supervision] = cut["supervisions"]
+        text = str(supervision.get("text") or "")
+        [tokens] = self.tokenizer.encode([text])
+        if self.tokenizer.decode(tokens) != text:
+            self.unknown.update(self.tokenizer.lost_characters(text))
+        elif tokens_fit(float(cut["duration"]), len(tokens)):
+            return len(tokens)
+        return UNUSABLE
+
+    def report(self) -> str:
+        """Return how many utterances cannot be used and the characters that are to blame; "" if all can be."""
+        if not self.dropped:
+            return ""
+        named = visible(" ".join(character for character, _ in self.unknown.most_common(MOST_NAMED)))
+        more = " ..." if len(self.unknown) > MOST_NAMED else ""
+        why = f"characters that the tokens lack: {named}{more}" if named else "more tokens than frames"
+        return f"{self.dropped} of {len(self._counts)} utterances are left out: {why}"

@@ -6,19 +6,28 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from local.common.errors import UserError
 from local.common.text_files import read_bytes
 from local.corpus.manifest_lines import parse_item
 from local.data.durations import SPEED, SPEEDS, at_speed, original_id, tokens_fit
-from local.data.token_counts import MADE_BY, UNUSABLE, counts_file, read_token_counts
+from local.data.token_counts import MADE_BY, UNUSABLE, TokenCounter, counts_file, read_token_counts
 
 import numpy as np
 from lhotse.cut import Cut
 
 SHARD = re.compile(rb'"source": ?"([^"#]+)#[0-9]+\+[0-9]+"')  # in a cut's line
+
+
+class Drawn(NamedTuple):
+    """A cut of an epoch."""
+
+    cut: Cut
+    turn: int  # the pass through its corpus, from 1; together with the id it seeds the cut's augmentation
+    corpus: int = 0  # place of its corpus in data.mix
 
 
 class ShuffledCuts:
@@ -32,7 +41,7 @@ class ShuffledCuts:
     def __init__(
         self,
         manifests: Sequence[Path],
-        lang: Path,
+        lang: Path | TokenCounter,
         seed: int,
         speed_perturb: bool,
         precomputed: bool,
@@ -40,7 +49,8 @@ class ShuffledCuts:
     ) -> None:
         """Read each training part's <part>.jsonl.gz and the token counts in `lang`. Raises `UserError` if any is missing.
 
-        precomputed: the manifests hold the speed-perturbed copies (`custom.speed`). shuffle_shards: shards shuffled together.
+        lang: a folder, or what counts the tokens now. precomputed: the manifests hold the speed-perturbed copies
+        (`custom.speed`). shuffle_shards: shards shuffled together.
         Raises `UserError` if `speed_perturb` asks for stored copies and there are none.
         """
         self.seed, self.speed_perturb, self.precomputed = seed, speed_perturb, precomputed
@@ -80,6 +90,33 @@ class ShuffledCuts:
             order = order[np.argsort(group[order % len(self.lines)], kind="stable")]
         return order[self._usable[order]]
 
+    @property
+    def usable(self) -> int:
+        """The number of cuts in an epoch."""
+        return int(self._usable.sum())
+
+    @property
+    def num_lines(self) -> int:
+        """The number of cuts without the copies made here."""
+        return len(self.lines)
+
+    @property
+    def hours(self) -> float:
+        """The hours of these."""
+        return float(self.seconds[: len(self.lines)].sum()) / 3600
+
+    def of_epoch(self, epoch: int) -> ShuffledCuts:
+        """Return the cuts of an epoch, whose `order` and numbers are those of this object."""
+        return self
+
+    def drawn(self, number: int, epoch: int) -> Drawn:
+        """Return a cut of an epoch by its number."""
+        return Drawn(self.cut(number), epoch)
+
+    def lengths(self, most: int) -> list[tuple[float, int]]:
+        """Return seconds and tokens of the cuts, or of `most` random ones if there are more."""
+        return [(float(self.seconds[number]), self._tokens_of(number)) for number in self.order(0)[:most].tolist()]
+
     def cut(self, number: int) -> Cut:
         """Return a cut by its number. Raises `UserError` naming its line if that is damaged."""
         copy, line = divmod(number, len(self.lines))
@@ -93,23 +130,21 @@ class ShuffledCuts:
         name = json.loads(self.lines[line])["id"]
         return f"{name}_sp{SPEEDS[copy - 1]}" if copy else str(name)
 
-    def tokens_of(self, number: int) -> int:
-        """Return the number of tokens of a cut's transcript."""
+    def _tokens_of(self, number: int) -> int:
         return int(self._tokens[number % len(self.lines)])
 
-    def _read(self, manifest: Path, lang: Path) -> Iterator[tuple[int, bytes, int, tuple[float, ...], tuple[bool, ...]]]:
+    def _read(
+        self, manifest: Path, lang: Path | TokenCounter
+    ) -> Iterator[tuple[int, bytes, int, tuple[float, ...], tuple[bool, ...]]]:
         """Yield (number, line, tokens) of each cut that the tokens allow, and seconds and use of it and its copies."""
-        counts_path = counts_file(lang, manifest.name.removesuffix(".jsonl.gz"))
-        counts = read_token_counts(counts_path)
+        count_of = lang if isinstance(lang, TokenCounter) else _counts_in(lang, manifest)
         originals: dict[str, float] = {}  # seconds by id, as they come before their copies
         for number, line in enumerate(read_cut_lines(manifest), 1):
             try:
                 cut = json.loads(line)
                 duration, speed = float(cut["duration"]), (cut.get("custom") or {}).get(SPEED, 1)
                 name = original_id(cut["id"], speed)
-                count = counts.get(name)
-                if count is None:
-                    raise UserError(f"{counts_path}: no cut '{name[:80]}' of {manifest}; let {MADE_BY} make it again")
+                count = count_of(name, cut)
                 original = originals.setdefault(name, duration * speed)
                 self._stored.add(speed)
                 if count == UNUSABLE or (speed != 1 and not tokens_fit(original / speed, count)):
@@ -125,6 +160,19 @@ class ShuffledCuts:
             text = (cut.get("supervisions") or [{}])[0].get("text")
             self.content.update(f"{cut['id']}\t{duration}\t{text}\n".encode("utf-8", "surrogatepass"))
             yield number, line, count, lengths, fits
+
+
+def _counts_in(lang: Path, manifest: Path) -> Callable[[str, dict[str, Any]], int]:
+    """Return a function from the id of a cut to its number of tokens, which stands in the folder `lang`."""
+    path = counts_file(lang, manifest.name.removesuffix(".jsonl.gz"))
+    counts = read_token_counts(path)
+
+    def count_of(name: str, cut: dict[str, Any]) -> int:
+        if (count := counts.get(name)) is None:
+            raise UserError(f"{path}: no cut '{name[:80]}' of {manifest}; let {MADE_BY} make it again")
+        return count
+
+    return count_of
 
 
 def perturbed(seconds: float, rate: int, speed: float) -> float:

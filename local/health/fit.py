@@ -137,7 +137,7 @@ def score(prepared: Prepared, part: str, most: int | None, loaded: Loaded) -> tu
     model, cfg, tokenizer = loaded
     model = model.to(choose_device())
     cfg = replace(cfg, features=replace(cfg.features, type="on_the_fly"))
-    dataset = AsrDataset(cfg, tokenizer, None, augment=False, epoch=0, store=prepared.store(), warn=False)
+    dataset = AsrDataset(cfg, tokenizer, None, augment=False, epoch=0, stores=[prepared.store()], warn=False)
     found = [cut for _, cut in prepared.cuts(part, prepared.sample(part, most)) if not isinstance(cut, UserError)]
     cuts = sorted((cut for cut in found if cut.duration <= SECONDS), key=lambda cut: -cut.duration)
     ids, losses, tokens = [], [np.zeros(0)], [np.zeros(0, np.int64)]

@@ -38,6 +38,8 @@ def add_data(page: Page, experiment: Experiment) -> None:
     if experiment.data_dir is None:
         page.text("The report was made without the prepared data (option --data-dir).")
         return
+    if text := mix_text(experiment):
+        page.text(text)
     parts = parts_of(experiment)
     lang = experiment.lang_dir
     counts = token_counts(lang, parts["train"]) if lang is not None else {}
@@ -57,6 +59,16 @@ def add_data(page: Page, experiment: Experiment) -> None:
     add_dropped(page, experiment.data_dir, lang)
     if text := lm_text(experiment):
         page.text(text)
+
+
+def mix_text(experiment: Experiment) -> str:
+    """Return the folders and shares of data.mix as a sentence; "" without a mix."""
+    section = experiment.config.get("data")
+    mix = section.get("mix") if isinstance(section, dict) else None
+    if not isinstance(mix, dict) or not mix:
+        return ""
+    shares = ", ".join(f"{folder}: {share or 'by size'}" for folder, share in mix.items())
+    return f"The training drew from several corpora, in these shares: {shares}. This section is about the first."
 
 
 def part_rows(data_dir: Path, lang: Path | None) -> list[list[str]]:

@@ -62,7 +62,8 @@ def read_experiment(exp_dir: Path, data_dir: Path | None) -> Experiment:
     scores = {name: {method: score(found) for method, found in methods.items()} for name, methods in utterances.items()}
     paths = {(s.name, s.method): s.path for s in sets}
     rows = {name: {method: read_rows(paths[name, method]) for method in methods} for name, methods in scores.items()}
-    speech = {name: read_speech(data_dir, name) for name in scores} if data_dir is not None else {}
+    places = {s.name: s.prepared(data_dir) for s in sets} if data_dir is not None else {}
+    speech = {name: read_speech(*place) for name, place in places.items()}
     config = read_yaml(path) if (path := exp_dir / "config.yaml").is_file() else {}
     config = config if isinstance(config, dict) else {}
     return Experiment(exp_dir, data_dir, sets, read_results(exp_dir, scores), scores, rows, speech, config)

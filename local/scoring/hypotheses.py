@@ -138,15 +138,18 @@ def listed(ids: Sequence[str]) -> str:
     return ", ".join(map(visible, ids[:MAX_NAMED])) + more
 
 
-def check_complete(data_dir: Path, name: str, utterances: Sequence[Utterance]) -> None:
-    """Warn on stderr if utterances of a prepared part were not decoded. Raises `UserError` if the data have no such part."""
+def check_complete(data_dir: Path, name: str, utterances: Sequence[Utterance], shown: str = "") -> None:
+    """Warn on stderr if utterances of a prepared part were not decoded. Raises `UserError` if the data have no such part.
+
+    shown: the name of the set, if it is not that of the part.
+    """
     if not (data_dir / "cuts" / f"{name}.jsonl.gz").exists():
         parts = sorted(p.name.removesuffix(".jsonl.gz") for p in (data_dir / "cuts").glob("*.jsonl.gz"))
         raise UserError(f"set '{name}' is not a part of {data_dir}; it has {', '.join(parts) or 'no cuts'}")
     have = {u.id for u in utterances}
     ids = ([cut["id"], *(s["id"] for s in cut.get("supervisions", ()))] for cut, _ in prepared(data_dir, name))
     if missing := [first for first, *others in ids if have.isdisjoint([first, *others])]:
-        print(f"warning: set {name}: {len(missing)} utterances were not decoded: {listed(missing)}", file=sys.stderr)
+        print(f"warning: set {shown or name}: {len(missing)} utterances were not decoded: {listed(missing)}", file=sys.stderr)
 
 
 def prepared(data_dir: Path, name: str) -> Iterator[tuple[dict[str, Any], str]]:

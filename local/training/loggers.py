@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import importlib
 import os
+import re
 import sys
 import uuid
 from collections.abc import Callable
@@ -152,16 +153,21 @@ class MLflow(Tracker):
             self.module.start_run(run_id=run)
             return run
         started = self.module.start_run(run_name=self.title)
-        self.module.log_params(self.settings)
+        self.module.log_params(allowed(self.settings))
         return str(started.info.run_id)
 
     def send(self, step: int, values: dict[str, float]) -> None:
         """Send the values."""
-        self.module.log_metrics(values, step=step)
+        self.module.log_metrics(allowed(values), step=step)
 
     def end(self) -> None:
         """End the run."""
         self.module.end_run()
+
+
+def allowed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values by names that MLflow takes: folders of data.mix may have other characters."""
+    return {re.sub(r"[^-/\w. ]", "_", name): value for name, value in values.items()}
 
 
 LOGGERS: dict[str, Callable[[Path, dict[str, Any], int], Logger]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from local.common.atomic import atomic_write
@@ -85,23 +86,25 @@ class Telemetry:
         self.loss = f"loss {row['loss']:.4f}"
         self._reset()
 
-    def add_valid(self, epoch: int, step: int, scores: DevScores) -> None:
-        """Write and print the scores on the dev parts."""
-        row = {"simple_loss": scores.simple, "pruned_loss": scores.pruned}
-        if scores.ctc is not None:
-            row["ctc_loss"] = scores.ctc
-        text = f"dev simple {scores.simple:.4f}, pruned {scores.pruned:.4f}"
-        text += f"{'' if scores.ctc is None else f', CTC {scores.ctc:.4f}'} nats per frame"
-        if scores.sharpness is not None:
-            row["sharpness"] = scores.sharpness
-            text += f", sharpness {scores.sharpness:.2f}"
-        if scores.wer is not None:
-            row["wer"] = scores.wer
-            self.dev = f"dev WER {scores.wer:.1f} %"
-            text += f", WER {scores.wer:.1f} % ({scores.utterances} utterances)"
+    def add_valid(self, epoch: int, step: int, scores: Mapping[str, DevScores]) -> None:
+        """Write and print the scores on the dev parts of each corpus by its mark: "" for the first, "@NAME" for others."""
+        row: dict[str, float] = {}
+        notes = []
+        for mark, own in scores.items():
+            values = {"simple_loss": own.simple, "pruned_loss": own.pruned, "ctc_loss": own.ctc}
+            values |= {"sharpness": own.sharpness, "wer": own.wer}
+            row |= {name + mark: value for name, value in values.items() if value is not None}
+            text = f"dev{mark} simple {own.simple:.4f}, pruned {own.pruned:.4f}"
+            text += f"{'' if own.ctc is None else f', CTC {own.ctc:.4f}'} nats per frame"
+            if own.sharpness is not None:
+                text += f", sharpness {own.sharpness:.2f}"
+            if own.wer is not None:
+                notes.append(f"dev{mark} WER {own.wer:.1f} %")
+                text += f", WER {own.wer:.1f} % ({own.utterances} utterances)"
+            print(f"epoch {epoch}, {step} batches: {text}", flush=True)
+        self.dev = ", ".join(notes) or self.dev
         self.valid_csv.write(epoch, step, row)
         self.logger.add_scalars(step, {f"valid/{name}": value for name, value in row.items()})
-        print(f"epoch {epoch}, {step} batches: {text}", flush=True)
 
     def close(self) -> None:
         """End the run of the logger."""

@@ -132,6 +132,8 @@ class Trainer:
         Warn if the data are not those of the checkpoint. Raises `UserError` if it is within an epoch.
         """
         self.origin["data"] = self.data.identity()
+        for line in self.data.notes if self.first else ():
+            print(line, flush=True)
         path, saved = self.resumed or (self.folder, {})
         if (warning := check_same_data(saved, self.origin["data"], path)) and self.first:
             print(f"warning: {warning}", file=sys.stderr)
@@ -248,7 +250,8 @@ class Trainer:
 
     def validate(self) -> None:
         """Write the losses and the WER on the dev parts to the log and return to training mode."""
-        scores = self.validator(self.warmup)
+        scores = {"": self.validator(self.warmup)}
+        scores |= {c.mark: self.validator(self.warmup, c) for c in self.data.corpora[1:] if c.corpus.dev}
         if self.telemetry is not None:
             self.telemetry.add_valid(self.epoch, self.step, scores)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from local.common.processes import Processes
 from local.config.schema import Config
 from local.data.batch import Batch, check_lost
 from local.data.datamodule import AsrDataModule, Batches
+from local.data.prepared_corpus import PreparedCorpus
 from local.decoding.batch_decoder import BatchDecoder
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
@@ -46,25 +46,29 @@ class Validator:
     def __init__(self, model: Transducer, cfg: Config, data: AsrDataModule, processes: Processes, device: torch.device) -> None:
         """Keep the model that is trained, on `device`."""
         self.model, self.cfg, self.data, self.processes, self.device = model, cfg, data, processes, device
+        self._chosen: dict[str, frozenset[str]] = {}
 
-    @cached_property
-    def decoded(self) -> frozenset[str]:
-        """The ids of the utterances that are decoded: the same in every validation and every training."""
-        wanted = self.cfg.train.valid_utterances
-        return frozenset(spread(sorted(set(self.data.valid_ids())), wanted)) if wanted else frozenset()
+    def decoded(self, corpus: PreparedCorpus | None = None) -> frozenset[str]:
+        """Return the ids of the utterances that are decoded: the same in every validation and every training."""
+        wanted, mark = self.cfg.train.valid_utterances, corpus.mark if corpus else ""
+        if mark not in self._chosen:
+            self._chosen[mark] = frozenset(spread(sorted(set(self.data.valid_ids(corpus))), wanted) if wanted else ())
+        return self._chosen[mark]
 
     @torch.no_grad()
-    def __call__(self, warmup: float) -> DevScores:
+    def __call__(self, warmup: float, corpus: PreparedCorpus | None = None) -> DevScores:
         """Return the scores and leave the model in training mode. All processes must call this.
 
-        warmup: as in `forward_losses`. While the pruned loss has no weight, nothing trains the joiner, and nothing is decoded.
-        Raises `UserError` if no utterance, or fewer than data.max_lost allows, could be loaded.
+        corpus: whose dev parts; None: the first. warmup: as in `forward_losses`. While the pruned loss has no weight, nothing
+        trains the joiner, and nothing is decoded. Raises `UserError` if no utterance, or fewer than data.max_lost allows, could
+        be loaded.
         """
         self.model.eval()
-        decoder = self._decoder() if pruned_scale(warmup) > 0 and self.decoded else None
+        decoded = self.decoded(corpus)
+        decoder = self._decoder() if pruned_scale(warmup) > 0 and decoded else None
         # losses, frames; word errors, words, utterances; CTC; sharpness, tokens
         totals = torch.zeros(9, dtype=torch.float64, device=self.device)
-        loader = self.data.valid_dataloader()
+        loader = self.data.valid_dataloader(corpus)
         for batch in loader:
             losses = forward_losses(self.model, batch, warmup=2.0, precision=self.cfg.train.precision, sharpness=True)
             assert losses.sharpness is not None
@@ -75,15 +79,17 @@ class Validator:
                 totals[6] += losses.ctc.sum()
             totals[2] += int(subsampled(batch.input_lens).sum())
             if decoder is not None:
-                totals[3:6] += torch.tensor(self._decode(decoder, batch), dtype=torch.float64).to(self.device)
+                totals[3:6] += torch.tensor(self._decode(decoder, batch, decoded), dtype=torch.float64).to(self.device)
         self.model.train()
         skipped, problem = left_out(loader, self.processes)
         simple, pruned, frames, errors, words, utterances, ctc, peaks, tokens = self.processes.sum(totals).tolist()
         if frames == 0:
-            raise UserError(f"{self.data.data_dir}: no utterance of the dev parts could be used{last(problem)}")
-        check_lost("dev parts", skipped, loader.num_cuts, loader.max_lost, problem)
+            folder = corpus.data_dir if corpus else self.data.data_dir
+            raise UserError(f"{folder}: no utterance of the dev parts could be used{last(problem)}")
+        what = f"dev parts{corpus.mark}" if corpus else "dev parts"
+        check_lost(what, skipped, loader.num_cuts, loader.max_lost, problem)
         if skipped:
-            print(f"dev parts: {skipped} utterances could not be loaded and were left out")
+            print(f"{what}: {skipped} utterances could not be loaded and were left out")
         wer = 100 * errors / words if words else None
         of_head = None if self.model.ctc_head is None else ctc / frames
         sharpness = peaks / tokens if tokens else None
@@ -98,9 +104,9 @@ class Validator:
         recognisers = {METHOD: Recogniser(METHOD, resources, options)}
         return BatchDecoder(self.model, recognisers, self.cfg.decode.tail_frames, self.device)
 
-    def _decode(self, decoder: BatchDecoder, batch: Batch) -> tuple[int, int, int]:
-        """Decode the chosen utterances of a batch; return word errors, words of the references, utterances."""
-        rows = [row for row, name in enumerate(batch.ids) if name in self.decoded]
+    def _decode(self, decoder: BatchDecoder, batch: Batch, chosen: frozenset[str]) -> tuple[int, int, int]:
+        """Decode those utterances of a batch that are in `chosen`; return word errors, words of the references, utterances."""
+        rows = [row for row, name in enumerate(batch.ids) if name in chosen]
         if not rows:
             return 0, 0, 0
         lens, texts = batch.input_lens[rows], [batch.texts[row] for row in rows]

@@ -84,7 +84,7 @@ def test_rows_over_several_steps_and_the_outliers(tmp_path: Path) -> None:
     fill(telemetry, log, 3, [[0.45], [0.9]], ["c"], norms)
     telemetry.flush(1, 3, 0.1, log.flush())
     assert telemetry.note == "loss 0.3000"
-    telemetry.add_valid(1, 3, DevScores(1.0, 1.0, 3.14, 50))
+    telemetry.add_valid(1, 3, {"": DevScores(1.0, 1.0, 3.14, 50)})
     assert telemetry.note == "loss 0.3000, dev WER 3.1 %"
     first, second = rows_of(tmp_path / "train.csv")
     assert float(first["gradient_norm"]) == pytest.approx(2 * len(norms) ** 0.5, rel=1e-4)
@@ -134,10 +134,10 @@ def test_a_model_without_filters_has_no_masks(tmp_path: Path) -> None:
 def test_a_step_appears_once(tmp_path: Path) -> None:
     """Validated before a kill and again after it, or twice in one run."""
     for step in (4, 6, 6):
-        Telemetry(tmp_path, toy_model(), 6, NoLogger()).add_valid(1, step, DevScores(1.0, float(step)))
+        Telemetry(tmp_path, toy_model(), 6, NoLogger()).add_valid(1, step, {"": DevScores(1.0, float(step))})
     twice = Telemetry(tmp_path, toy_model(), 6, NoLogger())
-    twice.add_valid(1, 8, DevScores(1.0, 8.0))
-    twice.add_valid(1, 8, DevScores(1.0, 9.0))
+    twice.add_valid(1, 8, {"": DevScores(1.0, 8.0)})
+    twice.add_valid(1, 8, {"": DevScores(1.0, 9.0)})
     assert [(r["step"], r["pruned_loss"]) for r in rows_of(tmp_path / "valid.csv")] == [("4", "4"), ("6", "6"), ("8", "9")]
 
 

@@ -62,7 +62,7 @@ def test_the_wer_is_that_of_the_chosen_utterances(data: Path, count: int) -> Non
     scores = v(TRAINED)
     ids = sorted(v.data.valid_ids())
     chosen = {1: {ids[3]}, 3: {ids[1], ids[3], ids[5]}, 50: set(ids)}[count]
-    assert len(ids) == 6 and v.decoded == chosen and scores.utterances == min(count, 6)
+    assert len(ids) == 6 and v.decoded() == chosen and scores.utterances == min(count, 6)
     assert scores.wer == pytest.approx(expected_wer(v, chosen)) and scores.wer > 0
     assert v.model.training is False  # expected_wer left it so
     v(TRAINED)
@@ -107,8 +107,8 @@ def test_utterances_are_evenly_spread() -> None:
 def test_the_choice_does_not_depend_on_the_order(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     v, turned = validator(data, "train.valid_utterances=2"), validator(data, "train.valid_utterances=2")
     ids = v.data.valid_ids()
-    monkeypatch.setattr(turned.data, "valid_ids", lambda: ids[::-1])
-    assert v.decoded == turned.decoded and len(v.decoded) == 2
+    monkeypatch.setattr(turned.data, "valid_ids", lambda corpus: ids[::-1])
+    assert v.decoded() == turned.decoded() and len(v.decoded()) == 2
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -137,8 +137,8 @@ def test_the_log_has_the_wer(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "valid.csv").write_text("epoch,step,simple_loss,pruned_loss\n1,5,0.5,0.25\n", encoding="utf-8")
     model, logger = torch.nn.ModuleDict({"joiner": torch.nn.Linear(1, 1)}), make_logger("tensorboard", tmp_path, {}, 5)
     telemetry = Telemetry(tmp_path, model, 5, logger)  # type: ignore[arg-type]
-    telemetry.add_valid(2, 10, DevScores(0.0391, 0.0017, 3.2345, 50, sharpness=0.876))
-    telemetry.add_valid(3, 15, DevScores(0.03, 0.001))
+    telemetry.add_valid(2, 10, {"": DevScores(0.0391, 0.0017, 3.2345, 50, sharpness=0.876)})
+    telemetry.add_valid(3, 15, {"": DevScores(0.03, 0.001)})
     assert telemetry.note == "dev WER 3.2 %"  # the last one that was measured
     telemetry.close()
     assert [row["wer"] for row in rows_of(tmp_path / "valid.csv")] == ["", "3.2345", ""]
