@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     writes(args.data_dir, wait=True)
     cfg = load_config(args.conf, args.overrides)
     lang, clean = lang_dir(args.data_dir, cfg.lang), TextNormaliser(cfg.lang)
-    print(prepare(lang, args.arpa, args.order, args.lexicon, clean, cfg.lm.text and Path(cfg.lm.text)))
+    print(prepare(lang, args.arpa, args.order, args.lexicon, clean, Path(cfg.lm.text) if cfg.lm.text else None))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ class Result:
 class WithoutResidual(RecurrentLayer):
     """A layer that does not add its input: y = dropout(lstm(x)); y = norm(balancer(dropout(ff(y)))). No layer dropout."""
 
-    def forward(self, x: Tensor, h: Tensor, c: Tensor, warmup: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, h: Tensor, c: Tensor, warmup: float, from_zeros: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Run x (T, N, C) as `RecurrentLayer` does."""
         params = self.lstm.scaled_parameters()
         if self.gradient_filter is not None:
