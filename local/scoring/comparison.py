@@ -69,7 +69,7 @@ def compare(name: str, method: str, first: Score, second: Score) -> Comparison:
 
 def _of(result: Score, utterances: Sequence[Utterance]) -> Score:
     """Return the score of some of the utterances."""
-    return result if result.utterances == utterances else score(utterances)
+    return result if result.utterances == utterances else score(utterances, result.unit)
 
 
 def compare_experiments(

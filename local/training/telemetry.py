@@ -97,8 +97,8 @@ class Telemetry:
             text += f", sharpness {scores.sharpness:.2f}"
         if scores.wer is not None:
             row["wer"] = scores.wer
-            self.dev = f"dev WER {scores.wer:.1f} %"
-            text += f", WER {scores.wer:.1f} % ({scores.utterances} utterances)"
+            self.dev = f"dev {scores.rate} {scores.wer:.1f} %"
+            text += f", {scores.rate} {scores.wer:.1f} % ({scores.utterances} utterances)"
         self.valid_csv.write(epoch, step, row)
         self.logger.add_scalars(step, {f"valid/{name}": value for name, value in row.items()})
         print(f"epoch {epoch}, {step} batches: {text}", flush=True)

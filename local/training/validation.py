@@ -16,7 +16,7 @@ from local.data.datamodule import AsrDataModule, Batches
 from local.decoding.batch_decoder import BatchDecoder
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
-from local.scoring.align import word_errors
+from local.scoring.align import RATES, Unit, unit_of, units, word_errors
 from local.training.losses import forward_losses
 from model.encoder.subsampling import subsampled
 from model.transducer import Transducer, pruned_scale
@@ -27,9 +27,9 @@ METHOD = "greedy_search"
 
 
 class DevScores(NamedTuple):
-    """Losses in nats per encoder frame, and the WER in percent of `utterances` utterances.
+    """Losses in nats per encoder frame, and the error rate in percent of `utterances` utterances.
 
-    wer: None if nothing was decoded or the references have no words.
+    wer: None if nothing was decoded or the references have no words. rate: what it is, WER or CER.
     """
 
     simple: float
@@ -38,6 +38,7 @@ class DevScores(NamedTuple):
     utterances: int = 0
     ctc: float | None = None  # None without a CTC head
     sharpness: float | None = None  # mean over tokens of their largest probability in one frame; None without tokens
+    rate: str = "WER"
 
 
 class Validator:
@@ -52,6 +53,11 @@ class Validator:
         """The ids of the utterances that are decoded: the same in every validation and every training."""
         wanted = self.cfg.train.valid_utterances
         return frozenset(spread(sorted(set(self.data.valid_ids())), wanted)) if wanted else frozenset()
+
+    @cached_property
+    def unit(self) -> Unit:
+        """What an error rate counts."""
+        return unit_of(self.data.references(self.data.corpus.dev), self.cfg.score.unit)
 
     @torch.no_grad()
     def __call__(self, warmup: float) -> DevScores:
@@ -87,7 +93,8 @@ class Validator:
         wer = 100 * errors / words if words else None
         of_head = None if self.model.ctc_head is None else ctc / frames
         sharpness = peaks / tokens if tokens else None
-        return DevScores(simple / frames, pruned / frames, wer, int(utterances), of_head, sharpness)
+        rate = "WER" if decoder is None else RATES[self.unit]
+        return DevScores(simple / frames, pruned / frames, wer, int(utterances), of_head, sharpness, rate)
 
     def _decoder(self) -> BatchDecoder:
         """Return a decoder with the weights of now, as a search keeps what it computed from them."""
@@ -99,15 +106,15 @@ class Validator:
         return BatchDecoder(self.model, recognisers, self.cfg.decode.tail_frames, self.device)
 
     def _decode(self, decoder: BatchDecoder, batch: Batch) -> tuple[int, int, int]:
-        """Decode the chosen utterances of a batch; return word errors, words of the references, utterances."""
+        """Decode the chosen utterances of a batch; return errors, words (or characters) of the references, utterances."""
         rows = [row for row, name in enumerate(batch.ids) if name in self.decoded]
         if not rows:
             return 0, 0, 0
         lens, texts = batch.input_lens[rows], [batch.texts[row] for row in rows]
         hypotheses = decoder.run(batch.inputs[rows, : int(lens.max())], lens, [batch.ids[row] for row in rows])[METHOD]
         found = [self.data.tokenizer.decode(hypothesis.tokens) for hypothesis in hypotheses]
-        errors = sum(map(word_errors, texts, found))
-        return errors, sum(len(text.split()) for text in texts), len(rows)
+        errors = sum(word_errors(text, hyp, self.unit) for text, hyp in zip(texts, found, strict=True))
+        return errors, sum(len(units(text, self.unit)) for text in texts), len(rows)
 
 
 def spread(items: Sequence[str], count: int) -> list[str]:
