@@ -85,9 +85,8 @@ def add_errors(page: Page, experiment: Experiment, levels: Levels, confusions: C
         for method, score in methods.items():
             tables = "".join(breakdown_tables(experiment, name, score, counts[method], levels.get(name, {}), known))
             confused = confusion_table(name, method, score, confusions)
-            title = (
-                method_html(method) + (" (oracle)" if is_oracle(method) else "") + f": {score.rate} by group, and confusions"
-            )
+            oracle = " (oracle)" if is_oracle(method) else ""
+            title = f"{method_html(method)}{oracle}: {score.rate} by group, and confusions"
             opened = " open" if method == best else ""
             page.html(f'<details class="method"{opened}><summary>{title}</summary>{tables}{confused}</details>')
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from local.artifacts.checkpoint import config_for_recognition
 from local.common.errors import UserError
 from local.config import load_config
+from local.config.load import to_dict
 from local.data.text import TextNormaliser
 from local.data.tokenizer import SPACE, UNK_ID, Tokenizer, lang_dir, train_tokenizer
 from local.decoding.known_text import check_known
@@ -134,6 +136,15 @@ def test_characters_in_bytes_only_are_unknown_to_a_model(in_bytes: Tokenizer, tm
     check_known(["我爱北京"], in_bytes, tmp_path / "averaged.pt", tmp_path)
     with pytest.raises(UserError, match="averaged.pt.*2 of 2"):
         check_known(["שלום עולם"], in_bytes, tmp_path / "averaged.pt", tmp_path)
+
+
+def test_the_unit_can_change_after_training_and_the_tokens_cannot() -> None:
+    """Checkpoints that are older than these keys have pieces of words, and the unit of their script."""
+    saved = to_dict(load_config())
+    del saved["score"], saved["lang"]["type"], saved["lang"]["byte_fallback"]
+    cfg = config_for_recognition(saved, ["score.unit=char", "lang.type=char"], None, Path("averaged.pt"))
+    assert (cfg.score.unit, cfg.lang.type, cfg.lang.byte_fallback) == ("char", "bpe", False)
+    assert config_for_recognition(saved, [], None, Path("averaged.pt")).score.unit == "auto"
 
 
 def test_folders_of_tokens(tmp_path: Path) -> None:

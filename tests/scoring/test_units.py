@@ -92,6 +92,9 @@ def test_two_experiments_are_compared_by_characters(tmp_path: Path, capsys: pyte
     ours, theirs = (score([Utterance(i, r, h) for i, r, h in rows], "char") for rows in (CHINESE, [*CHINESE[:1], *HEBREW[1:]]))
     common = compare("x", "m", ours, theirs)
     assert (common.first.unit, common.first.words, common.alone) == ("char", 4, 3)
+    rows = [Utterance(i, r, h) for i, r, h in CHINESE]
+    older = compare("x", "m", score(rows, "char"), score(rows, "word"))  # the second scored before there were units
+    assert older.better == 0 and older.second.words == 14
 
 
 def test_an_oracle_chooses_by_characters(tmp_path: Path) -> None:
