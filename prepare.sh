@@ -8,13 +8,13 @@ source local/stages.sh
 
 usage() {
   cat <<'HELP'
-./prepare.sh [options] [key.sub=value ...]     audio -> data/<corpus>/{manifests,cuts,lang_bpe_<V>,features}
+./prepare.sh [options] [key.sub=value ...]     audio -> data/<corpus>/{manifests,cuts,lang_<tokens>,features}
 
 Stages
   0  audio          download (librispeech, mini_librispeech, MUSAN) or synthesise (tiny); not with --corpus-dir
   1  manifests      list the utterances, decode every file once, leave out what cannot be used
   2  cuts           utterances of a usable length, at the model's sampling rate; MUSAN's too if augment.musan is set
-  3  lang           BPE model, tokens, tokens per utterance; one folder for each lang.vocab_size. Without a configuration
+  3  lang           tokens and their model, tokens per utterance; one folder for each lang.vocab_size. Without a configuration
                     it first writes data/<corpus>/conf.yaml, chosen to fit the hours of speech and this machine
   4  features       log-mel features on the disk (only if features.type=precomputed)
 
@@ -79,7 +79,7 @@ main() {
     [[ ! -f $chosen ]] || conf=$chosen
     read_config
   fi
-  lang=lang_bpe_$(value_of lang.vocab_size)
+  lang=$(name_tokens)
   local folder others mixed=()
   other_corpora
   if [[ $(value_of data.mix_tokens) == all && -n $others ]]; then

@@ -105,13 +105,15 @@ prepare() {
   RECIPE_PARENT=$$ follow exec "$python" -m local.with_parent ./prepare.sh "$@" || { local status=$?; end_if_stopped; exit "$status"; }
 }
 
-score() { program local.wer --exp-dir "$exp_dir" --data-dir "$data_dir" > /dev/null; }  # the table is printed after it
+score() {
+  program local.wer --exp-dir "$exp_dir" --data-dir "$data_dir" --unit "$(value_of score.unit)" > /dev/null  # printed after it
+}
 
 # score_and_report INPUTS...: stages score and report; INPUTS: what the table needs besides decode/.
 score_and_report() {
   local table=(--output "$exp_dir"/wer.json --output "$exp_dir"/wer.md --also "$exp_dir"/wer.png --also "$exp_dir"/errors)
   local read=() file
-  stage score --input "$exp_dir/decode" --made-by decode "$@" "${table[@]}" -- score
+  stage score --config score --input "$exp_dir/decode" --made-by decode "$@" "${table[@]}" -- score
   [[ $last -lt 6 || $first -gt 6 || $dry == true ]] || cat "$exp_dir/wer.md"
   for file in config.yaml train.csv valid.csv outliers.tsv lm/log.csv tuned.yaml tune.tsv; do read+=(--watch "$exp_dir/$file"); done
   for file in cuts manifests/dropped.tsv summary.json; do read+=(--watch "$data_dir/$file"); done
@@ -230,7 +232,7 @@ main() {
   read_config
   check_data
   done_dir=$exp_dir/.done log_dir=$exp_dir/log
-  lang=$data_dir/lang_bpe_$(value_of lang.vocab_size)
+  lang=$data_dir/$(name_tokens)
   if [[ -n $other || $last -ge 1 ]]; then
     [[ -d $exp_dir ]] || make_folder "$exp_dir"
     [[ $nnodes -eq 1 ]] || sharing=(--shared)  # the machines that train together
@@ -252,7 +254,7 @@ main() {
     if [[ -f $chosen ]]; then  # prepare.sh chose it
       conf=$chosen
       read_config
-      lang=$data_dir/lang_bpe_$(value_of lang.vocab_size)
+      lang=$data_dir/$(name_tokens)
     fi
   fi
 
@@ -291,7 +293,7 @@ main() {
   if grep -qE '^tune\.[^ ]* \[[^]]' <<< "$config"; then
     tuning=true
     given=$(printf '%s\n' "${overrides[@]}" | grep -E '^(decode|average)\.' | tr '\n' ' ' || true)
-    stage tune --config "tune decode average data.dev_parts" --set "$given" "${needed[@]}" --there "$exp_dir/tuned.yaml" \
+    stage tune --config "tune decode average score data.dev_parts" --set "$given" "${needed[@]}" --there "$exp_dir/tuned.yaml" \
       --also "$exp_dir/tuned.pt" --also "$exp_dir/tune.tsv" -- \
       run local.tune --checkpoint "$exp_dir/averaged.pt" --data-dir "$data_dir" --exp-dir "$exp_dir"
     needed+=(--set "$given" --watch "$exp_dir/tuned.pt" --input "$exp_dir/tuned.yaml" --made-by tune)

@@ -17,6 +17,7 @@ from local.common.atomic import write_text
 from local.common.cli import choose_device, make_parser, program
 from local.common.locks import writes
 from local.common.processes import cores
+from local.common.scripts import SYLLABLE, mostly
 from local.common.text_files import read_lines
 from local.config import load_config
 from local.config.presets import Choice, Machine, Speech, as_yaml, choose, expected_seconds
@@ -30,7 +31,7 @@ MARK = "# Edit this file as you like: it is not written again once it differs fr
 
 def measure(data_dir: Path, parts: Sequence[str]) -> Speech:
     """Return what the training cuts hold."""
-    seconds, characters, words = 0.0, set[str](), set[str]()
+    seconds, characters, words, texts = 0.0, set[str](), set[str](), list[str]()
     for part in parts:
         path = data_dir / "cuts" / f"{part}.jsonl.gz"
         for cut in read_manifest(path, Cut, "stage 2 (cuts) of prepare.sh"):  # type: ignore[type-abstract]
@@ -38,7 +39,9 @@ def measure(data_dir: Path, parts: Sequence[str]) -> Speech:
             text = " ".join(segment.text or "" for segment in cut.supervisions)
             characters.update(text)
             words.update(text.split())
-    return Speech(seconds / 3600, sum(not c.isspace() for c in characters), len(words))
+            texts.append(text)
+    different = sum(not c.isspace() for c in characters)
+    return Speech(seconds / 3600, different, len(words), mostly(texts, SYLLABLE))
 
 
 def this_machine() -> Machine:

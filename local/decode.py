@@ -41,6 +41,7 @@ from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
 from local.decoding.sclite import sclite_files
 from local.decoding.word_times import levels_of, rounded, timed_words
+from local.scoring.align import Wanted, unit_of
 from local.scoring.hypotheses import best_entry
 from model.search import Hypothesis
 
@@ -68,11 +69,13 @@ def decode_set(
     exp_dir: Path,
     origin: dict[str, Any],
     speakers: dict[str, str],
+    wanted: Wanted,
     more: dict[str, Any],
 ) -> None:
     """Decode one part and write its files. Raises `UserError` if none of its utterances can be read.
 
-    origin: "made_by" without options. speakers: of the part, by id. more: what else goes into the stats.
+    origin: "made_by" without options. speakers: of the part, by id. wanted: key score.unit. more: what else goes into the
+    stats.
     """
     decoder.usage.reset()
     lines: dict[str, list[dict[str, Any]]] = {method: [] for method in decoder.recognisers}
@@ -92,7 +95,8 @@ def decode_set(
         date = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         stats["made_by"] = {**origin, "options": stats["options"], "date": date}
         found.sort(key=lambda line: line["id"])
-        best = [{**line, **best_entry(line, "")} if "nbest" in line else line for line in found]
+        unit = unit_of((line["ref"] for line in found), wanted)
+        best = [{**line, **best_entry(line, "", unit)} if "nbest" in line else line for line in found]
         write_set(exp_dir / "decode" / method / f"{name}.jsonl", found, stats, sclite_files(best, speakers))
         rtf = stats["seconds"] / stats["audio_seconds"]
         print(f"{name}: {len(found)} utterances by {method}, RTF {rtf:.4f}", flush=True)
@@ -200,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, batches in parts.items():
         corpus, part = data.place(name)
         more: dict[str, Any] = {"prepared": [str(corpus.data_dir), part]} if corpus.mark else {}
-        decode_set(decoder, batches, name, tokenizer, args.exp_dir, origin, data.speakers(name), more)
+        speakers = data.speakers(name)
+        decode_set(decoder, batches, name, tokenizer, args.exp_dir, origin, speakers, cfg.score.unit, more)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
     .venv/bin/python -m local.prepare_graph --conf egs/tiny/conf/tiny.yaml --data-dir data/tiny
         [--arpa FILE | --order 3] [--lexicon FILE] [lang.vocab_size=80]
 
-Reads LANG, which is data/<corpus>/lang_bpe_<lang.vocab_size>. Writes LANG/graph/lexicon.txt and LG.npz. Without --arpa the
-n-gram model is estimated from lm.text (default: the training transcripts) and written to G.arpa. Without --lexicon every
-word of the n-gram model has one spelling, the BPE model's best for the word's normal form (section lang). A lexicon has one
-line `WORD token token ...` per spelling; a line with WORD alone means the BPE model's spelling. It is the spelling of the
-n-gram model's word WORD, or else of all its words that have the same normal form.
+Reads LANG, which is data/<corpus>/lang_bpe_<lang.vocab_size>, or lang_char if lang.type=char. Writes LANG/graph/lexicon.txt
+and LG.npz. Without --arpa the n-gram model is estimated from lm.text (default: the training transcripts) and written to G.arpa.
+Without --lexicon every word of the n-gram model has one spelling, the BPE model's best for the word's normal form (section
+lang). A lexicon has one line `WORD token token ...` per spelling; a line with WORD alone means the BPE model's spelling. It is
+the spelling of the n-gram model's word WORD, or else of all its words that have the same normal form.
 
 LG accepts sequences of tokens, from which the words follow. The weight of its best path is the log-probability of the
 sentence by the n-gram model, with an exception that such graphs usually have: back-off arcs are taken if they make a path

@@ -1,13 +1,13 @@
 """Stage 3 of prepare.sh: the tokens, from the transcripts of the training parts, and the token count of each cut.
 
-Reads data/<corpus>/manifests and cuts. Writes data/<corpus>/lang_bpe_<lang.vocab_size>/:
+Reads data/<corpus>/manifests and cuts. Writes data/<corpus>/lang_bpe_<lang.vocab_size>/, or lang_char/ if lang.type=char:
   transcript.txt        the training transcripts, one per line
   bpe.model, tokens.txt
   num_tokens/<part>.tsv the token count of each cut, -1 if these tokens cannot be used for it
   dropped.tsv           those cuts with the reasons: training utterances whose tokens do not give their text back, or
                         with more tokens than frames after subsampling; dev and test utterances are all kept
 If the data are the first folder of data.mix and data.mix_tokens is all, the transcripts of the other folders' training parts
-follow. Each number of tokens has its own folder, so that experiments with different ones can share cuts and features.
+follow. Each kind and number of tokens has its own folder, so that experiments with different ones can share cuts and features.
 """
 
 from __future__ import annotations
@@ -83,7 +83,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         reads(other)
         with of_key("data.mix"):
             texts += read_texts(other, needs_train(load_corpus(other / "corpus.yaml"), other / "corpus.yaml").train)
-    tokenizer = train_tokenizer(texts, cfg.lang.vocab_size, cfg.lang.character_coverage)
+    lang = cfg.lang
+    tokenizer = train_tokenizer(
+        texts,
+        lang.vocab_size,
+        lang.character_coverage,
+        characters=lang.type == "char",
+        byte_fallback=lang.byte_fallback,
+    )
     dropped: list[Dropped] = []
     summary = Summary(args.data_dir)
     for part in corpus.parts():
@@ -99,17 +106,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"part '{part}': no utterance is left; {last}")
         write_token_counts(counts, counts_file(folder, part))
         usable = [(cut.duration, counts[cut.id]) for cut in cuts if counts[cut.id] != UNUSABLE]
-        summary.add_tokens(cfg.lang.vocab_size, part, usable, dropped)
+        summary.add_tokens(lang.tokens, part, usable, dropped)
         if train and cfg.augment.speed_perturb:
             if too_fast := sum(not tokens_fit(seconds / speed, n) for seconds, n in usable for speed in SPEEDS):
                 print(f"{part}: {too_fast} speed-perturbed copies have more tokens than frames; training leaves them out")
     write_dropped(folder / "dropped.tsv", dropped)
     report_dropped(dropped, folder / "dropped.tsv")
     write_lang(tokenizer, texts, folder)
-    asked, made = cfg.lang.vocab_size, tokenizer.vocab_size
-    fewer = f" (the text has no more: lang.vocab_size={asked})" if made < asked else ""
+    made = tokenizer.vocab_size
+    fewer = (
+        f" (the text has no more: lang.vocab_size={lang.vocab_size})" if lang.type == "bpe" and made < lang.vocab_size else ""
+    )
     print(f"{made} tokens from {len(texts)} transcripts{fewer}")
-    print(summary.write(cfg.lang.vocab_size))
+    if lang.byte_fallback and not tokenizer.uses_bytes(texts):
+        print(
+            f"no training transcript needs the tokens of bytes, so they are not learnt: lower lang.character_coverage "
+            f"(now {lang.character_coverage:g}), for example to 0.9995, or set lang.byte_fallback=false"
+        )
+    print(summary.write(lang.tokens))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Stage "tune": choose the averaging range, blank penalty and scales with the lowest WER on the dev parts.
+"""Stage "tune": choose the averaging range, blank penalty and scales with the lowest error rate on the dev parts.
 
 .venv/bin/python -m local.tune --checkpoint exp/tiny/averaged.pt --data-dir data/tiny --exp-dir exp/tiny [--conf FILE]
     [tune.lm_scale=[0.1,0.2] ...]
 
 It tries every combination of the lists of section `tune`. First, average_num and blank_penalty by greedy search; without
 such lists, greedy search is tried once. Then, with the best of these, the scales of each of decode.methods that has some.
-Of equal WERs the smaller values win. A key given on the command line (decode.lm_scale=0.3) is not tuned. It writes
+Of equal rates the smaller values win. A key given on the command line (decode.lm_scale=0.3) is not tuned. It writes
 EXP/tune.tsv, which lists every point; EXP/tuned.yaml, which local/decode.py uses; and, if average_num is tuned,
 EXP/tuned.pt, the average over the best range.
 """
@@ -35,7 +35,7 @@ from local.decoding.feature_floor import ensure_floor
 from local.decoding.known_text import check_known
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
-from local.scoring.align import word_errors
+from local.scoring.align import RATES, Unit, unit_of, units, word_errors
 from model.transducer import Transducer
 
 import torch
@@ -47,12 +47,13 @@ EncodedParts = list[tuple[Encoded, list[str]]]  # on the CPU, each with its refe
 
 @dataclass
 class Point:
-    """Values that were tried for one method, and the word errors that it made with them."""
+    """Values that were tried for one method, and the errors that it made with them; `words` are what `unit` counts."""
 
     method: str
     values: dict[str, float]
     errors: int
     words: int
+    unit: Unit = "word"
 
     @property
     def rank(self) -> tuple[float, ...]:
@@ -61,7 +62,7 @@ class Point:
 
     def __str__(self) -> str:
         values = " ".join(f"{key}={value:g}" for key, value in self.values.items())
-        return f"{self.method} {values}: WER {100 * self.errors / self.words:.2f} %"
+        return f"{self.method} {values}: {RATES[self.unit]} {100 * self.errors / self.words:.2f} %"
 
 
 def lists(tune: TuneConfig, given: set[str]) -> Lists:
@@ -96,6 +97,7 @@ class Tuner:
         """Keep the data, section `decode`, the keys that the command line gives, the device and the experiment's folder."""
         self.data, self.options, self.given, self.device, self.exp_dir = data, options, given, device, exp_dir
         self.points: list[Point] = []
+        self.unit = unit_of(data.references(data.corpus.dev), data.cfg.score.unit)
 
     def resources(self, model: Transducer) -> Resources:
         """Return what methods need besides `model`."""
@@ -117,13 +119,13 @@ class Tuner:
         return found
 
     def try_point(self, recogniser: Recogniser, parts: EncodedParts, method: str, values: dict[str, float]) -> Point:
-        """Decode with `values`, count the word errors, and record both."""
+        """Decode with `values`, count the errors, and record both."""
         errors = words = 0
         for encoded, texts in parts:
             for text, hypothesis in zip(texts, search(recogniser, encoded, self.device), strict=True):
-                errors += word_errors(text, self.data.tokenizer.decode(hypothesis.tokens))
-                words += len(text.split())
-        self.points.append(Point(method, values, errors, words))
+                errors += word_errors(text, self.data.tokenizer.decode(hypothesis.tokens), self.unit)
+                words += len(units(text, self.unit))
+        self.points.append(Point(method, values, errors, words, self.unit))
         print(f"tune: {self.points[-1]}", flush=True)
         return self.points[-1]
 

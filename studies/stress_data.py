@@ -68,9 +68,9 @@ def noise_like(matrix: np.ndarray, gain: float, rng: np.random.Generator) -> np.
 def stress_part(source: Path, target: Path, longest: int, share: float, gain: float, seed: int) -> list[str]:
     """Write the manifest `target` and its archive from the manifest `source`; returns the ids of the spoilt utterances.
 
-    Beside it the joined utterances' token counts, by every lang_bpe_* of the source. Cuts excluded by any stay out.
+    Beside it the joined utterances' token counts, by every lang_* of the source. Cuts excluded by any stay out.
     """
-    files = [counts_file(lang, source.name.removesuffix(".jsonl.gz")) for lang in source.parents[1].glob("lang_bpe_*")]
+    files = [counts_file(lang, source.name.removesuffix(".jsonl.gz")) for lang in source.parents[1].glob("lang_*")]
     counts = {file.relative_to(source.parents[1]): read_token_counts(file) for file in files}
     cuts = [cut for cut in CutSet.from_jsonl_lazy(source) if SPEED not in (cut.custom or {})]
     cuts = [cut for cut in cuts if all(of_lang[cut.id] != UNUSABLE for of_lang in counts.values())]
@@ -112,7 +112,7 @@ def stress_data(data_dir: Path, out: Path, longest: int, share: float, gain: flo
     if mixed:
         raise UserError(f"{data_dir}: {', '.join(sorted(mixed))} must not be a training part and a dev or test part")
     outliers: list[str] = []
-    for lang in data_dir.glob("lang_bpe_*"):
+    for lang in data_dir.glob("lang_*"):
         shutil.copytree(lang, out / lang.name)
     for part in corpus.train:
         source, target = (folder / "features" / f"{part}.jsonl.gz" for folder in (data_dir, out))

@@ -177,7 +177,7 @@ def git_commit() -> str:
 
 
 Loaded = tuple[Transducer, Config, Tokenizer]
-RECOGNITION = ("data", "average", "decode", "tune")  # sections that can change after training
+RECOGNITION = ("data", "average", "decode", "tune", "score")  # sections that can change after training
 
 
 def config_for_recognition(saved: dict[str, Any], overrides: Sequence[str], conf: str | Path | None, where: Path) -> Config:

@@ -11,7 +11,6 @@ from local.config.schema import AUTO, Config
 
 SPEEDS_WITH_COPIES = 3  # augment.speed_perturb trains on each utterance at three speeds
 BASIC_TOKENS = 4  # <blk>, <sos/eos>, <unk> and the mark of a word's beginning, besides one token per character
-MANY_CHARACTERS = 500  # above this the text has a character for a syllable or a word
 MOST_TOKENS = 500  # of an alphabet, as in the published model
 FEW_WORDS = 200  # with fewer different words, tokens are single characters; see `choose_tokens`
 MOST_EPOCHS = 300
@@ -47,11 +46,15 @@ PRESETS = (
 
 @dataclass(frozen=True)
 class Speech:
-    """The training speech: its hours, and the numbers of different characters (without blanks) and words of its text."""
+    """The training speech: its hours, and the numbers of different characters (without blanks) and words of its text.
+
+    syllables: whether most of the text is in a script that has a character for a syllable: Chinese, Japanese, Korean.
+    """
 
     hours: float
     characters: int
     words: int
+    syllables: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,12 @@ def choose(speech: Speech, machine: Machine) -> Choice:
         gpu = f"{by_hours.least_gib:g} GiB" if machine.gpu_gib else ""
         reason = f"a larger model, {by_hours.name}, needs a GPU{' of ' + gpu if gpu else ''}"
     cfg = load_config(CONF_DIR / "preset" / f"{preset.name}.yaml")
-    keys: dict[str, tuple[Any, str]] = {"lang.vocab_size": choose_tokens(speech)}
+    keys: dict[str, tuple[Any, str]] = {}
+    if speech.syllables:
+        why = f"a token for each of the {speech.characters} different characters, most of which are a syllable"
+        keys["lang.type"] = "char", f"{why}; many need many hours of speech"
+    else:
+        keys["lang.vocab_size"] = choose_tokens(speech)
     per_epoch = batches_per_epoch(hours, cfg)
     epochs, why = cfg.train.num_epochs, "as in the preset"
     if preset is not by_hours and machine.gpu_gib is None:
@@ -116,8 +124,6 @@ def choose_tokens(speech: Speech) -> tuple[int, str]:
     emission from two; repeated words are then lost. A few words that fill the corpus would all become tokens.
     """
     least = speech.characters + BASIC_TOKENS
-    if speech.characters > MANY_CHARACTERS:
-        return least, f"one token for each of the {speech.characters} different characters: so many need many hours of speech"
     if speech.words <= FEW_WORDS:
         return least, f"single characters: with only {speech.words} different words, words that are said twice need them"
     tokens = max(least, min(bearable_tokens(speech), MOST_TOKENS))

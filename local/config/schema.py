@@ -212,10 +212,17 @@ class DataConfig(Section):
 
 @dataclass
 class LangConfig(Section):
+    type: Literal["bpe", "char"]
     vocab_size: Annotated[int, Limits(4, 1_000_000)]
+    byte_fallback: bool
     character_coverage: Annotated[float, Limits(0.98, 1)]  # what sentencepiece takes
     normalise: Literal["upper", "lower", "none"]
     rules: str | None
+
+    @property
+    def tokens(self) -> str:
+        """The name of the tokens in summary.json: their number, or "char" for characters."""
+        return "char" if self.type == "char" else str(self.vocab_size)
 
 
 @dataclass
@@ -239,6 +246,11 @@ class AverageConfig(Section):
     last: Count
     num: Size
     checkpoints: list[Annotated[str, FileName()]]
+
+
+@dataclass
+class ScoreConfig(Section):
+    unit: Literal["word", "char", "auto"]
 
 
 @dataclass
@@ -273,6 +285,7 @@ class Config(Section):
     average: AverageConfig
     decode: DecodeConfig
     tune: TuneConfig
+    score: ScoreConfig
     ablation: AblationConfig
 
     def cross_check(self) -> Iterator[tuple[str, str]]:

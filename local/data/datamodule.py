@@ -174,6 +174,10 @@ class AsrDataModule:
         """Return the ids of the utterances in the dev parts of a corpus (default: the first)."""
         return [cut.id for cut in self._dev_cuts(corpus or self.corpora[0])]
 
+    def valid_texts(self, corpus: PreparedCorpus | None = None) -> list[str]:
+        """Return the transcripts of the dev parts of a corpus (default: the first)."""
+        return [cut.supervisions[0].text or "" for cut in self._dev_cuts(corpus or self.corpora[0])]
+
     @staticmethod
     def _dev_cuts(corpus: PreparedCorpus) -> list[Cut]:
         return [cut for part in corpus.corpus.dev for cut in corpus.cuts(part)]

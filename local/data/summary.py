@@ -73,16 +73,19 @@ class Summary:
         numbers = {"dropped": by_kind(dropped).get(part, {}), **lengths(seconds), "silent": silent}
         self.content.setdefault("cuts", {})[part] = numbers
 
-    def add_tokens(self, tokens: int, part: str, usable: Iterable[tuple[float, int]], dropped: Iterable[Dropped]) -> None:
-        """Add what stage 3 knows with `tokens` tokens: seconds and number of tokens of each usable cut; what it dropped."""
+    def add_tokens(self, tokens: str, part: str, usable: Iterable[tuple[float, int]], dropped: Iterable[Dropped]) -> None:
+        """Add what stage 3 knows with these tokens: seconds and number of tokens of each usable cut; what it dropped.
+
+        tokens: their name, `LangConfig.tokens`.
+        """
         pairs = list(usable)
         seconds, count = sum(s for s, _ in pairs), sum(n for _, n in pairs)
         rate = round(count / seconds, 3) if seconds else 0.0
         made = {"dropped": by_kind(dropped).get(part, {}), "per second": rate, **lengths([s for s, _ in pairs])}
-        self.content.setdefault("tokens", {}).setdefault(str(tokens), {})[part] = made
+        self.content.setdefault("tokens", {}).setdefault(tokens, {})[part] = made
 
-    def write(self, tokens: int | None = None) -> str:
-        """Write summary.json and README.md; return the table, with what stage 3 dropped with `tokens` tokens.
+    def write(self, tokens: str = "") -> str:
+        """Write summary.json and README.md; return the table, with what stage 3 dropped with these tokens.
 
         Raises `UserError` if summary.json is damaged.
         """
@@ -102,10 +105,10 @@ class Summary:
         write_text(self.path.with_name("README.md"), head + text)
         return text
 
-    def table(self, tokens: int | None = None) -> str:
+    def table(self, tokens: str = "") -> str:
         """Return a Markdown table with a column for each part."""
         first, second = self.content.get("parts", {}), self.content.get("cuts", {})
-        third = self.content.get("tokens", {}).get(str(tokens), {})
+        third = self.content.get("tokens", {}).get(tokens, {})
         names = list(dict.fromkeys([*first, *second]))
         last = {part: {**first.get(part, {}), **second.get(part, {}), **third.get(part, {})} for part in names}
         stages = (first, second, third)
@@ -135,7 +138,7 @@ class Summary:
         for size, found in self.content.get("tokens", {}).items():
             rows.append(
                 (
-                    f"tokens per second (lang.vocab_size={markdown(size)})",
+                    f"tokens per second (lang.{'type=char' if size == 'char' else f'vocab_size={markdown(size)}'})",
                     [found.get(p, {}).get("per second", "") for p in names],
                 )
             )

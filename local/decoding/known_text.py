@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from local.common.errors import UserError
+from local.common.scripts import parts
 from local.common.text_files import read_bytes
 from local.data.tokenizer import Tokenizer
 
 MOST_UNKNOWN = 0.2  # share of the words that may have characters without a token
 CHARACTERS_SHOWN = 20
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
 
 def check_known(texts: Sequence[str], tokenizer: Tokenizer, checkpoint: Path, data_dir: Path) -> None:
@@ -22,8 +21,8 @@ def check_known(texts: Sequence[str], tokenizer: Tokenizer, checkpoint: Path, da
     Chinese and Japanese characters count as words. Raises `UserError` naming the characters without a token, the checkpoint
     and the data if these words are more than `MOST_UNKNOWN` of all.
     """
-    words = Counter(word for text in texts for word in WORD.findall(text))
-    lacking = set(tokenizer.lost_characters("".join(words)))
+    words = Counter(part for text in texts for word in text.split() for part in parts(word))
+    lacking = set(tokenizer.lost_characters("".join(words), in_bytes=True))
     unknown = {word: [c for c in word if c in lacking] for word in words}
     bad = sum(words[word] for word, lost in unknown.items() if lost)
     if not bad:
@@ -41,7 +40,7 @@ def check_known(texts: Sequence[str], tokenizer: Tokenizer, checkpoint: Path, da
 
 def compare_tokens(tokenizer: Tokenizer, checkpoint: Path, data_dir: Path) -> None:
     """Print a line if the data have tokens of their own and none are those of the checkpoint."""
-    models = sorted(data_dir.glob("lang_bpe_*/bpe.model"))
+    models = sorted(data_dir.glob("lang_*/bpe.model"))
     if models and all(read_bytes(path) != tokenizer.model for path in models):
         names = ", ".join(path.parent.name for path in models)
         print(f"{checkpoint} has other tokens than {data_dir} ({names}): its model was trained on other data")

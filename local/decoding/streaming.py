@@ -203,7 +203,7 @@ class StreamingRecogniser:
 
     def partial(self) -> Segment:
         """Return the current utterance up to its last complete chunk."""
-        return self._segment(self._best, self._begin + STRIDE * self._searched)
+        return self._segment(self._best, self._begin + STRIDE * self._searched, partial=True)
 
     def finish(self) -> list[Segment]:
         """End the audio; return the remaining utterances, of which the last may be empty. New audio can follow."""
@@ -252,8 +252,8 @@ class StreamingRecogniser:
         self._start(end)
         return segment
 
-    def _segment(self, hypothesis: Hypothesis, end: int) -> Segment:
-        text = self.tokenizer.decode(hypothesis.tokens)
+    def _segment(self, hypothesis: Hypothesis, end: int, partial: bool = False) -> Segment:
+        text = self.tokenizer.decode(hypothesis.tokens, partial)
         level = self._level[: end - self._begin]
         return Segment(text, hypothesis, self._begin * FRAME_SECONDS, end * FRAME_SECONDS, level)
 

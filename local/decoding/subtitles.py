@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from local.common.visible import visible
 from local.decoding.word_times import Word
 
-LINE, LINES, LONGEST = 42, 2, 6.0  # characters of a line, lines and seconds of a subtitle, at most
+LINE, LINES, LONGEST = 42, 2, 6.0  # width of a line in letters, lines and seconds of a subtitle, at most
 PAUSE = 0.4  # seconds without a word that end a subtitle
 STAYS = 1.0  # seconds that a subtitle stays after its last word, if none follows
 
@@ -42,19 +43,26 @@ class Cue:
 
 
 def spoken(words: Iterable[Word]) -> str:
-    """Return the words with a blank between each."""
-    return " ".join(word["word"] for word in words)
+    """Return the text of words."""
+    return "".join(f"{'' if word.get('joined') else ' '}{word['word']}" for word in words).strip(" ")
 
 
-def broken(words: Iterable[str]) -> list[str]:
-    """Return the words in lines of at most `LINE` characters; a longer word is broken."""
+def broken(words: Iterable[Word]) -> list[str]:
+    """Return words, made visible, in lines no wider than `LINE`; a longer word is broken."""
     lines: list[str] = []
     for word in words:
-        if lines and len(lines[-1]) + 1 + len(word) <= LINE:
-            lines[-1] += f" {word}"
+        text = visible(word["word"])
+        following = text if word.get("joined") else f" {text}"
+        if lines and width(lines[-1]) + width(following) <= LINE:
+            lines[-1] += following
         else:
-            lines += [word[i : i + LINE] for i in range(0, len(word), LINE)]
+            lines += [text[i : i + LINE] for i in range(0, len(text), LINE)]
     return lines
+
+
+def width(text: str) -> int:
+    """Return the width of a text in letters; a Chinese, Japanese or Korean character is as wide as two."""
+    return len(text) if text.isascii() else sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def cues(words: Sequence[Word]) -> list[Cue]:
@@ -63,7 +71,7 @@ def cues(words: Sequence[Word]) -> list[Cue]:
     for word in words:
         fits = bool(groups) and word["start"] - groups[-1][-1]["end"] < PAUSE
         fits = fits and word["end"] - groups[-1][0]["start"] <= LONGEST
-        if fits and len(broken([visible(w["word"]) for w in (*groups[-1], word)])) <= LINES:
+        if fits and len(broken([*groups[-1], word])) <= LINES:
             groups[-1].append(word)
         else:
             groups.append([word])
@@ -72,7 +80,7 @@ def cues(words: Sequence[Word]) -> list[Cue]:
         begin = group[0]["start"]
         following = groups[place + 1][0]["start"] if place + 1 < len(groups) else math.inf
         end = max(group[-1]["end"], min(group[-1]["end"] + STAYS, begin + LONGEST))
-        found.append(Cue(begin, min(end, following), broken([visible(w["word"]) for w in group])))
+        found.append(Cue(begin, min(end, following), broken(group)))
     return found
 
 

@@ -20,8 +20,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from local.common.scripts import IDEOGRAPH, parts
 from local.data.durations import FRAME_SECONDS
-from local.data.tokenizer import BLANK_ID, SOS_EOS_ID, SPACE, Tokenizer
+from local.data.tokenizer import SILENT, SPACE, Tokenizer
 from model.search import Hypothesis
 
 import numpy as np
@@ -31,22 +32,26 @@ Word = dict[str, Any]  # as `timed_words` returns them
 TOKEN_SECONDS = 4 * FRAME_SECONDS  # per frame of the encoder's output
 LEAD, SHARE, TRAIL, LONGEST_TRAIL = 0.3, 0.3, 0.5, 1.0
 REACH, FAR, QUIET, SMOOTH = 0.15, 20.0, 0.2, 5
-SILENT = (BLANK_ID, SOS_EOS_ID)  # tokens without text
 NOISE, SPEECH = 0.05, 0.9  # quantiles of the level that are taken for noise and for speech
 LEAST = 2  # frames that a word has at least
 
 
 class Spelled(NamedTuple):
-    """A word and the places of its tokens: `letters` of those that spell it, `begin` of the first one or of a space before."""
+    """A word and the places of its tokens: `letters` of those that spell it, `begin` of the first one or of a space before.
+
+    joined: no space is before it, as before most Chinese and Japanese characters.
+    """
 
     text: str
     begin: int
     letters: list[int]
+    joined: bool
 
 
 def timed_words(hypothesis: Hypothesis, tokenizer: Tokenizer, level: np.ndarray) -> list[Word]:
     """Return the words of `Tokenizer.decode` in order, as {"word", "start", "end", "confidence", "emitted"}.
 
+    A Chinese or Japanese character is a word; one without a blank before it has "joined": true, too.
     level: (T,), by `level_of`. start, end: seconds by the rule of this module; a word ends after its start and before the next
     one starts. confidence: the product of its tokens' probabilities. emitted: seconds at which its last token came.
     """
@@ -60,6 +65,7 @@ def timed_words(hypothesis: Hypothesis, tokenizer: Tokenizer, level: np.ndarray)
             "end": end,
             "confidence": rounded(math.prod(hypothesis.confidences[place] for place in word.letters)),
             "emitted": round(times[word.letters[-1]], 3),
+            **({"joined": True} if word.joined else {}),
         }
         for word, (start, end) in zip(words, spans, strict=True)
     ]
@@ -83,20 +89,25 @@ def timed_tokens(hypothesis: Hypothesis, tokenizer: Tokenizer, words: Sequence[W
 
 
 def spelled(tokens: Sequence[int], tokenizer: Tokenizer) -> list[Spelled]:
-    """Return the words that tokens spell, as `Tokenizer.decode` does."""
+    """Return the words that tokens spell, as `Tokenizer.decode` does, and each Chinese or Japanese character as a word."""
     words: list[Spelled] = []
     begin: int | None = None  # place of the last token with a space, where the next word begins
     within = False
-    for place, token in enumerate(tokens):
-        pieces = [] if token in SILENT else tokenizer.tokens[token].split(SPACE)
-        for number, piece in enumerate(pieces):
+    unfinished: list[int] = []  # tokens of bytes, of a character that is not yet complete
+    for place, (token, added) in enumerate(zip(tokens, tokenizer.pieces(tokens), strict=True)):
+        if not added:
+            unfinished += [] if token in SILENT else [place]
+            continue
+        for number, piece in enumerate(added.split(SPACE)):
             if number:
                 within, begin = False, place
-            if piece and within:
-                words[-1] = Spelled(words[-1].text + piece, words[-1].begin, [*words[-1].letters, place])
-            elif piece:
-                words.append(Spelled(piece, place if begin is None else begin, [place]))
-                within = True
+            for part in parts(piece):
+                letters, unfinished = [*unfinished, place], []
+                if within and not IDEOGRAPH.match(part) and not IDEOGRAPH.match(words[-1].text):
+                    words[-1] = words[-1]._replace(text=words[-1].text + part, letters=[*words[-1].letters, *letters])
+                else:
+                    words.append(Spelled(part, letters[0] if begin is None else begin, letters, within))
+                    within, begin = True, None
     return words
 
 

@@ -28,7 +28,7 @@ from local.deploy.dev_audio import Utterance
 from local.deploy.metadata import check_metadata
 from local.deploy.packages import versions
 from local.deploy.sherpa import Said, recognise, recogniser_options
-from local.scoring.align import word_errors
+from local.scoring.align import RATES, Unit, unit_of, units, word_errors
 from model.transducer import Transducer
 
 import numpy as np
@@ -58,15 +58,16 @@ class Heard:
     texts: list[str]
     errors: int
     words: int
+    unit: Unit
 
     @property
     def wer(self) -> float | None:
-        """Word error rate in percent; None if the references have no word."""
+        """Error rate in percent; None if the references have no word."""
         return round(100 * self.errors / self.words, 4) if self.words else None
 
     def __str__(self) -> str:
         """Return the rate for messages."""
-        return f"{self.errors} word errors without references" if self.wer is None else f"WER {self.wer:.2f} %"
+        return f"{self.errors} errors without references" if self.wer is None else f"{RATES[self.unit]} {self.wer:.2f} %"
 
 
 def frames_decoded(num_frames: int, chunk_frames: int) -> int:
@@ -146,8 +147,9 @@ class Gate:
 
     def _heard(self, utterances: Sequence[Utterance], said: list[Said]) -> Heard:
         texts = [self.tokenizer.decode(found.tokens) for found in said]
-        errors = sum(word_errors(u.ref, text) for u, text in zip(utterances, texts, strict=True))
-        return Heard(said, texts, errors, sum(len(u.ref.split()) for u in utterances))
+        unit = unit_of((u.ref for u in utterances), self.cfg.score.unit)
+        errors = sum(word_errors(u.ref, text, unit) for u, text in zip(utterances, texts, strict=True))
+        return Heard(said, texts, errors, sum(len(units(u.ref, unit)) for u in utterances), unit)
 
     def _same(self, utterances: Sequence[Utterance], method: str, recipe: Heard, client: Heard) -> dict[str, Any]:
         """Check float32 and return its entry in the report."""

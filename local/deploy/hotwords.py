@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from local.common.errors import UserError
-from local.data.tokenizer import Tokenizer
+from local.data.tokenizer import SPACE, Tokenizer
 from local.decoding.resources import read_hotwords
 
 
@@ -18,6 +18,9 @@ def converted(path: Path, boost: float, tokenizer: Tokenizer, clean: Callable[[s
     lines = []
     for tokens, value in read_hotwords(path, boost, tokenizer, clean):
         phrase = tokenizer.decode(tokens)
+        if not tokenizer.tokens[tokens[0]].startswith(SPACE):
+            why = "its tokens do not begin with a blank, but the client puts one before every phrase"
+            raise UserError(f"{path}: phrase '{phrase[:80]}': {why}; export without --hotwords")
         if any(word.startswith(":") for word in phrase.split()):
             raise UserError(f"{path}: phrase '{phrase[:80]}': the client takes a word with ':' at its beginning for a score")
         lines.append(f"{phrase} :{value / len(tokens):.6g}\n")

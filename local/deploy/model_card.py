@@ -17,6 +17,8 @@ from local.common.visible import markdown, visible
 from local.deploy.client import BEAM, FUSION, METHODS_OF_CLIENT
 from local.deploy.dev_audio import Utterance
 from local.deploy.gate import TAIL
+from local.scoring.align import RATES
+from local.scoring.table import marked_rate, unit_in
 
 import soundfile
 import yaml
@@ -84,7 +86,7 @@ def _head(card: Card) -> str:
     if card.corpus:
         head["datasets"] = [card.corpus]
     if card.results:
-        head["metrics"] = ["wer"]
+        head["metrics"] = sorted({RATES[unit_in(row)].lower() for *_, row in card.results})
         head["model-index"] = [{"name": card.name, "results": [_indexed(card, *row) for row in card.results]}]
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n"
 
@@ -92,7 +94,13 @@ def _head(card: Card) -> str:
 def _indexed(card: Card, name: str, method: str, row: dict[str, Any]) -> dict[str, Any]:
     task = {"type": "automatic-speech-recognition", "name": "Automatic Speech Recognition"}
     corpus = card.corpus or name
-    metric = {"type": "wer", "name": f"WER, {method}", "value": row["wer"], "args": {"method": method, "ci95": row["ci95"]}}
+    rate = RATES[unit_in(row)]
+    metric = {
+        "type": rate.lower(),
+        "name": f"{rate}, {method}",
+        "value": row["wer"],
+        "args": {"method": method, "ci95": row["ci95"]},
+    }
     return {"task": task, "dataset": {"type": corpus, "name": corpus, "split": name}, "metrics": [metric]}
 
 
@@ -213,7 +221,9 @@ def _results(card: Card) -> str:
     lines = ["| set | method | WER (%) | 95 % interval | words |", "|---|---|---|---|---|"]
     for name, method, row in card.results:
         interval = " to ".join(f"{bound:.2f}" for bound in row["ci95"] or [])
-        lines.append(f"| {markdown(name)} | {markdown(method)} | {row['wer']:.2f} | {interval} | {row['words']} |")
+        lines.append(
+            f"| {markdown(name)} | {markdown(method)} | {marked_rate(row['wer'], unit_in(row))} | {interval} | {row['words']} |"
+        )
     corpus = f" Corpus: {markdown(card.corpus)}." if card.corpus else ""
     return f"## Results\n\nAs the recipe decodes the test sets.{corpus}\n\n" + "\n".join(lines) + "\n"
 

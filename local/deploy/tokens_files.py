@@ -12,7 +12,8 @@ from local.data.tokenizer import SPACE, Tokenizer
 import sentencepiece as spm
 
 HIGHEST = 0xC6  # of the bytes that stand for bytes in sherpa-onnx's byte-BPE
-BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")  # sherpa-onnx takes these for bytes
+FIRST_BYTE = 3  # the token of byte 0, if there are tokens of bytes
+BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")  # sherpa-onnx takes these for bytes: right at their places
 
 
 def token_problem(tokens: Sequence[str]) -> str | None:
@@ -27,7 +28,7 @@ def token_problem(tokens: Sequence[str]) -> str | None:
             return f"{shown} is empty or has white space, which tokens.txt cannot hold"
         if SPACE in token[1:]:
             return f"{shown} has {ascii(SPACE)} after its beginning, which the client would print as it is"
-        if BYTE_NAME.fullmatch(token):
+        if BYTE_NAME.fullmatch(token) and number != FIRST_BYTE + int(token[1:-1], 16):
             return f"{shown} is the client's name of a byte"
     highest = max(max(token.removeprefix(SPACE).encode("utf-8"), default=0) for token in tokens)
     if highest == HIGHEST:

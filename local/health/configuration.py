@@ -202,7 +202,7 @@ def check_average(run: Run) -> Iterator[Finding]:
 def check_vocabulary(run: Run) -> Iterator[Finding]:
     """Yield more tokens than the text bears: most would be rare, and their embeddings hardly trained."""
     path = lang_dir(run.data_dir, run.config.lang) / "transcript.txt"
-    if not run.hours or not is_file(path):
+    if not run.hours or not is_file(path) or run.config.lang.type == "char":
         return
     characters, words = set[str](), set[str]()
     for line in iterate_lines(path):

@@ -142,7 +142,7 @@ def check_stalled(run: Run) -> Iterator[Finding]:
 
 def tokens_per_second(run: Run) -> float:
     """Return the tokens per second of the first training part; 0 if nobody knows."""
-    content, tokens = Summary(run.data_dir).content, str(run.config.lang.vocab_size)
+    content, tokens = Summary(run.data_dir).content, run.config.lang.tokens
     return next((n for part in run.parts if (n := recorded(content, "tokens", tokens, part, "per second")) > 0), 0.0)
 
 

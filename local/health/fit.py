@@ -50,7 +50,8 @@ def check_token_lengths(data_dir: Path, cfg: Config, every: bool) -> Iterator[Fi
             enough = bool(ids)
         if enough:
             what = f"{several(ids, part, len(utterances))} have more tokens than the encoder has frames (25 per second)"
-            fix = f"mend transcripts that are too long; if they are right, raise lang.vocab_size={cfg.lang.vocab_size}"
+            larger = f"raise lang.vocab_size={cfg.lang.vocab_size}" if cfg.lang.type == "bpe" else "set lang.type=bpe"
+            fix = f"mend transcripts that are too long; if they are right, {larger}"
             yield warning(what, f"{fix}: the same text then has fewer tokens")
 
 

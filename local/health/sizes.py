@@ -35,7 +35,7 @@ PARTS = {
 
 def hours_of(cfg: Config, data_dir: Path, train_parts: Sequence[str]) -> float:
     """Return the hours of the training speech: from summary.json if it is prepared, else of `PARTS`; 0 if nobody knows."""
-    content, tokens = Summary(data_dir).content, str(cfg.lang.vocab_size)
+    content, tokens = Summary(data_dir).content, cfg.lang.tokens
     stages = [[recorded(content, *stage, part, "hours") for part in train_parts] for stage in (("tokens", tokens), ("cuts",))]
     return next((sum(stage) for stage in stages if sum(stage) > 0), sum(PARTS.get(part, (0.0, 0.0))[1] for part in train_parts))
 
@@ -48,7 +48,7 @@ def recorded(content: Any, *keys: str) -> float:
 
 
 def vocabulary(run: Run) -> int:
-    """Return the number of tokens: of the data if they are prepared, else lang.vocab_size."""
+    """Return the number of tokens: of the data if they are prepared, else lang.vocab_size (a guess if lang.type=char)."""
     path = lang_dir(run.data_dir, run.config.lang) / "bpe.model"
     return Tokenizer.from_file(path).vocab_size if is_file(path) else run.config.lang.vocab_size
 

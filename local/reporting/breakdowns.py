@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from local.scoring.align import EPS, Score
+from local.scoring.align import EPS, Score, units
 from local.scoring.intervals import wer_interval
 from local.scoring.speech import Speech
 
@@ -119,8 +119,8 @@ def known_words(texts: Iterable[str]) -> set[str]:
 
 
 def lengths(score: Score) -> list[float]:
-    """Return the number of words of each reference."""
-    return [len(u.ref.split()) for u in score.utterances]
+    """Return the number of words (or characters) of each reference."""
+    return [len(units(u.ref, score.unit)) for u in score.utterances]
 
 
 def rates(score: Score, speech: Mapping[str, Speech]) -> list[float | None]:

@@ -13,7 +13,7 @@ from local.reporting.curves import COLOURS, GREY, WIDTH, finish
 from local.reporting.experiment import Experiment
 from local.reporting.glossary import short
 from local.reporting.overview import add_table
-from local.scoring.align import EPS, Score
+from local.scoring.align import EPS, Score, units
 from local.scoring.hypotheses import is_oracle
 
 import numpy as np
@@ -46,7 +46,7 @@ def words_of(score: Score, rows: Mapping[str, Mapping[str, Any]]) -> Words:
     confidence: list[float] = []
     right: list[bool] = []
     for utterance, pairs in zip(score.utterances, score.alignments, strict=True):
-        found = confidences(rows.get(utterance.id, {}), utterance.hyp.split())
+        found = confidences(rows.get(utterance.id, {}), units(utterance.hyp, score.unit))
         if found:
             confidence += found
             right += [ref == hyp for ref, hyp in pairs if hyp != EPS]

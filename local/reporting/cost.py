@@ -29,7 +29,7 @@ def add_cost(page: Page, experiment: Experiment) -> None:
     for name, methods in experiment.results.items():
         known = {method: r for method, r in methods.items() if {"wer", "rtf", "ci95", "oracle"} <= r.keys()}
         if (figure := cost_figure({name: known})) is not None:
-            page.drawing(figure, f"Set {name}: word error rate against real-time factor; the lower left is best.")
+            page.drawing(figure, f"Set {name}: error rate against real-time factor; the lower left is best.")
 
 
 def cost_rows(experiment: Experiment) -> Iterator[list[str]]:

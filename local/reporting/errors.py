@@ -24,7 +24,7 @@ from local.reporting.breakdowns import (
 )
 from local.reporting.experiment import Experiment
 from local.reporting.overview import method_html
-from local.scoring.align import EPS, Score
+from local.scoring.align import COUNTED, EPS, Score
 from local.scoring.hypotheses import is_oracle
 from local.scoring.speech import Speech
 
@@ -85,7 +85,8 @@ def add_errors(page: Page, experiment: Experiment, levels: Levels, confusions: C
         for method, score in methods.items():
             tables = "".join(breakdown_tables(experiment, name, score, counts[method], levels.get(name, {}), known))
             confused = confusion_table(name, method, score, confusions)
-            title = method_html(method) + (" (oracle)" if is_oracle(method) else "") + ": WER by group, and confusions"
+            oracle = " (oracle)" if is_oracle(method) else ""
+            title = f"{method_html(method)}{oracle}: {score.rate} by group, and confusions"
             opened = " open" if method == best else ""
             page.html(f'<details class="method"{opened}><summary>{title}</summary>{tables}{confused}</details>')
 
@@ -112,18 +113,20 @@ def breakdown_tables(
     """Yield the tables of one set and method; those whose data are missing are left out."""
     speech, ids = experiment.speech.get(name, {}), [u.id for u in score.utterances]
     quotients = [levels.get(i) for i in ids]
-    yield group_table("Speaker", by_speaker(ids, counts, speech))
-    yield group_table("Length in words", by_number(lengths(score), counts))
-    yield group_table("Speaking rate in words per second", by_number(rates(score, speech), counts, digits=1))
+    counted = COUNTED[score.unit]
+    yield group_table("Speaker", score, by_speaker(ids, counts, speech))
+    yield group_table(f"Length in {counted}", score, by_number(lengths(score), counts))
+    yield group_table(f"Speaking rate in {counted} per second", score, by_number(rates(score, speech), counts, digits=1))
     note = "95th less 10th percentile of the levels of 25 ms frames: an estimate, too low for utterances without pauses."
-    yield group_table("Speech above noise in dB", by_number(quotients, counts), note)
+    yield group_table("Speech above noise in dB", score, by_number(quotients, counts), note)
     if known:
-        note = "Insertions are not counted here, because they belong to no word of the reference."
-        yield group_table("Words of the reference", by_vocabulary(score.alignments, known), note)
+        note = f"Insertions are not counted here, because they belong to no {score.one} of the reference."
+        known = known if score.unit == "word" else set("".join(known))
+        yield group_table(f"{counted.capitalize()} of the reference", score, by_vocabulary(score.alignments, known), note)
 
 
-def group_table(title: str, groups: Sequence[Group], note: str = "") -> str:
-    """Return a table of groups with their WER as a drawing, too; "" without groups."""
+def group_table(title: str, score: Score, groups: Sequence[Group], note: str = "") -> str:
+    """Return a table of groups with their error rate as a drawing, too; "" without groups."""
     if not groups:
         return ""
     shown = groups[:MOST_ROWS]
@@ -132,7 +135,8 @@ def group_table(title: str, groups: Sequence[Group], note: str = "") -> str:
     if more := len(groups) - len(shown):
         note += f" {more} more groups have lower rates."
     small = f'<p class="note">{escape(note.strip())}</p>' if note else ""
-    return f'<div class="group"><h4>{escape(title)}</h4>{table_html(GROUP_HEAD, rows)}{small}</div>'
+    head = [{"WER %": f"{score.rate} %", "words": COUNTED[score.unit]}.get(name, name) for name in GROUP_HEAD]
+    return f'<div class="group"><h4>{escape(title)}</h4>{table_html(head, rows)}{small}</div>'
 
 
 def group_row(g: Group, most: float) -> list[str]:

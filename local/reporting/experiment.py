@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from typing import Any
 from local.artifacts.decoded_sets import DecodedSet, find_sets
 from local.common.errors import UserError
 from local.common.text_files import read_lines, read_yaml
-from local.scoring.align import Score, score
+from local.scoring.align import Score, Unit, score
 from local.scoring.hypotheses import best_entry, is_oracle, read_sets
 from local.scoring.speech import Speech, read_speech
+from local.scoring.table import unit_in
 
 COUNTS = ("sub", "del", "ins", "words")  # keys of wer.json
 RATES = ("cer", "rtf", "peak_memory_mib", "symbol_delay")  # None if they are unknown
@@ -43,8 +45,10 @@ class Experiment:
     def lang_dir(self) -> Path | None:
         """The folder of the tokens of this experiment; None if the data or the configuration do not tell."""
         section = self.config.get("lang")
-        size = section.get("vocab_size") if isinstance(section, dict) else None
-        return self.data_dir / f"lang_bpe_{size}" if self.data_dir is not None and isinstance(size, int) else None
+        section = section if isinstance(section, dict) else {}
+        size, char = section.get("vocab_size"), section.get("type") == "char"
+        known = self.data_dir is not None and isinstance(size, int)
+        return self.data_dir / ("lang_char" if char else f"lang_bpe_{size}") if known else None  # type: ignore[operator]
 
     def best_method(self, name: str) -> str:
         """Return the method of set `name` with the lowest WER that is no oracle; of equal ones, the first."""
@@ -58,15 +62,29 @@ def read_experiment(exp_dir: Path, data_dir: Path | None) -> Experiment:
     Raises `UserError` naming the file if something is missing or damaged, or if wer.json is not of these decoded sets.
     """
     sets, _ = find_sets(exp_dir)
-    utterances = read_sets(exp_dir, sets)
-    scores = {name: {method: score(found) for method, found in methods.items()} for name, methods in utterances.items()}
+    units = recorded_units(exp_dir)
+    utterances = read_sets(exp_dir, sets, units)
+    scores = {
+        name: {method: score(found, units.get(name, "word")) for method, found in methods.items()}
+        for name, methods in utterances.items()
+    }
     paths = {(s.name, s.method): s.path for s in sets}
-    rows = {name: {method: read_rows(paths[name, method]) for method in methods} for name, methods in scores.items()}
+    rows = {
+        name: {m: read_rows(paths[name, m], scored.unit) for m, scored in methods.items()} for name, methods in scores.items()
+    }
     places = {s.name: s.prepared(data_dir) for s in sets} if data_dir is not None else {}
     speech = {name: read_speech(*place) for name, place in places.items()}
     config = read_yaml(path) if (path := exp_dir / "config.yaml").is_file() else {}
     config = config if isinstance(config, dict) else {}
     return Experiment(exp_dir, data_dir, sets, read_results(exp_dir, scores), scores, rows, speech, config)
+
+
+def recorded_units(exp_dir: Path) -> dict[str, Unit]:
+    """Return what stage score counted, by set; of a wer.json that `read_results` will refuse, nothing."""
+    with contextlib.suppress(UserError, ValueError, AttributeError, RecursionError):
+        results = json.loads("\n".join(read_lines(exp_dir / "wer.json")))
+        return {name: unit_in(row) for name, methods in results.items() for row in methods.values()}
+    return {}
 
 
 def read_results(exp_dir: Path, scores: dict[str, dict[str, Score]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -101,9 +119,9 @@ def check_numbers(result: dict[str, Any]) -> None:
             raise ValueError("not finite")
 
 
-def read_rows(path: Path) -> dict[str, Row]:
+def read_rows(path: Path, unit: Unit) -> dict[str, Row]:
     """Return the lines of a decoded set by id, which `read_hypotheses` has checked."""
     found = [json.loads(line) for line in read_lines(path) if line.strip()]
     if is_oracle(path.parent.name):
-        found = [{**row, **best_entry(row, str(path))} if "nbest" in row else row for row in found]
+        found = [{**row, **best_entry(row, str(path), unit)} if "nbest" in row else row for row in found]
     return {row["id"]: row for row in found}

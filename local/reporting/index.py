@@ -20,7 +20,7 @@ from local.common.text_files import read_lines, read_yaml
 from local.common.visible import markdown, shortened
 from local.config.load import load_config, to_dict
 from local.reporting.origin import JOURNAL, MISSING, RUN, differences, read_journal
-from local.scoring.table import decimals, markdown_table, minute
+from local.scoring.table import markdown_table, marked_rate, minute, unit_in
 
 MARKS = ("wer.json", "train.csv")  # a folder with one of them is an experiment
 INSIDE = {"checkpoints", "data", "decode", "decode_earlier", "errors", "export", "lm", "log", "tensorboard"}  # of an experiment
@@ -98,11 +98,16 @@ def read_results(entry: Entry, _: Mapping[str, Any]) -> None:
                 entry.sets.append([str(name), *[MISSING] * (len(RESULT) - 1)])
                 continue
             interval = "{:.2f} - {:.2f}".format(*known[best]["ci95"])
-            greedy = decimals(known[BASELINE]["wer"]) if BASELINE in known else MISSING
-            entry.sets.append([str(name), decimals(known[best]["wer"]), interval, str(best), greedy])
+            greedy = rate_in(known[BASELINE]) if BASELINE in known else MISSING
+            entry.sets.append([str(name), rate_in(known[best]), interval, str(best), greedy])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
         entry.sets.clear()
         raise UserError(f"{path}: damaged; stage score of run.sh makes it again (--force)") from None
+
+
+def rate_in(row: Mapping[str, Any]) -> str:
+    """Return the error rate of an entry of wer.json."""
+    return marked_rate(row["wer"], unit_in(row))
 
 
 def read_config(entry: Entry, base: Mapping[str, Any]) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from local.common.html_page import Page, escape, table_html
 from local.reporting.experiment import Experiment
 from local.reporting.glossary import explain, short
-from local.scoring.table import HEAD, decimals, minute
+from local.scoring.align import RATES, Unit
+from local.scoring.table import HEADS, decimals, minute, unit_in
 
 
 def add_overview(page: Page, experiment: Experiment) -> None:
@@ -18,12 +19,18 @@ def add_overview(page: Page, experiment: Experiment) -> None:
     if made:
         average = f"Average {made['label']} ({made['average']}), decoded {minute(made)} UTC by commit {made['commit']}."
         page.text(average)
-    page.section("WER", "wer")
-    rows = [cells(name, method, r) for name, methods in experiment.results.items() for method, r in methods.items()]
+    rows: dict[Unit, list[list[str]]] = {}
+    for name, found in experiment.results.items():
+        for method, r in found.items():
+            rows.setdefault(unit_in(r), []).append(cells(name, method, r))
+    page.section(" and ".join(RATES[unit] for unit in rows), "wer")
     first = 1 if len(experiment.results) == 1 else 0  # a single set needs no column
-    page.html(table_html([escape(c) for c in HEAD[first:]], [row[first:] for row in rows], "wer", range(2 - first)))
+    for unit, lines in rows.items():
+        page.html(
+            table_html([escape(c) for c in HEADS[unit][first:]], [line[first:] for line in lines], "wer", range(2 - first))
+        )
     methods = list(dict.fromkeys(m for found in experiment.results.values() for m in found))
-    terms = [(name, explain(name)) for name in HEAD[first:]]
+    terms = [(name, explain(name)) for name in dict.fromkeys(name for unit in rows for name in HEADS[unit][first:])]
     terms += [(m if (brief := short(m)) == m.replace("_", " ") else f"{m} (below: {brief})", explain(m)) for m in methods]
     known = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in terms if text)
     page.html(f'<dl class="explained">{known}</dl>')
@@ -36,7 +43,7 @@ def best_line(experiment: Experiment, name: str) -> str:
     if score.wer is None or score.ci95 is None:
         return f"Set {name}: no reference has a word."
     low, high = score.ci95
-    return f"Set {name}: the lowest WER is {score.wer:.2f} % (95 % interval {low:.2f} to {high:.2f}), by {method}."
+    return f"Set {name}: the lowest {score.rate} is {score.wer:.2f} % (95 % interval {low:.2f} to {high:.2f}), by {method}."
 
 
 def cells(name: str, method: str, r: dict) -> list[str]:
@@ -45,7 +52,8 @@ def cells(name: str, method: str, r: dict) -> list[str]:
     costs = [decimals(r.get("rtf"), 4), decimals(r.get("peak_memory_mib"), 0), decimals(r.get("symbol_delay"), 0, factor=1000)]
     label = method_html(method) + (" (oracle)" if r.get("oracle") else "")
     counts = [str(r[key]) for key in ("sub", "del", "ins", "words")]
-    return [escape(name), label, decimals(r["wer"]), interval, *counts, decimals(r.get("cer")), *costs]
+    cer = [decimals(r.get("cer"))] if unit_in(r) == "word" else []
+    return [escape(name), label, decimals(r["wer"]), interval, *counts, *cer, *costs]
 
 
 def method_html(method: str) -> str:

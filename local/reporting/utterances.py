@@ -98,7 +98,10 @@ def article_start(
     level = levels.get(w.name, {}).get(w.id)
     facts += [f"speech {level:.0f} dB above noise"] if level is not None else []
     least, most = (f(c.errors for c in w.counts.values()) for f in (min, max))
-    facts += [counted(words, "word"), f"{least} to {most} errors" if least < most else counted(most, "error")]
+    facts += [
+        counted(words, next(iter(experiment.scores[w.name].values())).one),
+        f"{least} to {most} errors" if least < most else counted(most, "error"),
+    ]
     return f'<article id="u{number}"{attributes}><h3><bdi>{escape(w.id)}</bdi></h3><p>{" · ".join(facts)}</p>'
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Literal
 
+from local.common.scripts import WITHOUT_BLANKS, mostly
 from local.scoring.intervals import wer_interval
 
 import kaldialign
 
+Unit = Literal["word", "char"]  # what an error rate counts: words, or characters without the blanks between them
+Wanted = Literal["word", "char", "auto"]  # key score.unit
+RATES: dict[Unit, str] = {"word": "WER", "char": "CER"}
+COUNTED: dict[Unit, str] = {"word": "words", "char": "characters"}
 EPS = ""  # "no word" in an alignment; words are never empty
 
 
@@ -26,10 +32,14 @@ class Utterance:
 
 @dataclass
 class Score:
-    """Errors of one set under one method. Counts are words; the alignments are in the utterances' order."""
+    """Errors of one set under one method. Counts are of units; the alignments are in the utterances' order.
+
+    Below, "word" stands for a character if that is the unit.
+    """
 
     utterances: list[Utterance]
     alignments: list[list[tuple[str, str]]]
+    unit: Unit = "word"
     words: int = 0
     sub: int = 0
     dels: int = 0
@@ -56,19 +66,44 @@ class Score:
         return [sum(ref != hyp for ref, hyp in pairs) for pairs in self.alignments]
 
     @property
+    def rate(self) -> str:
+        """The name of the error rate: WER or CER."""
+        return RATES[self.unit]
+
+    @property
+    def one(self) -> str:
+        """What a unit is called: word or character."""
+        return COUNTED[self.unit].removesuffix("s")
+
+    @property
     def wer(self) -> float | None:
-        """Word error rate in percent; None if the references have no word."""
+        """Error rate in percent, by words or characters; None if the references have no word."""
         return 100.0 * self.errors / self.words if self.words else None
 
     @property
     def cer(self) -> float | None:
-        """Character error rate in percent over the texts with one space between words; None without characters."""
+        """Character error rate in percent; None without characters. With words as units, blanks between them count."""
         return 100.0 * self.char_errors / self.chars if self.chars else None
 
 
-def word_errors(ref: str, hyp: str) -> int:
-    """Return the least number of word substitutions, deletions and insertions from `ref` to `hyp`."""
-    return int(kaldialign.edit_distance(ref.split(), hyp.split())["total"])
+def unit_of(refs: Iterable[str], wanted: Wanted) -> Unit:
+    """Return the unit that key score.unit means for these references.
+
+    auto: characters if most of the text is in scripts without blanks between words; a Korean or Vietnamese text has blanks.
+    """
+    if wanted != "auto":
+        return wanted
+    return "char" if mostly(refs, WITHOUT_BLANKS) else "word"
+
+
+def units(text: str, unit: Unit) -> list[str]:
+    """Return the words of a text, or its characters without blanks."""
+    return text.split() if unit == "word" else list("".join(text.split()))
+
+
+def word_errors(ref: str, hyp: str, unit: Unit = "word") -> int:
+    """Return the least number of substitutions, deletions and insertions of words (or characters) from `ref` to `hyp`."""
+    return int(kaldialign.edit_distance(units(ref, unit), units(hyp, unit))["total"])
 
 
 def repetitions(pairs: Sequence[tuple[str, str]]) -> tuple[int, int]:
@@ -85,11 +120,11 @@ def repetitions(pairs: Sequence[tuple[str, str]]) -> tuple[int, int]:
     return repeated, lost
 
 
-def score(utterances: Sequence[Utterance]) -> Score:
+def score(utterances: Sequence[Utterance], unit: Unit = "word") -> Score:
     """Align every utterance's words with the fewest errors and count these. Case and punctuation are compared as they are."""
-    result = Score(list(utterances), [])
+    result = Score(list(utterances), [], unit)
     for utterance in utterances:
-        ref, hyp = utterance.ref.split(), utterance.hyp.split()
+        ref, hyp = units(utterance.ref, unit), units(utterance.hyp, unit)
         pairs = kaldialign.align(ref, hyp, EPS)
         result.alignments.append(pairs)
         result.words += len(ref)
@@ -106,13 +141,17 @@ def score(utterances: Sequence[Utterance]) -> Score:
         repeated, lost = repetitions(pairs)
         result.repeated += repeated
         result.repeated_lost += lost
+        if unit == "char":
+            continue
         chars = " ".join(ref)
         result.chars += len(chars)
         if ref != hyp:  # this takes most of the time
             result.char_errors += kaldialign.edit_distance(chars, " ".join(hyp))["total"]
     result.sub, result.dels = result.substitutions.total(), result.deletions.total()
     result.ins = result.insertions.total()
-    result.ci95 = wer_interval(result.utterance_errors, [len(u.ref.split()) for u in result.utterances])
+    if unit == "char":
+        result.chars, result.char_errors = result.words, result.errors
+    result.ci95 = wer_interval(result.utterance_errors, [len(units(u.ref, unit)) for u in result.utterances])
     return result
 
 
@@ -125,7 +164,8 @@ def symbol_delays(result: Score, spoken: Mapping[str, Sequence[tuple[str, float,
     delays: list[float] = []
     for utterance, pairs in zip(result.utterances, result.alignments, strict=True):
         words = spoken.get(utterance.id, ())
-        if [word for word, *_ in words] != utterance.ref.split() or len(utterance.ends) != len(utterance.hyp.split()):
+        ref_units, hyp_units = units(utterance.ref, result.unit), units(utterance.hyp, result.unit)
+        if [word for word, *_ in words] != ref_units or len(utterance.ends) != len(hyp_units):
             continue
         ref_ends, hyp_ends = (end for *_, end in words), iter(utterance.ends)
         for ref, hyp in pairs:

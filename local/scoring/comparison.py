@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from local.common.errors import UserError
 from local.common.visible import visible
-from local.scoring.align import Score, Utterance, score
+from local.scoring.align import Score, Unit, Utterance, score
 from local.scoring.intervals import chance
 
 LEVEL = 0.05  # a difference is significant if its P is below
@@ -57,19 +57,19 @@ class Comparison:
 
 
 def compare(name: str, method: str, first: Score, second: Score) -> Comparison:
-    """Compare two scores of one set and method."""
+    """Compare two scores of one set and method, by the unit of the first."""
     others = {u.id: u for u in second.utterances}
     common = [u for u in first.utterances if u.id in others and others[u.id].ref == u.ref]
     alone = len(first.utterances) + len(second.utterances) - 2 * len(common)
-    first = _of(first, common)
-    second = _of(second, [others[u.id] for u in common])
+    first, unit = _of(first, common, first.unit), first.unit
+    second = _of(second, [others[u.id] for u in common], unit)
     errors = zip(first.utterance_errors, second.utterance_errors, strict=True)
     return Comparison(name, method, first, second, alone, chance([a - b for a, b in errors]))
 
 
-def _of(result: Score, utterances: Sequence[Utterance]) -> Score:
+def _of(result: Score, utterances: Sequence[Utterance], unit: Unit) -> Score:
     """Return the score of some of the utterances."""
-    return result if result.utterances == utterances else score(utterances)
+    return result if result.utterances == utterances and result.unit == unit else score(utterances, unit)
 
 
 def compare_experiments(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from local.common.visible import quoted, visible
-from local.scoring.align import Score
+from local.scoring.align import COUNTED, Score
 from local.scoring.speech import Speech
 
 MAX_LINES = 50  # of each list of frequent errors
@@ -30,26 +30,24 @@ def error_report(
 def summary(title: str, result: Score) -> Iterator[str]:
     """Yield the totals."""
     count = len(result.utterances)
-    yield f"{title}: {count} utterances, {result.words} words"
+    yield f"{title}: {count} utterances, {result.words} {COUNTED[result.unit]}"
     if result.wer is not None and result.ci95 is not None:
-        yield f"WER {result.wer:.2f} % (95 % interval {result.ci95[0]:.2f} to {result.ci95[1]:.2f})"
+        yield f"{result.rate} {result.wer:.2f} % (95 % interval {result.ci95[0]:.2f} to {result.ci95[1]:.2f})"
     yield f"{result.sub} substitutions, {result.dels} deletions, {result.ins} insertions"
     if result.repeated:
-        yield (
-            f"repeated words (equal to the word before): {result.repeated_lost} of {result.repeated} deleted; "
-            f"errors in all: {result.errors}"
-        )
-    if result.cer is not None:
+        words, lost = COUNTED[result.unit], f"{result.repeated_lost} of {result.repeated} deleted"
+        yield f"repeated {words} (equal to the {result.one} before): {lost}; errors in all: {result.errors}"
+    if result.cer is not None and result.unit == "word":
         yield f"CER {result.cer:.2f} %"
     yield f"utterances with an error: {result.wrong_utterances} ({100 * result.wrong_utterances / max(count, 1):.2f} %)"
-    yield "Below: the most frequent errors, the errors of each word, and every utterance with an error."
+    yield f"Below: the most frequent errors, the errors of each {result.one}, and every utterance with an error."
 
 
 def frequent(result: Score) -> Iterator[str]:
     """Yield the most frequent substitutions, deletions and insertions; a blank line follows each list."""
     pairs = Counter({f"{ref} -> {hyp}": n for (ref, hyp), n in result.substitutions.items()})
     for name, counts in (("substitutions", pairs), ("deletions", result.deletions), ("insertions", result.insertions)):
-        yield f"{name}: count, word"
+        yield f"{name}: count, {result.one}"
         rows = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
         yield from (f"{n:6d}  {word}" for word, n in rows[:MAX_LINES])
         if len(rows) > MAX_LINES:
@@ -65,7 +63,7 @@ def by_word(result: Score) -> Iterator[str]:
         lost[ref] += n
         wrong[hyp] += n
     errors = lost + wrong + result.deletions + result.insertions
-    yield "by word: errors, right, substituted, deleted, recognised instead of another, inserted, word"
+    yield f"by {result.one}: errors, right, substituted, deleted, recognised instead of another, inserted, {result.one}"
     for word, n in sorted(errors.items(), key=lambda row: (-row[1], row[0])):
         counts = (n, result.correct[word], lost[word], result.deletions[word], wrong[word], result.insertions[word])
         yield "".join(f"{c:6d}" for c in counts) + f"  {word}"
@@ -74,7 +72,8 @@ def by_word(result: Score) -> Iterator[str]:
 
 def aligned(result: Score, others: Mapping[str, Score], speech: Mapping[str, Speech]) -> Iterator[str]:
     """Yield every utterance with an error, what is known of it, and the hypotheses of the other methods."""
-    yield "utterances with an error: id, words as (reference->recognised) if they differ, * for no word;"
+    counted = COUNTED[result.unit]
+    yield f"utterances with an error: id, {counted} as (reference->recognised) if they differ, * for no {result.one};"
     yield "below an utterance: its speaker, seconds and audio file, if known; what each other method recognised, = for the same"
     for i, utterance in enumerate(result.utterances):
         pairs = result.alignments[i]
@@ -84,7 +83,7 @@ def aligned(result: Score, others: Mapping[str, Score], speech: Mapping[str, Spe
         if utterance.id in speech:
             yield f"    {described(speech[utterance.id])}"
         for method, other in others.items():
-            same = other.utterances[i].hyp.split() == utterance.hyp.split()
+            same = [hyp for _, hyp in other.alignments[i] if hyp] == [hyp for _, hyp in pairs if hyp]
             yield f"    {method}: {'=' if same else marked(other.alignments[i])}"
 
 

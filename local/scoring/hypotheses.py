@@ -6,8 +6,9 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from local.artifacts.decoded_sets import DecodedSet
@@ -15,19 +16,18 @@ from local.common.errors import UserError, reason
 from local.common.text_files import iterate_lines, read_lines
 from local.common.visible import encodable, visible
 from local.config.methods import METHODS
-from local.scoring.align import Utterance, word_errors
+from local.scoring.align import Unit, Utterance, Wanted, unit_of, word_errors
 
 MAX_NAMED = 3  # ids named in a message before "and N more"
 STAGE = "stage 2 (cuts) of prepare.sh"
 
 
-def read_hypotheses(path: Path) -> list[Utterance]:
+def read_hypotheses(path: Path, wanted: Wanted = "auto") -> list[Utterance]:
     """Return the utterances of .../<method>/<set>.jsonl, sorted by id; an oracle method has the `best_entry` of each.
 
-    Raises `UserError` naming the file and line of anything wrong.
+    wanted: key score.unit, by which an entry is the best. Raises `UserError` naming the file and line of anything wrong.
     """
-    found: dict[str, tuple[int, Utterance]] = {}
-    oracle = is_oracle(path.parent.name)
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
@@ -40,12 +40,14 @@ def read_hypotheses(path: Path) -> list[Utterance]:
             raise UserError(f"{where}: must be an object with the keys id, ref and hyp")
         check_texts(row, ("id", "ref", "hyp"), where)
         if row["id"] in found:
-            raise UserError(f"{where}: utterance {row['id']} is also in line {found[row['id']][0]}")
-        best = best_entry(row, where) if oracle and "nbest" in row else row
-        found[row["id"]] = number, Utterance(row["id"], row["ref"], best["hyp"], word_ends(best))
+            raise UserError(f"{where}: utterance {row['id']} is also in line {found[row['id']][0].rpartition(':')[2]}")
+        found[row["id"]] = where, row
     if not found:
         raise UserError(f"{path}: contains no utterance")
-    return [found[i][1] for i in sorted(found)]
+    if is_oracle(path.parent.name):
+        unit = unit_of((row["ref"] for _, row in found.values()), wanted)
+        found = {i: (w, {**row, **best_entry(row, w, unit)} if "nbest" in row else row) for i, (w, row) in found.items()}
+    return [Utterance(i, row["ref"], row["hyp"], word_ends(row)) for i, (_, row) in sorted(found.items())]
 
 
 def is_oracle(method: str) -> bool:
@@ -60,14 +62,14 @@ def check_texts(row: dict[str, Any], keys: Sequence[str], where: str) -> None:
             raise UserError(f"{where}: key '{key}' is missing or not a string")
 
 
-def best_entry(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the entry of a line's n-best list with the fewest word errors; of several, the first."""
+def best_entry(row: dict[str, Any], where: str, unit: Unit) -> dict[str, Any]:
+    """Return the entry of a line's n-best list with the fewest errors; of several, the first."""
     entries = row["nbest"]
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{where}: key 'nbest' must be a list of objects with the key hyp")
     for entry in entries:
         check_texts(entry, ("hyp",), f"{where}: key 'nbest'")
-    return min(entries, key=lambda entry: word_errors(row["ref"], entry["hyp"]))
+    return min(entries, key=lambda entry: word_errors(row["ref"], entry["hyp"], unit))
 
 
 def word_ends(row: dict[str, Any]) -> tuple[float, ...]:
@@ -98,16 +100,19 @@ def cost(decoded: DecodedSet) -> tuple[float | None, float | None]:
     return (seconds / audio if audio > 0 else None), memory
 
 
-def read_sets(exp_dir: Path, sets: Sequence[DecodedSet]) -> dict[str, dict[str, list[Utterance]]]:
+def read_sets(
+    exp_dir: Path, sets: Sequence[DecodedSet], wanted: Mapping[str, Wanted] = MappingProxyType({})
+) -> dict[str, dict[str, list[Utterance]]]:
     """Return the utterances of decoded sets: set -> method -> utterances, in the table's order.
 
-    Raises `UserError` if nothing was decoded, or if the methods of a set differ in their utterances or references.
+    wanted: key score.unit by set, auto for those that are not named. Raises `UserError` if nothing was decoded, or if the
+    methods of a set differ in their utterances or references.
     """
     if not sets:
         raise UserError(f"{exp_dir}/decode: no decoded set; local/decode.py (stage 5 of run.sh) makes them")
     result: dict[str, dict[str, list[Utterance]]] = {}
     for decoded in sorted(sets, key=lambda s: (s.name, order(s.method))):
-        result.setdefault(decoded.name, {})[decoded.method] = read_hypotheses(decoded.path)
+        result.setdefault(decoded.name, {})[decoded.method] = read_hypotheses(decoded.path, wanted.get(decoded.name, "auto"))
     for name, methods in result.items():
         check_same(exp_dir, name, methods)
     return result

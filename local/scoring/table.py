@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from local.artifacts.decoded_sets import DecodedSet
 from local.common.atomic import atomic_write
 from local.common.html_page import new_figure, save_figure
 from local.common.visible import markdown, shortened
+from local.scoring.align import RATES, Unit
 from local.scoring.hypotheses import is_oracle
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 Results = dict[str, dict[str, dict[str, Any]]]  # the content of wer.json: set, method, key
 
 HEAD = ("set", "method", "WER %", "95 % interval", "sub", "del", "ins", "words", "CER %", "RTF", "memory MiB", "delay ms")
+CHAR_HEAD = tuple({"WER %": "CER %", "words": "characters"}.get(name, name) for name in HEAD if name != "CER %")
+HEADS: dict[Unit, tuple[str, ...]] = {"word": HEAD, "char": CHAR_HEAD}
 EARLIER_HEAD = ("set", "method", "WER %", "average", "other options", "decoded")
 MOST_PANELS = 50  # of the plot, which may be 65,535 pixels wide
 PANEL, CHARACTER = 5.5, 0.085  # inches: the width of a panel, and of a letter of the legend
@@ -29,21 +32,41 @@ NOTE = (
     "\n95 % interval: what other utterances of the same kind would give. RTF: seconds of processing per second of audio.\n"
     "delay ms: from a word's end in the audio to its last token; below 0 if the token comes before the word ends.\n"
 )
+CHAR_NOTE = (
+    "\nCER: errors per 100 characters of the references. Blanks do not count. score.unit=auto chooses it if the references\n"
+    "have no blanks between words; score.unit=word counts words.\n"
+)
 ORACLE_NOTE = "\n\\* chosen from the n-best list with the reference (fewest errors): a lower bound, not a result.\n"
 
 
 def table(results: Results) -> str:
-    """Return the WER table as Markdown with a note below; oracle methods have a star, and their own note."""
-    rows = []
+    """Return the WER table as Markdown with a note below; oracle methods have a star, and their own note.
+
+    Sets that were scored by characters have a CER table of their own.
+    """
+    rows: dict[Unit, list[list[str]]] = {"word": [], "char": []}
     for name, methods in results.items():
         for method, r in methods.items():
             interval = "{:.2f} - {:.2f}".format(*r["ci95"]) if r["ci95"] else "-"
             counts = [str(r[key]) for key in ("sub", "del", "ins", "words")]
             costs = [decimals(r["rtf"], 4), decimals(r["peak_memory_mib"], 0), decimals(r["symbol_delay"], 0, factor=1000)]
             label = markdown(method) + (" \\*" if r["oracle"] else "")
-            rows.append([markdown(name), label, decimals(r["wer"]), interval, *counts, decimals(r["cer"]), *costs])
+            cer = [decimals(r["cer"])] if unit_in(r) == "word" else []
+            rows[unit_in(r)].append([markdown(name), label, decimals(r["wer"]), interval, *counts, *cer, *costs])
     note = ORACLE_NOTE if any(r["oracle"] for methods in results.values() for r in methods.values()) else ""
-    return markdown_table(HEAD, rows, range(2)) + note + NOTE
+    note += CHAR_NOTE if rows["char"] else ""
+    tables = [markdown_table(HEADS[unit], found, range(2)) for unit, found in rows.items() if found]
+    return "\n".join(tables) + note + NOTE
+
+
+def unit_in(row: Mapping[str, Any]) -> Unit:
+    """Return the unit of an entry of wer.json; older ones count words and do not say so."""
+    return "char" if row.get("unit") == "char" else "word"
+
+
+def marked_rate(rate: float | None, unit: Unit) -> str:
+    """Return an error rate in percent for a column of WERs, in which "(CER)" marks those by characters."""
+    return decimals(rate) + (" (CER)" if unit == "char" else "")
 
 
 def origin(sets: Iterable[DecodedSet]) -> str:
@@ -55,10 +78,10 @@ def origin(sets: Iterable[DecodedSet]) -> str:
     return f"Average {label} ({average}), decoded {when} by commit {commit}.\n\n"
 
 
-def earlier_table(rows: Sequence[tuple[DecodedSet, float | None, DecodedSet | None]]) -> str:
+def earlier_table(rows: Sequence[tuple[DecodedSet, str, DecodedSet | None]]) -> str:
     """Return the table of sets by earlier settings as Markdown, with the options that differ from the main table's.
 
-    rows: a set, its WER in percent, and the set of the same name and method in the main table, if there is one.
+    rows: a set, its error rate by `marked_rate`, and the set of the same name and method in the main table, if there is one.
     """
     if not rows:
         return ""
@@ -67,7 +90,7 @@ def earlier_table(rows: Sequence[tuple[DecodedSet, float | None, DecodedSet | No
         ours, theirs = decoded.made_by.get("options", {}), now.made_by.get("options", {}) if now else {}
         differing = ", ".join(f"{key}={value}" for key, value in ours.items() if now and theirs.get(key) != value)
         label, date = decoded.made_by.get("label", "unknown"), minute(decoded.made_by)
-        row = [decoded.name, decoded.method, decimals(wer), label, differing or "-", date]
+        row = [decoded.name, decoded.method, wer, label, differing or "-", date]
         cells.append(list(map(markdown, row)))
     return "\nEarlier settings\n\n" + markdown_table(EARLIER_HEAD, cells, (0, 1, 3, 4, 5))
 
@@ -133,7 +156,8 @@ def cost_figure(results: Results) -> Figure | None:
         rtfs = [r["rtf"] for r in methods.values()]
         if min(rtfs) > 0 and max(rtfs) > WIDE * min(rtfs):
             axes.set_xscale("log")
-        axes.set(title=shortened(name), xlabel="real-time factor", ylabel="WER in %, with its 95 % interval")
+        rate = RATES[unit_in(next(iter(methods.values())))]
+        axes.set(title=shortened(name), xlabel="real-time factor", ylabel=f"{rate} in %, with its 95 % interval")
         axes.margins(0.08)
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
         axes.grid(alpha=0.3)

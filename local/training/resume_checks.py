@@ -15,7 +15,7 @@ from local.config.schema import AUTO
 import yaml
 
 # Sections and keys that do not change this training.
-OTHER_STAGES = ("decode.", "average.", "lm.", "tune.", "ablation.", "data.max_lost", "data.max_wait", "train.logger")
+OTHER_STAGES = ("decode.", "average.", "lm.", "tune.", "score.", "ablation.", "data.max_lost", "data.max_wait", "train.logger")
 AT_START = "train.init"  # keys that count only when a training starts
 MAX_NAMED = 3  # keys in a message
 UNSET = "not set"

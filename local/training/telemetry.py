@@ -99,8 +99,8 @@ class Telemetry:
             if own.sharpness is not None:
                 text += f", sharpness {own.sharpness:.2f}"
             if own.wer is not None:
-                notes.append(f"dev{mark} WER {own.wer:.1f} %")
-                text += f", WER {own.wer:.1f} % ({own.utterances} utterances)"
+                notes.append(f"dev{mark} {own.rate} {own.wer:.1f} %")
+                text += f", {own.rate} {own.wer:.1f} % ({own.utterances} utterances)"
             print(f"epoch {epoch}, {step} batches: {text}", flush=True)
         self.dev = ", ".join(notes) or self.dev
         self.valid_csv.write(epoch, step, row)

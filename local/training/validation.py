@@ -16,7 +16,7 @@ from local.data.prepared_corpus import PreparedCorpus
 from local.decoding.batch_decoder import BatchDecoder
 from local.decoding.recogniser import Recogniser
 from local.decoding.resources import Resources
-from local.scoring.align import word_errors
+from local.scoring.align import RATES, Unit, unit_of, units, word_errors
 from local.training.losses import forward_losses
 from model.encoder.subsampling import subsampled
 from model.transducer import Transducer, pruned_scale
@@ -27,9 +27,9 @@ METHOD = "greedy_search"
 
 
 class DevScores(NamedTuple):
-    """Losses in nats per encoder frame, and the WER in percent of `utterances` utterances.
+    """Losses in nats per encoder frame, and the error rate in percent of `utterances` utterances.
 
-    wer: None if nothing was decoded or the references have no words.
+    wer: None if nothing was decoded or the references have no words. rate: what it is, WER or CER.
     """
 
     simple: float
@@ -38,6 +38,7 @@ class DevScores(NamedTuple):
     utterances: int = 0
     ctc: float | None = None  # None without a CTC head
     sharpness: float | None = None  # mean over tokens of their largest probability in one frame; None without tokens
+    rate: str = "WER"
 
 
 class Validator:
@@ -47,6 +48,7 @@ class Validator:
         """Keep the model that is trained, on `device`."""
         self.model, self.cfg, self.data, self.processes, self.device = model, cfg, data, processes, device
         self._chosen: dict[str, frozenset[str]] = {}
+        self._units: dict[str, Unit] = {}
 
     def decoded(self, corpus: PreparedCorpus | None = None) -> frozenset[str]:
         """Return the ids of the utterances that are decoded: the same in every validation and every training."""
@@ -54,6 +56,13 @@ class Validator:
         if mark not in self._chosen:
             self._chosen[mark] = frozenset(spread(sorted(set(self.data.valid_ids(corpus))), wanted) if wanted else ())
         return self._chosen[mark]
+
+    def unit(self, corpus: PreparedCorpus | None = None) -> Unit:
+        """Return what the error rate of a corpus counts."""
+        mark = corpus.mark if corpus else ""
+        if mark not in self._units:
+            self._units[mark] = unit_of(self.data.valid_texts(corpus), self.cfg.score.unit)
+        return self._units[mark]
 
     @torch.no_grad()
     def __call__(self, warmup: float, corpus: PreparedCorpus | None = None) -> DevScores:
@@ -64,7 +73,7 @@ class Validator:
         be loaded.
         """
         self.model.eval()
-        decoded = self.decoded(corpus)
+        decoded, unit = self.decoded(corpus), self.unit(corpus)
         decoder = self._decoder() if pruned_scale(warmup) > 0 and decoded else None
         # losses, frames; word errors, words, utterances; CTC; sharpness, tokens
         totals = torch.zeros(9, dtype=torch.float64, device=self.device)
@@ -79,7 +88,7 @@ class Validator:
                 totals[6] += losses.ctc.sum()
             totals[2] += int(subsampled(batch.input_lens).sum())
             if decoder is not None:
-                totals[3:6] += torch.tensor(self._decode(decoder, batch, decoded), dtype=torch.float64).to(self.device)
+                totals[3:6] += torch.tensor(self._decode(decoder, batch, decoded, unit), dtype=torch.float64).to(self.device)
         self.model.train()
         skipped, problem = left_out(loader, self.processes)
         simple, pruned, frames, errors, words, utterances, ctc, peaks, tokens = self.processes.sum(totals).tolist()
@@ -93,7 +102,8 @@ class Validator:
         wer = 100 * errors / words if words else None
         of_head = None if self.model.ctc_head is None else ctc / frames
         sharpness = peaks / tokens if tokens else None
-        return DevScores(simple / frames, pruned / frames, wer, int(utterances), of_head, sharpness)
+        rate = "WER" if decoder is None else RATES[unit]
+        return DevScores(simple / frames, pruned / frames, wer, int(utterances), of_head, sharpness, rate)
 
     def _decoder(self) -> BatchDecoder:
         """Return a decoder with the weights of now, as a search keeps what it computed from them."""
@@ -104,16 +114,16 @@ class Validator:
         recognisers = {METHOD: Recogniser(METHOD, resources, options)}
         return BatchDecoder(self.model, recognisers, self.cfg.decode.tail_frames, self.device)
 
-    def _decode(self, decoder: BatchDecoder, batch: Batch, chosen: frozenset[str]) -> tuple[int, int, int]:
-        """Decode those utterances of a batch that are in `chosen`; return word errors, words of the references, utterances."""
+    def _decode(self, decoder: BatchDecoder, batch: Batch, chosen: frozenset[str], unit: Unit) -> tuple[int, int, int]:
+        """Decode those utterances of a batch that are in `chosen`; return errors, words or characters, utterances."""
         rows = [row for row, name in enumerate(batch.ids) if name in chosen]
         if not rows:
             return 0, 0, 0
         lens, texts = batch.input_lens[rows], [batch.texts[row] for row in rows]
         hypotheses = decoder.run(batch.inputs[rows, : int(lens.max())], lens, [batch.ids[row] for row in rows])[METHOD]
         found = [self.data.tokenizer.decode(hypothesis.tokens) for hypothesis in hypotheses]
-        errors = sum(map(word_errors, texts, found))
-        return errors, sum(len(text.split()) for text in texts), len(rows)
+        errors = sum(word_errors(text, hyp, unit) for text, hyp in zip(texts, found, strict=True))
+        return errors, sum(len(units(text, unit)) for text in texts), len(rows)
 
 
 def spread(items: Sequence[str], count: int) -> list[str]:

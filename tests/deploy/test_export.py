@@ -13,6 +13,7 @@ from local.artifacts.checkpoint import load_file, provenance, save_file
 from local.common.errors import UserError
 from local.config import load_config
 from local.config.schema import DecodeConfig
+from local.data.tokenizer import train_tokenizer
 from local.deploy.client import left_out, settings
 from local.deploy.hotwords import converted
 from local.deploy.record import check_folder
@@ -62,6 +63,13 @@ def test_tokens_that_the_client_would_misread(token: str, problem: str) -> None:
 @pytest.mark.parametrize("token", ["\u2581", "\u2581a", "\u00e9", "\u0192\u4e2d", "\u01bf\u01c0", "<0x4>", "\u05d0"])
 def test_tokens_that_it_reads(token: str) -> None:
     assert token_problem(["<blk>", "<sos/eos>", "<unk>", "\u2581a", token]) is None
+
+
+def test_tokens_of_bytes_stand_where_the_client_expects_them() -> None:
+    """It takes `<0x41>` for a byte if its id is 3 + 0x41 (sherpa-onnx's symbol table)."""
+    tokens = train_tokenizer(["\u6211\u7231", "\u9c9c"], 4, characters=True, byte_fallback=True).tokens
+    assert tokens.index("<0x41>") == 3 + 0x41 and token_problem(tokens) is None
+    assert "byte" in (token_problem([*tokens[:3], "x", *tokens[3:]]) or "")
 
 
 def test_files_of_tokens(tmp_path: Path) -> None:
