@@ -66,6 +66,9 @@ class RandomData:
     def valid_ids(self, corpus: None = None) -> list[str]:
         return ["7-b", "7-a"]
 
+    def valid_texts(self, corpus: None = None) -> list[str]:
+        return ["ONE TWO", "FIVE"]
+
     def train_dataloader(self, epoch: int, skip_batches: int = 0) -> Batches:
         return Batches(self.batch(100 * epoch + i) for i in range(skip_batches, 4))
 
