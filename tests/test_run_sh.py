@@ -54,8 +54,8 @@ def calls(folder: Path, stage: int | str, last: int | str, *overrides: str) -> l
     assert all(line.endswith(end) or line.startswith(("-m local.wer ", "-m local.report ")) for line in lines), lines
     for line in lines:  # printed, so that it can be copied
         assert line.split()[1] in done.stderr
-    gone = (f"--data-dir {folder}/data", f"--exp-dir {folder}/exp", f"--checkpoint {folder}/exp/averaged.pt", end, "-m", "--unit auto")
-    for words in gone:
+    folders = f"--data-dir {folder}/data", f"--exp-dir {folder}/exp", f"--checkpoint {folder}/exp/averaged.pt"
+    for words in (*folders, end, "-m", "--unit auto"):
         lines = [" ".join(line.replace(words, "", 1).split()) for line in lines]
     return lines
 
