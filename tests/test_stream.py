@@ -108,7 +108,7 @@ def test_several_channels(capsys: pytest.CaptureFixture[str], folder: Path) -> N
     for file, channel in (("one.wav", "first"), ("two.wav", "loudest"), ("two.wav", "first")):
         run(folder, file, "--method", "greedy_search", f"data.channel={channel}")
         said = capsys.readouterr()
-        texts.append(said.out.splitlines()[-2])
+        texts.append(said.out.splitlines()[:-1])
         assert ("2 channels" in said.err and f"data.channel={channel}" in said.err) == (file == "two.wav")
     assert texts[0] == texts[1] != texts[2]
 
@@ -276,7 +276,7 @@ def test_errors_in_one_line(capsys: pytest.CaptureFixture[str], folder: Path, ar
 def test_words_of_a_hostile_model_are_shown(capsys: pytest.CaptureFixture[str], monkeypatch, terminal: bool) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     display = stream.Display()
-    segment = stream.Segment("one\n0.00: forged\x1b[2J", None, 0.0, 1.0)  # type: ignore[arg-type]
+    segment = stream.Segment("one\n0.00: forged\x1b[2J", None, 0.0, 1.0, None)  # type: ignore[arg-type]
     with escaped_output():
         display.partial(segment)
         display.final(segment)

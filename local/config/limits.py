@@ -33,6 +33,8 @@ class Limits:
 
     def problem(self, value: Any) -> str | None:
         """Return what is wrong with `value`, or None."""
+        if isinstance(value, dict | list):  # an item of a list may be any value of a checkpoint
+            return "must be a number"
         if not isinstance(value, int | float) or isinstance(value, bool):
             return None
         if self.least <= value <= self.most or (self.may_be_infinite and value == math.inf):

@@ -341,7 +341,9 @@ def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path) -> None:
 def test_all_processes_skip_a_step_that_is_not_finite(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     victim = next(iter(module(data, processes=Processes(1, 2)).train_dataloader(1))).ids[0]
     load = AsrDataset._load
-    monkeypatch.setattr(AsrDataset, "_load", lambda self, c: load(self, c) * (math.inf if c.id == victim else 1))
+    monkeypatch.setattr(
+        AsrDataset, "_load", lambda self, c, seed=None: load(self, c, seed) * (math.inf if c.id == victim else 1)
+    )
     runs = in_processes(2, lambda p: trained(data, tmp_path, processes=p))
     assert [run.bad_steps for run in runs] == [1, 1] and re.search(rf"step 1 .*loss.* {victim};", runs[0].text)
     assert all(torch.equal(value, runs[0].weights[k]) and value.isfinite().all() for k, value in runs[1].weights.items())
@@ -357,10 +359,10 @@ def test_utterances_that_cannot_be_loaded_stop_no_process(data: Path, tmp_path: 
     lost = {*first, *other, *second}
     load = AsrDataset._load
 
-    def broken(self: AsrDataset, c: Any) -> torch.Tensor:
+    def broken(self: AsrDataset, c: Any, seed: int | None = None) -> torch.Tensor:
         if c.id in lost:
             raise OSError("gone")
-        return load(self, c)
+        return load(self, c, seed)
 
     monkeypatch.setattr(AsrDataset, "_load", broken)
     options = [*EXACT, step, "gradient.control=none", "data.max_lost=1"]

@@ -197,7 +197,7 @@ def test_alone_and_in_chunks_as_in_the_batch() -> None:
 def test_nbest_has_each_sequence_once_and_the_graph_accepts_it() -> None:
     model, graph = toy_model(1, sharpness=0.5), random_graph(1, 12)
     arcs, finals = without_epsilon(graph)
-    out, lens = toy_batch(1, num_utts=6)
+    out, lens = toy_batch(1, num_utts=12)
     told = 0
     for result in search(model, out, lens, graph=graph):
         sequences = [tuple(h.tokens) for h in result.nbest or []]

@@ -29,10 +29,10 @@ def lose(monkeypatch: pytest.MonkeyPatch, ids: list[str], train: bool = True) ->
     """Let the utterances `ids` of the training or of the other parts, and the copies of them, not be loaded."""
     load = AsrDataset._load
 
-    def broken(self: AsrDataset, cut: Any) -> Any:
+    def broken(self: AsrDataset, cut: Any, seed: int | None = None) -> Any:
         if self.augment == train and cut.id.partition("_sp")[0] in ids:
             raise OSError("gone")
-        return load(self, cut)
+        return load(self, cut, seed)
 
     monkeypatch.setattr(AsrDataset, "_load", broken)
 

@@ -30,10 +30,10 @@ def losing(monkeypatch: pytest.MonkeyPatch, *, train: bool, dev: bool) -> None:
     """Let no audio of the training parts or of the dev parts be loaded."""
     load = AsrDataset._load
 
-    def broken(self: AsrDataset, cut: Any) -> Any:
+    def broken(self: AsrDataset, cut: Any, seed: int | None = None) -> Any:
         if train if self.augment else dev:
             raise OSError("gone")
-        return load(self, cut)
+        return load(self, cut, seed)
 
     monkeypatch.setattr(AsrDataset, "_load", broken)
 
@@ -81,7 +81,7 @@ def test_a_validation_of_nothing_is_an_error(data: Path, tmp_path: Path, monkeyp
 def test_lost_dev_utterances_are_counted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     victims = sorted(module(data).valid_ids())[:2]
     load = AsrDataset._load
-    monkeypatch.setattr(AsrDataset, "_load", lambda self, cut: 1 / 0 if cut.id in victims else load(self, cut))
+    monkeypatch.setattr(AsrDataset, "_load", lambda self, cut, seed=None: 1 / 0 if cut.id in victims else load(self, cut, seed))
     text = trained(data, tmp_path, "data.max_lost=0.34").text
     assert "dev parts: 2 utterances" in text and "(4 utterances)" in text
 

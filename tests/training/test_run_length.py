@@ -119,7 +119,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
     assert warm_batches(tmp_path, "train.warm_share=0.25") == 3
 
 
-@pytest.mark.parametrize("value", [0, "3", 2.5])
+@pytest.mark.parametrize("value", [-1, "3", 2.5])
 def test_a_damaged_warm_up_is_named(tmp_path: Path, value: Any) -> None:
     trainer(tmp_path, "train.max_steps=3").run()
     edited(newest(tmp_path), warm_batches=value)
