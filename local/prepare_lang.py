@@ -23,13 +23,12 @@ from local.config import load_config
 from local.corpus.corpus_yaml import load_corpus, needs_train
 from local.corpus.dropped import Dropped, report_dropped, write_dropped
 from local.corpus.manifest_lines import read_manifest
-from local.data.durations import SPEEDS, num_frames, tokens_fit
+from local.data.durations import SPEEDS, tokens_fit
 from local.data.prepared_corpus import of_key, other_folders
 from local.data.summary import Summary
-from local.data.token_counts import UNUSABLE, counts_file, write_token_counts
+from local.data.token_counts import TOO_MANY, UNUSABLE, counts_file, why_unusable, write_token_counts
 from local.data.tokenizer import Tokenizer, lang_dir, train_tokenizer
 from local.data.transcripts import read_texts
-from model.encoder.subsampling import subsampled
 
 from lhotse.cut import Cut
 
@@ -52,19 +51,14 @@ def count_tokens(cuts: Sequence[Cut], part: str, train: bool, tokenizer: Tokeniz
     texts = [cut.supervisions[0].text for cut in cuts]
     for cut, text, tokens in zip(cuts, texts, tokenizer.encode(texts), strict=True):
         counts[cut.id] = len(tokens)
-        whole = tokenizer.decode(tokens) == text
-        lost = "" if whole else " ".join(tokenizer.lost_characters(text))
-        if train and not whole:
-            kind = "characters outside the model" if lost else "text that its tokens do not give back"
-            dropped.append(Dropped(cut.id, part, kind, lost or text))
+        if (why := why_unusable(tokenizer, text, tokens, cut.duration)) is None:
+            continue
+        kind, detail = why
+        if train:
+            dropped.append(Dropped(cut.id, part, kind, detail))
             counts[cut.id] = UNUSABLE
-        elif train and not tokens_fit(cut.duration, len(tokens)):
-            frames = subsampled(num_frames(cut.duration))
-            detail = f"{len(tokens)} tokens, {frames} frames"
-            dropped.append(Dropped(cut.id, part, "more tokens than frames after subsampling", detail))
-            counts[cut.id] = UNUSABLE
-        elif not whole:
-            unknown.append(f"{cut.id} ({lost or text})")
+        elif kind != TOO_MANY:
+            unknown.append(f"{cut.id} ({detail})")
     if unknown:
         print(f"{part}: {len(unknown)} utterances have characters outside the model, kept for scoring: {first_of(unknown)}")
     return counts

@@ -97,7 +97,7 @@ class Tuner:
         """Keep the data, section `decode`, the keys that the command line gives, the device and the experiment's folder."""
         self.data, self.options, self.given, self.device, self.exp_dir = data, options, given, device, exp_dir
         self.points: list[Point] = []
-        self.unit = unit_of(data.references(data.corpus.dev), data.cfg.score.unit)
+        self.unit = unit_of(data.valid_texts(), data.cfg.score.unit)
 
     def resources(self, model: Transducer) -> Resources:
         """Return what methods need besides `model`."""
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given, folder, device = keys_of(args.overrides), args.exp_dir / "checkpoints", choose_device(cfg.decode.num_threads)
     values = lists(cfg.tune, given)
     data = AsrDataModule(cfg, args.data_dir, tokenizer)
-    check_known(data.references(data.corpus.dev), tokenizer, args.checkpoint, args.data_dir)
+    check_known(data.valid_texts(), tokenizer, args.checkpoint, args.data_dir)
     tuner = Tuner(data, cfg.decode, given, device, args.exp_dir)
     nums = [int(n) for n in values.get("average_num", [])]
     # Check all values before decoding: an error at the last one would lose the results of the others.

@@ -99,41 +99,37 @@ def test_killed_ten_times_equals_uninterrupted(data: Path, whole: Path, tmp_path
     assert [of_group(g) for g in groups] == [[]] * len(groups), f"workers outlive their trainer; {note}"
 
 
-def test_killed_with_two_copies_of_each_utterance(data: Path, tmp_path: Path) -> None:
-    """The copies' masks, their common warping and the CTC head come back as they were."""
-    rng, epochs = random.Random(SEED), 2
-    copies = ["loss.ctc_scale=0.2", "loss.cr_scale=0.2", "train.max_duration=24", f"train.num_epochs={epochs}"]
-    options = [*OPTIONS, *copies, "augment.time_warp_factor=20"]
+def assert_two_kills_change_nothing(data: Path, folder: Path, options: list[str], epochs: int) -> None:
+    """Train twice, the second time killed in a step and in a checkpoint and finished with two workers, and compare."""
+    rng = random.Random(SEED)
     for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    Run(data, tmp_path / "whole", options).to_the_end()
+        (folder / name).mkdir()
+    Run(data, folder / "whole", options).to_the_end()
     for moment in ("step", "checkpoint"):
-        run = Run(data, tmp_path / "killed", options)
+        run = Run(data, folder / "killed", options)
         try:
             note = kill_at(run, moment, rng)
         finally:
             run.clear()
-    Run(data, tmp_path / "killed", [*options, "data.num_workers=2"]).to_the_end()
-    assert_as_if_whole(tmp_path / "killed", tmp_path / "whole", epochs, note)
+    Run(data, folder / "killed", [*options, "data.num_workers=2"]).to_the_end()
+    assert_as_if_whole(folder / "killed", folder / "whole", epochs, note)
+
+
+def test_killed_with_two_copies_of_each_utterance(data: Path, tmp_path: Path) -> None:
+    """The copies' masks, their common warping and the CTC head come back as they were."""
+    epochs = 2
+    copies = ["loss.ctc_scale=0.2", "loss.cr_scale=0.2", "train.max_duration=24", f"train.num_epochs={epochs}"]
+    options = [*OPTIONS, *copies, "augment.time_warp_factor=20"]
+    assert_two_kills_change_nothing(data, tmp_path, options, epochs)
 
 
 def test_killed_with_two_corpora(data: Path, tmp_path: Path) -> None:
     """The batches that are left of an epoch, and the places in the second corpus, come back as they were."""
-    rng, epochs = random.Random(SEED), 2
+    epochs = 2
     (tmp_path / "more").mkdir()
     (tmp_path / "mine").symlink_to(prepared_corpus(tmp_path / "more"))
     options = [*OPTIONS, f"data.mix={{{data}: 0.7, {tmp_path}/mine: 0.3}}", f"train.num_epochs={epochs}"]
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    Run(data, tmp_path / "whole", options).to_the_end()
-    for moment in ("step", "checkpoint"):
-        run = Run(data, tmp_path / "killed", options)
-        try:
-            note = kill_at(run, moment, rng)
-        finally:
-            run.clear()
-    Run(data, tmp_path / "killed", [*options, "data.num_workers=2"]).to_the_end()
-    assert_as_if_whole(tmp_path / "killed", tmp_path / "whole", epochs, note)
+    assert_two_kills_change_nothing(data, tmp_path, options, epochs)
 
 
 def train_here(data: Path, exp_dir: Path, *overrides: str) -> None:

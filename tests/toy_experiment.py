@@ -18,7 +18,7 @@ from model.lm import LstmLm
 
 import numpy as np
 import torch
-from lhotse import CutSet, Recording, SupervisionSegment
+from lhotse import CutSet, Recording, SupervisionSegment, load_manifest
 
 SMALL = [f"model.encoder.{key}=16" for key in ("d_model", "rnn_hidden_size", "dim_feedforward")]
 SMALL += ["model.encoder.num_layers=1", "model.decoder.dim=16", "model.joiner.dim=16", "data.num_workers=0"]
@@ -83,6 +83,13 @@ def make_experiment(root: Path, *overrides: str) -> None:
     save_toy_lm(cfg, tokenizer, root / "lm")
     content = {"model": toy_weights(cfg, tokenizer, 0), KEY: torch.full((80,), -12.0)}
     save_file({**content, **provenance(cfg, tokenizer)}, root / "averaged.pt")
+
+
+def make_trainable(root: Path) -> tuple[Path, CutSet]:
+    """Do as `make_experiment`; return root/data, and its cuts without those that are too short for training."""
+    make_experiment(root)
+    cuts = load_manifest(root / "data" / "cuts" / "test.jsonl.gz").filter(lambda cut: cut.duration > 0.1)
+    return root / "data", cuts.to_eager()
 
 
 def levenshtein(a: list[str] | str, b: list[str] | str) -> int:

@@ -14,12 +14,14 @@ from local.common.atomic import write_text
 from local.common.errors import UserError
 from local.common.text_files import read_lines
 from local.common.visible import quoted, unquoted, visible
-from local.data.durations import tokens_fit
+from local.data.durations import num_frames, tokens_fit
 from local.data.tokenizer import Tokenizer
+from model.encoder.subsampling import subsampled
 
 UNUSABLE = -1  # number of tokens of a cut that cannot be trained on with these tokens
 MOST = 10**6  # tokens of a cut; a larger number is damage
 MOST_NAMED = 20  # characters
+LOST, TOO_MANY = "characters outside the model", "more tokens than frames after subsampling"
 MADE_BY = "stage 3 (lang) of prepare.sh"
 
 
@@ -48,8 +50,18 @@ def read_token_counts(path: Path) -> dict[str, int]:
     return counts
 
 
+def why_unusable(tokenizer: Tokenizer, text: str, tokens: list[int], seconds: float) -> tuple[str, str] | None:
+    """Return why an utterance cannot be trained on with these tokens of its text: the kind and the detail; None if it can."""
+    if tokenizer.decode(tokens) != text:
+        lost = " ".join(tokenizer.lost_characters(text))
+        return (LOST, lost) if lost else ("text that its tokens do not give back", text)
+    if not tokens_fit(seconds, len(tokens)):
+        return TOO_MANY, f"{len(tokens)} tokens, {subsampled(num_frames(seconds))} frames"
+    return None
+
+
 class TokenCounter:
-    """Counts the tokens of cuts of another corpus, by the rules of local/prepare_lang.py for training utterances."""
+    """Counts the tokens of cuts of another corpus, as local/prepare_lang.py does for training utterances."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Count by `tokenizer`."""
@@ -69,10 +81,9 @@ class TokenCounter:
         [supervision] = cut["supervisions"]
         text = str(supervision.get("text") or "")
         [tokens] = self.tokenizer.encode([text])
-        if self.tokenizer.decode(tokens) != text:
-            self.unknown.update(self.tokenizer.lost_characters(text))
-        elif tokens_fit(float(cut["duration"]), len(tokens)):
+        if why_unusable(self.tokenizer, text, tokens, float(cut["duration"])) is None:
             return len(tokens)
+        self.unknown.update(self.tokenizer.lost_characters(text))
         return UNUSABLE
 
     def report(self) -> str:

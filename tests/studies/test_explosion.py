@@ -16,7 +16,7 @@ from studies import explosion, explosion_measure, explosion_report, explosion_ru
 from studies.explosion_data import Setting, groups, joined, with_wrong_texts
 from studies.explosion_measure import growth, lstms, watched
 from studies.short_training import utterance_losses
-from tests.toy_experiment import make_experiment, write_toy_lang
+from tests.toy_experiment import make_trainable, write_toy_lang
 
 import numpy as np
 import pytest
@@ -30,10 +30,7 @@ COPIES = 16  # of the toy utterances, which last about a second
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a toy corpus with some copies of its utterances in the training part."""
-    root = tmp_path_factory.mktemp("toy")
-    make_experiment(root)
-    data = root / "data"
-    cuts = load_manifest(data / "cuts" / "test.jsonl.gz").filter(lambda cut: cut.duration > 0.1).to_eager()
+    data, cuts = make_trainable(tmp_path_factory.mktemp("toy"))
     cuts.to_file(data / "cuts" / "test.jsonl.gz")
     copies = [cut.with_id(f"{cut.id}-{i}") for i in range(COPIES) for cut in cuts]
     CutSet.from_cuts(copies).to_file(data / "cuts" / "train.jsonl.gz")

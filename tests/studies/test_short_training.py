@@ -15,11 +15,11 @@ from model.build import build_model
 from model.encoder.subsampling import subsampled
 from studies import norms, optimisers
 from studies import short_training as short
-from tests.toy_experiment import SMALL, make_experiment, toy_tokenizer, write_toy_lang
+from tests.toy_experiment import SMALL, make_trainable, toy_tokenizer, write_toy_lang
 
 import pytest
 import torch
-from lhotse import SupervisionSet, load_manifest
+from lhotse import SupervisionSet
 from torch import nn
 
 TINY = ("data.num_workers=0", "train.warm_step=2", "model.encoder.num_layers=2", *SMALL[:3])
@@ -29,10 +29,7 @@ PLAIN_NORMS = ("basic", "layer", "group", "instance", "none")
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make the toy corpus with the same three utterances in the training and the dev part."""
-    root = tmp_path_factory.mktemp("toy")
-    make_experiment(root)
-    data = root / "data"
-    cuts = load_manifest(data / "cuts" / "test.jsonl.gz").filter(lambda cut: cut.duration > 0.1).to_eager()
+    data, cuts = make_trainable(tmp_path_factory.mktemp("toy"))
     for part in ("train", "test"):
         cuts.to_file(data / "cuts" / f"{part}.jsonl.gz")
     write_toy_lang(data)
