@@ -4,7 +4,8 @@
 
 Each training is an experiment of run.sh, EXP/NAME-SEED, with one thread; several run at once, and EXP/NAME-SEED.log has the
 output. A finished training is skipped and a stopped one resumes, so this program can be stopped and called again. EXP/table.md
-has the results of all that is decoded, each compared with the run that the plan names; --report writes it without training.
+has the results of all that is decoded, each compared with the run that the plan names; EXP/errors.tsv has the errors of each
+utterance, for paired tests with other systems. --report writes both without training.
 Data of fewer hours have some of the training speakers; tokens and language model are made from these speakers alone.
 """
 

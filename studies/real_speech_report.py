@@ -63,8 +63,23 @@ def rows_of(name: str, folders: Mapping[int, Path], scores: Mapping[str, Scores]
     return rows
 
 
+def write_errors(path: Path, scores: Mapping[str, Scores]) -> None:
+    """Write a table of tabs: utterance, its words, and its errors with each run, seed and method; empty if not decoded."""
+    words: dict[str, int] = {}
+    columns: dict[str, dict[str, int]] = {}
+    for name, by_method in scores.items():
+        for method, by_seed in by_method.items():
+            for seed, found in by_seed.items():
+                words.update({u.id: len(u.ref.split()) for u in found.utterances})
+                ids = (u.id for u in found.utterances)
+                columns[f"{name}-{seed} {method}"] = dict(zip(ids, found.utterance_errors, strict=True))
+    rows = [["utterance", "words", *columns]]
+    rows += [[key, str(words[key]), *(str(errors.get(key, "")) for errors in columns.values())] for key in sorted(words)]
+    write_text(path, "".join("\t".join(row) + "\n" for row in rows))
+
+
 def write_report(exp_dir: Path, runs: Mapping[str, Mapping[int, Path]], against: Mapping[str, str], part: str) -> str:
-    """Write EXP/table.md and return it. What is not decoded yet is left out.
+    """Write EXP/table.md and EXP/errors.tsv; return the table. What is not decoded yet is left out.
 
     runs: the experiments by run and seed; against: the run that each is compared with.
     """
@@ -73,4 +88,5 @@ def write_report(exp_dir: Path, runs: Mapping[str, Mapping[int, Path]], against:
     rows = [row for name in runs if scores[name] for row in rows_of(name, there[name], scores, against[name])]
     text = markdown_table(HEAD, rows, (0, 2)) + NOTE
     write_text(exp_dir / "table.md", text)
+    write_errors(exp_dir / "errors.tsv", scores)
     return text

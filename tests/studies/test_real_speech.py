@@ -92,3 +92,6 @@ def test_the_table_has_the_mean_of_the_seeds_and_compares_those_that_both_runs_h
     assert b[6].startswith("a: -75.0 %, significant")
     low, high = map(float, a[5].split(" - "))
     assert low < 15.0 < high
+    head, *rows = [line.split("\t") for line in (tmp_path / "errors.tsv").read_text().splitlines()]
+    assert head == ["utterance", "words", "a-1 greedy_search", "a-2 greedy_search", "b-1 greedy_search"]
+    assert [sum(int(row[i]) for row in rows) for i in range(1, 5)] == [80, 16, 8, 4]
