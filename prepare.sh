@@ -86,6 +86,7 @@ main() {
     mixed=(--config "data.mix data.mix_tokens")
     while IFS= read -r folder; do mixed+=(--input "$folder/manifests" --made-by "prepare.sh of that corpus"); done <<< "$others"
   fi
+  [[ -z $(value_of lang.bpe_model) ]] || mixed+=(--input "$(value_of lang.bpe_model)" --made-by "(key lang.bpe_model)")
   stage lang --marker "$lang" --config lang "${mixed[@]}" --input "$data_dir/manifests" --made-by manifests \
     --input "$data_dir/cuts" --made-by cuts --there "$data_dir/$lang/bpe.model" \
     --also "$data_dir/$lang" --not "$data_dir/$lang/graph/" -- \

@@ -1,6 +1,7 @@
 """Stage 3 of prepare.sh: the tokens, from the transcripts of the training parts, and the token count of each cut.
 
-Reads data/<corpus>/manifests and cuts. Writes data/<corpus>/lang_bpe_<lang.vocab_size>/, or lang_char/ if lang.type=char:
+Reads data/<corpus>/manifests and cuts. Writes data/<corpus>/lang_bpe_<lang.vocab_size>/, lang_char/ if
+lang.type=char, or lang_given/ if lang.bpe_model names the tokens:
   transcript.txt        the training transcripts, one per line
   bpe.model, tokens.txt
   num_tokens/<part>.tsv the token count of each cut, -1 if these tokens cannot be used for it
@@ -15,11 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from local.artifacts.checkpoint import tokenizer_in
 from local.common.atomic import atomic_write, write_text
 from local.common.cli import make_parser, program
 from local.common.errors import UserError, first_of
 from local.common.locks import reads, writes
 from local.config import load_config
+from local.config.schema import LangConfig
 from local.corpus.corpus_yaml import load_corpus, needs_train
 from local.corpus.dropped import Dropped, report_dropped, write_dropped
 from local.corpus.manifest_lines import read_manifest
@@ -64,6 +67,18 @@ def count_tokens(cuts: Sequence[Cut], part: str, train: bool, tokenizer: Tokeniz
     return counts
 
 
+def new_tokenizer(texts: Sequence[str], lang: LangConfig) -> Tokenizer:
+    """Return tokens made from the texts; warn if those of bytes will not be learnt. Raises `UserError` as `train_tokenizer`."""
+    size, coverage = lang.vocab_size, lang.character_coverage
+    made = train_tokenizer(texts, size, coverage, characters=lang.type == "char", byte_fallback=lang.byte_fallback)
+    if lang.byte_fallback and not made.uses_bytes(texts):
+        print(
+            f"no training transcript needs the tokens of bytes, so they are not learnt: lower lang.character_coverage "
+            f"(now {coverage:g}), for example to 0.9995, or set lang.byte_fallback=false"
+        )
+    return made
+
+
 @program
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the tokens and count those of every part."""
@@ -78,13 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with of_key("data.mix"):
             texts += read_texts(other, needs_train(load_corpus(other / "corpus.yaml"), other / "corpus.yaml").train)
     lang = cfg.lang
-    tokenizer = train_tokenizer(
-        texts,
-        lang.vocab_size,
-        lang.character_coverage,
-        characters=lang.type == "char",
-        byte_fallback=lang.byte_fallback,
-    )
+    tokenizer = tokenizer_in(Path(lang.bpe_model)) if lang.bpe_model else new_tokenizer(texts, lang)
     dropped: list[Dropped] = []
     summary = Summary(args.data_dir)
     for part in corpus.parts():
@@ -108,15 +117,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     report_dropped(dropped, folder / "dropped.tsv")
     write_lang(tokenizer, texts, folder)
     made = tokenizer.vocab_size
-    fewer = (
-        f" (the text has no more: lang.vocab_size={lang.vocab_size})" if lang.type == "bpe" and made < lang.vocab_size else ""
-    )
-    print(f"{made} tokens from {len(texts)} transcripts{fewer}")
-    if lang.byte_fallback and not tokenizer.uses_bytes(texts):
-        print(
-            f"no training transcript needs the tokens of bytes, so they are not learnt: lower lang.character_coverage "
-            f"(now {lang.character_coverage:g}), for example to 0.9995, or set lang.byte_fallback=false"
-        )
+    if lang.bpe_model:
+        print(f"{made} tokens of {lang.bpe_model}, for {len(texts)} transcripts")
+    else:
+        fewer = f" (the text has no more: lang.vocab_size={lang.vocab_size})"
+        print(f"{made} tokens from {len(texts)} transcripts{fewer if lang.type == 'bpe' and made < lang.vocab_size else ''}")
     print(summary.write(lang.tokens))
 
 

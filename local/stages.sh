@@ -152,8 +152,16 @@ other_corpora() {
   [[ ${folders%%$'\n'*} != "$data_dir" && ! ${folders%%$'\n'*} -ef $data_dir ]] || others=$(tail -n +2 <<< "$folders")
 }
 
-# name_tokens: the name of the folder of the tokens below $data_dir; `lang_dir` of local/data/tokenizer.py has the same.
-name_tokens() { if [[ $(value_of lang.type) == char ]]; then echo lang_char; else echo "lang_bpe_$(value_of lang.vocab_size)"; fi; }
+# name_tokens: the name of the folder of the tokens below $data_dir; `LangConfig.folder` of local/config/schema.py is the same.
+name_tokens() {
+  if [[ -n $(value_of lang.bpe_model) ]]; then
+    echo lang_given
+  elif [[ $(value_of lang.type) == char ]]; then
+    echo lang_char
+  else
+    echo "lang_bpe_$(value_of lang.vocab_size)"
+  fi
+}
 
 # program MODULE [OPTIONS]: print a Python program's call and become it, in a subshell of follow. It ends with this script.
 program() {

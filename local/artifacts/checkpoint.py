@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,7 @@ from local.artifacts.new_model import check_numbers, new_model
 from local.artifacts.plain_values import PlainValues, without_floats
 from local.common.atomic import atomic_write
 from local.common.errors import UserError, described
-from local.common.text_files import is_file
+from local.common.text_files import is_file, read_bytes
 from local.config import config_from_dict, load_config, named_files, to_dict
 from local.config.limits import shown
 from local.config.schema import Config
@@ -247,6 +248,16 @@ def tokenizer_of(content: dict[str, Any], where: Path) -> Tokenizer:
     if not isinstance(model, torch.Tensor) or model.dtype != torch.uint8:
         raise UserError(f"{where}: 'bpe_model' is not a BPE model")
     return Tokenizer(model.numpy().tobytes(), f"{where}: 'bpe_model'")
+
+
+def tokenizer_in(path: Path) -> Tokenizer:
+    """Return the tokens of a bpe.model, of averaged.pt or of a checkpoint of training. Raises `UserError` naming the file."""
+    if not (is_file(path) and zipfile.is_zipfile(path)):
+        return Tokenizer(read_bytes(path, "the training that it is of"), str(path))
+    content = load_file(path)
+    if "bpe_model" not in content:
+        raise UserError(f"{path} does not hold its tokens: name its bpe.model instead")
+    return tokenizer_of(content, path)
 
 
 def check_trained(content: dict[str, Any], where: Path) -> None:

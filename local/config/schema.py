@@ -212,6 +212,7 @@ class DataConfig(Section):
 
 @dataclass
 class LangConfig(Section):
+    bpe_model: File
     type: Literal["bpe", "char"]
     vocab_size: Annotated[int, Limits(4, 1_000_000)]
     byte_fallback: bool
@@ -221,8 +222,13 @@ class LangConfig(Section):
 
     @property
     def tokens(self) -> str:
-        """The name of the tokens in summary.json: their number, or "char" for characters."""
-        return "char" if self.type == "char" else str(self.vocab_size)
+        """The name of the tokens in summary.json: their number, "char" for characters, "given" for those of another model."""
+        return "given" if self.bpe_model else "char" if self.type == "char" else str(self.vocab_size)
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder of what depends on the tokens; `name_tokens` of local/stages.sh has the same."""
+        return f"lang_{self.tokens}" if self.tokens in ("char", "given") else f"lang_bpe_{self.tokens}"
 
 
 @dataclass

@@ -21,6 +21,7 @@ from local.corpus.screening import LEVELS
 
 NAME = "summary.json"
 MADE_BY = "stage 1 (manifests) of prepare.sh"
+KEYS = {"char": "lang.type=char", "given": "lang.bpe_model"}  # by the name of the tokens; else it is lang.vocab_size
 Numbers = dict[str, Any]
 
 
@@ -138,7 +139,7 @@ class Summary:
         for size, found in self.content.get("tokens", {}).items():
             rows.append(
                 (
-                    f"tokens per second (lang.{'type=char' if size == 'char' else f'vocab_size={markdown(size)}'})",
+                    f"tokens per second ({KEYS.get(size, f'lang.vocab_size={markdown(size)}')})",
                     [found.get(p, {}).get("per second", "") for p in names],
                 )
             )

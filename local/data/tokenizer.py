@@ -30,8 +30,8 @@ SIGNS = str.maketrans(dict.fromkeys((SPACE, "\u2585", "\t", "\0"), " "))
 
 
 def lang_dir(data_dir: Path, lang: LangConfig) -> Path:
-    """Return the folder of what depends on the tokens: one for characters, one for each lang.vocab_size, side by side."""
-    return data_dir / ("lang_char" if lang.type == "char" else f"lang_bpe_{lang.vocab_size}")
+    """Return the folder of what depends on the tokens: one for each lang.vocab_size, side by side, and those without it."""
+    return data_dir / lang.folder
 
 
 class Tokenizer:
