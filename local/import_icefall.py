@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the file to write, such as exp/icefall/averaged.pt")
     args = parser.parse_intermixed_args(argv)
     writes(args.out.parent, new=True)
-    state, tokens = read_weights(args.checkpoint)
+    state, tokens, _ = read_weights(args.checkpoint)
     if tokens is not None:
         raise UserError(f"{args.checkpoint} is a checkpoint of this project, which all programs read as it is")
     tokenizer = Tokenizer(read_bytes(args.bpe_model), str(args.bpe_model))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from local.artifacts.archive import Stored, check_archive
 from local.artifacts.checkpoint import check_finite, check_trained
+from local.artifacts.plain_values import PlainValues
 from local.common.errors import UserError, described
 from local.common.text_files import is_file
 from local.config.limits import shown
@@ -21,6 +22,7 @@ from model.average import State
 
 import torch
 
+SMOOTHING = ("am_scale", "lm_scale")  # keys of section loss on which the simple projections depend
 IGNORED = ("pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "torch.device")
 TYPES = {
     "torch.FloatStorage": torch.float32,
@@ -33,10 +35,11 @@ TYPES = {
 
 
 class Weights(NamedTuple):
-    """The weights of a file by name, and its tokens; None if it does not say them, as icefall's."""
+    """The weights of a file by name, its tokens (None if it does not say them, as icefall's), and its keys in `SMOOTHING`."""
 
     state: State
     tokens: list[str] | None
+    smoothing: dict[str, float]
 
 
 def read_weights(path: Path) -> Weights:
@@ -61,7 +64,17 @@ def read_weights(path: Path) -> Weights:
     check_finite(state, path)
     tokens = content.get("tokens")
     known = isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
-    return Weights(state, tokens if known else None)
+    return Weights(state, tokens if known else None, _smoothing(content))
+
+
+def _smoothing(content: dict[Any, Any]) -> dict[str, float]:
+    """Return the values of `SMOOTHING` in the configuration of a checkpoint; none if it has no such numbers."""
+    config = content.get("config")
+    loss = config.get("loss") if isinstance(config, dict) else None
+    try:
+        return {key: float(PlainValues(0).read(loss[key])) for key in SMOOTHING} if isinstance(loss, dict) else {}
+    except (KeyError, TypeError, ValueError, UserError):
+        return {}
 
 
 def _tensors(path: Path, stored: dict[Any, Any]) -> State:

@@ -9,7 +9,7 @@ from local.artifacts.model_sizes import OF_TOKENS, check_fits
 from local.artifacts.weights_file import read_weights
 from local.common.errors import UserError
 from local.config.limits import shown
-from local.config.schema import TrainConfig
+from local.config.schema import Config, TrainConfig
 from local.data.tokenizer import Tokenizer
 from model.average import State
 
@@ -19,15 +19,16 @@ from torch import nn
 OPTIONAL = "ctc_head"  # a file without this module fits a model with it
 
 
-def start_from(model: nn.Module, train: TrainConfig, tokens: list[str]) -> str:
+def start_from(model: nn.Module, cfg: Config, tokens: list[str]) -> str:
     """Take the weights of the file train.init, or those below train.init_modules; return what was done, in words.
 
     tokens: those of `model`. If the file has other ones, rows of tokens that both have are taken, and the others keep their
     initial values. Raises `UserError` for a file that cannot be read, a module that does not exist, and a tensor that does
     not fit.
     """
+    train = cfg.train
     path = Path(train.init or "")
-    state, theirs = read_weights(path)
+    state, theirs, smoothing = read_weights(path)
     own = model.state_dict()
     names = of_modules(own, train.init_modules, "train.init_modules") if train.init_modules else _all(state, own)
     part = {name: own[name] for name in names}
@@ -51,6 +52,9 @@ def start_from(model: nn.Module, train: TrainConfig, tokens: list[str]) -> str:
             text += f"; {len(rows)} of {len(tokens)} tokens are in its {len(theirs)}, the other rows keep their initial values"
             kept = {name: _with_rows(own, name, value, rows, others_rows) for name, value in kept.items()}
     model.load_state_dict({**own, **{name: kept[name] for name in names}})
+    if has_tokens and any(getattr(cfg.loss, key) != value for key, value in smoothing.items()):
+        keys = " ".join(f"loss.{key}={value:g}" for key, value in smoothing.items())
+        text += f"\nwarning: {path} was trained with {keys}: set them, or what it learnt for pruning is lost"
     return text
 
 

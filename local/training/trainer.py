@@ -320,7 +320,7 @@ class Trainer:
 
     def _start_from_another(self) -> None:
         """Take the weights of train.init. Raises `UserError` if they do not fit, or are not the same in all processes."""
-        print(start_from(self.model, self.cfg.train, self.data.tokenizer.tokens), flush=True)
+        print(start_from(self.model, self.cfg, self.data.tokenizer.tokens), flush=True)
         self.average = RunningAverage(self.model, self.cfg.train.average_period)
         state = {name: value.cpu() for name, value in self.model.state_dict().items()} if self.processes.size > 1 else {}
         if len(set(self.processes.gather(weights_hash(state)))) > 1:

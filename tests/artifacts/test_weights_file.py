@@ -33,9 +33,9 @@ def test_the_numbers_are_those_of_torch(tmp_path: Path) -> None:
     state |= {"a": whole[:2], "b": whole[2:], "scalar": torch.tensor(3.5), "wide": torch.randn(3).double()}
     state |= {"whole": torch.arange(4), "half": torch.randn(2, 2).half(), "row": torch.randn(1, 5)}
     more = {"exp_dir": pathlib.PosixPath("exp/x"), "device": torch.device("cpu"), "lr": 0.1, "optimizer": {"state": {0: whole}}}
-    found, tokens = read_weights(saved(tmp_path / "epoch-3.pt", state, **more))
+    found, tokens, smoothing = read_weights(saved(tmp_path / "epoch-3.pt", state, **more))
     expected = torch.load(saved(tmp_path / "plain.pt", dict(state)), weights_only=True)["model"]
-    assert tokens is None and list(found) == list(expected)
+    assert tokens is None and smoothing == {} and list(found) == list(expected)
     for name, value in expected.items():
         assert torch.equal(found[name], value) and found[name].dtype == value.dtype, name
 
@@ -44,8 +44,12 @@ def test_the_tokens_of_a_checkpoint_of_this_project(tmp_path: Path) -> None:
     cfg, tokenizer = load_config(None, SMALL), toy_tokenizer()
     weights = toy_weights(cfg, tokenizer, 0)
     save_file({"model": weights, **provenance(cfg, tokenizer)}, tmp_path / "averaged.pt")
-    found, tokens = read_weights(tmp_path / "averaged.pt")
+    found, tokens, smoothing = read_weights(tmp_path / "averaged.pt")
     assert tokens == tokenizer.tokens and all(torch.equal(found[name], weights[name]) for name in weights)
+    assert smoothing == {"am_scale": 0.0, "lm_scale": 0.25}
+    for damaged in ({}, {"am_scale": 0.5}, {"am_scale": "x", "lm_scale": 0.5}, {"am_scale": [[]], "lm_scale": {}}, 3):
+        torch.save({"model": weights, "config": {"loss": damaged}}, tmp_path / "x.pt")
+        assert read_weights(tmp_path / "x.pt").smoothing == {}
 
 
 class Attack:

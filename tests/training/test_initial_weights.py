@@ -48,7 +48,7 @@ def started(*overrides: str, vocab_size: int = TOKENIZER.vocab_size) -> nn.Modul
     torch.manual_seed(cfg.train.seed)
     model = build_model(cfg, vocab_size)
     if cfg.train.init is not None:
-        start_from(model, cfg.train, TOKENIZER.tokens)
+        start_from(model, cfg, TOKENIZER.tokens)
     freeze(model, cfg.train.freeze)
     return model
 
@@ -107,7 +107,7 @@ def test_other_tokens_keep_the_rows_of_shared_pieces(first: Path, tmp_path: Path
     torch.manual_seed(1)
     model = build_model(cfg, OTHER.vocab_size)
     fresh = {name: value.clone() for name, value in model.state_dict().items()}
-    line = start_from(model, cfg.train, OTHER.tokens)
+    line = start_from(model, cfg, OTHER.tokens)
     assert f" {len(shared)} of {OTHER.vocab_size} " in line and f" {TOKENIZER.vocab_size}," in line
     theirs, rows = load_file(first / "averaged.pt")["model"], 0
     for name, value in model.state_dict().items():
@@ -243,6 +243,15 @@ def test_the_pruned_loss_counts_from_the_first_batch(first: Path, tmp_path: Path
     run.train_pass(RandomData().batch(1))
     assert not torch.equal(before["joiner.output_linear.weight"], run.model.joiner.output_linear.weight)
     assert run.step == 1 and run.warmup == 2.0
+
+
+@pytest.mark.parametrize(("keys", "warned"), [([], False), (["loss.lm_scale=0.125"], True), (["loss.am_scale=0.5"], True)])
+def test_another_smoothing_of_the_simple_loss_is_a_warning(first: Path, keys: list[str], warned: bool) -> None:
+    """The weights of the simple loss depend on it: with another one, the bounds of the pruned loss are wrong at first."""
+    for more in ([], ["train.init_modules=[encoder]"]):
+        cfg = load_config(None, [*SMALL, f"train.init={first}/averaged.pt", *keys, *more])
+        text = start_from(build_model(cfg, TOKENIZER.vocab_size), cfg, TOKENIZER.tokens)
+        assert ("loss.am_scale=0 loss.lm_scale=0.25" in text) == (warned and not more)
 
 
 def test_frozen_parts_and_a_warm_up_without_what_is_left(tmp_path: Path) -> None:
