@@ -3,7 +3,7 @@
     .venv/bin/python -m local.prepare_graph --conf egs/tiny/conf/tiny.yaml --data-dir data/tiny
         [--arpa FILE | --order 3] [--lexicon FILE] [lang.vocab_size=80]
 
-Reads LANG, which is data/<corpus>/lang_bpe_<lang.vocab_size>, or lang_char if lang.type=char. Writes LANG/graph/lexicon.txt
+Reads LANG, which is data/<corpus>/lang_bpe_<lang.vocab_size>, lang_char or lang_given. Writes LANG/graph/lexicon.txt
 and LG.npz. Without --arpa the n-gram model is estimated from lm.text (default: the training transcripts) and written to G.arpa.
 Without --lexicon every word of the n-gram model has one spelling, the BPE model's best for the word's normal form (section
 lang). A lexicon has one line `WORD token token ...` per spelling; a line with WORD alone means the BPE model's spelling. It is
