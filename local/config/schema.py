@@ -210,6 +210,11 @@ class DataConfig(Section):
             yield "mix", why
 
 
+def lang_folder(bpe_model: object, kind: object, vocab_size: int) -> str:
+    """Return the name of the folder of tokens for these values of section lang; `kind` is lang.type."""
+    return "lang_given" if bpe_model else "lang_char" if kind == "char" else f"lang_bpe_{vocab_size}"
+
+
 @dataclass
 class LangConfig(Section):
     bpe_model: File
@@ -228,7 +233,7 @@ class LangConfig(Section):
     @property
     def folder(self) -> str:
         """The name of the folder of what depends on the tokens; `name_tokens` of local/stages.sh has the same."""
-        return f"lang_{self.tokens}" if self.tokens in ("char", "given") else f"lang_bpe_{self.tokens}"
+        return lang_folder(self.bpe_model, self.type, self.vocab_size)
 
 
 @dataclass

@@ -12,9 +12,7 @@ from typing import Any
 from local.artifacts.decoded_sets import DecodedSet, find_sets
 from local.common.errors import UserError
 from local.common.text_files import read_lines, read_yaml
-from local.config import load_config
-from local.config.schema import LangConfig
-from local.data.tokenizer import lang_dir
+from local.config.schema import lang_folder
 from local.scoring.align import Score, Unit, score
 from local.scoring.hypotheses import best_entry, is_oracle, read_sets
 from local.scoring.speech import Speech, read_speech
@@ -49,10 +47,10 @@ class Experiment:
         """The folder of the tokens of this experiment; None if the data or the configuration do not tell."""
         section = self.config.get("lang")
         section = section if isinstance(section, dict) else {}
-        if self.data_dir is None or not isinstance(section.get("vocab_size"), int):
+        size = section.get("vocab_size")
+        if self.data_dir is None or not isinstance(size, int):
             return None
-        keys = ("bpe_model", "type", "vocab_size")
-        return lang_dir(self.data_dir, LangConfig(**{**vars(load_config().lang), **{key: section.get(key) for key in keys}}))
+        return self.data_dir / lang_folder(section.get("bpe_model"), section.get("type"), size)
 
     def best_method(self, name: str) -> str:
         """Return the method of set `name` with the lowest WER that is no oracle; of equal ones, the first."""
