@@ -99,6 +99,7 @@ class DecodeConfig(Section):
     fast_beam: Annotated[float, Limits(1e-6, 1e6)]
     max_contexts: Annotated[int, Limits(1, 100_000)]
     max_states: Annotated[int, Limits(1, 100_000)]
+    log_semiring: bool
     fast_beam_backend: Literal["native", "k2"]
     blank_penalty: Nats
     blank_skip: Share
@@ -124,6 +125,8 @@ class DecodeConfig(Section):
         """Check the names of methods, and what `by_method` says of each as if it stood in section decode itself."""
         if self.blank_skip > 0 and self.fast_beam_backend == "k2":
             yield "blank_skip", "must be 0 if fast_beam_backend is k2, which searches all frames"
+        if self.log_semiring and self.fast_beam_backend == "k2":
+            yield "log_semiring", "must be false if fast_beam_backend is k2, which takes the best alignment"
         known = f"must be one of {', '.join(METHODS)}"
         for method in self.methods:
             if method not in METHODS:

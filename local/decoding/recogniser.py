@@ -77,6 +77,8 @@ def search_options(method: Method, options: DecodeConfig) -> dict[str, Any]:
         found["blank_skip"] = options.blank_skip
     if method.search.startswith("fast_beam_search"):
         found["allow_partial"] = True  # a user wants what was heard even if the audio stops within a word
+        if options.log_semiring:
+            found["log_semiring"] = True
     if "backend" in found and (method.second_pass or method.oracle):
         found["backend"] = "native"  # the k2 backend has no n-best list
     return found

@@ -6,7 +6,7 @@ METHOD_TEXTS = {
     "greedy_search": "Takes the most probable token of each frame. The fastest method, and the usual baseline.",
     "modified_beam_search": "Keeps the decode.beam best hypotheses of each frame, with at most one token per frame.",
     "fast_beam_search": "Keeps all hypotheses within decode.fast_beam of the best one; those that end in the same tokens are "
-    "merged.",
+    "merged, and count by the best alignment (decode.log_semiring: by all of them).",
     "modified_beam_search_lm_shallow_fusion": "Modified beam search that adds decode.lm_scale times the score of an LSTM "
     "language model (shallow fusion).",
     "modified_beam_search_LODR": "Shallow fusion that also subtracts decode.lodr_scale times a bigram of the training "

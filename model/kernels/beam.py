@@ -175,7 +175,13 @@ def graph_step(log_probs, state, decisions, compiled_graph, numbering, bounds):
     arcs, new_context = _new_arcs(limits.max_states), np.empty(beam.context.shape[1], np.int64)
     nodes = len(graph.ends) + 1
     for n in range(len(log_probs)):
-        _, kept, num_contexts = _prune(n, log_probs, beam, graph, contexts, limits, arcs, new_context)
+        threshold, kept, num_contexts = _prune(n, log_probs, beam, graph, contexts, limits, arcs, new_context)
+        if limits.log_semiring:
+            arcs.score[:kept] = -INF
+            for k in range(beam.scores.shape[1]):
+                place = beam.place[n, k]
+                source = beam.scores[n, k], beam.context[n, place], beam.node[n, k]
+                _add_arcs(source, log_probs[n, place], graph, contexts, threshold, arcs.state[:kept], arcs.score)
         beam.scores[n] = -INF
         at = 0
         for i in range(kept):
@@ -214,25 +220,35 @@ def graph_end(log_probs, state, compiled_graph, numbering, bounds, allow_partial
                 if end >= threshold and _find(beam.context[n, place[k]] * nodes + nodes - 1, states, kept) < kept:
                     final[k] = end
         if allow_partial and final.max() == -INF:
+            totals = np.empty(kept)
             for k in range(len(final)):
-                now = log_probs[n, place[k]]
-                if _leaves(scores[k], beam.context[n, place[k]], node[k], now, graph, contexts, threshold, states):
+                totals[:] = -INF
+                source = scores[k], beam.context[n, place[k]], node[k]
+                _add_arcs(source, log_probs[n, place[k]], graph, contexts, threshold, states, totals)
+                if totals.max() > -INF:
                     final[k] = scores[k]
         beam.scores[n] = final
 
 
 @njit(**FLAGS)
-def _leaves(score, context, node, log_probs, graph, contexts, threshold, states):
-    """Return whether an arc that is not dropped leads from an old state to one of `states`."""
+def _add_arcs(source, log_probs, graph, contexts, threshold, states, totals):
+    """Add the scores of an old state's arcs to the `totals` of the new `states` that they lead to, as probabilities.
+
+    source: the old state's score, context and graph state. The arcs are those that `_prune` does not drop.
+    """
+    score, context, node = source
+    if score == -INF:
+        return
     nodes, head, kept = len(graph.ends) + 1, context % contexts.tail * contexts.base + 1, len(states)
-    if score == -INF or _find(context * nodes + node, states, kept) < kept:
-        return score > -INF
+    at = _find(context * nodes + node, states, kept)
+    if at < kept:
+        totals[at] = np.logaddexp(totals[at], score + log_probs[BLANK])
     for r in range(graph.reach_offsets[node], graph.reach_offsets[node + 1]):
         reached = graph.reached[r]
         for a in range(graph.offsets[reached], graph.offsets[reached + 1]):
             label = graph.labels[a]
             after = score + graph.scale * graph.reach_weights[r] + graph.scale * graph.weights[a] + log_probs[label]
-            state = (head + label) * nodes + graph.next_states[a]
-            if after >= threshold and _find(state, states, kept) < kept:
-                return True
-    return False
+            if after >= threshold:
+                at = _find((head + label) * nodes + graph.next_states[a], states, kept)
+                if at < kept:
+                    totals[at] = np.logaddexp(totals[at], after)

@@ -52,11 +52,12 @@ class MergeIds(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """How much a frame of fast beam search keeps; see `model.search.fast_beam.FastBeamStream`."""
+    """How much a frame of fast beam search keeps, and how it scores; see `model.search.fast_beam.FastBeamStream`."""
 
     beam: float
     max_contexts: int
     max_states: int
+    log_semiring: bool = False
 
 
 class GraphState(NamedTuple):

@@ -4,6 +4,9 @@ A state is a context of `context_size` tokens together with a state of the graph
 any token may follow any. Per frame a state's arcs are blank, which stays in both, and every token that the graph allows,
 which leads to the context that ends in it and adds the graph's weight. A state's score is that of its best arc (Viterbi,
 float64), so following best arcs back from the best final state gives the best path of the lattice, which is the result.
+With `log_semiring` a state's score is the sum over all its arcs, as probabilities: the forward score of the lattice's
+alignments. Limits and the way back still go by the best arc. Then many unlikely alignments with a word outweigh a likelier one
+without it.
 k2's graphs have a final state, and every state that may end an utterance has an arc to it with the cost of blank. So pairs
 (context, final) count among `max_states`, and an utterance may end only in a state whose arc to the final state survives the
 pruning of the last frame, while that frame adds neither a token nor a score. The last frame is known only at the end, so
@@ -46,6 +49,7 @@ class FastBeamStream(Stream):
         max_contexts: int = 4,
         max_states: int = 8,
         allow_partial: bool = False,
+        log_semiring: bool = False,
         backend: str = "native",
         temperature: float = 1.0,
         blank_penalty: float = 0.0,
@@ -58,7 +62,8 @@ class FastBeamStream(Stream):
         beam: arcs and states further than this below the best of their frame are dropped (log-probability).
         max_contexts, max_states: contexts, and pairs of context and graph state, kept per utterance and frame.
         allow_partial: if no state may end the utterance, take the best state anyway; else the result is empty.
-        backend: "native"; "k2" takes whole utterances only and no graph, and needs k2.
+        log_semiring: score a state by the sum over its arcs instead of by the best one.
+        backend: "native"; "k2" takes whole utterances only, no graph and no sums, and needs k2.
         Raises ValueError if an option is out of its range or the graph has other tokens than the model; ImportError if a graph
         is given and numba is not installed.
         """
@@ -70,13 +75,15 @@ class FastBeamStream(Stream):
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         if backend == "k2" and blank_skip:
             raise ValueError("backend k2 leaves out no frames; use backend native, or blank_skip 0")
+        if backend == "k2" and log_semiring:
+            raise ValueError("backend k2 takes the best alignment; use backend native, or log_semiring False")
         if backend == "k2" and graph is not None:
             raise ValueError("backend k2 takes no graph; use backend native")
         if not 0 <= scale < torch.inf:
             raise ValueError(f"scale must be 0 or more, got {scale}")
         super().__init__(model, temperature, blank_penalty, blank_skip)
         self.backend, self.allow_partial = backend, allow_partial
-        self.limits = Limits(float(beam), max_contexts, max_states)
+        self.limits = Limits(float(beam), max_contexts, max_states, log_semiring)
         self._steps: GraphSteps | TensorSteps
         if graph is None and not compiled_on(self.device):
             self._steps = TensorSteps(self.contexts, self.blank, self.limits, self.device)
@@ -96,7 +103,7 @@ class FastBeamStream(Stream):
             return super().decode(encoder_out, encoder_out_lens)
         from model.search.fast_beam_k2 import decode_k2
 
-        limits = (*self.limits, self.allow_partial)
+        limits = (self.limits.beam, self.limits.max_contexts, self.limits.max_states, self.allow_partial)
         return decode_k2(self.model, self.joint, self.contexts, encoder_out, encoder_out_lens, limits)
 
     def _begin(self, num_utts: int) -> tuple[list[torch.Tensor], int]:

@@ -60,8 +60,11 @@ class TensorSteps:
         num_utts, num_kept, vocab = log_probs.shape
         new = self._prune(log_probs, beam)
         slots = min(num_kept, new.best.shape[1])
+        scores = new.best
+        if self._limits.log_semiring:
+            scores = _arcs_between(new.arcs, new.state, beam.context, self._blank, self._numbering).logsumexp(dim=(1, 2))
         beam.scores.fill_(-torch.inf)
-        beam.scores[:, :slots] = new.best.masked_fill(~new.kept, -torch.inf)[:, :slots]
+        beam.scores[:, :slots] = scores.masked_fill(~new.kept, -torch.inf)[:, :slots]
         beam.context[:, :slots] = new.state[:, :slots]
         decisions.parents[:, :slots] = new.parent[:, :slots]
         decisions.tokens[:, :slots] = new.token[:, :slots]
@@ -78,7 +81,8 @@ class TensorSteps:
         kept = new.kept[:, :num_kept]
         ends = _ends(new, kept, beam.context, self._limits)
         if allow_partial:
-            leaves = _leaves(new.arcs, new.state[:, :num_kept], kept, beam.context, self._blank, self._numbering)
+            arcs = _arcs_between(new.arcs, new.state[:, :num_kept], beam.context, self._blank, self._numbering)
+            leaves = ((arcs > -torch.inf).any(2) & kept.unsqueeze(1)).any(2)
             ends |= leaves & ~ends.any(1, keepdim=True)
         return beam.scores.masked_fill_(~ends, -torch.inf)
 
@@ -125,16 +129,17 @@ def _ends(new: _Pruned, kept: torch.Tensor, context: torch.Tensor, limits: Limit
     return stays & (better < limits.max_states) & (final >= best[:, :1] - limits.beam) & (final > -torch.inf)
 
 
-def _leaves(
-    arcs: torch.Tensor, state: torch.Tensor, kept: torch.Tensor, context: torch.Tensor, blank: int, contexts: Numbering
+def _arcs_between(
+    arcs: torch.Tensor, state: torch.Tensor, context: torch.Tensor, blank: int, contexts: Numbering
 ) -> torch.Tensor:
-    """Return whether any arc of each old state leads to a new state that stays: bool (N, K).
+    """Return the scores of the two arcs, of blank and of a token, from old to new states: (N, K, 2, M), -inf if there is none.
 
-    arcs: (N, K, V), -inf if dropped. state, kept: (N, <= K), the new states and which stay. context: (N, K), the old states.
+    arcs: (N, K, V), -inf if dropped. state: (N, M), the new states. context: (N, K), the old states.
     """
     token = state % contexts.base - 1
-    score = arcs.gather(2, token.clamp(min=0).unsqueeze(1).expand(-1, context.shape[1], -1))
+    token = token.masked_fill_(token < 0, blank)  # a context without a token: only blank leads to it
+    score = arcs.gather(2, token.unsqueeze(1).expand(-1, context.shape[1], -1))
     follows = contexts.extend(context.unsqueeze(2), token.unsqueeze(1)) == state.unsqueeze(1)
     same = context.unsqueeze(2) == state.unsqueeze(1)
-    reached = (same & (arcs[:, :, blank : blank + 1] > -torch.inf)) | (follows & (score > -torch.inf))
-    return (reached & kept.unsqueeze(1)).any(2)
+    stays = arcs[:, :, blank : blank + 1].masked_fill(~same, -torch.inf)
+    return torch.stack([stays, score.masked_fill(~(follows & (token != blank).unsqueeze(1)), -torch.inf)], dim=2)

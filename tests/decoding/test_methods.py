@@ -237,8 +237,23 @@ def test_frames_that_the_ctc_head_calls_blank(encoded: tuple[torch.Tensor, torch
     head = Recogniser("ctc_greedy_search", own, options(blank_skip=0.01, blank_penalty=0.5))
     assert tokens(head(*encoded)) == tokens(get_search("ctc_greedy_search")(model, *encoded, blank_penalty=0.5))
     assert "blank_skip" not in head.options
-    with pytest.raises(UserError, match="fast_beam_backend"):
-        load_config(None, ["decode.fast_beam_backend=k2", "decode.blank_skip=0.9"])
+
+
+def test_log_semiring_reaches_both_fast_beam_searches(resources: Resources, encoded: tuple[torch.Tensor, torch.Tensor]) -> None:
+    for name in ("fast_beam_search", "fast_beam_search_nbest_lm_rescore", "greedy_search"):
+        plain, summed = (Recogniser(name, resources, options(log_semiring=on)) for on in (False, True))
+        assert "log_semiring" not in plain.options
+        assert summed.options.get("log_semiring", False) == name.startswith("fast")
+    expected = get_search("fast_beam_search")(resources.model, *encoded, allow_partial=True, log_semiring=True)
+    found = Recogniser("fast_beam_search", resources, options(log_semiring=True))(*encoded)
+    assert [h.score for h in found] == [h.score for h in expected]
+    assert [h.score for h in found] != [h.score for h in Recogniser("fast_beam_search", resources, options())(*encoded)]
+
+
+def test_k2_takes_all_frames_and_the_best_alignment() -> None:
+    for key in ("blank_skip=0.9", "log_semiring=true"):
+        with pytest.raises(UserError, match="fast_beam_backend"):
+            load_config(None, ["decode.fast_beam_backend=k2", f"decode.{key}"])
 
 
 def test_every_scale_is_a_key_of_the_config() -> None:

@@ -84,9 +84,19 @@ class Table:
 
 @torch.no_grad()
 def plain_search(
-    model: Transducer, frames: torch.Tensor, graph: Graph, beam: float, limits: tuple[int, int], scale: float, partial: bool
+    model: Transducer,
+    frames: torch.Tensor,
+    graph: Graph,
+    beam: float,
+    limits: tuple[int, int],
+    scale: float,
+    partial: bool,
+    sums: bool,
 ) -> tuple[list[int], list[int], float]:
-    """Search with dictionaries; limits: contexts and states kept. A state is (context, graph state), -1 for the final one."""
+    """Search with dictionaries; limits: contexts and states kept. A state is (context, graph state), -1 for the final one.
+
+    sums: a state's score is the sum over its arcs, in the log semiring.
+    """
     (arcs, finals), table = without_epsilon(graph), Table(model, frames)
     paths = {((0,) * model.context_size, 0): (0.0, [], [])}
     results = list(paths.values())
@@ -122,13 +132,18 @@ def plain_search(
             if new in stay and end is None and score > following.get(new, (-math.inf,))[0]:
                 _, tokens, times = paths[old]
                 following[new] = (score, tokens + [token] * (token > 0), times + [t] * (token > 0))
+        if sums:
+            for new, (_, tokens, times) in following.items():
+                into = [score for _, other, score, _, _ in taken if other == new]
+                following[new] = (float(np.logaddexp.reduce(into)), tokens, times)
         paths = following
     score, tokens, times = max(results, key=lambda path: path[0], default=(-math.inf, [], []))
     return tokens, times, score
 
 
+@pytest.mark.parametrize("sums", [False, True])
 @pytest.mark.parametrize("partial", [False, True])
-def test_plain_search(partial: bool) -> None:
+def test_plain_search(partial: bool, sums: bool) -> None:
     empty = 0
     for seed, (beam, max_contexts, max_states) in enumerate(LIMITS, 10 * partial):
         vocab_size = 4 + 4 * (seed % 3)
@@ -136,10 +151,10 @@ def test_plain_search(partial: bool) -> None:
         out, lens = toy_batch(seed, num_utts=3, max_frames=12, min_frames=1)
         scale = (1.0, 0.3)[seed % 2]
         limits = {"beam": beam, "max_contexts": max_contexts, "max_states": max_states}
-        results = search(model, out, lens, graph=graph, scale=scale, allow_partial=partial, **limits)
+        results = search(model, out, lens, graph=graph, scale=scale, allow_partial=partial, log_semiring=sums, **limits)
         for result, frames, length in zip(results, out, lens.tolist(), strict=True):
             kept = (max_contexts, max_states)
-            tokens, times, score = plain_search(model, frames[:length], graph, beam, kept, scale, partial)
+            tokens, times, score = plain_search(model, frames[:length], graph, beam, kept, scale, partial, sums)
             assert (result.tokens, result.times) == (tokens, times)
             assert result.score == pytest.approx(score, abs=1e-4)
             empty += score == -math.inf

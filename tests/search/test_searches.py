@@ -8,6 +8,7 @@ from model.kernels import policy
 from model.search import STREAMS, get_search
 from model.transducer import Transducer
 
+import numpy as np
 import pytest
 import torch
 from toy import log_probs_after, toy_batch, toy_model
@@ -106,6 +107,7 @@ def test_compiled_fast_beam_is_the_tensor_one(monkeypatch: pytest.MonkeyPatch) -
         model = toy_model(seed, 4 + 5 * (seed % 3), 1 + seed % 3, sharpness=0.5 + seed % 2)
         out, lens = toy_batch(seed)
         options = {"beam": beam, "max_contexts": max_contexts, "max_states": max_states, "allow_partial": seed < 8}
+        options["log_semiring"] = seed % 2 == 0
         compiled = search(model, out, lens, **options)
         with monkeypatch.context() as m:
             m.setattr(policy, "compiled", False)
@@ -117,22 +119,54 @@ def test_compiled_fast_beam_is_the_tensor_one(monkeypatch: pytest.MonkeyPatch) -
 
 
 @torch.no_grad()
+def alignments(model: Transducer, frames: torch.Tensor) -> list[tuple[list[int], float]]:
+    """Return the tokens and the log-probability of every sequence of symbols over frames (T, C), from a context of blanks."""
+    size, found = model.context_size, [([0] * model.context_size, 0.0)]
+    for frame in frames:
+        known = {tuple(tokens[-size:]) for tokens, _ in found}
+        after = {context: log_probs_after(model, frame, list(context)).tolist() for context in known}
+        found = [
+            (tokens + [symbol] * (symbol != model.blank_id), score + after[tuple(tokens[-size:])][symbol])
+            for tokens, score in found
+            for symbol in range(int(model.vocab_size))
+        ]
+    return [(tokens[size:], score) for tokens, score in found]
+
+
+NOTHING_PRUNED = {"beam": 1e3, "max_contexts": 99, "max_states": 999}
+
+
 def test_wide_fast_beam_is_the_best_path() -> None:
     """Nothing pruned, the result is the likeliest single alignment of all frames but the last."""
     model = toy_model(5, vocab_size=4, sharpness=0.5)
     out, _ = toy_batch(5, num_utts=1, max_frames=5)
-    best, sequence = -math.inf, []
-    for code in range(4**4):
-        tokens, score = [0, 0], 0.0
-        for t, frame in enumerate(out[0, :4]):
-            symbol = code // 4**t % 4
-            score += float(log_probs_after(model, frame, tokens)[symbol])
-            tokens += [symbol] * (symbol != model.blank_id)
-        if score > best:
-            best, sequence = score, tokens[2:]
-    result = get_search("fast_beam_search")(model, out, torch.tensor([5]), beam=1e3, max_contexts=99, max_states=999)[0]
-    assert result.tokens == sequence
-    assert result.score == pytest.approx(best, abs=1e-4)
+    tokens, score = max(alignments(model, out[0, :4]), key=lambda path: path[1])
+    result = get_search("fast_beam_search")(model, out, torch.tensor([5]), **NOTHING_PRUNED)[0]
+    assert result.tokens == tokens
+    assert result.score == pytest.approx(score, abs=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_wide_fast_beam_in_the_log_semiring(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    """Nothing pruned, a context's score is the sum over all alignments that end in it; it finds likely sequences more often."""
+    monkeypatch.setattr(policy, "compiled", compiled)
+    search, right = get_search("fast_beam_search"), {False: 0, True: 0}
+    for seed in range(20):
+        model = toy_model(seed, vocab_size=3, context_size=1 + seed % 2, sharpness=0.3)
+        out, _ = toy_batch(seed, num_utts=1, max_frames=7)
+        ends: dict[tuple[int, ...], float] = {}
+        sequences: dict[tuple[int, ...], float] = {}
+        for tokens, score in alignments(model, out[0, :6]):
+            for totals, key in (
+                (ends, (*[0] * model.context_size, *tokens)[-model.context_size :]),
+                (sequences, tuple(tokens)),
+            ):
+                totals[key] = float(np.logaddexp(totals.get(key, -math.inf), score))
+        for sums in right:
+            found = search(model, out, torch.tensor([7]), log_semiring=sums, **NOTHING_PRUNED)[0]
+            right[sums] += tuple(found.tokens) == max(sequences, key=sequences.__getitem__)
+        assert found.score == pytest.approx(max(ends.values()), abs=1e-4)
+    assert right[True] > right[False] > 0, right
 
 
 @pytest.mark.parametrize(
@@ -194,6 +228,7 @@ def test_temperature_changes_greedy_scores_only() -> None:
         ("fast_beam_search", {"beam": -1.0}, "beam"),
         ("fast_beam_search", {"max_states": 0}, "max_states"),
         ("fast_beam_search", {"backend": "cuda"}, "backend"),
+        ("fast_beam_search", {"backend": "k2", "log_semiring": True}, "log_semiring"),
     ],
 )
 def test_impossible_values(name: str, options: dict, message: str) -> None:

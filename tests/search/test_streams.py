@@ -22,6 +22,7 @@ OPTIONS = [
     ("fast_beam_search", {}),
     ("fast_beam_search", {"allow_partial": True, "beam": 9.0, "max_contexts": 7, "max_states": 20}),
     ("fast_beam_search", {"allow_partial": True, "max_contexts": 1}),
+    ("fast_beam_search", {"allow_partial": True, "log_semiring": True}),
     ("greedy_search", {"max_sym_per_frame": 2, "blank_skip": 1e-5}),
     ("modified_beam_search", {"blank_skip": 1e-5}),
     ("fast_beam_search", {"allow_partial": True, "blank_skip": 1e-5}),
