@@ -38,7 +38,7 @@ DAMPED = 25.0  # a sequence's gradient / the batch's median at which the publish
 EXPLODED = 1000.0  # a sequence whose gradient is this many times the median, or what one LSTM gets, has exploded
 FEWEST = 3  # steps with such a sequence that make an explosion
 LOOK = 0.5  # share of a run's steps after which it stops if it shows nothing
-PROMISING = 5.0  # ... that is, if no sequence's gradient was this many times the median
+PROMISING = {"largest_ratio": 5.0, "largest_amplification": 50.0}  # ... that is, if neither was as large in any step
 
 
 @dataclass
@@ -178,7 +178,7 @@ def run(cfg: Config, speech: Joined, setting: Setting, limit: float) -> Result:
         if time.process_time() - started > limit:
             ended = "time"
             break
-        if number + 1 >= LOOK * setting.steps and max(r["largest_ratio"] for r in steps) < PROMISING:
+        if number + 1 >= LOOK * setting.steps and not promising(steps):
             ended = "nothing seen"
             break
     values = {**asdict(setting), "keys": " ".join(setting.keys), "control": training.cfg.gradient.control}
@@ -188,6 +188,11 @@ def run(cfg: Config, speech: Joined, setting: Setting, limit: float) -> Result:
         values |= {f"dev_{name}": value for name, value in held_out.items()}
     training.result.summary = {**values, "cpu_seconds": time.process_time() - started}
     return training.result
+
+
+def promising(steps: list[Row]) -> bool:
+    """Return whether any step has a sequence that may explode later."""
+    return any(row[key] >= least for row in steps for key, least in PROMISING.items())
 
 
 def summary(result: Result) -> Row:

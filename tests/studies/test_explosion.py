@@ -175,6 +175,13 @@ def test_three_steps_with_an_exploded_sequence_are_an_explosion() -> None:
     assert not explosion_run.summary(explosion_run.Result(steps=steps[:3], layers=[measured]))["found"]
 
 
+def test_either_sign_keeps_a_run_alive() -> None:
+    quiet = {"largest_ratio": 4.9, "largest_amplification": 49.0}
+    assert not explosion_run.promising([quiet, quiet])
+    for sign in ({"largest_ratio": 5.0}, {"largest_amplification": 50.0}):
+        assert explosion_run.promising([quiet, quiet | sign, quiet])
+
+
 @pytest.mark.slow
 def test_the_program_finds_stops_and_resumes(data_dir: Path, tmp_path: Path) -> None:
     grid, exp_dir = tmp_path / "grid.yaml", tmp_path / "exp"
