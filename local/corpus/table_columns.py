@@ -75,6 +75,8 @@ def find_layout(table: Path, rows: Sequence[Sequence[str]], finder: AudioFinder,
         what = f"the columns ({', '.join(first)})" if header else "the columns (there is no header)"
         raise UserError(f"{table}:1: {what} are not known; name them in the first line: path, text, speaker")
     if not header and delimiter != "|":
+        if speaker_before_text(rows):
+            return Layout({"path": 0, "speaker": 1, "text": 2}, 3, header=False, guessed=True)
         return Layout(BY_POSITION, 3, header=False)
     widths = Counter(len(row) for row in rows if len(row) > 1) or {2: 0}
     width = len(first) if header else max(widths, key=widths.__getitem__)  # the first line may lack cells
@@ -98,6 +100,15 @@ def is_header(first: Sequence[str], rest: Sequence[Sequence[str]], path: int, fi
         return True
     files = sum(len(row) > path and finder.find(row[path].strip()) is not None for row in rest)
     return files > len(rest) / 2
+
+
+def speaker_before_text(rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether column 2 of 3 has single words that repeat, and column 3 more values, some of them longer than a name."""
+    if any(len(row) != 3 for row in rows):
+        return False
+    speakers, texts = ({row[i].strip() for row in rows} for i in (1, 2))
+    one_word = all(len(speaker.split()) == 1 for speaker in speakers)
+    return one_word and any(len(text.split()) > 3 for text in texts) and len(speakers) < min(len(texts), len(rows))
 
 
 def text_columns(rows: Sequence[Sequence[str]], named_speaker: bool) -> dict[str, int]:

@@ -65,6 +65,17 @@ def test_a_table_in_the_usual_order_is_taken_as_it_is(tmp_path: Path, capsys: py
     assert not dropped and capsys.readouterr().out == ""
 
 
+def test_speakers_before_texts_without_a_header(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, dropped = read(tmp_path, "t.tsv", "a.wav\tanna\tone two three four", "b.wav\tben\tthree", "c.wav\tanna\tfour")
+    assert found == [("a", "one two three four", "anna"), ("b", "three", "ben"), ("c", "four", "anna")]
+    assert not dropped and "2 speaker, 3 text" in capsys.readouterr().out
+
+
+def test_single_words_before_names_are_texts(tmp_path: Path) -> None:
+    lines = ["a.wav\tyes\tAnna Smith", "b.wav\tno\tBen Jones", "c.wav\tyes\tCarl van Dam"]
+    assert [text for _, text, _ in read(tmp_path, "t.tsv", *lines)[0]] == ["yes", "no", "yes"]
+
+
 def test_times_in_a_table_are_segments(tmp_path: Path) -> None:
     tones(tmp_path, "a")
     (tmp_path / "t.tsv").write_text("path\ttext\tstart\tend\na.wav\tone\t0.1\t0.3\na.wav\ttwo\t0.3\t0.5\na.wav\tx\t0.3\tsoon\n")
