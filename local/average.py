@@ -4,6 +4,7 @@
 
 average.mode=running: the mean over all batches of a range of epochs or steps, from the running averages at its two ends.
 average.mode=plain: the mean of the checkpoints of the range, or of average.checkpoints.
+With an output in another folder, it runs beside the training.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, exp_dir=True)
     parser.add_argument("--output", type=Path, help="default: EXP_DIR/averaged.pt")
     args = parser.parse_intermixed_args(argv)
-    writes(args.exp_dir)
+    output = args.output or args.exp_dir / "averaged.pt"
+    if output.resolve().is_relative_to(args.exp_dir.resolve()):
+        writes(args.exp_dir)
     folder = args.exp_dir / "checkpoints"
     newest = checkpoints(folder, "epoch") or checkpoints(folder, "step")
     if not newest:
@@ -35,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = load_config(args.conf, args.overrides).average
     else:
         options = config_from_dict(load_for_averaging(path, running=False)["config"], args.overrides, where=str(path)).average
-    output = args.output or args.exp_dir / "averaged.pt"
     content = make_average(folder, options)
     save_file(content, output)
     print(f"{output}: average {content['label']} ({content['averaged']})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 from local import average
@@ -80,3 +81,14 @@ def test_the_program_takes_its_own_of_all_overrides(folder: Path, tmp_path: Path
         with pytest.raises(SystemExit):
             average.main([*argv, wrong])
         assert wrong.split("=")[0] in capsys.readouterr().err and (tmp_path / "a.pt").read_bytes() == before
+
+
+def test_an_average_into_another_folder_needs_no_lock_of_the_experiment(folder: Path, tmp_path: Path) -> None:
+    argv, lock = ["--exp-dir", str(folder.parent), "average.num=2"], folder.parent / ".lock"
+    with lock.open("w") as file:  # as a training holds it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit):
+            average.main(argv)
+        average.main([*argv, "--output", str(tmp_path / "look" / "averaged.pt")])
+    lock.unlink()
+    assert load_file(tmp_path / "look" / "averaged.pt")["label"] == "epoch-7-avg-2"
