@@ -135,7 +135,7 @@ def test_oracle_has_a_list_to_choose_from(resources: Resources, encoded: tuple[t
 
 def test_graph_of_everything_is_no_graph(resources: Resources, encoded: tuple[torch.Tensor, torch.Tensor]) -> None:
     expected = get_search("fast_beam_search")(
-        resources.model, *encoded, beam=20.0, max_contexts=8, max_states=64, allow_partial=True
+        resources.model, *encoded, beam=20.0, max_contexts=8, max_states=64, allow_partial=True, log_semiring=True
     )
     assert tokens(Recogniser("fast_beam_search_LG", resources, options())(*encoded)) == tokens(expected)
 
