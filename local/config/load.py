@@ -99,6 +99,8 @@ class _Includes:
     def _add(self, path: Path, seen: tuple[Path, ...]) -> None:
         values, source = self._read(path)
         values = copy.deepcopy(values)  # the file may be included once more
+        if isinstance(made := values.get("run"), dict) and "git_commit" in made:  # an experiment's config.yaml
+            del values["run"]
         where, included = source.of("include"), values.pop("include", None) or []
         if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
             raise UserError(f"{where}: key 'include' must be a list of files")

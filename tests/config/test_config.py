@@ -10,6 +10,7 @@ from pathlib import Path
 from local.common.errors import UserError
 from local.config.keys import key_types
 from local.config.load import CONF_DIR, config_from_dict, flat_lines, load_config, to_dict
+from local.training.resume_checks import write_config
 from tests.conftest import ROOT
 
 import pytest
@@ -155,6 +156,17 @@ def test_order_of_layers(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("include: [other.yaml]\noptim: {lr: 0.2}\n")
     cfg = load_config(tmp_path / "mine.yaml", ["optim.lr=0.3"])
     assert (cfg.optim.lr, cfg.optim.momentum) == (0.3, 0.5)
+
+
+def test_the_config_of_an_experiment_is_a_conf(tmp_path: Path) -> None:
+    cfg = load_config(None, ["data.train_parts=[a,b]", "optim.lr=0.01"])
+    path = tmp_path / "config.yaml"
+    origin = {"config": to_dict(cfg), "git_commit": "abc", "versions": {}, "tokens_hash": "", "vocab_size": 8}
+    write_config(origin, path, max_duration=60.0, parameters=1)
+    assert load_config(path) == cfg
+    path.write_text("run: {seed: 1}\n")
+    with pytest.raises(UserError, match="run.seed"):
+        load_config(path)
 
 
 def test_survives_a_checkpoint() -> None:
