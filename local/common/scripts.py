@@ -1,4 +1,4 @@
-"""Scripts whose texts are not words between blanks: Chinese, Japanese, Korean, Thai and others.
+"""Scripts whose texts are not words between spaces: Chinese, Japanese, Korean, Thai and others.
 
 The ranges are those of Unicode's blocks, so that they do not depend on the version of Python.
 """
@@ -13,8 +13,8 @@ _IDEOGRAPHS = (
     "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3038-\u303c\u3040-\u30ff\u3100-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf"
     "\u4e00-\u9fff\uf900-\ufaff\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
 )
-_HANGUL = "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff"  # syllables, and blanks between words
-# Thai, Lao, Tibetan, Burmese, Khmer, Tai Le, New Tai Lue, Tai Tham, Balinese, Yi, Javanese: blanks end phrases, not words.
+_HANGUL = "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff"  # syllables, and spaces between words
+# Thai, Lao, Tibetan, Burmese, Khmer, Tai Le, New Tai Lue, Tai Tham, Balinese, Yi, Javanese: spaces end phrases, not words.
 _PHRASES = (
     "\u0e00-\u0e7f\u0e80-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u1b00-\u1b7f\ua000-\ua4cf"
     "\ua980-\ua9ff\uaa60-\uaa7f"
@@ -37,5 +37,5 @@ def mostly(texts: Iterable[str], script: re.Pattern[str]) -> bool:
 
 
 def parts(word: str) -> list[str]:
-    """Return the parts of a word without blanks: each Chinese or Japanese character, and what is between these."""
+    """Return the parts of a word without spaces: each Chinese or Japanese character, and what is between these."""
     return _PARTS.findall(word)

@@ -46,7 +46,7 @@ PRESETS = (
 
 @dataclass(frozen=True)
 class Speech:
-    """The training speech: its hours, and the numbers of different characters (without blanks) and words of its text.
+    """The training speech: its hours, and the numbers of different characters (without spaces) and words of its text.
 
     syllables: whether most of the text is in a script that has a character for a syllable: Chinese, Japanese, Korean.
     """

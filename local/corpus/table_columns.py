@@ -114,7 +114,7 @@ def speaker_before_text(rows: Sequence[Sequence[str]]) -> bool:
 def text_columns(rows: Sequence[Sequence[str]], named_speaker: bool) -> dict[str, int]:
     """Return the places of text, and of speaker or raw text, in rows whose first cell is the path.
 
-    Of two columns, the one with blanks is the text and the other the speaker; if both have blanks, they are the raw and the
+    Of two columns, the one with spaces is the text and the other the speaker; if both have spaces, they are the raw and the
     normalised text (LJSpeech), or text and speaker if there is a header.
     """
     if max(map(len, rows), default=0) < 3:

@@ -239,7 +239,7 @@ def file_names(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def clean_id(name: str) -> str:
-    """Return an id without blanks, since these end an id in Kaldi's files."""
+    """Return an id without spaces, since these end an id in Kaldi's files."""
     return re.sub(r"\s+", "_", name.strip()) or "_"
 
 

@@ -19,7 +19,7 @@ JOINERS = "\u200c\u200d"  # zero-width non-joiner and joiner: they change how a 
 VISIBLE = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
 # Invisible, though no format characters: grapheme joiner, Hangul fillers, variation selectors.
 INVISIBLE = re.compile("[\u034f\u115f\u1160\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
-LETTERS = ("L", "M", "Zs")  # first letters of the Unicode categories of letters, combining marks, blanks
+LETTERS = ("L", "M", "Zs")  # first letters of the Unicode categories of letters, combining marks, spaces
 MAX_SHOWN = 20  # characters named on the screen
 
 
@@ -27,7 +27,7 @@ class TextNormaliser:
     """Texts to their normal form: NFKC, the rules of lang.rules, the case of lang.normalise, no invisible characters.
 
     Compatibility forms become plain ones (NFKC: full-width letters, half-width kana, ligatures, ellipsis).
-    Control characters and zero-width spaces become blanks, other format characters (soft hyphens, direction marks) go. The
+    Control characters and zero-width spaces become spaces, other format characters (soft hyphens, direction marks) go. The
     joiners ZWNJ and ZWJ stay inside words. Words have one blank between them. Without rules, the form of a form is itself.
     """
 
@@ -44,10 +44,10 @@ class TextNormaliser:
 
 
 def _plain(text: str) -> str:
-    """Return the text in NFKC, with single blanks and without invisible characters."""
+    """Return the text in NFKC, with single spaces and without invisible characters."""
     if not text.isprintable():  # most texts are, which saves time
-        blanks, damaged, deleted = _patterns()
-        text = deleted.sub("", damaged.sub("\ufffd", blanks.sub(" ", text)))
+        spaces, damaged, deleted = _patterns()
+        text = deleted.sub("", damaged.sub("\ufffd", spaces.sub(" ", text)))
     if not text.isascii():
         text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
         if any(joiner in text for joiner in JOINERS):
@@ -66,8 +66,8 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
             controls += character
         elif category == "Cf" and character not in ZERO_WIDTH_SPACE + JOINERS + VISIBLE:
             deleted += character
-    blanks, gone = (re.compile(f"[{re.escape(characters)}]") for characters in (controls, deleted))
-    return blanks, re.compile("[\ud800-\udfff]"), gone
+    spaces, gone = (re.compile(f"[{re.escape(characters)}]") for characters in (controls, deleted))
+    return spaces, re.compile("[\ud800-\udfff]"), gone
 
 
 def unusual_characters(texts: Sequence[str]) -> str:

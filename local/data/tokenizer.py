@@ -24,7 +24,7 @@ MOST_CHARACTERS = 1_000_000  # that could have a token; a text has fewer
 BYTES = 4192  # of a training text, the default
 # Names that no token may have: the special tokens, the marks of language models and graphs, and the tokens of bytes.
 RESERVED = re.compile("|".join(map(re.escape, (*SPECIAL, "<unk>", "<s>", "</s>", "<pad>", "<eps>", "#0"))) + "|<0x[0-9A-F]{2}>")
-CONTROLS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")  # blanks in the normal form of texts
+CONTROLS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")  # spaces in the normal form of texts
 # Sentencepiece leaves out whole training texts that have its own signs.
 SIGNS = str.maketrans(dict.fromkeys((SPACE, "\u2585", "\t", "\0"), " "))
 
@@ -76,7 +76,7 @@ class Tokenizer:
         return " ".join("".join(self.pieces(ids, partial)).replace(SPACE, " ").split())
 
     def pieces(self, ids: Sequence[int], partial: bool = False) -> list[str]:
-        """Return the text that each token adds, with U+2581 for blanks.
+        """Return the text that each token adds, with U+2581 for spaces.
 
         Of a character in bytes, its last byte adds all of it. Bytes that are no character (UTF-8) add U+FFFD, as soon as this
         is certain: at a later token or at the end. partial: more tokens will come, so the end makes nothing certain.
@@ -139,7 +139,7 @@ def train_tokenizer(
             vocab_size=MOST_CHARACTERS if characters else vocab_size,
             model_type="char" if characters else "unigram",
             byte_fallback=byte_fallback,
-            # A word begins with U+2581, the first one of a text too. Without blanks between words, a phrase has the same tokens
+            # A word begins with U+2581, the first one of a text too. Without spaces between words, a phrase has the same tokens
             # at the beginning and within a text: so hotwords and the words of a graph are found anywhere.
             add_dummy_prefix=not mostly(lines, WITHOUT_BLANKS),
             character_coverage=character_coverage,

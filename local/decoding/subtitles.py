@@ -109,7 +109,7 @@ def vtt(result: Result) -> str:
 
 
 def ctm_name(name: str) -> str:
-    """Return the name of a recording as CTM has it, without blanks."""
+    """Return the name of a recording as CTM has it, without spaces."""
     return re.sub(r"\s", "_", visible(name))
 
 

@@ -137,7 +137,7 @@ def long_texts(utterances: Sequence[Utterance], trained: set[str]) -> set[str]:
 
 
 def missing_words(path: Path, transcripts: Sequence[str], words: set[str]) -> Iterator[Finding]:
-    """Yield a finding if LM text lacks many words of the transcripts. Texts without blanks between words are not compared."""
+    """Yield a finding if LM text lacks many words of the transcripts. Texts without spaces between words are not compared."""
     spoken = Counter(word for text in transcripts for word in text.split())
     total = sum(spoken.values())
     if total < 2 * len(transcripts) or total < MANY:

@@ -36,7 +36,7 @@ COLUMN_TEXTS = {
     "ins": "Insertions: recognised words that nobody said.",
     "words": "Words of the references.",
     "CER %": "Character error rate: the same as WER for characters. It is low if wrong words are nearly right.",
-    "characters": "Characters of the references, without blanks.",
+    "characters": "Characters of the references, without spaces.",
     "RTF": "Real-time factor: seconds of computation per second of audio. Below 1 is faster than speech.",
     "memory MiB": "Peak memory while this method ran: of the whole program on a CPU, of its tensors on a GPU.",
     "delay ms": "Symbol delay: mean time from the end of a correct word in the audio to its last token. Negative: the token "

@@ -34,7 +34,7 @@ NOTE = (
 )
 CHAR_NOTE = (
     "\nCER: errors per 100 characters of the references. Blanks do not count. score.unit=auto chooses it if the references\n"
-    "have no blanks between words; score.unit=word counts words.\n"
+    "have no spaces between words; score.unit=word counts words.\n"
 )
 ORACLE_NOTE = "\n\\* chosen from the n-best list with the reference (fewest errors): a lower bound, not a result.\n"
 

@@ -1,4 +1,4 @@
-"""Scripts without blanks between words, against Unicode's own names of characters."""
+"""Scripts without spaces between words, against Unicode's own names of characters."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_few_unknown_words_are_counted(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_rare_chinese_characters_do_not_refuse_whole_sentences() -> None:
-    """A text without blanks: one unknown character in every sentence of 12 is 1 of 12 words, not all of them."""
+    """A text without spaces: one unknown character in every sentence of 12 is 1 of 12 words, not all of them."""
     known = "".join(map(chr, range(0x4E00, 0x4E00 + 11)))
     tokenizer = train_tokenizer([known] * 5, 30)
     check_known([known + "龍"] * 3, tokenizer, *WHERE)
