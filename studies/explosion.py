@@ -1,7 +1,7 @@
 """Search for trainings in which the gradient explodes without a planted fault, and compare filter, clipping and nothing.
 
 .venv/bin/python -m studies.explosion --conf egs/mini_librispeech/conf/baseline.yaml --data-dir data/mini_librispeech
-    --exp-dir exp/explosion [--axes rate,control] [--seconds 300] [--jobs N] [--report] [key.sub=value ...]
+    --exp-dir exp/explosion [--axes rate,control] [--seconds 600] [--jobs N] [--report] [key.sub=value ...]
 
 The trainings are those of studies/explosion.yaml, or of --grid: models of 12 narrow layers on real speech, joined to 20 s.
 Each has a limit of CPU time and stops earlier if it shows nothing. A finished one is skipped, so this program can be stopped
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, data_dir=True, exp_dir=True)
     parser.add_argument("--grid", type=Path, default=GRID, help="the list of trainings")
     parser.add_argument("--axes", help="only these of the grid, as NAME,NAME")
-    parser.add_argument("--seconds", type=float, default=300.0, help="CPU time of a training at most (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=600.0, help="CPU time of a training at most (%(default)s)")
     parser.add_argument("--jobs", type=int, default=cores(), help="trainings at the same time (%(default)s)")
     parser.add_argument("--report", action="store_true", help="train nothing; write the map and the page of what is there")
     args = parser.parse_args(argv)
