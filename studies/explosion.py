@@ -25,7 +25,7 @@ from local.common.errors import UserError
 from local.common.locks import reads, writes
 from local.common.processes import cores
 from local.common.text_files import read_yaml
-from local.config import load_config
+from local.config import config_hash, load_config, to_dict
 from local.config.schema import Config
 from studies.explosion_data import Joined, Setting
 from studies.explosion_report import write_page
@@ -41,13 +41,14 @@ _speech: dict[Path, Joined] = {}  # of this process: reading it takes as long as
 
 @dataclass(frozen=True)
 class Job:
-    """One training. folder: for its rows. limit: seconds of CPU time."""
+    """One training. limit: seconds of CPU time. folder: for its rows. config: a hash of what all trainings depend on."""
 
     cfg: Config
     data_dir: Path
     setting: Setting
     limit: float
     folder: Path
+    config: str
 
 
 def read_grid(path: Path) -> list[Setting]:
@@ -85,17 +86,13 @@ def folder_of(exp_dir: Path, setting: Setting) -> Path:
 
 
 def make(job: Job) -> Row:
-    """Make a training and write its rows, unless it is finished; return its summary.
-
-    Raises:
-        UserError: the folder has another training.
-    """
-    done = finished(job)
-    if done is not None:
-        return done
+    """Make a training and write its rows, unless it is finished; return its summary. Raises `UserError` as `finished` does."""
+    if (row := finished(job)) is not None and not is_left(job):
+        return row
     if job.data_dir not in _speech:
         _speech[job.data_dir] = Joined(job.cfg, job.data_dir)
     result = run(job.cfg, _speech[job.data_dir], job.setting, job.limit)
+    result.summary |= {"limit": job.limit, "config": job.config}
     write_result(job.folder, result)
     return result.summary
 
@@ -109,17 +106,27 @@ def write_result(folder: Path, result: Result) -> None:
 
 
 def finished(job: Job) -> Row | None:
-    """Return the summary of a finished training, as texts; None if it is not finished."""
+    """Return the summary of a finished training, as texts; None if it is not finished.
+
+    Raises:
+        UserError: the folder has a training of another setting, configuration or data folder.
+    """
     path = job.folder / "summary.csv"
     if not path.is_file():
         return None
     with path.open(newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
-    now = {**asdict(job.setting), "keys": " ".join(job.setting.keys)}
+    now = {**asdict(job.setting), "keys": " ".join(job.setting.keys), "config": job.config}
     texts = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in now.items()}
     if changed := [name for name, text in texts.items() if row.get(name) != text]:
         raise UserError(f"{job.folder}: {', '.join(changed)} changed since; remove the folder to make this training again")
     return row
+
+
+def is_left(job: Job) -> bool:
+    """Return whether a training is to be made: it is not finished, or it ended at a limit below that of the job."""
+    row = finished(job)
+    return row is None or (row["ended"] == "time" and float(row["limit"]) < job.limit)
 
 
 def write_map(exp_dir: Path, rows: Sequence[Row]) -> None:
@@ -146,10 +153,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.axes and (unknown := set(args.axes.split(",")) - {setting.axis for setting in settings}):
         raise UserError(f"--axes: {', '.join(sorted(unknown))} not in {args.grid}")
     choose_device(1)  # for its threads; the study runs on the CPU
-    jobs = [Job(cfg, args.data_dir, s, args.seconds, folder_of(args.exp_dir, s)) for s in settings]
+    config = config_hash(to_dict(cfg), str(args.data_dir))
+    jobs = [Job(cfg, args.data_dir, s, args.seconds, folder_of(args.exp_dir, s), config) for s in settings]
     chosen = [job for job in jobs if not args.axes or job.setting.axis in args.axes.split(",")]
     if not args.report:
-        waiting = [job for job in chosen if finished(job) is None]
+        waiting = [job for job in chosen if is_left(job)]
         for setting in {job.setting.keys: job.setting for job in waiting}.values():
             setting_config(cfg, setting)  # a wrong key stops the program now
         hours = len(waiting) * args.seconds / 3600

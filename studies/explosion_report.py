@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DEMONSTRATION = ("control", "threshold", "clip")  # axes of the grid: the same weights and batches with other controls
 MOST = 1e18  # larger values are drawn here
 COLOURS = {"none": "tab:red", "clip": "tab:orange", "filter": "tab:blue"}
+SHOWN = {"none": "none", "clip": "clip 5", "filter": "filter 25"}  # the recipe's settings of each control
 LINES = {"filter 5": ":", "filter 100": "--", "clip 100": "--"}
 THEORY = """\
 LSTM with a projection, states (h, c), a = W_h h_{t-1} + ..., gates i, f, o = sigmoid(a), g = tanh(a):
@@ -155,7 +156,7 @@ def _demonstration(page: Page, runs: Sequence[Run]) -> None:
     _table(page, runs)
     first = min(int(run.summary["seed"]) for run in runs)
     by_control = {run.control: run for run in runs if int(run.summary["seed"]) == first}
-    chosen = {name: run for name in COLOURS for key, run in by_control.items() if key in (name, f"{name} 25", f"{name} 5")}
+    chosen = {name: by_control[key] for name, key in SHOWN.items() if key in by_control}
     page.figure(
         gradient_figure(chosen),
         "explosion_gradients",

@@ -125,9 +125,10 @@ def link_speakers(tree: Path, data_dir: Path, hours: float, out: Path) -> Path:
 def prepare(runs: Sequence[Run], exp_dir: Path, corpus_dir: Path | None, programs: Programs) -> dict[str, Path | None]:
     """Prepare the data of all runs, one after another. Return by data folder where its audio is (None: downloaded)."""
     audio: dict[str, Path | None] = {}
-    for run in (replace(runs[0], hours=None), *runs):  # smaller data need the whole data
-        if run.data in audio:
-            continue
+    smaller = any(run.hours is not None for run in runs)
+    whole = [replace(runs[0], keys=(), hours=None)] if smaller else []  # its speakers are linked
+    # One folder serves several configurations, of which some compute features in training and others need them stored.
+    for run in {(run.data, run.conf, run.keys): run for run in (*whole, *runs)}.values():
         audio[run.data] = corpus_dir
         if run.hours is not None:
             tree = find_tree(corpus_dir or ROOT / "download")

@@ -19,6 +19,7 @@ HEAD = ("run", "seeds", "method", "WER %", "by seed", "95 % interval", "compared
 NOTE = (
     "\nWER: mean over the seeds. The interval and P (exact paired permutation test) pool the utterances of the seeds, for P of "
     "those that both runs have. They say how much depends on the choice of utterances, not of seeds.\n"
+    "Parameters and time of training are those of the first seed.\n"
 )
 Scores = dict[str, dict[int, Score]]  # by method and seed
 

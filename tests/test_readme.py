@@ -28,7 +28,7 @@ DOCUMENTS = [
     for pattern in ("README.md", "RESULTS.md", "CONTRIBUTING.md", "docs/*.md", "egs/*/*.md")
     for path in sorted(ROOT.glob(pattern))
 ]
-SECTIONS = "model|gradient|loss|optim|train|features|augment|data|lang|lm|average|decode|tune|ablation"
+SECTIONS = "model|gradient|loss|optim|train|features|augment|data|lang|lm|average|decode|tune|score|ablation"
 FILES = (".csv", ".json", ".md", ".onnx", ".pt", ".py", ".shar", ".tsv", ".yaml")  # `lm.pt` is a file, not a key
 RENAMED = {"data.min_duration", "data.max_duration"}  # docs/configuration.md says what they are called now
 OTHER_PROGRAMS = ("git", "cd", "export", "python3 -m venv", ".venv/bin/python -m pip")

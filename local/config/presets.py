@@ -107,9 +107,8 @@ def choose(speech: Speech, machine: Machine) -> Choice:
             epochs, why = MOST_EPOCHS, f"the most epochs, though {preset.updates} batches would be better"
     total = epochs * per_epoch
     keys["train.num_epochs"] = epochs, f"about {per_epoch} batches each, {total} in all; {why}"
-    base = load_config().optim
-    if (lr_batches := float(round(total / 3))) < base.lr_batches:
-        keys["optim.lr_batches"] = lr_batches, "a third of all batches"
+    most = load_config().optim.lr_batches
+    keys["optim.lr_batches"] = min(float(round(total / 3)), most), f"a third of all batches, at most {most:g}"
     keys["optim.lr_epochs"] = round(0.4 * epochs, 1), "0.4 of the epochs"
     keys["average.num"] = max(1, min(load_config().average.num, round(0.3 * epochs))), "epochs to average"
     if features := _features(hours, cfg):

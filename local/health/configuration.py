@@ -14,7 +14,7 @@ from local.common.processes import check_gpus
 from local.common.text_files import is_file, iterate_lines
 from local.config import named_files, to_dict
 from local.config.load import CONF_DIR, load_config
-from local.config.methods import METHODS
+from local.config.methods import GRAPH_SEARCH, METHODS
 from local.config.presets import (
     BASIC_TOKENS,
     FEW_WORDS,
@@ -102,7 +102,7 @@ def check_files(run: Run) -> Iterator[Finding]:
 
 
 def check_methods(run: Run) -> Iterator[Finding]:
-    """Yield each method of decode.methods that lacks a file which no stage makes, or the CTC head."""
+    """Yield each method of decode.methods that lacks a file which no stage makes, or the CTC head; stage decode stops at it."""
     cfg = run.config
     for name in cfg.decode.methods:
         options = cfg.decode.of_method(name)
@@ -114,8 +114,10 @@ def check_methods(run: Run) -> Iterator[Finding]:
         made = [scorer_file(term.scorer, options, run.exp_dir) in lm_files(run) for term in terms]
         if cfg.lm.train and terms and all(made):
             continue
+        if METHODS[name].search == GRAPH_SEARCH:  # stage lm makes the graph
+            continue
         if why := missing_file(METHODS[name], options, run.exp_dir, lang_dir(run.data_dir, cfg.lang)):
-            yield warning(f"decode.methods: {name} will be left out: {why}")
+            yield error(f"decode.methods: {name}: {why}", f"set lm.train=true, or take {name} out of decode.methods")
 
 
 def lm_files(run: Run) -> list[Path | None]:

@@ -69,7 +69,7 @@ def test_there_is_a_choice_for_any_hours(tmp_path: Path, machine: Machine) -> No
             assert batches >= preset.updates
         if machine.gpu_gib is not None or hours <= 20:
             assert batches >= 0.9 * batches_of.get(name, 0)
-        assert cfg.optim.lr_batches <= 5000 and cfg.optim.lr_epochs < cfg.train.num_epochs
+        assert cfg.optim.lr_batches == min(round(batches / 3), 5000) and cfg.optim.lr_epochs < cfg.train.num_epochs
         batches_of[name], tokens = batches, cfg.lang.vocab_size
 
 

@@ -101,15 +101,14 @@ FUSION = "decode.methods=[greedy_search,modified_beam_search_lm_shallow_fusion]"
 
 
 def test_methods_fires(tmp_path: Path) -> None:
-    one(check_methods, healthy(tmp_path, FUSION, "lm.train=false"), "warning", "lm_shallow_fusion", f"{tmp_path}/exp/lm/lm.pt")
-    one(check_methods, healthy(tmp_path, FUSION, f"decode.lm={tmp_path}/other.pt"), "warning", "other.pt")
-    graph = one(check_methods, healthy(tmp_path, "decode.methods=[fast_beam_search_LG]"), "warning", "LG.npz")
-    assert "lang_bpe_80" in graph.what
+    one(check_methods, healthy(tmp_path, FUSION, "lm.train=false"), "error", "lm_shallow_fusion", f"{tmp_path}/exp/lm/lm.pt")
+    one(check_methods, healthy(tmp_path, FUSION, f"decode.lm={tmp_path}/other.pt"), "error", "other.pt")
 
 
 def test_methods_is_quiet(tmp_path: Path) -> None:
     """Stage lm will make the file, or it is there."""
     assert found(check_methods, healthy(tmp_path)) == []
+    assert found(check_methods, healthy(tmp_path, "decode.methods=[fast_beam_search_LG]")) == []
     (tmp_path / "exp" / "lm").mkdir(parents=True)
     (tmp_path / "exp" / "lm" / "lm.pt").touch()
     assert found(check_methods, healthy(tmp_path, FUSION, "lm.train=false")) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from local.common.errors import UserError
@@ -180,6 +181,20 @@ def test_either_sign_keeps_a_run_alive() -> None:
     assert not explosion_run.promising([quiet, quiet])
     for sign in ({"largest_ratio": 5.0}, {"largest_amplification": 50.0}):
         assert explosion_run.promising([quiet, quiet | sign, quiet])
+
+
+def test_a_training_is_made_again_only_if_more_time_lets_it_end_later(tmp_path: Path) -> None:
+    cfg, setting = load_config(None), Setting("a x=1", keys=("optim.lr=0.1",))
+    job = explosion.Job(cfg, tmp_path / "data", setting, 60.0, tmp_path / "a", "abc")
+    assert explosion.is_left(job)
+    row = {**asdict(setting), "keys": "optim.lr=0.1", "limit": 60.0, "config": "abc", "ended": "time"}
+    explosion.write_result(job.folder, explosion_run.Result(row, [{"step": 0}], [{"step": 0}], [{"step": 0}]))
+    assert not explosion.is_left(job) and not explosion.is_left(replace(job, limit=30.0))
+    assert explosion.is_left(replace(job, limit=90.0)) and explosion.finished(replace(job, limit=90.0))
+    others = {"config": replace(job, config="d"), "steps": replace(job, setting=replace(setting, steps=9))}
+    for named, other in others.items():
+        with pytest.raises(UserError, match=rf"{job.folder}: {named} changed"):
+            explosion.is_left(other)
 
 
 @pytest.mark.slow

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from local.common.errors import UserError
 from local.prepare_manifests import main as prepare_manifests
 from studies import real_speech
+from studies.programs import Programs
 from studies.real_speech import Run, command, link_speakers, read_plan, speakers_of
 from studies.real_speech_report import write_report
 from tests.conftest import ROOT
@@ -60,6 +62,29 @@ def test_run_sh_takes_the_commands(tmp_path: Path) -> None:
         done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert str(tmp_path / "exp" / run.folder) in done.stdout
+
+
+def test_each_configuration_prepares_the_folder_that_it_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`best` computes features in training and `ctc` needs them stored; smaller data need the manifests of the whole."""
+    calls: list[list[str]] = []
+
+    class Recorded(Programs):
+        def run(self, command: Sequence[str], log: Path, cwd: Path | None = None) -> int:
+            calls.append(list(command))
+            return 0
+
+    monkeypatch.setattr(real_speech, "find_tree", lambda tree: tree)
+    monkeypatch.setattr(real_speech, "link_speakers", lambda *_: tmp_path / "few")
+    runs = {run.name: run for run in read_plan(PLAN) if run.seed == 1}
+    real_speech.prepare([runs["best"], runs["ctc"]], tmp_path, tmp_path, Recorded())
+    assert [call[call.index("--conf") + 1] for call in calls] == [
+        f"{real_speech.CONF}/{c}.yaml" for c in ("mini_librispeech", "baseline")
+    ]
+    calls.clear()
+    audio = real_speech.prepare([runs["tokens-200"], runs["best-1.2h"]], tmp_path, tmp_path, Recorded())
+    assert [Path(call[call.index("--data-dir") + 1]).name for call in calls] == list(audio)
+    assert list(audio) == [real_speech.CORPUS, "mini_librispeech-tokens-200", "mini_librispeech-1.2h"]
+    assert "lang.vocab_size=200" not in calls[0] and audio["mini_librispeech-1.2h"] == tmp_path / "few"
 
 
 def test_fewer_hours_are_some_of_the_same_speakers(tmp_path: Path) -> None:
