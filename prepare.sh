@@ -14,7 +14,7 @@ Stages
   0  audio          download (librispeech, mini_librispeech, MUSAN) or synthesise (tiny); not with --corpus-dir
   1  manifests      list the utterances, decode every file once, leave out what cannot be used
   2  cuts           utterances of a usable length, at the model's sampling rate; MUSAN's too if augment.musan is set
-  3  lang           tokens and their model, tokens per utterance; one folder for each lang.vocab_size. Without a configuration
+  3  lang           tokens and their model, tokens per utterance; one folder for each kind and number. Without a configuration
                     it first writes data/<corpus>/conf.yaml, chosen to fit the hours of speech and this machine
   4  features       log-mel features on the disk (only if features.type=precomputed)
 

@@ -150,7 +150,7 @@ def describe(kind: Any) -> str:
     if origin is list:
         return f"a list, each item {describe(parts[0])}"
     if origin is dict:
-        return f"keys, each with a colon, a blank and {describe(parts[1])}"
+        return f"keys, each with a colon, a space and {describe(parts[1])}"
     if type(None) in parts:
         return f"{describe(parts[0])}, or null"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "a plain value"}

@@ -34,7 +34,7 @@ class Preset:
     cpu_seconds: float = math.inf
 
 
-# The seconds come from RESULTS.md and egs/yesno/README.md: `tiny` on two cores of an EPYC (338 s for 7 epochs of 1.69 h) and
+# The seconds come from RESULTS.md and egs/yesno/RESULTS.md: `tiny` on two cores of an EPYC (338 s for 7 epochs of 1.69 h) and
 # on an H100 (11 s per epoch), the published model on an H100 (0.34 s per step of 480 s).
 PRESETS = (
     Preset("minutes", 0.5, 1000, 0, 7.0, 20.0),

@@ -28,7 +28,7 @@ class TextNormaliser:
 
     Compatibility forms become plain ones (NFKC: full-width letters, half-width kana, ligatures, ellipsis).
     Control characters and zero-width spaces become spaces, other format characters (soft hyphens, direction marks) go. The
-    joiners ZWNJ and ZWJ stay inside words. Words have one blank between them. Without rules, the form of a form is itself.
+    joiners ZWNJ and ZWJ stay inside words. Words have one space between them. Without rules, the form of a form is itself.
     """
 
     def __init__(self, lang: LangConfig) -> None:
@@ -58,7 +58,7 @@ def _plain(text: str) -> str:
 
 @functools.cache
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    """Return patterns of what becomes a blank, of damage (halves of surrogate pairs), and of what is deleted."""
+    """Return patterns of what becomes a space, of damage (halves of surrogate pairs), and of what is deleted."""
     controls, deleted = ZERO_WIDTH_SPACE, ""
     for character in map(chr, range(sys.maxunicode + 1)):
         category = unicodedata.category(character)

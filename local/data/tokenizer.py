@@ -19,7 +19,7 @@ import sentencepiece as spm
 SPECIAL = ("<blk>", "<sos/eos>")  # ids 0 and 1; <unk> follows
 BLANK_ID, SOS_EOS_ID, UNK_ID = 0, 1, 2
 SILENT = (BLANK_ID, SOS_EOS_ID)  # tokens without text
-SPACE = "\u2581"  # sentencepiece's sign for a blank; in a text it would become one
+SPACE = "\u2581"  # sentencepiece's sign for a space; in a text it would become one
 MOST_CHARACTERS = 1_000_000  # that could have a token; a text has fewer
 BYTES = 4192  # of a training text, the default
 # Names that no token may have: the special tokens, the marks of language models and graphs, and the tokens of bytes.
@@ -126,7 +126,7 @@ def train_tokenizer(
     characters outside the `character_coverage` in bytes. A text can never have the id of a special token: "<blk>" in it is
     five characters. Raises `UserError` for no text, or too small a `vocab_size`.
     """
-    # A blank inside a reserved name, as no token has one.
+    # A space inside a reserved name, as no token has one.
     lines = [RESERVED.sub(lambda name: f"{name[0][0]} {name[0][1:]}", text.translate(SIGNS)) for text in texts]
     lines = [line for line in lines if line.strip()]
     if not lines:

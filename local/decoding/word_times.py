@@ -51,7 +51,7 @@ class Spelled(NamedTuple):
 def timed_words(hypothesis: Hypothesis, tokenizer: Tokenizer, level: np.ndarray) -> list[Word]:
     """Return the words of `Tokenizer.decode` in order, as {"word", "start", "end", "confidence", "emitted"}.
 
-    A Chinese or Japanese character is a word; one without a blank before it has "joined": true, too.
+    A Chinese or Japanese character is a word; one without a space before it has "joined": true, too.
     level: (T,), by `level_of`. start, end: seconds by the rule of this module; a word ends after its start and before the next
     one starts. confidence: the product of its tokens' probabilities. emitted: seconds at which its last token came.
     """

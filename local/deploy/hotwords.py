@@ -19,7 +19,7 @@ def converted(path: Path, boost: float, tokenizer: Tokenizer, clean: Callable[[s
     for tokens, value in read_hotwords(path, boost, tokenizer, clean):
         phrase = tokenizer.decode(tokens)
         if not tokenizer.tokens[tokens[0]].startswith(SPACE):
-            why = "its tokens do not begin with a blank, but the client puts one before every phrase"
+            why = "its tokens do not begin with a space, but the client puts one before every phrase"
             raise UserError(f"{path}: phrase '{phrase[:80]}': {why}; export without --hotwords")
         if any(word.startswith(":") for word in phrase.split()):
             raise UserError(f"{path}: phrase '{phrase[:80]}': the client takes a word with ':' at its beginning for a score")

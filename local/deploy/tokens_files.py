@@ -19,7 +19,7 @@ BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")  # sherpa-onnx takes these for bytes: 
 def token_problem(tokens: Sequence[str]) -> str | None:
     """Return what sherpa-onnx would misread in a list of tokens, None if nothing.
 
-    A line of tokens.txt is `SYMBOL ID`: a symbol has no white space. U+2581 becomes a blank, at the beginning of a symbol only.
+    A line of tokens.txt is `SYMBOL ID`: a symbol has no white space. U+2581 becomes a space, at the beginning of a symbol only.
     If the highest byte of all symbols, without U+2581, is 0xC6, the client takes them for byte-BPE and decodes other text.
     """
     for number, token in enumerate(tokens):

@@ -13,7 +13,7 @@ from local.scoring.intervals import wer_interval
 
 import kaldialign
 
-Unit = Literal["word", "char"]  # what an error rate counts: words, or characters without the blanks between them
+Unit = Literal["word", "char"]  # what an error rate counts: words, or characters without the spaces between them
 Wanted = Literal["word", "char", "auto"]  # key score.unit
 RATES: dict[Unit, str] = {"word": "WER", "char": "CER"}
 COUNTED: dict[Unit, str] = {"word": "words", "char": "characters"}
@@ -82,14 +82,14 @@ class Score:
 
     @property
     def cer(self) -> float | None:
-        """Character error rate in percent; None without characters. With words as units, blanks between them count."""
+        """Character error rate in percent; None without characters. With words as units, spaces between them count."""
         return 100.0 * self.char_errors / self.chars if self.chars else None
 
 
 def unit_of(refs: Iterable[str], wanted: Wanted) -> Unit:
     """Return the unit that key score.unit means for these references.
 
-    auto: characters if most of the text is in scripts without blanks between words; a Korean or Vietnamese text has blanks.
+    auto: characters if most of the text is in scripts without spaces between words; a Korean or Vietnamese text has spaces.
     """
     if wanted != "auto":
         return wanted
@@ -97,7 +97,7 @@ def unit_of(refs: Iterable[str], wanted: Wanted) -> Unit:
 
 
 def units(text: str, unit: Unit) -> list[str]:
-    """Return the words of a text, or its characters without blanks."""
+    """Return the words of a text, or its characters without spaces."""
     return text.split() if unit == "word" else list("".join(text.split()))
 
 

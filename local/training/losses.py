@@ -53,8 +53,8 @@ def forward_losses(
 ) -> Losses:
     """Return the losses of `batch`, in float32, on the device of `model`.
 
-    warmup: batches done / train.warm_step. precision: float32, bf16 or fp16, as train.precision. monitor: compute `outside`.
-    sharpness: compute `sharpness`.
+    warmup: batches done / batches of the warm-up. precision: float32, bf16 or fp16, as train.precision. monitor, sharpness:
+    compute `outside`, `sharpness`.
     """
     device = next(model.parameters()).device
     batch = batch.to(device)
