@@ -287,7 +287,7 @@ main() {
   fi
 
   # What methods read besides the checkpoint, and the keys of the command line, which are not tuned.
-  needed=(--watch "$exp_dir/lm/lm.pt" --watch "$exp_dir/lm/bigram.arpa" --watch "$lang/graph/LG.npz"
+  needed=(--watch "$data_dir/cuts" --watch "$exp_dir/lm/lm.pt" --watch "$exp_dir/lm/bigram.arpa" --watch "$lang/graph/LG.npz"
     --watch "$(value_of decode.lm)" --watch "$(value_of decode.bigram)" --watch "$(value_of decode.ngram)"
     --watch "$(value_of decode.hotwords)" --input "$exp_dir/averaged.pt" --made-by average)
   if grep -qE '^tune\.[^ ]* \[[^]]' <<< "$config"; then
@@ -300,7 +300,7 @@ main() {
   elif [[ $first -le 4 && $last -ge 4 ]]; then
     echo "stage 4, tune: skipped: section tune has no list"
   fi
-  stage decode "${of_sets[@]}" "${of_mix[@]}" "${needed[@]}" --output "$exp_dir/decode" -- decode
+  stage decode "${of_sets[@]}" "${of_mix[@]}" "${mixed[@]}" "${needed[@]}" --output "$exp_dir/decode" -- decode
   score_and_report --watch "$exp_dir/lm/perplexity.json"
   stage export --config "decode data.dev_parts" "${needed[@]}" --watch "$exp_dir/wer.json" --output "$exp_dir/export" -- \
     export_model

@@ -32,7 +32,7 @@ from local.config.schema import Config, FeaturesConfig
 from local.corpus.audio_files import in_order
 from local.corpus.corpus_yaml import load_corpus
 from local.corpus.manifest_lines import read_manifest
-from local.corpus.shard_store import ShardStore, shard_store
+from local.corpus.shard_store import ShardStore, is_remote, shard_store
 from local.data.batch import check_lost
 from local.data.durations import SPEEDS, at_speed, num_frames
 from local.data.feature_store import Float16ArchiveWriter, holds
@@ -111,7 +111,7 @@ def stored_features(manifest: Path, features: FeaturesConfig) -> dict[str, Cut]:
 
 
 def still_good(old: Cut | None, cut: Cut) -> bool:
-    """Return whether the features stored for `old` are those of `cut`: the same span of the same, unchanged audio."""
+    """Return whether the features stored for `old` are those of `cut`: the same span of the same audio, in older files."""
     if old is None or (old.start, old.duration, old.channel) != (cut.start, cut.duration, cut.channel):
         return False
     f, archive = old.features, Path(old.features.storage_path)
@@ -120,7 +120,8 @@ def still_good(old: Cut | None, cut: Cut) -> bool:
         return False
     if not is_file(archive) or not holds(archive, f.storage_key, (f.num_frames, f.num_features)):
         return False
-    files = [Path(source.source) for source in cut.recording.sources if source.type == "file"]
+    sources = [s for s in cut.recording.sources if s.type == "file" or s.type == "shar" and not is_remote(s.source)]
+    files = [Path(s.source if s.type == "file" else s.source.rpartition("#")[0]) for s in sources]
     return all(f.is_file() and f.stat().st_mtime < archive.stat().st_mtime for f in files)
 
 

@@ -224,6 +224,11 @@ def main(argv: list[str] | None = None) -> None:
         reads(folder)
     if args.batches < 1:
         raise UserError(f"--batches {args.batches} must be at least 1")
+    layer, factor = args.scale_recurrent or ("", "1")
+    try:
+        scale = float(factor)
+    except ValueError:
+        raise UserError(f"--scale-recurrent: the factor must be a number, not '{visible(factor)}'") from None
     device = choose_device(cfg.train.num_threads)
     tokenizer = Tokenizer.from_file(lang_dir(args.data_dir, cfg.lang) / "bpe.model")
     model, progress, weights = load_model(cfg, tokenizer, args.exp_dir, args.checkpoint)
@@ -238,8 +243,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{len(batches)} batches, {sum(len(b) for b in batches)} utterances, {warmup:.3g} of the warm-up done",
     ]
     if args.scale_recurrent:
-        layer, factor = args.scale_recurrent
-        scale_recurrent(model, layer, float(factor))
+        scale_recurrent(model, layer, scale)
         notes.append(f"planted: recurrent matrix of layer {layer} times {factor}")
     if args.corrupt:
         notes.append(f"planted: {visible(corrupt(batches, args.corrupt, args.corruption))}, corrupted ({args.corruption})")

@@ -17,12 +17,12 @@ from local.common.locks import writes
 from local.common.text_files import regular
 from local.config import load_config
 from local.corpus.audio_files import check_all, check_audio
-from local.corpus.audio_paths import has_audio_ending
 from local.corpus.audio_reading import BadAudio, load_audio
 from local.corpus.dropped import Dropped
-from local.corpus.lhotse_manifests import items
-from local.corpus.pairs import undecoded
+from local.corpus.lhotse_manifests import items, relocate
+from local.corpus.pairs import NOT_UTF8, undecoded
 from local.corpus.screening import as_decoded
+from local.corpus.transcript_files import walk
 
 from lhotse import CutSet
 from lhotse.cut import Cut
@@ -36,7 +36,13 @@ MOST_NAMED = 20  # of those left out
 
 def read_folder(folder: Path, num_jobs: int, left_out: list[Dropped]) -> list[Cut]:
     """Return a cut per audio file below `folder`; damaged files go to `left_out`. Uses `num_jobs` processes."""
-    paths = sorted(p for p in folder.rglob("*") if has_audio_ending(p.name))
+    paths: list[Path] = []
+    for path in sorted(place / name for place, _, names, _ in walk(folder, ()) for name in names):
+        try:
+            f"{path}{path.resolve()}".encode()
+            paths.append(path)
+        except UnicodeEncodeError:
+            left_out.append(Dropped(str(path), PART, NOT_UTF8))
     cuts: list[Cut] = []
     for path, info in check_all(check_audio, paths, num_jobs, "noise"):
         if isinstance(info, BadAudio):
@@ -54,7 +60,10 @@ def read_cuts(manifest: Path, num_jobs: int, left_out: list[Dropped]) -> list[Cu
     """
     if not manifest.name.endswith((".jsonl", ".jsonl.gz")):
         raise UserError(f"augment.musan={manifest}: must be a folder of audio, or lhotse's cuts as .jsonl or .jsonl.gz")
-    found = [fastcopy(cut, features=None) for _, cut in items(manifest, DataCut, PART, left_out)]
+    found = []
+    for _, cut in items(manifest, DataCut, PART, left_out):
+        recording = None if cut.recording is None else relocate(cut.recording, manifest.parent)
+        found.append(fastcopy(cut, features=None, recording=recording))
     cuts: list[Cut] = []
     for cut, problem in check_all(try_to_load, found, num_jobs, "noise"):
         if isinstance(problem, BadAudio):

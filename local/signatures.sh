@@ -9,7 +9,8 @@ files() { find -L . "${counts[@]}" "$@" || true; }
 # fingerprint PATH: of a file's content, or of the names and contents of a folder's files. Links are followed; copies are
 # equal. Of more than 128 MB of audio in a folder, names, sizes and times count.
 fingerprint() {
-  local audio='.*\.\(flac\|wav\|mp3\|opus\|ogg\|m4a\|sph\|tar\)' file
+  local endings='wav flac mp3 ogg opus m4a oga sph aiff aif aifc au w64 caf mp4 aac wma webm amr mka tar' audio file
+  audio=".*\.\(${endings// /\\|}\)"
   if [[ ! -d $1 ]]; then
     content "$1"
     return

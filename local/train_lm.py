@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = iterate_lines(source, "stage lang of prepare.sh")
     train = tokenize(map(TextNormaliser(cfg.lang), lines) if cfg.lm.text else lines, tokenizer, str(source))
     parts = load_corpus(args.data_dir / "corpus.yaml", cfg.data).dev
+    if not parts:
+        raise UserError("key 'lm.train' needs a dev part, and data.dev_parts is empty; name one, or set lm.train=false")
     dev = tokenize(read_texts(args.data_dir, parts), tokenizer, f"dev parts {', '.join(parts)}")
     write_bigram(transcripts, tokenizer, args.exp_dir / "lm" / "bigram.arpa")
     LmTrainer(cfg, tokenizer, train, dev, args.exp_dir / "lm", device).run()

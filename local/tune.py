@@ -106,7 +106,9 @@ class Tuner:
         return Resources(model, self.data.tokenizer, self.device, self.exp_dir, folder, clean=clean)
 
     def encode(self, model: Transducer) -> EncodedParts:
-        """Encode all dev parts. Raises `UserError` if their references have no word."""
+        """Encode all dev parts. Raises `UserError` if there is none, or their references have no word."""
+        if not self.data.corpus.dev:
+            raise UserError("section tune needs a dev part, and data.dev_parts is empty; name one, or empty the lists of tune")
         decoder = BatchDecoder(model, {}, self.options.tail_frames, self.device)
         found: EncodedParts = []
         for part in self.data.corpus.dev:

@@ -173,8 +173,8 @@ def _demonstration(page: Page, runs: Sequence[Run]) -> None:
     page.figure(
         loss_figure(runs),
         "explosion_loss",
-        "Left: loss of each step, the mean of ten. Right: how far a step moves the weights of the median layer, in learning "
-        "rates. Lines are means over the seeds.",
+        "Left: loss of each step, the mean of ten. Right: how far a step moves the weights of the lower half of the "
+        "layers, in learning rates. Lines are means over the seeds.",
     )
 
 
@@ -189,13 +189,13 @@ def _table(page: Page, runs: Sequence[Run]) -> None:
         others = [[run.value("loss") for run in own.values()], *([f(run) for run in own.values()] for f in MEASURES)]
         rows.append([control, *map(number, losses), _mean(losses), spread, *map(_mean, others)])
     seeded = [f"held-out, seed {seed}" for seed in seeds]
-    head = ["control", *seeded, "mean", "sd", "training", "part damped", "healthy layers' steps"]
+    head = ["control", *seeded, "mean", "sd", "training", "part damped", "lower steps", "upper steps", "healthy steps"]
     page.table(head, rows)
     page.note(
         "training: loss of the last ten steps, mean of the seeds. part damped: share of sequences and layers with a gradient "
-        f"above {DAMPED:g} times the median, which the filter damps to less than half. healthy layers' steps: how far a layer "
-        "without such a sequence moves in a step in which another layer has one, divided by how far it moves in the steps "
-        "without any."
+        f"above {DAMPED:g} times the median, which the filter damps to less than half. lower, upper steps: how far a step "
+        "moves the weights of the lower and of the upper half of the layers, in learning rates. healthy steps: how far a "
+        "layer without such a sequence moves in a step in which another has one / in the step before."
     )
 
 
@@ -210,19 +210,35 @@ def damped_share(run: Run) -> float:
 
 
 def healthy_steps(run: Run) -> float:
-    """Return the movement of healthy layers in steps in which another has an outlier / their movement in steps without any.
+    """Return how far healthy layers move in a step in which another has an outlier / in the step before, if that has none.
 
-    The mean over these layers and steps; nan without any such step, or without steps for comparison.
+    The median over these layers and steps; nan without any such step.
     """
     gradients, moved = run.gradients(), run.by_layer("step_layer")
     outlier = (gradients.max(axis=2) > DAMPED * np.median(gradients, axis=2)) | ~np.isfinite(gradients).all(axis=2)
     some = outlier.any(axis=1)
-    usual = np.median(moved[~some], axis=0) if not some.all() else np.full(moved.shape[1], math.nan)
-    healthy = some[:, None] & ~outlier
-    return float(np.mean((moved / usual)[healthy])) if healthy.any() else math.nan
+    first = some[1:] & ~some[:-1]
+    healthy = first[:, None] & ~outlier[1:] & (moved[:-1] > 0)
+    return float(np.median((moved[1:] / np.maximum(moved[:-1], 1e-30))[healthy])) if healthy.any() else math.nan
 
 
-MEASURES = (damped_share, healthy_steps)
+def lower_steps(run: Run) -> float:
+    """Return how far a step moves the weights of the lower half of the layers, in learning rates: the mean over all steps."""
+    return float(np.mean(_lower(run)))
+
+
+def _lower(run: Run) -> NDArray[np.float64]:
+    moved = run.by_layer("step_layer")
+    return moved[:, : moved.shape[1] // 2]
+
+
+def upper_steps(run: Run) -> float:
+    """Return the same of the upper half."""
+    moved = run.by_layer("step_layer")
+    return float(np.mean(moved[:, moved.shape[1] // 2 :]))
+
+
+MEASURES = (damped_share, lower_steps, upper_steps, healthy_steps)
 
 
 def gradient_figure(runs: dict[str, Run]) -> Figure:
@@ -279,14 +295,14 @@ def loss_figure(runs: Sequence[Run]) -> Figure:
         steps = min(len(run.steps["step"]) for run in own)
         curves = {
             left: np.mean([run.steps["loss"][:steps] for run in own], axis=0),
-            right: np.mean([np.median(run.by_layer("step_layer"), axis=1)[:steps] for run in own], axis=0),
+            right: np.mean([_lower(run).mean(axis=1)[:steps] for run in own], axis=0),
         }
         style = {"color": COLOURS[control.split()[0]], "linestyle": LINES.get(control, "-")}
         for axes, values in curves.items():
             smooth = np.convolve(values, np.ones(10) / 10, "valid") if steps >= 10 else values
             axes.plot(np.arange(len(smooth)) + len(values) - len(smooth), smooth, label=control, **style)
     left.set(xlabel="step", ylabel="loss (nats per frame)")
-    right.set(xlabel="step", ylabel="movement of the median layer")
+    right.set(xlabel="step", ylabel="movement of the lower half of the layers", yscale="log")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), title="control", loc="outside right upper")

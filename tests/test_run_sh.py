@@ -133,6 +133,10 @@ def test_tuning_and_decoding_run_if_something_changed(experiment: Path) -> None:
     assert calls(experiment, 4, 6, lists) == both
     (exp / "lm" / "bigram.arpa").unlink()
     assert calls(experiment, 4, 6, lists) == both
+    (experiment / "data" / "cuts").mkdir()
+    (experiment / "data" / "cuts" / "test.jsonl.gz").write_text("corrected transcripts")
+    assert calls(experiment, 4, 6, lists) == both
+    assert calls(experiment, 4, 6, lists) == []
     # The configuration's own value, but given: it is not tuned, and decoding must take it.
     given = "decode.lm_scale=0.3"
     assert calls(experiment, 4, 6, lists, given) == both

@@ -6,6 +6,7 @@ import csv
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from local import average as average_program
@@ -39,10 +40,11 @@ class Batches(list):  # type: ignore[type-arg]
 class RandomData:
     """Replaces AsrDataModule: four batches of random features per epoch; the utterance `poison` is infinite."""
 
-    tokenizer, data_dir, corpora, notes = TOKENIZER, Path("data/random"), [None], ()
+    tokenizer, data_dir, notes = TOKENIZER, Path("data/random"), ()
 
-    def __init__(self, poison: str | None = None) -> None:
+    def __init__(self, poison: str | None = None, dev: tuple[str, ...] = ("dev",)) -> None:
         self.poison = poison
+        self.corpora = [SimpleNamespace(mark="", data_dir=self.data_dir, corpus=SimpleNamespace(dev=dev))]
 
     def batch(self, seed: int) -> Batch:
         generator = torch.Generator().manual_seed(seed)
@@ -104,6 +106,22 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int) -> None:
     assert rows[0] == rows[1]
     steps = [row[1] for row in csv.reader((tmp_path / "parts" / "train.csv").open())]
     assert len(steps) == len(set(steps))
+
+
+def test_a_resumed_training_takes_the_rate_that_it_announces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(tmp_path, "train.max_steps=2", "optim.lr=0.003").run()
+    lr = trainer(tmp_path, "train.max_steps=3", "optim.lr=0.003").schedule.get_last_lr()[0]
+    capsys.readouterr()
+    again = trainer(tmp_path, "train.max_steps=3", "optim.lr=0.0015", "optim.weight_decay=0.01", "train.average_period=5")
+    assert again.schedule.get_last_lr() == [lr / 2] and again.optimizer.param_groups[0]["weight_decay"] == 0.01
+    lines = {line.split()[1]: line for line in capsys.readouterr().err.splitlines()}
+    assert "from here on" in lines["optim.lr"] and "only at the start" in lines["train.average_period"]
+
+
+def test_a_training_may_have_no_dev_part(tmp_path: Path) -> None:
+    cfg = load_config(None, SMALL)
+    Trainer(cfg, RandomData(dev=()), tmp_path, torch.device("cpu")).run()  # type: ignore[arg-type]
+    assert (tmp_path / "checkpoints" / "epoch-3.pt").is_file() and not (tmp_path / "valid.csv").exists()
 
 
 def test_a_damaged_checkpoint_is_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

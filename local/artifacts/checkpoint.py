@@ -286,8 +286,8 @@ def check_finite(state: dict[str, Any], where: Path) -> None:
 def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], where: Path) -> None:
     """Fill `model` by name. Raises `UserError` naming the first tensor that is missing, unknown, or of wrong shape or dtype."""
     own = model.state_dict()
-    for key in own.keys() - state.keys():
-        raise UserError(f"{where}: has no weights for '{key}' of the configured model; it is from another model")
+    if missing := next((key for key in own if key not in state), None):
+        raise UserError(f"{where}: has no weights for '{missing}' of the configured model; it is from another model")
     for key, value in state.items():
         if key not in own:
             raise UserError(f"{where}: has weights '{key}', which the configured model does not have; it is from another model")

@@ -128,6 +128,9 @@ class DecodeConfig(Section):
         if self.log_semiring and self.fast_beam_backend == "k2":
             yield "log_semiring", "must be false if fast_beam_backend is k2, which takes the best alignment"
         known = f"must be one of {', '.join(METHODS)}"
+        without: set[str] = set()  # keys that are wrong without by_method, too
+        if self.by_method:
+            without = {name for name, _ in find_problems(replace(self, by_method={}))}
         for method in self.methods:
             if method not in METHODS:
                 yield "methods", f"'{method}' {known}"
@@ -143,7 +146,8 @@ class DecodeConfig(Section):
                 name = str(e.full_key)
                 yield f"by_method.{method}.{name}", f"must be {describe(types_of(DecodeConfig)[name])}"
                 continue
-            yield from ((f"by_method.{method}.{name}", why) for name, why in find_problems(settings) if name in own)
+            found = [(name, why) for name, why in find_problems(settings) if name in own or name not in without]
+            yield from ((f"by_method.{method}.{name}", why) for name, why in found)
 
 
 @dataclass

@@ -77,8 +77,10 @@ def parts_of(sets: Sequence[str], data_dir: Path, data: DataConfig | None) -> li
 
     Raises `UserError` for a name that is neither.
     """
-    there = sorted({path.name.removesuffix(".jsonl.gz") for path in (data_dir / "cuts").glob("*.jsonl.gz")} - {"musan"})
-    corpus = load_corpus(data_dir / "corpus.yaml", data)
+    path = data_dir / "corpus.yaml"
+    corpus = load_corpus(path, data)
+    files = {path.name.removesuffix(".jsonl.gz") for path in (data_dir / "cuts").glob("*.jsonl.gz")}
+    there = sorted(files & {*load_corpus(path).parts(), *corpus.parts()})  # parts of an earlier preparation may lie there
     kinds = {"dev": corpus.dev, "test": corpus.test}
     found = []
     for name in sets:

@@ -135,7 +135,7 @@ def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> I
     number = total = malformed = 0
     longest = max(LONGEST_LINE, MOST_PACKED * regular(manifest).stat().st_size)
     try:
-        with opener(manifest, "rt", encoding="utf-8") as file:
+        with opener(manifest, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
                 total += len(line)
                 if len(line) == LONGEST_LINE or total > longest or malformed > MOST_MALFORMED:

@@ -42,8 +42,7 @@ def read_part(tree: Path, name: str, dropped: list[Dropped], hint: str = "", par
                 utterance_id, *text = line.split(maxsplit=1)
                 path = chapter / audio[chapter].get(utterance_id, f"{utterance_id}.flac")
                 used.add((chapter, utterance_id))
-                speaker = utterance_id.partition("-")[0]
-                pairs.append(whole_file(utterance_id, path, text[0].strip() if text else "", speaker))
+                pairs.append(whole_file(utterance_id, path, text[0].strip() if text else "", chapter.parent.name))
     for chapter, names in audio.items():
         for stem, file in names.items():
             if (chapter, stem) not in used:

@@ -15,6 +15,7 @@ from lhotse.audio import AudioSource
 from lhotse.utils import fastcopy
 
 Pair = tuple[Recording, SupervisionSegment]
+NOT_UTF8 = "file name that is not UTF-8; rename the file"
 TRAINING_COPY = re.compile(r"(.+)_sp(0\.9|1\.1)")  # the id that `at_speed` of local/data/durations.py gives a copy
 
 
@@ -59,7 +60,7 @@ def with_utf8_names(pairs: Sequence[Pair], part: str, dropped: list[Dropped]) ->
         try:
             "".join((segment.id, recording.id, *files)).encode("utf-8")
         except UnicodeEncodeError:
-            dropped.append(Dropped(segment.id, part, "file name that is not UTF-8; rename the file", ", ".join(files)))
+            dropped.append(Dropped(segment.id, part, NOT_UTF8, ", ".join(files)))
         else:
             kept.append((recording, segment))
     return kept

@@ -53,7 +53,7 @@ def check_pairs(pairs: Sequence[Pair], part: str, num_jobs: int, dropped: list[D
             if isinstance(good, BadAudio):
                 dropped.append(Dropped(segment.id, part, good.kind, good.detail))
             else:
-                kept[segment.id] = (result.recording, good)
+                kept.setdefault(segment.id, (result.recording, good))
     return [kept[segment.id] for _, segment in pairs if segment.id in kept]
 
 

@@ -81,7 +81,8 @@ def find_sources(corpus_dir: Path, corpus: Corpus, errors: list[str]) -> dict[st
         are = f"part {which} is" if len(missing) == 1 else f"parts {which} are"
         there = describe(corpus_dir)
         errors.append(
-            f"{are} not in {corpus_dir}, which has {there}; expected {what}; data.train_parts=[...] names other parts"
+            f"{are} not in {corpus_dir}, which has {there}; expected {what}; "
+            f"data.{'train' if corpus.train else 'test'}_parts=[...] names other parts"
         )
     return {part: found[part] for part in parts if part in found}
 
@@ -206,7 +207,9 @@ def weak_form(folder: Path, part: str, taken: Collection[Path] = (), excluded: t
         return Source(folder, "transcripts", excluded)
     if tables:
         names = first_of([p.name for p in tables], NAMES_SHOWN)
-        raise UserError(f"{folder} has {len(tables)} tables: {names}; name the one of part '{part}' {part}{tables[0].suffix}")
+        raise UserError(
+            f"{folder} has {len(tables)} tables: {names}; name the one of part '{part}' {part}{tables[0].suffix.lower()}"
+        )
     return None
 
 

@@ -36,7 +36,7 @@ def split_off(
     if len(counts) < 2:
         raise UserError(
             f"part '{part}' is not in {corpus_dir}, and {first} has too few utterances to split it off ({len(pairs)}); "
-            f"give {part} itself, or name no such part (data.{part}_parts=[])"
+            f"give {part} itself, or leave it out of data.dev_parts and data.test_parts"
         )
     most = int(MOST * len(pairs)) if most is None else most
     wanted, size = max(1, round(share * len(pairs)), min(ENOUGH, most)), 0

@@ -83,6 +83,7 @@ def make_cuts(pairs: Sequence[Pair], sampling_rate: int, channel: Channel, where
     ids = {segment.id for _, segment in pairs}
     for whole, given in pairs:
         for recording, segment in choose(whole, given, channel, ids):
+            ids.add(segment.id)
             cut = MonoCut(
                 id=segment.id,
                 start=segment.start,

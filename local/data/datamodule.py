@@ -137,12 +137,16 @@ class AsrDataModule:
         return train_batches(cuts, self.cfg.data.num_buckets, seconds / self.cfg.loss.copies, epoch, width)
 
     def identity(self) -> dict[str, Any]:
-        """Return what the training data are: numbers of cuts and noises, hours, a hash of ids, lengths and transcripts."""
+        """Return what the training data are: numbers of cuts and noises, hours, a hash of ids, lengths and transcripts.
+
+        hours: with the copies at other speeds that are stored; speech_hours: without.
+        """
         cuts, noise = self._train_cuts(), self._noise()
         content = hashlib.sha256(cuts.content.digest())
         for cut in noise:
             content.update(f"\n{cut.id}\t{cut.duration}".encode("utf-8", "surrogatepass"))
-        return {"cuts": cuts.num_lines, "hours": round(cuts.hours, 4), "noises": len(noise), "hash": content.hexdigest()[:32]}
+        hours = {"hours": round(cuts.hours, 4), "speech_hours": round(cuts.speech_seconds / 3600, 4)}
+        return {"cuts": cuts.num_lines, **hours, "noises": len(noise), "hash": content.hexdigest()[:32]}
 
     def train_lengths(self, most: int) -> list[tuple[float, int]]:
         """Return seconds and tokens of the training cuts, or of `most` random ones of a corpus if it has more."""

@@ -26,6 +26,7 @@ class MixedCuts:
         self.usable = sum(cuts.usable for cuts in corpora)
         self.num_lines = sum(cuts.num_lines for cuts in corpora)
         self.hours = sum(cuts.hours for cuts in corpora)
+        self.speech_seconds = sum(cuts.speech_seconds for cuts in corpora)
         self.content = hashlib.sha256()
         for cuts, share in zip(corpora, shares, strict=True):
             self.content.update(f"{cuts.content.hexdigest()} {share!r}\n".encode())

@@ -58,6 +58,7 @@ class ShuffledCuts:
         self._copies = () if precomputed or not speed_perturb else SPEEDS
         self._ends: list[tuple[Path, int]] = []  # manifests, and the number of lines up to their ends
         self._stored: set[float] = set()  # speeds of the manifests' cuts
+        self.speech_seconds = 0.0  # of the manifests' cuts without stored copies
         self.content = hashlib.sha256()
         rows: list[tuple[int, bytes, int, tuple[float, ...], tuple[bool, ...]]] = []
         for manifest in manifests:
@@ -159,6 +160,7 @@ class ShuffledCuts:
                 raise UserError(f"{place}: {why}") from None
             text = (cut.get("supervisions") or [{}])[0].get("text")
             self.content.update(f"{cut['id']}\t{duration}\t{text}\n".encode("utf-8", "surrogatepass"))
+            self.speech_seconds += duration if speed == 1 else 0.0
             yield number, line, count, lengths, fits
 
 

@@ -52,7 +52,7 @@ def tier(number: int, name: str, key: str, items: Sequence[Word], duration: floa
             intervals.append((place, item["start"], ""))
         place = item["end"]
         intervals.append((item["start"], place, visible(item[key])))
-    if place < duration or not intervals:
+    if round(duration - place, 3) > 0 or not intervals:  # times are multiples of a millisecond, the duration is not rounded
         intervals.append((place, duration, ""))
     lines = f'    item [{number}]:\n        class = "IntervalTier"\n        name = "{name}"\n        xmin = 0\n'
     lines += f"        xmax = {duration:.3f}\n        intervals: size = {len(intervals)}\n"

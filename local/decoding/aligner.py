@@ -75,7 +75,7 @@ class Aligner:
                 continue
             words = timed_words(path, self.tokenizer, levels[place])
             frames = int(batch.input_lens[place])
-            score = path.score / max(subsampled(frames), 1)
+            score = path.score / max(subsampled(frames + self._decoder.tail_frames), 1)  # the path runs over the tail, too
             yield Aligned(name, frames * FRAME_SECONDS, score, words, timed_tokens(path, self.tokenizer, words))
 
     def _problem(self, text: str, tokens: Sequence[int], frames: int) -> str:

@@ -134,9 +134,11 @@ def by_endpoints(recogniser: StreamingRecogniser, audios: Iterable[Audio], bar: 
     rate, tokenizer = recogniser.sampling_rate, recogniser.tokenizer
     for audio in audios:
         for row, recording in enumerate(recordings_of(audio)):  # the file is read once for each channel
+            done = 0
             for samples in audio.pieces(rate):
                 segments = recogniser.accept(samples[row], rate)
                 recording.joiner.segments += [words_of(segment, tokenizer) for segment in segments]
-                bar.update(round(samples.shape[1] / rate))
+                before, done = done, done + samples.shape[1]
+                bar.update(round(done / rate) - round(before / rate))  # a piece may be a fraction of a second
             recording.joiner.segments += [words_of(segment, tokenizer) for segment in recogniser.finish()]
             yield recording.result()

@@ -9,7 +9,8 @@ from local.common.errors import UserError
 from local.config.methods import GRAPH_SEARCH, METHODS, Method
 from local.config.schema import DecodeConfig
 from local.decoding.resources import Resources
-from model.search import Hypothesis, Stream, get_search, get_stream, rescore
+from model.search import Hypothesis, Stream, get_stream, rescore
+from model.search.fast_beam_k2 import load_k2
 
 import torch
 
@@ -47,11 +48,13 @@ class Recogniser:
         return rescore(hypotheses, self.second_pass) if self.second_pass else hypotheses
 
     def _make_search(self, name: str, resources: Resources, own: DecodeConfig) -> Search:
-        if self.options.get("backend") == "k2":  # it takes whole utterances only
-            search, model, options = get_search(self.method.search), resources.model, dict(self.options)
-            return lambda encoder_out, lens: search(model, encoder_out, lens, **options)
         if self.method.search == SCORED_SEARCH and own.hotwords is not None:
             self.options |= {"hotwords": own.hotwords, "hotwords_boost": own.hotwords_boost}
+        if self.options.get("backend") == "k2":
+            try:
+                load_k2()
+            except ImportError as e:
+                raise UserError(f"{name}: {e}") from None
         return make_stream(name, resources, own).decode
 
 
@@ -65,7 +68,7 @@ def make_stream(name: str, resources: Resources, own: DecodeConfig) -> Stream:
         if method.search == GRAPH_SEARCH:
             options["graph"] = resources.graph()
         return get_stream(method.search.removesuffix("_graph"))(resources.model, **options)
-    except ValueError as e:
+    except (ValueError, ImportError) as e:  # a package that only some options need may be missing
         raise UserError(f"{name}: {e}") from None
 
 

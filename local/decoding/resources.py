@@ -71,10 +71,14 @@ class Resources:
         """Return the scorer of decode.hotwords; nothing if the key is null or the file has no phrase."""
         if options.hotwords is None:
             return []
-        path = Path(options.hotwords)
-        phrases = read_hotwords(path, options.hotwords_boost, self.tokenizer, self.clean)
+        boost = options.hotwords_boost
+        scorer = self._load(f"hotwords {boost!r}", Path(options.hotwords), lambda _, path: self._hotword_scorer(path, boost))
+        return [] if scorer is None else [(scorer, 1.0)]
+
+    def _hotword_scorer(self, path: Path, boost: float) -> HotwordScorer | None:
+        phrases = read_hotwords(path, boost, self.tokenizer, self.clean)
         try:
-            return [(HotwordScorer(phrases, self.tokenizer.vocab_size, self.device), 1.0)] if phrases else []
+            return HotwordScorer(phrases, self.tokenizer.vocab_size, self.device) if phrases else None
         except ValueError as e:
             raise UserError(f"{path}: {reason(e)}; give fewer or shorter phrases") from None
 

@@ -151,6 +151,7 @@ class Segment:
     """The result of one utterance, or of its audio so far; `begin` and `end` in seconds from the beginning of the audio.
 
     The times of `hypothesis` are encoder frames, counted from `begin`; `level` (T,) has the level of each feature frame.
+    partial: more audio follows.
     """
 
     text: str
@@ -158,6 +159,7 @@ class Segment:
     begin: float
     end: float
     level: np.ndarray = field(compare=False, repr=False)
+    partial: bool = False
 
 
 class StreamingRecogniser:
@@ -255,12 +257,12 @@ class StreamingRecogniser:
     def _segment(self, hypothesis: Hypothesis, end: int, partial: bool = False) -> Segment:
         text = self.tokenizer.decode(hypothesis.tokens, partial)
         level = self._level[: end - self._begin]
-        return Segment(text, hypothesis, self._begin * FRAME_SECONDS, end * FRAME_SECONDS, level)
+        return Segment(text, hypothesis, self._begin * FRAME_SECONDS, end * FRAME_SECONDS, level, partial)
 
 
 def words_of(segment: Segment, tokenizer: Tokenizer) -> list[Word]:
     """Return the words of an utterance with times from the beginning of the audio."""
-    return shifted(timed_words(segment.hypothesis, tokenizer, segment.level), segment.begin)
+    return shifted(timed_words(segment.hypothesis, tokenizer, segment.level, segment.partial), segment.begin)
 
 
 def streaming_recogniser(

@@ -109,7 +109,7 @@ def join(earlier: Sequence[Word], later: Sequence[Word], begin: float, end: floa
     """Return the words of two windows that overlap from `begin` to `end` (s): each once, in order of time.
 
     The seam is at a word that both have, near `CLEAR` seconds before the earlier one's end; rather within several such words.
-    Without any, it is in the middle of the longest time without a word.
+    Without any, it is in the middle of the longest time without a word; if one of them heard nothing there, the other's count.
     """
     near = max(begin, end - CLEAR, (begin + end) / 2)
     pairs = agreement(earlier, later, begin, end)
@@ -119,9 +119,10 @@ def join(earlier: Sequence[Word], later: Sequence[Word], begin: float, end: floa
         before, after = list(earlier[: i + 1]), list(later[j + 1 :])
     else:
         first = (begin + near) / 2
-        times = sorted(w["start"] for w in (*earlier, *later) if first < w["start"] < end)
-        times = [first, *times, end]
+        ours, theirs = ([w["start"] for w in words if first < w["start"] < end] for words in (earlier, later))
+        times = [first, *sorted(ours + theirs), end]
         _, seam = max((b - a, (a + b) / 2) for a, b in zip(times, times[1:], strict=False))
+        seam = first if not ours else end if not theirs else seam
         before, after = [w for w in earlier if w["start"] < seam], [w for w in later if w["start"] >= seam]
     return before[:-1] + one_after_another(before[-1:] + after)  # windows may differ about times by `TOLERANCE`
 

@@ -48,14 +48,15 @@ class Spelled(NamedTuple):
     joined: bool
 
 
-def timed_words(hypothesis: Hypothesis, tokenizer: Tokenizer, level: np.ndarray) -> list[Word]:
+def timed_words(hypothesis: Hypothesis, tokenizer: Tokenizer, level: np.ndarray, partial: bool = False) -> list[Word]:
     """Return the words of `Tokenizer.decode` in order, as {"word", "start", "end", "confidence", "emitted"}.
 
     A Chinese or Japanese character is a word; one without a space before it has "joined": true, too.
     level: (T,), by `level_of`. start, end: seconds by the rule of this module; a word ends after its start and before the next
-    one starts. confidence: the product of its tokens' probabilities. emitted: seconds at which its last token came.
+    one starts. partial: as for `Tokenizer.decode`.
+    confidence: the product of its tokens' probabilities. emitted: seconds at which its last token came.
     """
-    words = spelled(hypothesis.tokens, tokenizer)
+    words = spelled(hypothesis.tokens, tokenizer, partial)
     times = [TOKEN_SECONDS * time for time in hypothesis.times]
     spans = word_spans([(times[word.begin], times[word.letters[-1]]) for word in words], level)
     return [
@@ -88,13 +89,13 @@ def timed_tokens(hypothesis: Hypothesis, tokenizer: Tokenizer, words: Sequence[W
     return found
 
 
-def spelled(tokens: Sequence[int], tokenizer: Tokenizer) -> list[Spelled]:
+def spelled(tokens: Sequence[int], tokenizer: Tokenizer, partial: bool = False) -> list[Spelled]:
     """Return the words that tokens spell, as `Tokenizer.decode` does, and each Chinese or Japanese character as a word."""
     words: list[Spelled] = []
     begin: int | None = None  # place of the last token with a space, where the next word begins
     within = False
     unfinished: list[int] = []  # tokens of bytes, of a character that is not yet complete
-    for place, (token, added) in enumerate(zip(tokens, tokenizer.pieces(tokens), strict=True)):
+    for place, (token, added) in enumerate(zip(tokens, tokenizer.pieces(tokens, partial), strict=True)):
         if not added:
             unfinished += [] if token in SILENT else [place]
             continue

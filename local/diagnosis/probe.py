@@ -57,7 +57,7 @@ class Spread:
         t, f, c = x.shape[1:]
         lens = lens.to(x.device)
         valid = torch.arange(t, device=x.device) < lens[:, None]  # (N, T)
-        x, bad = finite(x.detach().float() * valid[:, :, None, None])
+        x, bad = finite(x.detach().float().masked_fill(~valid[:, :, None, None], 0.0))  # padding may hold NaN, too
         scale = x.abs().amax().clamp(min=1e-30).double().cpu()  # squares of large values overflow float32
         x = x / scale.to(x)
         by_time_and_channel = x.square().sum(2).double()  # (N, T, C)

@@ -138,7 +138,7 @@ def token_use(tokenizer: Tokenizer, texts: Sequence[str]) -> TokenUse:
 
 def spread_lines(path: Path, most: int = MOST_TEXTS) -> list[str]:
     """Return the lines of a text that are not empty; if there are more than `most`, every second, third, ... of them."""
-    every = 1 + sum(1 for _ in iterate_lines(path)) // most
+    every = max(1, -(-sum(1 for _ in iterate_lines(path)) // most))
     return [line for number, line in enumerate(iterate_lines(path)) if number % every == 0 and line.strip()]
 
 

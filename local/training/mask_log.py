@@ -61,10 +61,11 @@ class MaskLog:
     def _count(self, step: int, ids: list[str], masks: Tensor) -> None:
         lowest, layers = masks.min(dim=0)
         for i in (lowest < DAMPED_BELOW).nonzero().flatten().tolist():
-            times, least, layer, _ = self.outliers.get(ids[i], (0, 1.0, 0, 0))
+            times, least, layer, last = self.outliers.get(ids[i], (0, 1.0, 0, -1))
             mask = float(lowest[i])
             least, layer = (mask, int(layers[i])) if mask < least else (least, layer)
-            self.outliers[ids[i]] = [times + 1, least, layer, step]
+            times += last != step  # with loss.cr_scale a step has each utterance twice
+            self.outliers[ids[i]] = [times, least, layer, step]
             self.changed = True
 
     def flush(self) -> dict[str, float]:

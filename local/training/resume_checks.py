@@ -16,7 +16,7 @@ import yaml
 
 # Sections and keys that do not change this training.
 OTHER_STAGES = ("decode.", "average.", "lm.", "tune.", "score.", "ablation.", "data.max_lost", "data.max_wait", "train.logger")
-AT_START = "train.init"  # keys that count only when a training starts
+AT_START = ("train.init", "train.average_period")  # keys that count only when a training starts
 MAX_NAMED = 3  # keys in a message
 UNSET = "not set"
 CTC = "loss.ctc_scale"
@@ -43,10 +43,10 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], path: Path) -> s
     """Return what differs between the training data of checkpoint `saved` at `path` and `now`: a warning, or "".
 
     now: the `identity` of the data module. Raises `UserError` if they differ and the checkpoint is within an epoch: the
-    batches that are left of it would not be those that were left. Older checkpoints do not say what their data were.
+    batches that are left of it would not be those that were left. Older checkpoints do not say all or any of it.
     """
     before = saved.get("data")
-    if not isinstance(before, dict) or before == now:
+    if not isinstance(before, dict) or before == {name: now.get(name) for name in before}:
         return ""
     counts = [(name, before.get(name), now[name]) for name in ("cuts", "hours", "noises")]
     differs = [f"{old} {name} then, {new} now" for name, old, new in counts if old != new]
@@ -66,7 +66,8 @@ def write_config(origin: dict[str, Any], path: Path, *, max_duration: float, par
     which stays `auto` in its section. parameters: those of the model, in numbers.
     """
     run = {key: origin[key] for key in ("git_commit", "versions", "tokens_hash", "vocab_size")}
-    run |= {"max_duration": max_duration, "parameters": parameters, "train_hours": origin.get("data", {}).get("hours")}
+    data = origin.get("data", {})
+    run |= {"max_duration": max_duration, "parameters": parameters, "train_hours": data.get("speech_hours", data.get("hours"))}
     content = {**origin["config"], "run": run}
     write_text(path, yaml.safe_dump(content, sort_keys=False))
 

@@ -237,7 +237,7 @@ class Trainer:
             self.telemetry.flush(self.epoch, self.step, self.schedule.get_last_lr()[0], self.masks.flush())
 
     def _skip_step(self) -> None:
-        """Save and name the utterances of a non-finite step; raise `UserError` after train.max_bad_steps of them."""
+        """Save and name the utterances of a non-finite step; raise `TrainingDiverged` after more than train.max_bad_steps."""
         self.bad_steps += 1
         what, ids, paths = self.gradient.save_bad(self.exp_dir / "bad", f"step-{self.step}")
         names, path = first_of(ids), ", ".join(paths)
@@ -250,9 +250,8 @@ class Trainer:
 
     def validate(self) -> None:
         """Write the losses and the WER on the dev parts to the log and return to training mode."""
-        scores = {"": self.validator(self.warmup)}
-        scores |= {c.mark: self.validator(self.warmup, c) for c in self.data.corpora[1:] if c.corpus.dev}
-        if self.telemetry is not None:
+        scores = {c.mark: self.validator(self.warmup, c) for c in self.data.corpora if c.corpus.dev}
+        if scores and self.telemetry is not None:
             self.telemetry.add_valid(self.epoch, self.step, scores)
 
     def save(self, path: Path) -> None:
@@ -301,7 +300,10 @@ class Trainer:
         load_weights(self.model, saved["model"], path)
         check_saved_state(saved, self.model, self.cfg.optim)
         self.average.load_state_dict(saved["average"])
+        groups = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved["optimizer"])
+        for group, values in zip(self.optimizer.param_groups, groups, strict=True):
+            group.update(values)  # section `optim` of this run, not that of the checkpoint
         self.schedule.load_state_dict(saved["schedule"])
         if self.scaler.is_enabled() and saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])

@@ -82,7 +82,7 @@ def _group(channels: int, time_axis: int, learn_eps: bool) -> nn.Module:
     return _PerFrameGroupNorm(groups, channels)
 
 
-# name -> constructor (channels, time_axis, learn_eps). batch and instance use all frames: for ablation, not for streaming.
+# name -> constructor (channels, time_axis, learn_eps). batch (in training) and instance (always) use all frames of a batch.
 NORMS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "basic": lambda channels, time_axis, learn_eps: BasicNorm(channels, learn_eps=learn_eps),
     "layer": lambda channels, time_axis, learn_eps: nn.LayerNorm(channels),

@@ -21,6 +21,7 @@ from typing import Any
 from model.kernels import compiled_on
 from model.kernels.beam_state import Limits
 from model.search.fast_beam_graph import GraphSteps
+from model.search.fast_beam_k2 import decode_k2
 from model.search.fast_beam_tensors import TensorSteps
 from model.search.frames import Frames
 from model.search.graph import Graph, trivial_graph
@@ -101,8 +102,6 @@ class FastBeamStream(Stream):
         """Do what `Stream.decode` does, with either backend; raise ImportError if k2 is needed and not installed."""
         if self.backend == "native":
             return super().decode(encoder_out, encoder_out_lens)
-        from model.search.fast_beam_k2 import decode_k2
-
         limits = (self.limits.beam, self.limits.max_contexts, self.limits.max_states, self.allow_partial)
         return decode_k2(self.model, self.joint, self.contexts, encoder_out, encoder_out_lens, limits)
 

@@ -12,6 +12,15 @@ from model.search.hypothesis import Hypothesis
 import torch
 
 
+def load_k2() -> Any:
+    """Return k2. Raises ImportError if it cannot be imported; one built for another torch fails with errors of many kinds."""
+    try:
+        import k2
+    except Exception as e:
+        raise ImportError("fast_beam_search with backend=k2 needs k2, see requirements-k2.txt") from e
+    return k2
+
+
 @torch.no_grad()
 def decode_k2(
     model: Any,
@@ -25,10 +34,7 @@ def decode_k2(
 
     limits: (beam, max_contexts, max_states, allow_partial). Raises ImportError if k2 is not installed.
     """
-    try:
-        import k2
-    except ImportError as e:
-        raise ImportError("fast_beam_search with backend=k2 needs k2, see requirements-k2.txt") from e
+    k2 = load_k2()
     frames, vocab_size = Frames(model, encoder_out, encoder_out_lens), int(model.vocab_size)
     num_utts = frames.active[0] if len(frames) else 0
     empty = [Hypothesis([], [], 0.0) for _ in range(frames.num_utts - num_utts)]

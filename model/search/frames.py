@@ -34,11 +34,17 @@ class Frames:
     """
 
     def __init__(
-        self, model: Any, encoder_out: torch.Tensor, encoder_out_lens: torch.Tensor, kept: torch.Tensor | None = None
+        self,
+        model: Any,
+        encoder_out: torch.Tensor,
+        encoder_out_lens: torch.Tensor,
+        kept: torch.Tensor | None = None,
+        project: bool = True,
     ) -> None:
         """Check and project `encoder_out` (N, T, C), of which the first `encoder_out_lens` (N,) frames count.
 
-        kept: bool (N, T), which frames are searched; the others are left out. None: all.
+        kept: bool (N, T), which frames are searched; the others are left out. None: all. project: make `enc`; if not, it is
+        empty.
         """
         self.spans = self.lens = check_chunk(encoder_out, encoder_out_lens)
         if kept is not None:
@@ -53,7 +59,9 @@ class Frames:
         longest = int(lens[0]) if len(lens) else 0
         self.active = (lens.unsqueeze(0) > torch.arange(longest).unsqueeze(1)).sum(1).tolist()
         self.times = np.arange(longest)[:, None] if kept is None else place.t().cpu().numpy()
-        self.enc = model.joiner.encoder_proj(encoder_out[self._order, :longest].transpose(0, 1)).float().contiguous()
+        self.enc = encoder_out.new_empty(0)
+        if project:
+            self.enc = model.joiner.encoder_proj(encoder_out[self._order, :longest].transpose(0, 1)).float().contiguous()
 
     def __len__(self) -> int:
         """Return the number of frames of the longest utterance."""

@@ -19,6 +19,8 @@ class Stream(abc.ABC):
     Everything that depends on the model's weights alone is computed once for the object's life, so they must not change.
     """
 
+    uses_joiner = True  # whether `_walk` needs `Frames.enc`, `joint` and `contexts`
+
     def __init__(self, model: Any, temperature: float, blank_penalty: float, blank_skip: float = 0.0) -> None:
         """Prepare a search with `model`; temperature divides the logits, blank_penalty is subtracted from blank's logit.
 
@@ -30,16 +32,18 @@ class Stream(abc.ABC):
             raise ValueError("blank_skip needs a CTC head, which the model does not have: train with loss.ctc_scale above 0")
         self.blank_skip = blank_skip
         self.model, self.blank, self.unk = model, int(model.blank_id), int(model.unk_id)
-        with torch.no_grad():
-            self.joint = Joint(model, temperature, blank_penalty)
-            self.device = self.joint.weight.device
-            self.contexts = Contexts(model, self.device)
+        self.device = next(model.parameters()).device
+        if self.uses_joiner:
+            with torch.no_grad():
+                self.joint = Joint(model, temperature, blank_penalty)
+                self.contexts = Contexts(model, self.device)
         self.num_utts = 0
 
     @torch.no_grad()
     def start(self, num_utts: int) -> None:
         """Begin `num_utts` utterances without any frames."""
-        self.contexts.trim()
+        if self.uses_joiner:
+            self.contexts.trim()
         self.num_utts = num_utts
         # The state of the search, (N, ...) each: contexts, scores and whatever else the search keeps per utterance.
         self._rows, beam = self._begin(num_utts)
@@ -55,7 +59,7 @@ class Stream(abc.ABC):
         if len(lens) != self.num_utts:
             raise ValueError(f"the search was started with {self.num_utts} utterances, the chunk has {len(lens)}")
         encoder_out, lens = self._usable(encoder_out, lens)
-        frames = Frames(self.model, encoder_out, lens, self._kept(encoder_out))
+        frames = Frames(self.model, encoder_out, lens, self._kept(encoder_out), self.uses_joiner)
         rows = [frames.sort(x) for x in self._rows]
         self._history.append(self._walk(frames, rows), frames)
         self._rows = [frames.unsort(x) for x in rows]

@@ -58,6 +58,8 @@ def test_textgrid(duration: float) -> None:
     pause = [(0.9, 1.25, "")] if duration > 0.9 else []
     assert tiers["words"] == [(0.0, 0.1, ""), (0.1, 0.5, "HI"), (0.5, 0.9, 'SAY"\\x1b'), *pause]
     assert [mark for *_, mark in tiers["tokens"]] == ["", "\u2581HI", "\u2581SAY", '"', *([""] if pause else [])]
+    to_the_end = textgrid(Aligned("u", 35 * 0.01, 0.0, [item("word", "HI", 0.0, 0.35)], []))  # 35 * 0.01 > 0.35
+    assert read_textgrid(to_the_end)["words"] == [(0.0, 0.35, "HI")]
     for intervals in tiers.values():  # Praat wants them without gaps
         assert intervals[0][0] == 0 and intervals[-1][1] == duration
         assert all(a[1] == b[0] for a, b in zip(intervals, intervals[1:], strict=False))

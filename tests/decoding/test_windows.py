@@ -98,6 +98,11 @@ def test_without_agreement_the_seam_is_in_a_pause() -> None:
     assert texts(join(words(("A", 15.0), ("B", 17.0)), [], 16, 20)) == "A B"
 
 
+def test_a_window_that_heard_nothing_in_the_overlap_takes_no_words_away() -> None:
+    assert texts(join([], words(("C", 18.3), ("D", 18.7), ("E", 19.1)), 16, 20)) == "C D E"
+    assert texts(join(words(("A", 17.6), ("B", 17.9), ("C", 19.6)), [], 16, 20)) == "A B C"
+
+
 TIMED = st.lists(st.tuples(st.sampled_from("ABC"), st.floats(0, 30)), max_size=12).map(
     lambda found: words(*sorted(found, key=lambda x: x[1]))
 )

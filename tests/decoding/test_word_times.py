@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("lhotse")
 
+from local.data.tokenizer import train_tokenizer
 from local.decoding.word_times import (
     LEAST,
     increasing,
@@ -65,6 +66,15 @@ def test_emission_and_confidence_of_a_word() -> None:
     assert [w["word"] for w in words] == ["TWO", "ONE"]
     assert [w["emitted"] for w in words] == pytest.approx([0.04 * times[one - 1], 0.04 * times[-1]])
     assert words[1]["confidence"] == pytest.approx(0.9 ** (len(two) - one), abs=1e-4)
+
+
+def test_a_character_of_which_bytes_are_missing_is_no_word_yet() -> None:
+    tokenizer = train_tokenizer(["AB"] * 5, 300, byte_fallback=True)
+    (ids,) = tokenizer.encode(["AB \u00e9"])
+    hypothesis = Hypothesis(ids[:-1], list(range(len(ids) - 1)), 0.0, None, [0.5] * (len(ids) - 1))
+    level = np.full(80, LOUD)
+    assert [w["word"] for w in timed_words(hypothesis, tokenizer, level, partial=True)] == ["AB"]
+    assert [w["word"] for w in timed_words(hypothesis, tokenizer, level)] == ["AB", "\ufffd"]
 
 
 def test_a_pause_belongs_to_no_word() -> None:

@@ -108,6 +108,18 @@ def test_a_model_without_head_is_refused(name: str, options: dict[str, Any]) -> 
         get_stream(name)(model)
 
 
+def test_the_joiner_takes_no_part_in_ctc_greedy_search() -> None:
+    """Nor do its limits: contexts that are too many to number."""
+    model = toy_model(0)
+    search = get_stream("ctc_greedy_search")(model)
+    x, lens = torch.randn(2, 9, model.joiner.encoder_proj.weight.shape[1]), torch.tensor([9, 5])
+    expected = [h.tokens for h in search.decode(x, lens)]
+    model.joiner = None
+    assert [h.tokens for h in get_stream("ctc_greedy_search")(model).decode(x, lens)] == expected
+    with pytest.raises(ValueError, match="temperature"):
+        get_stream("ctc_greedy_search")(model, temperature=0.0)
+
+
 def test_k2_searches_all_frames() -> None:
     with pytest.raises(ValueError, match="k2"):
         get_stream("fast_beam_search")(toy_model(0), backend="k2", blank_skip=0.9)

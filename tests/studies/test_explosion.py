@@ -151,14 +151,15 @@ def test_a_wrong_grid_names_file_and_axis(tmp_path: Path, text: str) -> None:
 
 
 def test_healthy_layers_are_compared_with_their_own_steps() -> None:
-    """Layer 0 has an outlier in step 1, in which layer 1 moves half as far as in the others."""
+    """Layer 0 has an outlier in step 1, in which layer 1 moves half as far as in the step before."""
     gradients = np.ones((3, 2, 3))
     gradients[1, 0, 2] = 26.0
-    moved = {"step_layer_0": np.array([1.0, 9.0, 1.0]), "step_layer_1": np.array([4.0, 2.0, 4.0])}
+    moved = {"step_layer_0": np.array([1.0, 9.0, 1.0]), "step_layer_1": np.array([4.0, 2.0, 9.0])}
     index = np.indices(gradients.shape).reshape(3, -1)
     sequences = {"layer": index[1], "sequence": index[2], "gradient_rms": gradients.ravel()}
     run = explosion_report.Run({"keys": ""}, {"step": np.arange(3.0), **moved}, {}, sequences)
     assert explosion_report.healthy_steps(run) == pytest.approx(0.5)
+    assert explosion_report.lower_steps(run) == pytest.approx(11 / 3) and explosion_report.upper_steps(run) == pytest.approx(5)
     gradients[1, 0, 2] = 24.0
     assert math.isnan(explosion_report.healthy_steps(run))
 
