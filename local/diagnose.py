@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--batches {args.batches} must be at least 1")
     layer, factor = args.scale_recurrent or ("", "1")
     try:
-        scale = float(factor)
+        times = float(factor)
     except ValueError:
         raise UserError(f"--scale-recurrent: the factor must be a number, not '{visible(factor)}'") from None
     device = choose_device(cfg.train.num_threads)
@@ -243,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{len(batches)} batches, {sum(len(b) for b in batches)} utterances, {warmup:.3g} of the warm-up done",
     ]
     if args.scale_recurrent:
-        scale_recurrent(model, layer, scale)
+        scale_recurrent(model, layer, times)
         notes.append(f"planted: recurrent matrix of layer {layer} times {factor}")
     if args.corrupt:
         notes.append(f"planted: {visible(corrupt(batches, args.corrupt, args.corruption))}, corrupted ({args.corruption})")
