@@ -224,18 +224,18 @@ def healthy_steps(run: Run) -> float:
 
 def lower_steps(run: Run) -> float:
     """Return how far a step moves the weights of the lower half of the layers, in learning rates: the mean over all steps."""
-    return float(np.mean(_lower(run)))
-
-
-def _lower(run: Run) -> NDArray[np.float64]:
-    moved = run.by_layer("step_layer")
-    return moved[:, : moved.shape[1] // 2]
+    return float(np.mean(_halves(run)[0]))
 
 
 def upper_steps(run: Run) -> float:
     """Return the same of the upper half."""
+    return float(np.mean(_halves(run)[1]))
+
+
+def _halves(run: Run) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     moved = run.by_layer("step_layer")
-    return float(np.mean(moved[:, moved.shape[1] // 2 :]))
+    half = moved.shape[1] // 2
+    return moved[:, :half], moved[:, half:]
 
 
 MEASURES = (damped_share, lower_steps, upper_steps, healthy_steps)
@@ -295,7 +295,7 @@ def loss_figure(runs: Sequence[Run]) -> Figure:
         steps = min(len(run.steps["step"]) for run in own)
         curves = {
             left: np.mean([run.steps["loss"][:steps] for run in own], axis=0),
-            right: np.mean([_lower(run).mean(axis=1)[:steps] for run in own], axis=0),
+            right: np.mean([_halves(run)[0].mean(axis=1)[:steps] for run in own], axis=0),
         }
         style = {"color": COLOURS[control.split()[0]], "linestyle": LINES.get(control, "-")}
         for axes, values in curves.items():

@@ -92,9 +92,7 @@ class Joint:
     """The joiner's output layer, its scaled weights computed once, followed by temperature and log-softmax."""
 
     def __init__(self, model: Any, temperature: float, blank_penalty: float) -> None:
-        """Divide the model's logits by `temperature` (ValueError if not above 0); subtract `blank_penalty` from blank's."""
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        """Divide the model's logits by `temperature`, above 0; subtract `blank_penalty` from blank's."""
         layer = model.joiner.output_linear
         weight, bias = layer.get_weight().float(), layer.get_bias().float()
         if blank_penalty:

@@ -21,8 +21,6 @@ class CtcGreedyStream(Stream):
         """Prepare the search; options as in `Stream`. Raises ValueError if the model has no CTC head."""
         if model.ctc_head is None:
             raise ValueError("the model has no CTC head; train it with loss.ctc_scale above 0")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
         super().__init__(model, temperature, blank_penalty)
         self.temperature, self.blank_penalty = temperature, blank_penalty
 

@@ -30,6 +30,8 @@ class Stream(abc.ABC):
         """
         if blank_skip and model.ctc_head is None:
             raise ValueError("blank_skip needs a CTC head, which the model does not have: train with loss.ctc_scale above 0")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
         self.blank_skip = blank_skip
         self.model, self.blank, self.unk = model, int(model.blank_id), int(model.unk_id)
         self.device = next(model.parameters()).device

@@ -17,10 +17,10 @@ class HotwordScorer:
     """Adds each phrase's boost wherever the phrase occurs in the tokens; occurrences may overlap.
 
     A phrase of L tokens adds boost / L with each token, so that it helps before it is complete; a boost below 0 comes with its
-    last token. If a phrase breaks off, its
-    share is subtracted again, also at the end of the utterance. Of several incomplete phrases the one with the largest share
-    counts. A whole utterance therefore gains exactly the sum of the boosts of the phrases in it. The states are those of Aho
-    and Corasick, "Efficient string matching" (1975): a table of states x tokens, 4 bytes each.
+    last token. If a phrase breaks off, its share is subtracted again, also at the end of the utterance. Of several incomplete
+    phrases the one with the largest share counts. A whole utterance therefore gains exactly the sum of the boosts of the
+    phrases in it. The states are those of Aho and Corasick, "Efficient string matching" (1975): a table of states x tokens, 4
+    bytes each.
     """
 
     def __init__(
