@@ -137,7 +137,7 @@ def test_takes_its_own_of_all_overrides(folder: Path, tmp_path: Path) -> None:
     conf = tmp_path / "conf.yaml"
     conf.write_text("data:\n  test_parts: [y]\n  num_workers: 0\ndecode:\n  methods: [greedy_search]\n")
     run(folder, tmp_path, "--conf", str(conf), *others)
-    run(folder, tmp_path, "--sets", "test", "y", greedy)
+    run(folder, tmp_path, greedy, "data.test_parts=[y]", "--sets", "test", "y")
     assert sorted(p.name for p in tmp_path.rglob("*.jsonl")) == ["test.jsonl", "x.jsonl", "y.jsonl"]
     texts = {(tmp_path / "decode" / "greedy_search" / f"{name}.jsonl").read_bytes() for name in ("test", "x", "y")}
     assert len(texts) == 1
@@ -150,7 +150,7 @@ def test_dev_stands_for_all_dev_parts(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path, greedy, "--sets", "dev", "y", "data.dev_parts=[x,y]")
     assert sorted(p.name for p in tmp_path.rglob("*.jsonl")) == ["x.jsonl", "y.jsonl"]
     shutil.copy(cuts / "test.jsonl.gz", cuts / "dev.jsonl.gz")
-    run(folder, tmp_path / "other", greedy, "data.dev_parts=[x]", "--sets", "dev")
+    run(folder, tmp_path / "other", greedy, "data.dev_parts=[x,dev]", "--sets", "dev")
     (cuts / "dev.jsonl.gz").unlink()
     assert [p.name for p in (tmp_path / "other").rglob("*.jsonl")] == ["dev.jsonl"], "a part of this name comes first"
 

@@ -86,7 +86,8 @@ def parts_of(sets: Sequence[str], data_dir: Path, data: DataConfig | None) -> li
     for name in sets:
         if name not in there and not kinds.get(name):
             known = ", ".join(there) or "no cuts; stage prepare makes them"
-            raise UserError(f"--sets: '{name}' is not a part of {data_dir}; it has {known}")
+            old = f"; cuts/{name}.jsonl.gz lies there, but {path} and data.*_parts do not name it" if name in files else ""
+            raise UserError(f"--sets: '{name}' is not a part of {data_dir}; it has {known}{old}")
         found += [name] if name in there else kinds[name]
     return list(dict.fromkeys(found))
 

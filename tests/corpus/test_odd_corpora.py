@@ -6,6 +6,7 @@ import gzip
 import os
 from pathlib import Path
 
+from local.common.errors import UserError
 from local.config import load_config
 from local.corpus.audio_paths import AUDIO_ENDINGS
 from local.corpus.corpus_yaml import parts_of
@@ -17,6 +18,7 @@ from local.prepare_noise import read_cuts, read_folder
 from tests.conftest import ROOT
 from tests.corpus.noise_corpus import recording, segment, write
 
+import pytest
 from lhotse import CutSet, SupervisionSegment
 
 
@@ -32,9 +34,11 @@ def test_ids_of_channels_do_not_meet_those_of_other_recordings(tmp_path: Path) -
 def test_a_part_of_an_earlier_preparation_does_not_count(tmp_path: Path) -> None:
     (tmp_path / "corpus.yaml").write_text("name: a\nsource: custom\ntrain: [train]\ndev: [mine]\ntest: []\n")
     (tmp_path / "cuts").mkdir()
-    for part in ("train", "dev", "mine"):
+    for part in ("train", "train2", "dev", "mine"):
         (tmp_path / "cuts" / f"{part}.jsonl.gz").touch()
     assert parts_of(["dev"], tmp_path, load_config(None).data) == ["mine"]
+    with pytest.raises(UserError, match=r"'train2'.* mine, train.*cuts/train2\.jsonl\.gz"):
+        parts_of(["train2"], tmp_path, load_config(None).data)
 
 
 def test_a_byte_order_mark_costs_no_line(tmp_path: Path) -> None:
