@@ -41,7 +41,7 @@ import numpy as np
 UNKNOWN = ("<unk>", "<UNK>")
 BACKOFF = "#0"  # symbol of back-off arcs until the graph is determinised
 DELTA = 1e-5  # weights that differ by less count as equal
-LONGEST_SPELLING = 500  # tokens; a longer one is no word
+LONGEST_SPELLING = 500  # tokens; a longer one is not a word
 
 Spelling = tuple[str, tuple[int, ...]]  # a word and its token ids
 Clean = Callable[[str], str]  # gives a word its normal form

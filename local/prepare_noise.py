@@ -56,7 +56,7 @@ def read_folder(folder: Path, num_jobs: int, left_out: list[Dropped]) -> list[Cu
 def read_cuts(manifest: Path, num_jobs: int, left_out: list[Dropped]) -> list[Cut]:
     """Return the cuts of a lhotse manifest that can be loaded; others go to `left_out`.
 
-    Raises `UserError` naming the line where the file is damaged, or if it is no manifest by its name.
+    Raises `UserError` naming the line where the file is damaged, or if it is not a manifest by its name.
     """
     if not manifest.name.endswith((".jsonl", ".jsonl.gz")):
         raise UserError(f"augment.musan={manifest}: must be a folder of audio, or lhotse's cuts as .jsonl or .jsonl.gz")

@@ -82,7 +82,7 @@ class Display:
         self._shown = ""
 
     def note(self, line: str) -> None:
-        """Show a line that is no result."""
+        """Show a line that is not a result."""
         print(line, flush=True)
 
 
@@ -111,7 +111,7 @@ class JsonDisplay(Display):
             self._show("final", segment)
 
     def note(self, line: str) -> None:
-        """Show a line that is no result."""
+        """Show a line that is not a result."""
         print(line, file=sys.stderr, flush=True)
 
 

@@ -74,7 +74,9 @@ def make_setting(path: Path, axis: str, values: dict[str, Any]) -> Setting:
     for name, value in own.items():
         wanted = {"float": (int, float), "int": (int,), "bool": (bool,)}.get(str(FIELDS.get(name)))
         if wanted is None or not isinstance(value, wanted) or isinstance(value, bool) != (wanted == (bool,)):
-            raise UserError(f"{path}: axis '{axis}': '{name}: {value}' is no value of a setting; see studies/explosion_data.py")
+            raise UserError(
+                f"{path}: axis '{axis}': '{name}: {value}' is not a field and value of a setting; see studies/explosion_data.py"
+            )
         own[name] = float(value) if wanted == (int, float) else value
     short = " ".join(f"{name.split('.')[-1]}={value}" for name, value in values.items())
     return Setting(f"{axis} {short}", axis, keys, **own)

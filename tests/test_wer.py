@@ -154,7 +154,7 @@ def test_files_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     [
         ("no no yes", "no yes", 1, 1),
         ("no no no", "no", 2, 2),
-        ("no no", "", 1, 1),  # one is no repetition
+        ("no no", "", 1, 1),  # one is not a repetition
         ("no no yes yes", "no yes yes", 2, 1),
         ("no no", "yes no", 1, 0),  # substituted
         ("no no", "no yes no", 1, 0),  # an insertion between them

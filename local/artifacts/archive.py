@@ -97,7 +97,7 @@ class _StandIn:
         if self.name == PARAMETER:
             return args[0]
         if self.name != TENSOR:
-            raise ValueError(f"has a storage that is no tensor's: {self.name}")
+            raise ValueError(f"has a storage that is not a tensor's: {self.name}")
         return Stored(*args[:4])
 
 
@@ -115,7 +115,7 @@ class _Check(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Pyt
         """Return a stand-in for a known name."""
         found = f"{module}.{name}"
         if found not in MAKERS and found not in STORAGES and found not in self.ignored:
-            raise ValueError(f"has {shown(found)}, which is no plain value or tensor")
+            raise ValueError(f"has {shown(found)}, which is not a plain value or tensor")
         return _StandIn(found, found in self.ignored)
 
     def persistent_load(self, pid: Any) -> tuple[str, str, int]:

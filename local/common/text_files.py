@@ -17,7 +17,7 @@ from local.common.yaml_bounds import LONGEST, plain_values
 import yaml
 
 HALF = re.compile(r"\\(u|U0000)[dD][89a-fA-F][0-9a-fA-F]{2}")  # of a character outside the first 65,536, in YAML and JSON
-LONGEST_LINE = 1 << 26  # bytes; a longer line is no text, and would fill the memory
+LONGEST_LINE = 1 << 26  # bytes; a longer line is not text, and would fill the memory
 # A .gz may be this many times larger when it is unpacked, or this many bytes: texts and manifests shrink to a tenth, a
 # file that is made to fill the memory to a thousandth.
 MOST_TIMES, SMALL = 200, 1 << 26

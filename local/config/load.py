@@ -40,7 +40,7 @@ def config_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), w
     """Return the config of a checkpoint's plain values, changed by `overrides`. Messages name `where` instead of a file.
 
     Older checkpoints are read too: removed keys are ignored, and missing keys take `OLDER_VALUES` or those of conf/base.yaml.
-    The values may come from anybody: they are plain, `${...}` in them is refused, and rules in them are no name of a file.
+    The values may come from anybody: they are plain, `${...}` in them is refused, and rules in them are not names of files.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: its configuration is damaged: not sections with keys")

@@ -13,7 +13,7 @@ from typing import Any
 from local.common.yaml_bounds import DEEPEST, MOST
 
 REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\}")
-MOST_INT = 10**30  # larger ones are no floats, and Python does not even write those of thousands of digits
+MOST_INT = 10**30  # larger ones are not floats, and Python does not even write those of thousands of digits
 Problem = tuple[str, str]  # a key, and what is wrong with it
 
 
@@ -35,7 +35,7 @@ def problem_of(values: dict[Any, Any], stored: bool) -> Problem | None:
 
 
 def _walk(value: Any, key: str, level: int) -> Iterator[tuple[str, Any, int]]:
-    """Yield key, value and level of everything within `value`, and names that are no text; nothing below the deepest level."""
+    """Yield key, value and level of everything within `value`, and names that are not text; nothing below the deepest level."""
     if isinstance(value, dict):
         parts = [(f"{key}.{name}" if key else str(name), item) for name, item in value.items()]
         # As a value, null or a number would be fine; as a name, it is as wrong as a tuple.

@@ -40,7 +40,7 @@ def inline_rules(value: str | None, where: str) -> str | None:
 def check_rules(value: str | None, where: str) -> None:
     """Raise `UserError` unless the rules of a stored configuration are rules: the name of a file would be read."""
     if value is not None and "\t" not in value:
-        raise UserError(f"{where}: key 'lang.rules': {shown(value)} is no rule 'FROM<TAB>TO'; a file is not read for it")
+        raise UserError(f"{where}: key 'lang.rules': {shown(value)} is not a rule 'FROM<TAB>TO'; a file is not read for it")
 
 
 def parse_rules(rules: str | None) -> list[Rule]:

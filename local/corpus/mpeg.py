@@ -47,7 +47,7 @@ def frames(data: bytes, start: int) -> Iterator[Frame]:
 
 
 def states_length(head: bytes) -> bool:
-    """Return whether a file that begins with `head` is no MP3, or has a Xing header there."""
+    """Return whether a file that begins with `head` is not an MP3, or has a Xing header there."""
     frame = frame_at(head, 0)
     return head[:3] != b"ID3" and (frame is None or head[frame.tag : frame.tag + 4] in (b"Xing", b"Info"))
 

@@ -52,10 +52,10 @@ def find_sources(corpus_dir: Path, corpus: Corpus, errors: list[str]) -> dict[st
     """Return the source of each part that is there; parts that are there twice, or needed and missing, go to `errors`.
 
     Needed is every training part; without one, every part. `corpus_dir` itself may be the first training part or the only part.
-    Raises `UserError` if it is no folder.
+    Raises `UserError` if it is not a folder.
     """
     if not corpus_dir.is_dir():
-        raise UserError(f"{corpus_dir} is no folder; --corpus-dir must name the folder of the audio")
+        raise UserError(f"{corpus_dir} is not a folder; --corpus-dir must name the folder of the audio")
     parts = corpus.parts()
     needed = corpus.train or parts
     found: dict[str, Source] = {}
@@ -88,7 +88,7 @@ def find_sources(corpus_dir: Path, corpus: Corpus, errors: list[str]) -> dict[st
 
 
 def find_otherwise(corpus_dir: Path, parts: Sequence[str], part: str) -> Source | None:
-    """Return where `part` is by another usual name that is no part's."""
+    """Return where `part` is by another usual name that is not a part's."""
     others = (find_part(corpus_dir, name) for name in OTHER_NAMES.get(part, ()) if name not in parts)
     return next(filter(None, others), None)
 

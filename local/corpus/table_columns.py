@@ -53,8 +53,8 @@ def known_columns(names: Sequence[str]) -> dict[str, int]:
 def find_layout(table: Path, rows: Sequence[Sequence[str]], finder: AudioFinder, delimiter: str) -> Layout:
     """Return the layout of a table by its first rows.
 
-    A first line without known names is a header if its path is no file and not like one, while most others' are files. Raises
-    `UserError` if a header does not tell the columns.
+    A first line without known names is a header if its path is not a file and not like one, but most others' are files.
+    Raises `UserError` if a header does not tell the columns.
     """
     if not rows:
         return Layout(BY_POSITION, 3, header=False)

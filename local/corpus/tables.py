@@ -66,7 +66,7 @@ def table_rows(table: Path, part: str, dropped: list[Dropped], finder: AudioFind
     layout = find_layout(table, [cells for _, cells in head], finder, delimiter)
     if layout.guessed and head:
         first = visible(", ".join(head[0][1]))
-        taken = f"the first line ({first}) is no header that is known" if layout.header else "it has no header"
+        taken = f"the first line ({first}) is not a header that is known" if layout.header else "it has no header"
         print(f"{table}: {taken}; columns: {layout.describe()}")
     for n, (number, cells) in enumerate(chain(head, cells_of_lines)):
         where = f"{table}:{number}"
@@ -104,7 +104,7 @@ def times_of(found: dict[str, Any]) -> tuple[float, float]:
 
     An end without a start counts from 0; a duration alone is that of the file and not used.
 
-    Raises `ValueError` if they are no times.
+    Raises `ValueError` if they are not times.
     """
     if all(found.get(k) in (None, "") for k in ("start", "end")):
         return 0.0, 0.0

@@ -71,7 +71,7 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
 
 
 def unusual_characters(texts: Sequence[str]) -> str:
-    """Return a line for the screen on characters that are no letters, the most frequent first; "" if there are none.
+    """Return a line for the screen on characters that are not letters, the most frequent first; "" if there are none.
 
     Letters are those of any script with their marks, and the apostrophe. Example: "412 of 513 transcripts have characters
     other than letters: . , 1 2 [".

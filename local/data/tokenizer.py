@@ -78,7 +78,7 @@ class Tokenizer:
     def pieces(self, ids: Sequence[int], partial: bool = False) -> list[str]:
         """Return the text that each token adds, with U+2581 for spaces.
 
-        Of a character in bytes, its last byte adds all of it. Bytes that are no character (UTF-8) add U+FFFD, as soon as this
+        Of a character in bytes, its last byte adds all of it. Bytes that are not a character (UTF-8) add U+FFFD as soon as this
         is certain: at a later token or at the end. partial: more tokens will come, so the end makes nothing certain.
         """
         if not self._bytes:

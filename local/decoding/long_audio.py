@@ -21,7 +21,7 @@ from model.encoder.subsampling import subsampled
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-CPU_SECONDS = 100.0  # of audio per batch on a CPU: larger batches are no faster there, and progress is seen less often
+CPU_SECONDS = 100.0  # of audio per batch on a CPU: larger batches are not faster there, and progress is seen less often
 BATCHES = 2  # that wait, so that windows of similar length can be decoded together
 
 

@@ -170,7 +170,7 @@ def check_open_files(run: Run) -> Iterator[Finding]:
 
 
 def check_threads(run: Run) -> Iterator[Finding]:
-    """Yield an OMP_NUM_THREADS that is no number or too large, and a container with far fewer cores than it sees."""
+    """Yield an OMP_NUM_THREADS that is not a number or too large, and a container with far fewer cores than it sees."""
     here, written = cores(), os.environ.get("OMP_NUM_THREADS")
     share = min(here, container_cores() or here)
     if written is None:

@@ -73,7 +73,7 @@ def samples_of(cut: MonoCut, store: ShardStore) -> tuple[np.ndarray, int, bool]:
         raise BadAudio("no samples")
     x = rows[source.channels.index(cut.channel)]
     if not np.isfinite(x).all():
-        raise BadAudio("samples that are no numbers")
+        raise BadAudio("samples that are not numbers")
     return x, rate, len(rows) > 1 and bool((rows == rows[0]).all())
 
 

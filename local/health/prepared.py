@@ -25,7 +25,7 @@ from local.scoring.hypotheses import prepared as prepared_cuts
 from lhotse.cut import MonoCut
 
 SAMPLE = 300  # utterances of a part whose audio is read without option --all
-FEW = 0.01  # of the utterances of a part: what so few have is no fault of the corpus
+FEW = 0.01  # of the utterances of a part: what so few have is not a fault of the corpus
 
 
 class Utterance(NamedTuple):
@@ -57,13 +57,13 @@ class Prepared:
         return [u for part in self.train for u in self.parts.get(part, ())]
 
     def held_out(self) -> list[str]:
-        """Return the dev and test parts that can be read and are no training parts."""
+        """Return the dev and test parts that can be read and are not training parts."""
         return [part for part in self.parts if part not in self.train]
 
     def pairs_of_parts(self) -> Iterator[tuple[str, str]]:
         """Yield each two parts that must have nothing in common, the one nearer to training first.
 
-        A part that is both dev and test is no pair: its corpus.yaml says so.
+        A part that is both dev and test is not a pair: its corpus.yaml says so.
         """
         groups = (self.train, self.dev, self.test)
         found = {(a, b) for n, group in enumerate(groups) for a in group for later in groups[n + 1 :] for b in later}

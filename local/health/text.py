@@ -132,7 +132,7 @@ def read_lm_text(path: Path, cfg: Config, every: bool, known: _Known, transcript
 
 
 def long_texts(utterances: Sequence[Utterance], trained: set[str]) -> set[str]:
-    """Return the texts of at least `LONG` words that are no training transcripts: of a small grammar those are many."""
+    """Return the texts of at least `LONG` words that are not training transcripts: of a small grammar those are many."""
     return {u.text for u in utterances if u.text.count(" ") >= LONG - 1} - trained
 
 

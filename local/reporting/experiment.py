@@ -53,7 +53,7 @@ class Experiment:
         return self.data_dir / lang_folder(section.get("bpe_model"), section.get("type"), size)
 
     def best_method(self, name: str) -> str:
-        """Return the method of set `name` with the lowest WER that is no oracle; of equal ones, the first."""
+        """Return the method of set `name` with the lowest WER that is not an oracle; of equal ones, the first."""
         methods = [m for m in self.scores[name] if not is_oracle(m)] or list(self.scores[name])
         return min(methods, key=lambda m: math.inf if (wer := self.scores[name][m].wer) is None else wer)
 

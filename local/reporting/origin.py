@@ -23,7 +23,7 @@ from local.reporting.glossary import counted
 import yaml
 
 JOURNAL = Path("log", "journal.tsv")
-RUN = "run"  # section of config.yaml that is no configuration: what local/train.py records
+RUN = "run"  # section of config.yaml that is not a configuration: what local/train.py records
 PASS = "seconds of audio per pass"  # train.max_duration may be auto; this is what was chosen
 MISSING = "-"
 MOST_CALLS, MOST_TRIED = 40, 3  # calls that are shown, the last ones; rows of tune.tsv per method

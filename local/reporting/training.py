@@ -63,7 +63,7 @@ HEALTHY = {
 def add_training(page: Page, experiment: Experiment) -> None:
     """Add the drawings of train.csv, valid.csv and lm/log.csv, each with what a healthy one looks like.
 
-    Raises `UserError` if one of these files is no table of steps or epochs.
+    Raises `UserError` if one of these files is not a table of steps or epochs.
     """
     train = read_curves(experiment.exp_dir / "train.csv")
     valid = read_curves(experiment.exp_dir / "valid.csv")

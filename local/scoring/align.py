@@ -110,7 +110,7 @@ def repetitions(pairs: Sequence[tuple[str, str]]) -> tuple[int, int]:
     """Return how many reference words of an alignment equal the word before, and how many of these were deleted.
 
     An alignment may delete any of several equal words in a row. All that are missing count, unless all are missing: the first
-    one is no repetition.
+    one is not a repetition.
     """
     repeated = lost = 0
     for _, run in groupby((pair for pair in pairs if pair[0] != EPS), key=lambda pair: pair[0]):

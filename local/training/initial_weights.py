@@ -116,7 +116,7 @@ def shared_rows(tokens: list[str], theirs: list[str]) -> tuple[list[int], list[i
 
 
 def _with_rows(own: State, name: str, value: torch.Tensor, rows: list[int], others: list[int]) -> torch.Tensor:
-    """Return our tensor with those rows of `value` that are shared; `value` itself if its rows are no tokens."""
+    """Return our tensor with those rows of `value` that are shared; `value` itself if its rows are not tokens."""
     if not OF_TOKENS.fullmatch(name):
         return value
     changed = own[name].clone()

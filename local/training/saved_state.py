@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 COUNTS = ("epoch", "batch", "step", "bad_steps")  # in section `progress` of a checkpoint
-LARGEST = 1e30  # of numbers; larger ones are no floats on a GPU
+LARGEST = 1e30  # of numbers; larger ones are not floats on a GPU
 
 
 def check_saved_state(saved: dict[str, Any], model: nn.Module, optim: OptimConfig) -> None:

@@ -1,4 +1,4 @@
-"""Hostile archives of weights: with code, not what they seem, and with values that are no weights."""
+"""Hostile archives of weights: with code, not what they seem, and with values that are not weights."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def test_lhotses_own_names_with_relative_paths(tmp_path: Path, place: str, form:
 
 @pytest.mark.parametrize("place", ["", "train"])
 def test_a_lone_table_of_any_name(tmp_path: Path, place: str) -> None:
-    """In the folder or in that of the part (Hugging Face's metadata.csv); other tables are no tables of speech."""
+    """In the folder or in that of the part (Hugging Face's metadata.csv); other tables are not tables of speech."""
     folder = tmp_path / place
     tones(folder, "a", "b")
     (folder / "metadata.csv").write_text("file_name,transcription\na.wav,one\nb.wav,two\n")

@@ -16,7 +16,7 @@ NAMES = ["=1+1", "a\x1b[2J", "b\u202ec", "-2+3", "e|f`<script>", "é音", "$\\fr
 
 
 def test_foreign_names_and_texts_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Good utterances, a missing file of each name, a line that is no JSON, a file that nobody names."""
+    """Good utterances, a missing file of each name, a line that is not JSON, a file that nobody names."""
     corpus, rows = tmp_path / "my", []
     for i, name in enumerate(NAMES):
         tone(corpus / f"{name}.wav", 200 + 20 * i)

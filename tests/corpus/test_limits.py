@@ -282,7 +282,7 @@ BAD_NOISE: dict[str, Callable[[dict[str, Any]], Any]] = {  # a line beside a goo
 BAD_MANIFESTS: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "empty": lambda good: b"",
     "empty gzip": lambda good: packed(),
-    "no gzip": lambda good: b"this is no gzip",
+    "no gzip": lambda good: b"this is not gzip",
     "cut off": lambda good: packed(*10 * [good])[:-20],
     "bytes": lambda good: gzip.compress(b"\xff\xfe\n"),
     "no cuts": lambda good: packed(good["recording"]),

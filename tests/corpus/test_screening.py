@@ -182,7 +182,7 @@ def test_truncated_files_of_all_formats_are_refused(corpus: Path, form: str) -> 
 def test_every_exception_of_the_libraries_is_a_reason(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(corpus / "good.wav", 1)
     (corpus / "headless.raw").write_bytes(bytes(1000))
-    (corpus / "text.wav").write_text("this is no audio")
+    (corpus / "text.wav").write_text("this is not audio")
     (corpus / "nothing.flac").write_bytes(b"")
     (corpus / "folder.wav").mkdir()
     (corpus / "noise.mp3").write_bytes(np.random.default_rng(0).bytes(5000))

@@ -79,7 +79,7 @@ def spelled_bytes(tokenizer: Tokenizer, raw: bytes) -> list[int]:
 
 @given(raw=st.lists(st.one_of(st.integers(0, 255), st.sampled_from([0xE9, 0x91, 0xAB, 0xC3])), max_size=12).map(bytes))
 def test_any_bytes_become_text(in_bytes: Tokenizer, raw: bytes) -> None:
-    """What is no UTF-8 becomes U+FFFD as Python has it; no token is lost between the words and their text."""
+    """What is not UTF-8 becomes U+FFFD as Python has it; no token is lost between the words and their text."""
     ids = [in_bytes.tokens.index("我"), *spelled_bytes(in_bytes, raw), in_bytes.tokens.index("爱")]
     whole = "我" + raw.decode("utf-8", "replace") + "爱"
     assert in_bytes.decode(ids) == " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", whole).replace(SPACE, " ").split())

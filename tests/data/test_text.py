@@ -1,4 +1,4 @@
-"""The normal form of texts, the rules of lang.rules, and what is said of characters that are no letters."""
+"""The normal form of texts, the rules of lang.rules, and what is said of characters that are not letters."""
 
 from __future__ import annotations
 

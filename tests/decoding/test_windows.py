@@ -49,7 +49,7 @@ def test_windows_hold_every_frame_once(runs: list[tuple[int, float]], piece: int
 
 def test_a_window_ends_in_a_pause() -> None:
     windows = cut(speech((200, -5), (60, -12), (230, -5), (20, -12), (300, -5)))
-    assert [w.overlap for w in windows] == [0, 0, OVERLAP]  # 0.2 s are no pause
+    assert [w.overlap for w in windows] == [0, 0, OVERLAP]  # 0.2 s is not a pause
     assert abs(windows[1].begin - 230) <= 3  # the middle
 
 

@@ -172,7 +172,7 @@ def test_unknown_facts_are_not_invented(toy: Path, tmp_path: Path) -> None:
 
 
 def test_another_rate_and_long_chunks_are_in_the_command_lines(tmp_path: Path) -> None:
-    """Features are no metadata of the graphs: the caller names them."""
+    """Features are not metadata of the graphs: the caller names them."""
     cfg, tokenizer = load_config(None, [*SMALL, "features.sampling_rate=8000", "features.num_mel_bins=40"]), toy_tokenizer()
     content = {"model": build_model(cfg, tokenizer.vocab_size).state_dict(), **provenance(cfg, tokenizer)}
     save_file(content, tmp_path / "averaged.pt")

@@ -26,7 +26,7 @@ SEGMENT = 0.08  # seconds of one sound
 
 @dataclass
 class Spoken:
-    """An utterance: samples (S,) or (S, channels); None: its file is missing; bytes: a file that is no audio."""
+    """An utterance: samples (S,) or (S, channels); None: its file is missing; bytes: a file that is not audio."""
 
     id: str
     text: str = "ONE TWO"

@@ -64,7 +64,7 @@ def test_audio_fires(tmp_path: Path, content: bytes | None) -> None:
 
 
 def test_audio_fires_for_a_damaged_line(tmp_path: Path) -> None:
-    """The line has what checks of texts need, but is no cut."""
+    """The line has what checks of texts need, but is not a cut."""
     folder = with_spoilt(tmp_path)
     path = folder.path / "cuts" / "dev.jsonl.gz"
     lines = gzip.decompress(path.read_bytes()).decode().replace('"channel_ids": [0]', '"channel_ids": 7', 1)
@@ -151,7 +151,7 @@ def test_offset_is_quiet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("offset", [0.0, 0.02])
 def test_level_fires(tmp_path: Path, offset: float) -> None:
-    """An offset is no level."""
+    """An offset is not a level."""
     assert named(run(check_level, with_spoilt(tmp_path, Spoken("bad", samples=speech(1) / 30 + offset))))
 
 
@@ -198,7 +198,7 @@ def test_band_fires_if_train_and_dev_differ(tmp_path: Path) -> None:
 
 
 def test_band_fires_only_for_files_that_could_have_more(tmp_path: Path) -> None:
-    """All that is at 16 kHz is telephone audio; files at 8 kHz are no others."""
+    """All that is at 16 kHz is telephone audio; files at 8 kHz are not different."""
     parts = {"train": talk("train", highest=3900.0), "dev": talk("dev", rate=8000, highest=3900)}
     (found,) = run(check_band, write_data(tmp_path, parts))
     assert "20 of 20" in found.what and "'dev'" not in found.what

@@ -239,7 +239,7 @@ def test_leftovers_fires(tmp_path: Path) -> None:
 
 
 def test_leftovers_is_quiet(tmp_path: Path) -> None:
-    """What a living program writes is no leftover."""
+    """What a living program writes is not a leftover."""
     run = healthy(tmp_path)
     assert found(check_leftovers, run) == []
     with atomic_write(run.exp_dir / "averaged.pt") as path:
