@@ -37,6 +37,20 @@ Every stage prints its command and writes its output to data/<corpus>/log/<stage
 HELP
 }
 
+# name_source: $source, the audio as an input of stages. Of download/, where other corpora lie as well, the folders of this
+# corpus's parts: those that its corpus.yaml or the keys data.*_parts name.
+name_source() {
+  local folder name said
+  said=$(cat "egs/$corpus/corpus.yaml"; for name in $parts; do value_of "$name"; echo; done)
+  if [[ $audio == download ]]; then
+    for folder in download/*/*/; do
+      name=$(basename -- "$folder")
+      ! grep -qE "(^|[^[:alnum:]_-])${name//./\\.}([^[:alnum:]_-]|\$)" <<< "$said" || source+=(--input "${folder%/}" --made-by audio)
+    done
+  fi
+  [[ ${#source[@]} -gt 0 ]] || source=(--input "$audio" --made-by audio)
+}
+
 # All of it is read before any of it runs, so that the file may be edited meanwhile.
 main() {
   options="corpus corpus_dir data_dir conf stage stop_stage nj dask python"
@@ -61,14 +75,18 @@ main() {
 
   stage audio --config "$parts augment.musan" "${described[@]}" "$made" "$audio" -- \
     run local.get_audio --corpus-yaml "$corpus_yaml" --out "$audio" --nj "$nj" "${found[@]}"
-  stage manifests --config "$parts lang.normalise lang.rules" "${described[@]}" --input "$audio" --made-by audio \
+  local source=()
+  name_source
+  stage manifests --config "$parts lang.normalise lang.rules" "${described[@]}" "${source[@]}" \
     "${replaces[@]}" --output "$data_dir/manifests" --also "$data_dir/corpus.yaml" -- \
     run local.prepare_manifests --corpus-yaml "$corpus_yaml" --corpus-dir "$audio" --data-dir "$data_dir" --nj "$nj"
   stage cuts --config "features.sampling_rate data.channel data.min_utterance_seconds data.max_utterance_seconds" \
     --input "$data_dir/manifests" --made-by manifests "${replaces[@]}" \
     --output "$data_dir/cuts" --not "$data_dir/cuts/musan.jsonl.gz" -- \
     run local.prepare_cuts --data-dir "$data_dir"
+  local noise=()
   if [[ -n $(value_of augment.musan) ]]; then
+    noise=(--watch "$data_dir/cuts/musan.jsonl.gz")
     stage cuts --marker noise --config "features.sampling_rate augment.musan" --watch "$(value_of augment.musan)" \
       "${replaces[@]}" --output "$data_dir/cuts/musan.jsonl.gz" -- \
       run local.prepare_noise --data-dir "$data_dir" --nj "$nj"
@@ -93,7 +111,7 @@ main() {
     run local.prepare_lang --data-dir "$data_dir"
   if [[ $(value_of features.type) == precomputed ]]; then
     stage features --config "features augment.speed_perturb augment.musan" \
-      --input "$data_dir/cuts" --made-by cuts --input "$audio" --made-by audio "${replaces[@]}" \
+      --input "$data_dir/cuts" --made-by cuts "${source[@]}" "${noise[@]}" "${replaces[@]}" \
       --output "$data_dir/features" --clear "$data_dir/features" -- \
       run local.compute_features --data-dir "$data_dir" --dask "$dask" --nj "$nj"
   elif [[ $first -le 4 && $last -ge 4 ]]; then

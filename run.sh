@@ -31,7 +31,7 @@ Other commands, never part of a run:  ./run.sh COMMAND [options] [key.sub=value 
                     report.txt names the layer where the gradient explodes and the utterances behind it
   ablation          -> EXP/ablation/: trainings with gradient.control filter, clip, none over several seeds; WER table, plots
   study             -> EXP/study/: small models that show how gradients vanish and explode; one page with plots
-  doctor            -> nothing: it says what will not work and how to mend it, one line each, and changes nothing. Exit
+  doctor            -> nothing: it reports problems and how to fix them, one line each, and changes nothing. Exit
                     status 1 if there is an error (docs/doctor.md)
 
 Options
@@ -84,6 +84,20 @@ name_sets() {
   of_sets=(--config "decode data.dev_parts data.test_parts" --marker "decode-$(IFS=,; echo "${sets[*]}")")
 }
 
+# make_graph: stage lm for the decoding graph, which belongs to the tokens: other experiments share it. A graph that was made
+# by hand stays. $graph.stage has the check sum of the one that this stage made.
+make_graph() {
+  local graph=$lang/graph/LG.npz
+  if [[ -f $graph && "$(cat "$graph.stage" 2>/dev/null)" != "$(content "$graph")" ]]; then
+    [[ $first -gt 3 || $last -lt 3 ]] || echo "stage 3, lm: $graph was made by hand and stays; without this file, this stage makes it"
+    return 0
+  fi
+  done_dir=$lang/graph/.done stage lm --marker graph --config "lm.text lang.normalise lang.rules" \
+    --input "$lang/bpe.model" --made-by prepare --input "$lang/transcript.txt" --made-by prepare \
+    --watch "$(value_of lm.text)" --there "$graph" -- run local.prepare_graph --data-dir "$data_dir"
+  [[ $dry == true || ! -f $graph ]] || content "$graph" > "$graph.stage"
+}
+
 decode() {
   local model
   name_model
@@ -116,7 +130,7 @@ score_and_report() {
   stage score --config score --input "$exp_dir/decode" --made-by decode "$@" "${table[@]}" -- score
   [[ $last -lt 6 || $first -gt 6 || $dry == true ]] || cat "$exp_dir/wer.md"
   for file in config.yaml train.csv valid.csv outliers.tsv lm/log.csv tuned.yaml tune.tsv; do read+=(--watch "$exp_dir/$file"); done
-  for file in cuts manifests/dropped.tsv summary.json; do read+=(--watch "$data_dir/$file"); done
+  for file in cuts dropped.tsv "$(name_tokens)/dropped.tsv" summary.json; do read+=(--watch "$data_dir/$file"); done
   stage report --input "$exp_dir/wer.json" --made-by score --input "$exp_dir/decode" --made-by decode "${read[@]}" \
     --output "$exp_dir/report.html" -- program local.report --exp-dir "$exp_dir" --data-dir "$data_dir"
   if [[ $last -ge 7 && $first -le 7 && $dry == false ]]; then
@@ -204,7 +218,7 @@ main() {
   options="corpus corpus_dir data_dir exp_dir conf stage stop_stage sets nj dask nproc nnodes rdzv python checkpoint"
   stages="prepare train average lm tune decode score report export"
   corpus=tiny corpus_dir='' data_dir='' exp_dir='' conf='' stage=0 stop_stage=7 nj='' dask='' nproc=0 nnodes=1 rdzv='' python=''
-  local other='' of_sets lang needed given folder others of_mix=() mixed=() sharing=() tuning=false checkpoint='' sets='' requirements=(requirements.txt)
+  local other='' of_sets lang needed given folder others audio=() of_mix=() mixed=() sharing=() tuning=false checkpoint='' sets='' requirements=(requirements.txt)
   if [[ ${1:-} == doctor ]]; then
     shift
     doctor "$@"
@@ -222,6 +236,7 @@ main() {
   check_nproc
   [[ $nnodes =~ ^[1-9][0-9]*$ ]] || fail "option --nnodes must be a whole number above 0, not '$nnodes'"
   resolve_options
+  [[ $nnodes == 1 || -z $other ]] || fail "--nnodes is an option of stage train; $other has none"
   if [[ $nnodes -gt 1 ]]; then
     [[ -n $rdzv ]] || fail "--nnodes needs --rdzv HOST:PORT, the same on every machine"
     [[ $force == false ]] || fail "--force with --nnodes: remove $exp_dir instead, on one machine"
@@ -258,15 +273,22 @@ main() {
     fi
   fi
 
+  # The audio counts as stage manifests saw it: cuts are the same if audio is replaced by other audio of the same length.
+  audio=(--watch "$data_dir/.done/manifests")
+  if [[ $(value_of features.type) == precomputed ]]; then
+    for folder in "$data_dir"/features/*.jsonl.gz; do audio+=(--watch "$folder"); done
+  fi
+  [[ -z $(value_of augment.musan) ]] || audio+=(--watch "$data_dir/cuts/musan.jsonl.gz")
   other_corpora
   while IFS= read -r folder; do
-    [[ -z $folder ]] || mixed+=(--input "$folder/cuts" --made-by "prepare.sh of that corpus")
+    [[ -z $folder ]] || mixed+=(--input "$folder/cuts" --made-by "prepare.sh of that corpus" --watch "$folder/.done/manifests")
   done <<< "$others"
   [[ -z $others ]] || of_mix=(--config data.mix)
   stage train --config "model gradient loss optim train features augment lang data.train_parts data.dev_parts data.num_buckets" \
     --input "$lang/bpe.model" --made-by prepare --input "$lang/num_tokens" --made-by prepare \
-    --input "$data_dir/cuts" --made-by prepare "${of_mix[@]}" "${mixed[@]}" --output "$exp_dir/checkpoints" --clear "$exp_dir/checkpoints" \
-    --clear "$exp_dir/tensorboard" --clear "$exp_dir/logger_run" --clear "$exp_dir/train.csv" --clear "$exp_dir/valid.csv" -- \
+    --input "$data_dir/cuts" --made-by prepare "${audio[@]}" "${of_mix[@]}" "${mixed[@]}" --output "$exp_dir/checkpoints" --clear "$exp_dir/checkpoints" \
+    --clear "$exp_dir/tensorboard" --clear "$exp_dir/logger_run" --clear "$exp_dir/train.csv" --clear "$exp_dir/valid.csv" \
+    --clear "$exp_dir/outliers.tsv" --clear "$exp_dir/bad" -- \
     run local.train --data-dir "$data_dir" --exp-dir "$exp_dir" --nproc "$nproc" --nnodes "$nnodes" --rdzv "$rdzv"
   stage average --config average --input "$exp_dir/checkpoints" --made-by train --output "$exp_dir/averaged.pt" -- \
     run local.average --exp-dir "$exp_dir"
@@ -279,15 +301,10 @@ main() {
   elif [[ $first -le 3 && $last -ge 3 ]]; then
     echo "stage 3, lm: skipped: lm.train is false"
   fi
-  # A graph that was made by hand stays.
-  if [[ $(value_of decode.methods) == *fast_beam_search_LG* && ( -f $done_dir/graph || ! -f $lang/graph/LG.npz ) ]]; then
-    stage lm --marker graph --config "lm.text lang.normalise lang.rules" --input "$lang/bpe.model" --made-by prepare \
-      --input "$lang/transcript.txt" --made-by prepare --watch "$(value_of lm.text)" --there "$lang/graph/LG.npz" -- \
-      run local.prepare_graph --data-dir "$data_dir"
-  fi
+  [[ $(value_of decode.methods) != *fast_beam_search_LG* ]] || make_graph
 
   # What methods read besides the checkpoint, and the keys of the command line, which are not tuned.
-  needed=(--watch "$data_dir/cuts" --watch "$exp_dir/lm/lm.pt" --watch "$exp_dir/lm/bigram.arpa" --watch "$lang/graph/LG.npz"
+  needed=(--watch "$data_dir/cuts" "${audio[@]}" --watch "$exp_dir/lm/lm.pt" --watch "$exp_dir/lm/bigram.arpa" --watch "$lang/graph/LG.npz"
     --watch "$(value_of decode.lm)" --watch "$(value_of decode.bigram)" --watch "$(value_of decode.ngram)"
     --watch "$(value_of decode.hotwords)" --input "$exp_dir/averaged.pt" --made-by average)
   if grep -qE '^tune\.[^ ]* \[[^]]' <<< "$config"; then

@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from local.common.atomic import atomic_write
 from local.common.children import process_pool
 from local.common.cli import make_parser, program
 from local.common.errors import UserError, reason
@@ -31,7 +30,7 @@ from local.config import load_config
 from local.config.schema import Config, FeaturesConfig
 from local.corpus.audio_files import in_order
 from local.corpus.corpus_yaml import load_corpus
-from local.corpus.manifest_lines import read_manifest
+from local.corpus.manifest_lines import read_manifest, write_manifest
 from local.corpus.shard_store import ShardStore, is_remote, shard_store
 from local.data.batch import check_lost
 from local.data.durations import SPEEDS, at_speed, num_frames
@@ -39,7 +38,7 @@ from local.data.feature_store import Float16ArchiveWriter, holds
 from local.data.features import make_extractor
 
 import torch
-from lhotse import CutSet, MonoCut
+from lhotse import MonoCut
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
@@ -154,8 +153,7 @@ def compute_part(
     if not done:
         raise UserError(f"part '{part}': none of its {len(cuts)} cuts has features; {failed[-1][0]}: {failed[-1][1]}")
     kept = partial if len(failed) > cfg.data.max_lost * len(cuts) else manifest
-    with atomic_write(kept) as tmp:
-        CutSet(fastcopy(cut, features=done[cut.id]) for cut in cuts if cut.id in done).to_file(tmp)
+    write_manifest(kept, (fastcopy(cut, features=done[cut.id]) for cut in cuts if cut.id in done))
     if kept == partial:
         check_lost(part, len(failed), len(cuts), cfg.data.max_lost, f"utterance {failed[-1][0]}: {failed[-1][1]}")
     partial.unlink(missing_ok=True)

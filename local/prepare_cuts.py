@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError, first_of
 from local.common.locks import writes
@@ -20,13 +19,13 @@ from local.config.schema import Channel, Config
 from local.corpus.audio_files import SILENT
 from local.corpus.corpus_yaml import load_corpus
 from local.corpus.dropped import Dropped, read_dropped, report_dropped, write_dropped
-from local.corpus.manifest_lines import read_manifest
+from local.corpus.manifest_lines import read_manifest, write_manifest
 from local.corpus.pairs import Pair
 from local.data.channels import TAKEN, channels_of, is_silent, make_cuts
 from local.data.durations import has_frame
 from local.data.summary import Summary
 
-from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse import MonoCut, Recording, SupervisionSegment
 
 STAGE = "stage 1 (manifests) of prepare.sh"
 
@@ -89,8 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             last = f"the last one dropped: {dropped[-1].line()}" if pairs else "its manifest is empty"
             empty.append(f"part '{part}': no utterance is left; {last}")
             continue
-        with atomic_write(args.data_dir / "cuts" / f"{part}.jsonl.gz") as tmp:
-            CutSet.from_cuts(kept).to_file(tmp)
+        write_manifest(args.data_dir / "cuts" / f"{part}.jsonl.gz", kept)
         print(f"{part}: {len(kept)} cuts, {sum(c.duration for c in kept) / 3600:.2f} h")
         silent = report_channels(part, pairs, kept, cfg.data.channel)
         summary.add_cuts(part, [cut.duration for cut in kept], silent, dropped)

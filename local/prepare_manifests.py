@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError, first_of, one_line
 from local.common.locks import writes
@@ -23,14 +22,13 @@ from local.corpus.ctm import with_alignments
 from local.corpus.custom import may_be_missing, read_given, split_missing, split_share
 from local.corpus.dropped import Dropped, report_dropped, write_dropped
 from local.corpus.librispeech import find_tree, read_part
+from local.corpus.manifest_lines import write_manifest
 from local.corpus.pairs import Pair, with_texts
 from local.corpus.screening import check_pairs
 from local.corpus.shard_store import FORBIDDEN, ShardStore, shard_store
 from local.data.durations import has_frame
 from local.data.summary import Summary
 from local.data.text import TextNormaliser, unusual_characters
-
-from lhotse import RecordingSet, SupervisionSet
 
 RULES_HINT = "Shall the model write these characters? lang.rules=egs/custom/punctuation.tsv takes punctuation and marks out."
 PARTS_HINT = "; name the parts with data.train_parts=[...] data.dev_parts=[...] data.test_parts=[...]"
@@ -53,10 +51,8 @@ def drop_duplicates_and_empty(pairs: Iterable[Pair], part: str, dropped: list[Dr
 def write_manifests(pairs: Sequence[Pair], part: str, folder: Path) -> None:
     """Write the recordings (each once) and the supervisions of a part."""
     recordings = {recording.id: recording for recording, _ in pairs}
-    with atomic_write(folder / f"recordings_{part}.jsonl.gz") as tmp:
-        RecordingSet.from_recordings(recordings.values()).to_file(tmp)
-    with atomic_write(folder / f"supervisions_{part}.jsonl.gz") as tmp:
-        SupervisionSet.from_segments(segment for _, segment in pairs).to_file(tmp)
+    write_manifest(folder / f"recordings_{part}.jsonl.gz", recordings.values())
+    write_manifest(folder / f"supervisions_{part}.jsonl.gz", (segment for _, segment in pairs))
 
 
 def warn_shared_speakers(corpus: Corpus, speakers: dict[str, set[str]]) -> None:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError, described, one_line
 from local.common.locks import writes
@@ -20,6 +19,7 @@ from local.corpus.audio_files import check_all, check_audio
 from local.corpus.audio_reading import BadAudio, load_audio
 from local.corpus.dropped import Dropped
 from local.corpus.lhotse_manifests import items, relocate
+from local.corpus.manifest_lines import write_manifest
 from local.corpus.pairs import NOT_UTF8, undecoded
 from local.corpus.screening import as_decoded
 from local.corpus.transcript_files import walk
@@ -116,8 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not windows:
         why = f"; the last one left out: {left_out[-1].id}: {left_out[-1].kind}" if left_out else ""
         raise UserError(f"augment.musan={source}: it has no audio longer than {SHORTEST:g} s that can be used{why}")
-    with atomic_write(args.data_dir / "cuts" / "musan.jsonl.gz") as tmp:
-        CutSet(windows).to_file(tmp)
+    write_manifest(args.data_dir / "cuts" / "musan.jsonl.gz", windows)
     print(f"musan: {len(windows)} cuts, {sum(c.duration for c in windows) / 3600:.2f} h of noise")
 
 

@@ -121,9 +121,12 @@ resolve_options() {
     [[ ! -f $chosen ]] || conf=$chosen
   fi
   [[ -f $conf ]] || fail "--conf $conf: no such file"
-  nj=${nj:-$(getconf _NPROCESSORS_ONLN)}
+  nj=${nj:-$(usable_cores)}
   [[ $nj =~ ^[1-9][0-9]*$ ]] || fail "option --nj must be a whole number above 0, not '$nj'"
 }
+
+# usable_cores: how many processors this process may use; a container or a job may have fewer than the machine.
+usable_cores() { env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN; }
 
 # check_data [OPTIONS]: stop if $data_dir holds another corpus. OPTIONS: those that name other folders, for the message.
 check_data() {

@@ -106,6 +106,14 @@ def test_truncated_files_are_found(tmp_path: Path, ending: str, share: float) ->
         check_audio(path)
 
 
+def test_the_same_data_give_the_same_bytes(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise all later stages would run again."""
+    before = {path: path.read_bytes() for path in prepare(tree).rglob("*.jsonl.gz")}
+    monkeypatch.setattr("gzip.time.time", lambda: 1e9)
+    prepare(tree)
+    assert len(before) == 9 and all(path.read_bytes() == content for path, content in before.items())
+
+
 def test_bad_audio_says_why(tmp_path: Path) -> None:
     with pytest.raises(BadAudio, match="missing"):
         check_audio(tmp_path / "none.flac")

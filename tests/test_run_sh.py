@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from tests.conftest import ROOT
 from tests.test_readme import parsed
 
 import pytest
+
+PYTHON = shlex.quote(sys.executable)
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def experiment(tmp_path: Path) -> Path:
         (tmp_path / "exp" / name).touch()
     python, exp, graph = tmp_path / "python", tmp_path / "exp", tmp_path / "data" / "lang_bpe_500" / "graph"
     python.write_text(
-        f'#!/bin/sh\ncase $2 in local.config|local.lock_folder|local.with_parent) exec {sys.executable} "$@" ;; esac\n'
+        f'#!/bin/sh\ncase $2 in local.config|local.lock_folder|local.with_parent) exec {PYTHON} "$@" ;; esac\n'
         f'echo "$@" >> {tmp_path}/calls\nmkdir -p {exp}/decode\n'
         f"case $2 in local.tune) touch {exp}/tuned.yaml ;; local.wer) touch {exp}/wer.json; echo WER > {exp}/wer.md ;;\n"
         f"local.prepare_graph) mkdir -p {graph}; touch {graph}/LG.npz ;;\n"
@@ -91,10 +94,15 @@ def test_the_graph_is_made_if_a_method_needs_it_unless_it_was_made_by_hand(exper
     assert calls(experiment, 3, 3) == []
     assert calls(experiment, 3, 3, methods) == ["local.prepare_graph"]
     assert calls(experiment, 3, 3, methods) == []
-    graph.write_text("another order")
-    assert calls(experiment, 3, 3, methods) == []
     own.write_text("ONE")
-    assert calls(experiment, 3, 3, methods, f"lm.text={own}") == ["local.prepare_graph"]
+    other = f"--exp-dir={experiment}/other"
+    assert calls(experiment, 3, 3, methods, f"lm.text={own}", other) == ["local.prepare_graph"], "they share the graph"
+    assert calls(experiment, 3, 3, methods, f"lm.text={own}") == []
+    assert calls(experiment, 3, 3, methods) == ["local.prepare_graph"]
+    graph.write_text("another order")
+    for options in ([], [f"lm.text={own}"], ["--force"]):
+        done = run_sh(experiment, 3, 3, methods, *options)
+        assert would_run(done.stdout) == [] and str(graph) in done.stdout
     graph.unlink()
     assert calls(experiment, 3, 3, methods, f"lm.text={own}") == ["local.prepare_graph"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from tests.test_stages import place, ran, run
 import pytest
 
 assert place  # the fixture
+HERE, PYTHON = shlex.quote(str(ROOT)), shlex.quote(sys.executable)
 MAKES = """
 work() { echo "working $*"; mkdir -p out/deep; echo 1234 > out/one; echo 12 > out/deep/two; }
 stage first --config "decode lang" --input in --made-by zero --output out --also extra --not out/others -- work a
@@ -161,9 +163,7 @@ KEYS = ("features.type=precomputed", "lm.train=true", "tune.lm_scale=[0.1]")
 def pipeline(tmp_path: Path) -> Callable[[], list[str]]:
     """Return a function that runs run.sh over programs that only make their files; it returns what it ran."""
     python, calls = tmp_path / "python", tmp_path / "calls"
-    lines = [
-        f'#!/bin/sh\ncd {ROOT}; case $2 in local.config|local.lock_folder|local.with_parent) exec {sys.executable} "$@" ;; esac'
-    ]
+    lines = [f'#!/bin/sh\ncd {HERE}; case $2 in local.config|local.lock_folder|local.with_parent) exec {PYTHON} "$@" ;; esac']
     lines += [f"echo $2 >> {calls}; case $2 in"]
     for module, files in MADE.items():
         making = [f'mkdir -p {(tmp_path / file).parent}; echo made > "{tmp_path / file}"' for file in files]

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import select
+import shlex
 import shutil
 import struct
 import subprocess
@@ -19,13 +20,13 @@ import pytest
 
 SCRIPT = f"""
 set -euo pipefail
-cd {ROOT}
+cd {shlex.quote(str(ROOT))}
 source local/stages.sh
 cd "$1"; shift
 usage() {{ echo help; }}
 options="corpus corpus_dir data_dir conf stage stop_stage nj python"
 stages="zero first second"
-corpus=c corpus_dir='' data_dir='' conf='' stage=0 stop_stage=2 nj='' python={sys.executable}
+corpus=c corpus_dir='' data_dir='' conf='' stage=0 stop_stage=2 nj='' python={shlex.quote(sys.executable)}
 parse_options "$@"
 resolve_options
 ensure_python
@@ -274,3 +275,26 @@ def test_no_yaml_is_read_by_the_shell() -> None:
     for name in scripts:
         text = name.read_text()
         assert "include" not in text and not any(word in text for word in ("config_values", "conf_files", "of_groups")), name
+
+
+def test_of_the_downloads_a_corpus_counts_its_own_parts(place: Path) -> None:
+    """Other corpora lie beside them."""
+    for folder in ("LibriSpeech/dev-clean", "LibriSpeech/dev-clean-2", "LibriSpeech/train-clean-5", "musan/noise"):
+        (place / "download" / folder).mkdir(parents=True)
+    corpus = place / "egs" / "c" / "corpus.yaml"
+    corpus.write_text("train: [train-clean-5]\ndev: [dev-clean-2]\n")
+    function = subprocess.run(
+        ["sed", "-n", "/^name_source()/,/^}/p", str(ROOT / "prepare.sh")], capture_output=True, text=True, check=True
+    ).stdout
+    script = function + 'parts="data.dev_parts data.test_parts" audio=download source=()\nname_source\n'
+    script += 'printf "%s\\n" "${source[@]}"\n'
+
+    def inputs(*overrides: str) -> list[str]:
+        said = run(place, *overrides, script=script)
+        assert said.returncode == 0, said.stderr
+        return [line for line in said.stdout.splitlines() if line.startswith("download")]
+
+    assert inputs() == ["download/LibriSpeech/dev-clean-2", "download/LibriSpeech/train-clean-5"]
+    assert "download/LibriSpeech/dev-clean" in inputs("data.test_parts=[dev-clean]")
+    corpus.write_text("train: [other]\n")
+    assert inputs() == ["download"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from local.common.atomic import atomic_write
 from local.common.errors import UserError, described
 from local.common.text_files import read_bytes
 from local.common.visible import encodable
@@ -36,6 +39,16 @@ RANGES = {  # of numbers of lhotse's transforms, by their names; beyond, they ta
     "iterations": (1, 20),
 }
 assert Downmix.__name__  # importing the class registers it with lhotse, which makes recordings of data.channel=mix with it
+
+
+def write_manifest(path: Path, items: Iterable[Recording | SupervisionSegment | Cut]) -> None:
+    """Write a `.jsonl.gz`. The same items give the same bytes: stages that read it do not run again.
+
+    lhotse's writer puts the time and the name of the temporary file into the file.
+    """
+    with atomic_write(path) as tmp, tmp.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as out:
+        for item in items:
+            out.write(f"{json.dumps(item.to_dict(), ensure_ascii=False)}\n".encode())
 
 
 def read_manifest(path: Path, kind: type[T], made_by: str) -> Iterator[T]:
