@@ -31,7 +31,7 @@ def inline_rules(value: str | None, where: str) -> str | None:
         lines = read_lines(path)
     except (UserError, ValueError) as e:
         raise UserError(f"{where}: key 'lang.rules': {e}") from None
-    kept = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
+    kept = [(number, line) for number, line in enumerate(lines, 1) if line.strip(" ") and not line.startswith("#")]
     for number, line in kept:
         _parse(line, f"{path}:{number}")
     return "\n".join(line for _, line in kept) or None

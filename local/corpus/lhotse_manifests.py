@@ -22,7 +22,7 @@ from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 
 T = TypeVar("T")
-LONGEST_LINE = 1 << 24  # characters; a few kB of gzip can hold gigabytes
+LONGEST_LINE = 1 << 24  # bytes; a few kB of gzip can hold gigabytes
 MOST_PACKED = 300  # times its size that a file may have unpacked, if that is more than `LONGEST_LINE`
 MOST_MALFORMED = 100_000  # lines of a file
 TOLERANCE = 0.1  # seconds by which a supervision may exceed its cut; it is then truncated
@@ -56,6 +56,8 @@ def read_manifests(recordings_file: Path, part: str, dropped: list[Dropped]) -> 
                 dropped.append(Dropped(segment.id, part, "its recording's id stands for two files", f"{recording.id}, {where}"))
                 continue
             found.append((segment.start, segment.end))
+        if segment.start < 0:  # by rounding, at most 1 ms
+            segment = fastcopy(segment, start=0.0, duration=segment.end)
         pairs.append((recording, segment))
     for recording in recordings.values():
         if recording.id not in used:
@@ -131,37 +133,49 @@ def items(manifest: Path, kind: type[T], part: str, dropped: list[Dropped]) -> I
 
     Raises `UserError` naming the line where the file is damaged, or has too long or too many malformed lines.
     """
+    malformed = 0
+    for number, line in _lines(manifest):
+        where = f"{manifest}:{number}"
+        if malformed > MOST_MALFORMED:
+            raise UserError(f"{where}: not a manifest of lhotse: {malformed} lines before are malformed")
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            item = deserialize_item(encodable(values, line))
+            for segment in getattr(item, "supervisions", [item]):
+                if isinstance(segment, SupervisionSegment):
+                    segment.text = " ".join((segment.text or "").split())
+            if wrong := find_problem(item):
+                raise ValueError(wrong)
+            if not isinstance(item, kind):
+                raise TypeError(f"a {type(item).__name__}, not a {kind.__name__}")
+        except Exception as e:  # lhotse raises KeyError, TypeError, AssertionError and others
+            malformed += 1
+            dropped.append(Dropped(where, part, "malformed line", described(e)))
+        else:
+            yield where, item
+
+
+def _lines(manifest: Path) -> Iterator[tuple[int, str]]:
+    """Yield number and text of each line. Raises `UserError` as `items` does."""
     opener: Callable[..., Any] = gzip.open if manifest.suffix == ".gz" else open
-    number = total = malformed = 0
+    number = total = 0
     longest = max(LONGEST_LINE, MOST_PACKED * regular(manifest).stat().st_size)
     try:
-        with opener(manifest, "rt", encoding="utf-8-sig") as file:
-            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
+        with opener(manifest, "rb") as file:  # a text stream would decode lines ahead, and could not tell which one is damaged
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
                 total += len(line)
-                if len(line) == LONGEST_LINE or total > longest or malformed > MOST_MALFORMED:
+                if len(line) == LONGEST_LINE or total > longest:
                     what = "a line is too long" if len(line) == LONGEST_LINE else "it unpacks without end"
-                    what = f"{malformed} lines before are malformed" if malformed > MOST_MALFORMED else what
                     raise UserError(f"{manifest}:{number}: not a manifest of lhotse: {what}")
-                if not line.strip():
-                    continue
-                where = f"{manifest}:{number}"
                 try:
-                    values = json.loads(line)
-                    item = deserialize_item(encodable(values, line))
-                    for segment in getattr(item, "supervisions", [item]):
-                        if isinstance(segment, SupervisionSegment):
-                            segment.text = " ".join((segment.text or "").split())
-                    if wrong := find_problem(item):
-                        raise ValueError(wrong)
-                    if not isinstance(item, kind):
-                        raise TypeError(f"a {type(item).__name__}, not a {kind.__name__}")
-                except Exception as e:  # lhotse raises KeyError, TypeError, AssertionError and others
-                    malformed += 1
-                    dropped.append(Dropped(where, part, "malformed line", described(e)))
-                else:
-                    yield where, item
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as e:
-        raise UserError(f"{manifest}:{number + 1}: truncated or not a gzipped JSONL: {e}") from e
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as e:
+                    raise UserError(f"{manifest}:{number}: not UTF-8 text: {e}") from None
+                yield number, text
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+        raise UserError(f"{manifest}:{number + 1}: truncated or not gzip: {e}") from e
 
 
 def relocate(recording: Recording, folder: Path) -> Recording:

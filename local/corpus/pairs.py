@@ -115,5 +115,6 @@ def with_unique_ids(pairs: Sequence[Pair], part: str) -> list[Pair]:
         same = (new, name) == (segment.id, segment.recording_id)
         renamed.append((kept, segment if same else fastcopy(segment, id=new, recording_id=name)))
     if changed := segments.changed or recordings.changed:
-        print(f"{part}: {len(changed)} ids stand for other audio than before; they have a number now: {first_of(changed, 3)}")
+        names = first_of(changed, 3)
+        print(f"{part}: {len(changed)} ids were used for different audio before; a number was added to them: {names}")
     return renamed

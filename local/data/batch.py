@@ -79,5 +79,5 @@ def check_lost(what: str, lost: int, total: int, most: float, problem: str) -> N
     if lost > most * total:
         raise UserError(
             f"{what}: {lost} of {total} utterances could not be loaded, a larger share than key 'data.max_lost' allows "
-            f"({most:g}); the last: {problem or 'unknown'}; mend the audio or features, or set the key higher"
+            f"({most:g}); the last: {problem or 'unknown'}; fix the audio or features, or set the key higher"
         )

@@ -43,7 +43,7 @@ dataloader._MultiProcessingDataLoaderIter._shutdown = True
 
 
 class Batches:
-    """An iterable over the batches of one pass through `num_cuts` utterances.
+    """An iterable over the batches of one pass through `num_cuts` utterances, of the `epoch_cuts` of the whole epoch.
 
     `skipped` of them could not be loaded so far; `last_problem` names the last of these and the reason ("" if there is none).
     `max_lost` is the share of them that may be lost.
@@ -52,7 +52,7 @@ class Batches:
     def __init__(self, loader: DataLoader, num_cuts: int, max_lost: float = 1.0, with_empty: bool = False) -> None:
         """Iterate over `loader`; with_empty: also yield batches without utterances, as all processes must make each pass."""
         self.loader, self.num_cuts, self.max_lost, self.with_empty, self.skipped = loader, num_cuts, max_lost, with_empty, 0
-        self.last_problem = ""
+        self.last_problem, self.epoch_cuts = "", num_cuts
         self._workers: list[BaseProcess] = []
 
     def __iter__(self) -> Iterator[Batch]:
@@ -120,11 +120,14 @@ class AsrDataModule:
         count every copy of an utterance.
         """
         cfg, cuts = self.cfg, self._train_cuts().of_epoch(epoch)
-        steps = self._steps(cuts, epoch)[skip_batches:]
+        all_steps = self._steps(cuts, epoch)
+        steps = all_steps[skip_batches:]
         shares = Shares(steps, cuts, self._limit() / cfg.loss.copies, self.processes.rank, self.processes.size)
         stores = [corpus.store for corpus in self.corpora]
         dataset = AsrDataset(cfg, self.tokenizer, self._noise(), augment=True, epoch=epoch, stores=stores, cuts=cuts)
-        return Batches(self._loader(dataset, shares), sum(map(len, steps)), cfg.data.max_lost, with_empty=True)
+        found = Batches(self._loader(dataset, shares), sum(map(len, steps)), cfg.data.max_lost, with_empty=True)
+        found.epoch_cuts = sum(map(len, all_steps))
+        return found
 
     def batches_per_epoch(self) -> int:
         """Return the number of steps of the first epoch, for all processes together."""
@@ -208,9 +211,8 @@ class AsrDataModule:
         Utterances without stored features count as skipped.
         """
         corpus, part = self.place(name)
-        cuts, most = sorted(corpus.cuts(part), key=lambda cut: cut.id), self.cfg.decode.max_utterances
-        found = self._plain(corpus, cuts[: most or None], self.cfg.decode.max_duration, Processes())
-        lacking, why = corpus.lacking(part)
+        cuts, lacking, why = corpus.first(part, self.cfg.decode.max_utterances)
+        found = self._plain(corpus, cuts, self.cfg.decode.max_duration, Processes())
         if lacking > 0:
             found.num_cuts, found.skipped, found.last_problem = found.num_cuts + lacking, lacking, why
         return found

@@ -44,17 +44,21 @@ class PreparedCorpus:
     def cuts(self, part: str) -> list[Cut]:
         """Return the cuts of a part without speed-perturbed copies; its manifest is read once."""
         if part not in self._read:
-            manifest = self.manifest(part)
-            lines = enumerate(read_cut_lines(manifest), 1)
-            cuts: list[Cut] = [parse_item(line, Cut, f"{manifest}:{number}") for number, line in lines]  # type: ignore[type-abstract]
-            self._read[part] = [cut for cut in cuts if SPEED not in (cut.custom or {})]
+            self._read[part] = [cut for cut in _cuts_in(self.manifest(part)) if SPEED not in (cut.custom or {})]
         return self._read[part]
 
-    def lacking(self, part: str) -> tuple[int, str]:
-        """Return how many utterances of a part have no stored features, and the reason in words."""
+    def first(self, part: str, most: int) -> tuple[list[Cut], int, str]:
+        """Return the cuts of the first `most` utterances of a part by their ids (0: of all).
+
+        Also how many of these utterances have no stored features, and the reason in words.
+        """
+        cuts = {cut.id: cut for cut in self.cuts(part)}
         whole = self.data_dir / "cuts" / f"{part}.jsonl.gz"
-        missing = len(read_cut_lines(whole)) - len(self.cuts(part)) if self.precomputed and whole.is_file() else 0
-        return missing, f"{self.manifest(part)} has not all utterances of {whole}; prepare.sh says why"
+        ids = [cut.id for cut in _cuts_in(whole)] if self.precomputed and whole.is_file() else list(cuts)
+        chosen = sorted({*ids, *cuts})[: most or None]
+        found = [cuts[name] for name in chosen if name in cuts]
+        why = f"{self.manifest(part)} does not have all utterances of {whole}; prepare.sh says why"
+        return found, len(chosen) - len(found), why
 
     def named(self, sets: list[str]) -> list[str]:
         """Return the parts that names of sets stand for, as `parts_of` does, with the mark."""
@@ -81,6 +85,11 @@ class PreparedCorpus:
                             f"key 'data.mix': {self.data_dir} was prepared with features.{key}={value}, not "
                             f"{getattr(features, key)} ({manifest}); prepare all its folders with the same configuration"
                         )
+
+
+def _cuts_in(manifest: Path) -> list[Cut]:
+    lines = enumerate(read_cut_lines(manifest), 1)
+    return [parse_item(line, Cut, f"{manifest}:{number}") for number, line in lines]  # type: ignore[type-abstract]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Of a corpus that trains with the tokens of another one (data.mix), they are coun
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ MOST = 10**6  # tokens of a cut; a larger number is damage
 MOST_NAMED = 20  # characters
 LOST, TOO_MANY = "characters outside the model", "more tokens than frames after subsampling"
 MADE_BY = "stage 3 (lang) of prepare.sh"
+CountOf = Callable[[str, dict[str, Any]], int]  # from an utterance's id and its cut to the number of its tokens
 
 
 def counts_file(lang: Path, part: str) -> Path:
@@ -68,14 +69,22 @@ class TokenCounter:
         self.tokenizer = tokenizer
         self.unknown = Counter[str]()  # characters that the tokens lack, and in how many texts they are
         self.dropped = 0
-        self._counts: dict[str, int] = {}
+        self._counts: dict[tuple[Path, str], int] = {}  # ids are unique within a part only
 
-    def __call__(self, name: str, cut: dict[str, Any]) -> int:
-        """Return the number of tokens of a cut; `name` is the id of the utterance, of which the cut may be a copy."""
-        if name not in self._counts:
-            self._counts[name] = self._count(cut)
-            self.dropped += self._counts[name] == UNUSABLE
-        return self._counts[name]
+    def of(self, manifest: Path) -> CountOf:
+        """Return a function that counts the tokens of a cut of `manifest` by the id of the utterance and the cut.
+
+        The cut may be a copy of the utterance, which is counted once.
+        """
+
+        def count_of(name: str, cut: dict[str, Any]) -> int:
+            key = (manifest, name)
+            if key not in self._counts:
+                self._counts[key] = self._count(cut)
+                self.dropped += self._counts[key] == UNUSABLE
+            return self._counts[key]
+
+        return count_of
 
     def _count(self, cut: dict[str, Any]) -> int:
         [supervision] = cut["supervisions"]

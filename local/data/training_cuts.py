@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from local.common.errors import UserError
 from local.common.text_files import read_bytes
 from local.corpus.manifest_lines import parse_item
 from local.data.durations import SPEED, SPEEDS, at_speed, original_id, tokens_fit
-from local.data.token_counts import MADE_BY, UNUSABLE, TokenCounter, counts_file, read_token_counts
+from local.data.token_counts import MADE_BY, UNUSABLE, CountOf, TokenCounter, counts_file, read_token_counts
 
 import numpy as np
 from lhotse.cut import Cut
@@ -138,7 +138,7 @@ class ShuffledCuts:
         self, manifest: Path, lang: Path | TokenCounter
     ) -> Iterator[tuple[int, bytes, int, tuple[float, ...], tuple[bool, ...]]]:
         """Yield (number, line, tokens) of each cut that the tokens allow, and seconds and use of it and its copies."""
-        count_of = lang if isinstance(lang, TokenCounter) else _counts_in(lang, manifest)
+        count_of = lang.of(manifest) if isinstance(lang, TokenCounter) else _counts_in(lang, manifest)
         originals: dict[str, float] = {}  # seconds by id, as they come before their copies
         for number, line in enumerate(read_cut_lines(manifest), 1):
             try:
@@ -164,7 +164,7 @@ class ShuffledCuts:
             yield number, line, count, lengths, fits
 
 
-def _counts_in(lang: Path, manifest: Path) -> Callable[[str, dict[str, Any]], int]:
+def _counts_in(lang: Path, manifest: Path) -> CountOf:
     """Return a function from the id of a cut to its number of tokens, which stands in the folder `lang`."""
     path = counts_file(lang, manifest.name.removesuffix(".jsonl.gz"))
     counts = read_token_counts(path)

@@ -120,11 +120,8 @@ def test_malformed_lines_are_named_and_the_rest_is_used(tmp_path: Path, audio: l
     table.write_text(f"{audio[0]}\tone\n{audio[1]} no tab\n\ttext\n{audio[2]}\ta\tb\tc\n{audio[3]}\tfour\n")
     dropped: list[Dropped] = []
     assert [row[0] for row in summary(import_custom(table, "train", dropped))] == ["a", "d"]
-    assert [(d.id, d.kind, d.detail) for d in dropped] == [
-        (f"{table}:2", "malformed line", "1 columns instead of path, text and perhaps speaker"),
-        (f"{table}:3", "malformed line", "the path is empty"),
-        (f"{table}:4", "malformed line", "4 columns instead of path, text and perhaps speaker"),
-    ]
+    assert [d.id for d in dropped] == [f"{table}:{number}" for number in (2, 3, 4)]
+    assert all(word in d.detail for word, d in zip(("1 ", "path", "4 "), dropped, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import struct
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -70,14 +69,19 @@ HEADERS = {  # what a header states, and what the reason must name
 }
 
 
+def processor_seconds() -> float:
+    """Return those of this process and of the children that it has waited for: others may load the machine."""
+    return sum(os.times()[:4])
+
+
 def test_what_headers_claim_is_bounded(corpus: Path) -> None:
     write(corpus / "good.wav", 1)
     for name, (data, _) in HEADERS.items():
         (corpus / name).write_bytes(data)
     table(corpus, "good.wav", *HEADERS)
-    began = time.monotonic()
+    began = processor_seconds()
     cuts, reasons = prepare(corpus)
-    assert list(cuts) == ["good"] and time.monotonic() - began < 20
+    assert list(cuts) == ["good"] and processor_seconds() - began < 20
     found = list(reasons.values())
     for name, (data, named) in HEADERS.items():
         assert any(named in reason and name in reason for reason in found), (name, found)
@@ -172,9 +176,9 @@ def test_transforms_of_manifests_are_bounded(corpus: Path) -> None:
         lines.append({**recording(corpus / "good.wav").to_dict(), "id": name, **values})
     write_manifests(corpus, [], [segment("good"), *(segment(name) for name in TRANSFORMS)])
     (corpus / "recordings_train.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
-    began = time.monotonic()
+    began = processor_seconds()
     cuts, reasons = prepare(corpus)
-    assert list(cuts) == ["good"] and time.monotonic() - began < 20
+    assert list(cuts) == ["good"] and processor_seconds() - began < 20
     for number, (_, named) in enumerate(TRANSFORMS.values(), 2):
         place = f"recordings_train.jsonl.gz:{number}"
         assert any(named in why for key, why in reasons.items() if key.endswith(place)), place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from local.corpus.dropped import Dropped
 from local.corpus.lhotse_manifests import items
 from local.corpus.librispeech import read_part
 from local.data.channels import make_cuts
+from local.data.token_counts import TokenCounter
+from local.data.tokenizer import train_tokenizer
+from local.data.training_cuts import ShuffledCuts
 from local.prepare_noise import read_cuts, read_folder
 from tests.conftest import ROOT
-from tests.corpus.noise_corpus import recording, segment, write
+from tests.corpus.noise_corpus import RATE, lhotse_manifests, prepare, recording, segment, write
 
 import pytest
 from lhotse import CutSet, SupervisionSegment
@@ -48,6 +52,36 @@ def test_a_byte_order_mark_costs_no_line(tmp_path: Path) -> None:
         with opened(path, "wt", encoding="utf-8-sig") as file:  # type: ignore[operator]
             file.write(lines)
         assert [item.id for _, item in items(path, SupervisionSegment, "train", dropped)] == ["a", "b"] and not dropped
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz"])
+def test_the_line_that_is_not_utf_8_is_named(tmp_path: Path, ending: str) -> None:
+    line = b'{"id": "a", "recording_id": "a", "start": 0, "duration": 1, "channel": 0}\n'
+    text = 49 * line + line.replace(b'"a"', b'"\xff"') + 50 * line
+    (tmp_path / f"x.{ending}").write_bytes(gzip.compress(text) if ending.endswith("gz") else text)
+    with pytest.raises(UserError, match=rf"x\.{ending}:50: .*UTF-8"):
+        list(items(tmp_path / f"x.{ending}", SupervisionSegment, "train", []))
+
+
+def test_a_start_below_zero_by_rounding_is_zero(tmp_path: Path) -> None:
+    corpus = tmp_path / "mine"
+    write(corpus / "a.wav", 1)
+    lhotse_manifests(corpus, [recording(corpus / "a.wav")], [segment("a", start=-0.0005, duration=0.9)])
+    cuts, _ = prepare(corpus, "data.dev_parts=[]", "data.test_parts=[]")
+    assert cuts["a"].start == 0 and cuts["a"].duration == pytest.approx(0.8995, abs=1e-4)
+
+
+@pytest.mark.parametrize("order", ["pq", "qp"])
+def test_tokens_are_counted_by_part(tmp_path: Path, order: str) -> None:
+    """Ids are unique within a part only."""
+    tokenizer = train_tokenizer(["ONE TWO"] * 20, 10)
+    for part, text in (("p", "one two"), ("q", "ONE TWO")):
+        supervision = {"id": "1", "recording_id": "1", "start": 0, "duration": 2.0, "channel": 0, "text": text}
+        cut = {"id": "1", "duration": 2.0, "supervisions": [supervision], "recording": {"sampling_rate": RATE}}
+        (tmp_path / f"{part}.jsonl.gz").write_bytes(gzip.compress(json.dumps(cut).encode()))
+    counter = TokenCounter(tokenizer)
+    cuts = ShuffledCuts([tmp_path / f"{part}.jsonl.gz" for part in order], counter, 1, False, False)
+    assert cuts.usable == 1 and counter.report().startswith("1 of 2 ")
 
 
 def test_the_speaker_is_the_folder(tmp_path: Path) -> None:

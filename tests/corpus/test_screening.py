@@ -74,6 +74,9 @@ def test_transforms_are_loaded_or_named(corpus: Path) -> None:
     assert len(kept) + len(reasons) == 5 and len(kept) >= 3
     for cut in kept.values():
         assert abs(len(loaded(cut)) - cut.num_samples) <= 1
+    by_name = {name.partition("_")[0]: cut for name, cut in kept.items()}  # lhotse adds what it did to ids
+    assert equal(by_name["plain"], samples(0)[:, 0]) and equal(by_name["volume"], 2 * samples(3)[:, 0], 1e-4)
+    assert len(loaded(by_name["speed"])) == pytest.approx(RATE / 1.1, abs=1)
     assert all(name in kept or "tempo" in name or "reverb" in name for name in (c.supervisions[0].id for c in cuts))
     assert all(".wav" in reason and ("Tempo" in reason or "Reverb" in reason) for reason in reasons.values())
 

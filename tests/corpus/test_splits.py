@@ -9,6 +9,7 @@ from local.corpus.custom import split_missing
 from local.corpus.pairs import Pair, whole_file
 from local.prepare_cuts import main as prepare_cuts
 from local.prepare_manifests import main as prepare_manifests
+from tests.conftest import ROOT
 from tests.corpus.stage_one import stage_1, tone, tones
 from tests.speech_tree import make_part
 
@@ -125,7 +126,7 @@ def test_dev_of_mini_librispeech_is_speakers_of_its_training_part_unless_it_is_t
     """dev-clean-2 is scored only; settings are chosen on other speakers."""
 
     def speakers(data: Path) -> dict[str, set[str | None]]:
-        arguments = ["--corpus-yaml", "egs/mini_librispeech/corpus.yaml", "--corpus-dir", str(tmp_path / "my")]
+        arguments = ["--corpus-yaml", str(ROOT / "egs/mini_librispeech/corpus.yaml"), "--corpus-dir", str(tmp_path / "my")]
         prepare_manifests([*arguments, "--data-dir", str(data)])
         sets = {part: SupervisionSet.from_file(data / "manifests" / f"supervisions_{part}.jsonl.gz") for part in PARTS}
         return {part: {s.speaker for s in found} for part, found in sets.items()}
@@ -150,7 +151,7 @@ def test_only_dev_is_split_off_the_training_part_of_mini_librispeech(
     make_part(tmp_path / "my", "train-clean-5", speakers=6, utterances=2)
     if keys:
         make_part(tmp_path / "my", "dev-clean-2", speakers=1)
-    arguments = ["--corpus-yaml", "egs/mini_librispeech/corpus.yaml", "--corpus-dir", str(tmp_path / "my")]
+    arguments = ["--corpus-yaml", str(ROOT / "egs/mini_librispeech/corpus.yaml"), "--corpus-dir", str(tmp_path / "my")]
     if named:
         with pytest.raises(SystemExit):
             prepare_manifests([*arguments, "--data-dir", str(tmp_path / "data"), *keys])
@@ -165,7 +166,7 @@ def test_a_wrong_share_is_known_before_audio_is_read(tmp_path: Path, capsys: pyt
     (name,) = make_part(tmp_path / "my", "train-clean-5", speakers=1, utterances=1)
     make_part(tmp_path / "my", "dev-clean-2", speakers=1)
     (tmp_path / "my" / "train-clean-5" / "100" / "1" / f"{name}.flac").write_bytes(b"")
-    text = Path("egs/mini_librispeech/corpus.yaml").read_text().replace("split: 0.08", "split: 1.0")
+    text = (ROOT / "egs/mini_librispeech/corpus.yaml").read_text().replace("split: 0.08", "split: 1.0")
     (tmp_path / "corpus.yaml").write_text(text)
     with pytest.raises(SystemExit):
         arguments = ["--corpus-yaml", str(tmp_path / "corpus.yaml"), "--corpus-dir", str(tmp_path / "my")]

@@ -11,6 +11,7 @@ import json
 import math
 import multiprocessing.synchronize
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -244,6 +245,21 @@ def test_noise_is_mixed_into_a_share_of_the_utterances(data: Path, kind: list[st
     assert 0.3 < sum(differs) / len(differs) < 0.7
 
 
+def test_noise_has_the_levels_of_the_configuration(data: Path) -> None:
+    """In dB below the speech, uniform within augment.musan_snr."""
+    cfg = load_config(None, ["augment.musan=x", "augment.musan_prob=1"])
+    noise = [cut.resample(16000) for cut in CutSet.from_file(data / "cuts" / "musan.jsonl.gz")]
+    dataset = cast(AsrDataset, SimpleNamespace(cfg=cfg, noise=noise))
+    speech = next(iter(CutSet.from_file(data / "cuts" / "te.jsonl.gz")))
+    plain, found = speech.load_audio()[0], []
+    for seed in range(40):
+        mixed = AsrDataset._mix(dataset, speech, random.Random(seed)).load_audio()[0]
+        added = mixed[: len(plain)] - plain
+        found.append(10 * math.log10(np.square(plain).mean() / np.square(added).mean()))
+    low, high = cfg.augment.musan_snr
+    assert low - 0.5 < min(found) < low + 2 and high - 2 < max(found) < high + 0.5
+
+
 def test_decoding_and_validation_are_not_augmented(data: Path) -> None:
     dm = module(data, *STORED)
     test, valid = list(dm.test_dataloader("te")), list(dm.valid_dataloader())
@@ -290,11 +306,31 @@ def test_a_missing_file_is_named_and_skipped(tmp_path: Path, capsys: pytest.Capt
     assert len(ids) >= 13
 
 
-def test_copies_with_more_tokens_than_frames_are_left_out(data: Path) -> None:
-    for kind in (SMALL, STORED):
-        for batch in module(data, *kind).train_dataloader(1):
-            assert all(subsampled(int(t)) >= u for t, u in zip(batch.input_lens, batch.token_lens, strict=True))
+def test_copies_with_more_tokens_than_frames_are_left_out(tmp_path: Path) -> None:
+    """1 s has 23 frames, 21 at speed 1.1."""
+    cuts = [{"id": i, "duration": 1.0, "recording": {"sampling_rate": 16000}} for i in ("fits", "fast", "never")]
+    (tmp_path / "tr.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, cuts)).encode()))
+    counts = tmp_path / "lang" / "num_tokens" / "tr.tsv"
+    counts.parent.mkdir(parents=True)
+    counts.write_text("fits\t21\nfast\t23\nnever\t-1\n")
+    found = ShuffledCuts([tmp_path / "tr.jsonl.gz"], tmp_path / "lang", 1, True, False)
     assert SPEEDS == (0.9, 1.1)
+    kept = {"fits", "fits_sp0.9", "fits_sp1.1", "fast", "fast_sp0.9"}
+    assert {found.id_of(n) for n in found.order(1).tolist()} == kept
+
+
+def test_the_first_utterances_are_chosen_before_their_features_are_looked_for(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    manifest = tmp_path / "data" / "features" / "te.jsonl.gz"
+    with gzip.open(manifest, "rt", encoding="utf-8") as f:
+        lines = sorted(f, key=lambda line: json.loads(line)["id"])
+    names = [json.loads(line)["id"] for line in lines]
+    with gzip.open(manifest, "wt", encoding="utf-8") as f:
+        f.writelines([lines[0], *lines[2:-1]])  # the second and the last of six have none
+    for most, lacking in ((0, 2), (1, 0), (3, 1)):
+        found = module(tmp_path / "data", *STORED, f"decode.max_utterances={most}").test_dataloader("te")
+        assert (found.num_cuts, found.skipped) == (most or 6, lacking)
+        assert sorted(i for b in found for i in b.ids) == [n for n in names[: most or 6] if n not in (names[1], names[-1])]
 
 
 def test_missing_preparation_names_the_stage(data: Path, tmp_path: Path) -> None:

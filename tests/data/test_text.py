@@ -92,6 +92,8 @@ def test_rules(tmp_path: Path) -> None:
     form = normaliser(f"rules={path}")
     assert form("[noise] Dr. Who… 1 2,000 ½") == "DOCTOR WHO, ONE 2000 HALF"
     assert normaliser()("[noise]") == "[NOISE]"
+    path.write_text(" \t\n", encoding="utf-8")  # deletes all spaces
+    assert normaliser(f"rules={path}")("我 爱") == "我爱"
 
 
 def test_the_shipped_rules() -> None:
