@@ -51,8 +51,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path`; it replaces what is at `path` when the block ends, and is removed if the block raises.
 
-    What killed writers of `path` left is removed.
+    If `path` is a link, the folder that it names is replaced. What killed writers of `path` left is removed.
     """
+    path = path.resolve()
     with scratch_folder(path) as temporary:
         yield temporary
         shutil.rmtree(path, ignore_errors=True)

@@ -90,13 +90,16 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
             with ending_signals(), released():
                 end_with_shell()
                 main(*args, **kwargs)
+                sys.stdout.flush()  # a short output fails here, not after the end
         except UserError as e:
             _stop(one_line(str(e)), e.exit_status)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else what is still buffered fails again at the end
+            _discard_output()
             _stop("standard output: its reader has closed it")
         except OSError as e:
             if e.errno in (errno.ENOSPC, errno.EDQUOT):
+                if e.filename is None:
+                    _discard_output()
                 _stop(f"no space left on the disk while writing {e.filename or 'a file'}")
             if e.filename is not None and e.strerror:
                 _stop(f"{one_line(str(e.filename))}: {e.strerror}")
@@ -113,6 +116,11 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
             sys.exit(stopped.exit_status)
 
     return wrapped
+
+
+def _discard_output() -> None:
+    """Make what standard output still holds vanish: it would fail again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stop(message: str, status: int = 1) -> None:

@@ -36,6 +36,15 @@ def test_a_folder_is_replaced_in_full_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".tmp-1-other", "a", "tiny"]
 
 
+def test_what_a_link_names_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "old").touch()
+    (tmp_path / "link").symlink_to("real")
+    with atomic_folder(tmp_path / "link") as work:
+        (work / "a").touch()
+    assert (tmp_path / "link").is_symlink() and [path.name for path in (tmp_path / "real").iterdir()] == ["a"]
+
+
 def test_a_file_that_is_removed_before_it_is_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the two, `remove_abandoned` of another process takes it for abandoned."""
     lock, removed = atomic._lock, []

@@ -59,7 +59,7 @@ def test_a_pool_with_much_to_do_ends(work: str) -> None:
     code += f"    found = [pool.submit({work}) for _ in range(2)] + [pool.submit(len, bytes(10**6)) for _ in range(9)]\n"
     code += "    time.sleep(0.2)\n    raise KeyboardInterrupt\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
-    assert done.returncode != 0
+    assert "KeyboardInterrupt" in done.stderr or "signal 9" in done.stderr, done.stderr
 
 
 def test_each_item_has_a_process_of_its_own() -> None:

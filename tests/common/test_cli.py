@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,19 @@ from pathlib import Path
 from local.common.cli import add_files_and_config, make_parser
 from tests.conftest import ROOT
 
+import pytest
+
 PROGRAM = """
+import sys
 from local.common.cli import program
 @program
 def main():
-    while True:
-        print("a line")
+    print("a line", flush=True)
+    sys.stdin.read()
+    {body}
 main()
 """
+BODIES = {"much": "while True: print('more')", "little": "print('more')"}
 
 
 def test_files_and_keys_may_be_mixed() -> None:
@@ -30,13 +36,24 @@ def test_files_and_keys_may_be_mixed() -> None:
     assert parser.parse_intermixed_args([]).files == []
 
 
-def test_a_reader_that_has_closed_standard_output() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as run:
-        assert run.stdout is not None and run.stderr is not None
+@pytest.mark.parametrize("amount", BODIES)
+def test_a_reader_that_has_closed_standard_output(amount: str) -> None:
+    command = [sys.executable, "-c", PROGRAM.format(body=BODIES[amount])]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as run:
+        assert run.stdin is not None and run.stdout is not None and run.stderr is not None
         assert run.stdout.readline() == "a line\n"
         run.stdout.close()
+        run.stdin.close()
         said = run.stderr.read()
         assert run.wait(60) == 1
     assert said.startswith("error: ") and said.count("\n") == 1 and "standard output" in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_below_standard_output() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", PROGRAM.replace(", flush=True", "").format(body="pass")]
+        run = subprocess.run(command, cwd=ROOT, input="", stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 1 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1

@@ -325,16 +325,24 @@ def holders(path: Path) -> set[int]:
     return found
 
 
-def test_a_second_preparation_waits_and_finds_it_done(tmp_path: Path) -> None:
+def test_a_second_preparation_waits_and_finds_it_done(tmp_path: Path, started: Callable[..., subprocess.Popen]) -> None:
     python = stub(tmp_path, "none")
-    python.write_text(python.read_text() + f"[ $2 != local.prepare_cuts ] || {{ touch {tmp_path}/begun; sleep 2; }}\n")
-    first = subprocess.Popen(command("prepare.sh", tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    held = f"touch {tmp_path}/begun; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
+    python.write_text(python.read_text() + f"[ $2 != local.prepare_cuts ] || {{ {held}; }}\n")
+    call = command("prepare.sh", tmp_path)
+    first = started(call, cwd=ROOT)
     while not (tmp_path / "begun").exists():
+        assert first.poll() is None
         time.sleep(0.02)
-    second = subprocess.run(command("prepare.sh", tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert first.wait(60) == 0 and second.returncode == 0, second.stderr
-    assert second.stderr.startswith("waiting: ") and f"process {first.pid}" in second.stderr
-    assert second.stdout.count("done before") == 4
+    second = started(call, cwd=ROOT)
+    assert second.stderr is not None
+    said = second.stderr.readline()
+    (tmp_path / "go").touch()
+    out, _ = second.communicate(timeout=60)
+    first.communicate(timeout=60)
+    assert first.returncode == 0 and second.returncode == 0
+    assert said.startswith("waiting: ") and f"process {first.pid}" in said
+    assert out.count("done before") == 4
     calls = (tmp_path / "calls").read_text().split()
     assert len(calls) == len(set(calls)) == 4  # nothing twice
 

@@ -157,7 +157,7 @@ def trained(
 
 
 def assert_same_training(a: SimpleNamespace, b: SimpleNamespace, within: float = 1e-5) -> None:
-    assert len(a.sums) == len(b.sums) >= min(STEPS, len(a.sums))
+    assert len(a.sums) == len(b.sums) > 0
     for x, y in zip(a.sums[:STEPS], b.sums[:STEPS], strict=True):
         assert x[5:8] == y[5:8]  # the same utterances and frames
         assert x[:5] == pytest.approx(y[:5], rel=within)

@@ -9,6 +9,11 @@ from local.common.progress import Progress, clock, progress
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("local.common.progress._terminal", lambda: None)
+
+
 def test_short_work_prints_nothing(capsys: pytest.CaptureFixture) -> None:
     assert list(progress(range(5), desc="work", unit="files")) == list(range(5))
     assert capsys.readouterr().err == ""
