@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,7 @@ TOKENIZER = train_tokenizer(["ONE TWO THREE", "TWO FOUR", "FIVE ONE"] * 5, 20)
 class Batches(list):  # type: ignore[type-arg]
     """Replaces `local.data.datamodule.Batches`: a list of batches, two counts and a reason."""
 
-    num_cuts, skipped, last_problem, max_lost = 8, 0, "", 1.0
+    num_cuts, epoch_cuts, skipped, last_problem, max_lost = 8, 8, 0, "", 1.0
 
 
 class RandomData:
@@ -122,6 +123,23 @@ def test_a_training_may_have_no_dev_part(tmp_path: Path) -> None:
     cfg = load_config(None, SMALL)
     Trainer(cfg, RandomData(dev=()), tmp_path, torch.device("cpu")).run()  # type: ignore[arg-type]
     assert (tmp_path / "checkpoints" / "epoch-3.pt").is_file() and not (tmp_path / "valid.csv").exists()
+
+
+def test_a_validation_is_no_waiting_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(
+        tmp_path, "train.log_every=1", "train.valid_every=2", "train.save_every=0", "train.num_epochs=1", "train.warm_step=1"
+    )
+    plain = run.train_pass
+
+    def timed(batch: Batch) -> Any:
+        time.sleep(0.05)
+        return plain(batch)
+
+    monkeypatch.setattr(run, "train_pass", timed)
+    monkeypatch.setattr(run, "validate", lambda: time.sleep(2.0))
+    run.run()
+    shares = {row["step"]: float(row["data_wait_share"]) for row in csv.DictReader((tmp_path / "train.csv").open())}
+    assert shares["3"] < 0.5
 
 
 def test_a_damaged_checkpoint_is_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,7 +78,7 @@ class Tracker(abc.ABC):
             run = self.start(run if tracker == self.name else "")
         except Exception as e:  # of any type: of the package, of its network library
             raise UserError(
-                f"key 'train.logger': {self.name} does not start ({described(e)}); mend that (offline: {self.offline}), "
+                f"key 'train.logger': {self.name} does not start ({described(e)}); fix that (offline: {self.offline}), "
                 f"or set train.logger=none; {self.file} names the run that is continued; without it a new one starts"
             ) from None
         write_text(self.file, f"{self.name} {run}\n")

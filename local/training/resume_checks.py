@@ -39,11 +39,12 @@ def check_same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> No
         raise UserError(f"{path} holds another model or optimiser: {named}{more}; use another --exp-dir")
 
 
-def check_same_data(saved: dict[str, Any], now: dict[str, Any], path: Path) -> str:
+def check_same_data(saved: dict[str, Any], now: dict[str, Any], path: Path, finished: bool = False) -> str:
     """Return what differs between the training data of checkpoint `saved` at `path` and `now`: a warning, or "".
 
-    now: the `identity` of the data module. Raises `UserError` if they differ and the checkpoint is within an epoch: the
-    batches that are left of it would not be those that were left. Older checkpoints do not say all or any of it.
+    now: the `identity` of the data module. finished: whether nothing is left to train. If something is, raises `UserError` if
+    they differ and the checkpoint is within an epoch: the batches that are left of it would not be those that were left.
+    Older checkpoints do not say all or any of it.
     """
     before = saved.get("data")
     if not isinstance(before, dict) or before == {name: now.get(name) for name in before}:
@@ -51,10 +52,13 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], path: Path) -> s
     counts = [(name, before.get(name), now[name]) for name in ("cuts", "hours", "noises")]
     differs = [f"{old} {name} then, {new} now" for name, old, new in counts if old != new]
     what = f"other training data than those of {path}: {', '.join(differs) or 'other ids, lengths, transcripts or order'}"
+    if finished:
+        return f"{what}; the finished model does not know them: --force trains on them from the start"
     if saved["progress"]["batch"] > 0:
         raise UserError(
-            f"{what}; it is within epoch {saved['progress']['epoch']}, which other data cannot continue: put the earlier data "
-            f"back, or remove {path.parent}/step-*.pt to begin this epoch again, or train from the start (--force)"
+            f"{what}; the checkpoint is in the middle of epoch {saved['progress']['epoch']}, where training can resume only "
+            f"with the same data: restore them, or remove {path.parent}/step-*.pt to begin this epoch again, or train from "
+            "the start (--force)"
         )
     return f"{what}; they are used from epoch {saved['progress']['epoch']} on"
 

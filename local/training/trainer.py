@@ -108,6 +108,10 @@ class Trainer:
         """
         if self._finished():
             print("nothing is left to train: train.num_epochs or train.max_steps is reached")
+            if self.resumed and self.first:
+                path, saved = self.resumed
+                if warning := check_same_data(saved, self.data.identity(), path, finished=True):
+                    print(f"warning: {warning}", file=sys.stderr)
         else:
             self.length.check_warm_up(self.first)
             self._take_data()
@@ -164,36 +168,40 @@ class Trainer:
                 if self.telemetry is not None and progress is not None:
                     self.telemetry.add_time(waited, time.perf_counter() - asked)
                     progress.update(int(sums.utterances) if sums else 0, self.telemetry.note)
+                if sums is not None:
+                    self._after_step(loader, progress)
+                    if self._at_limit():
+                        break
                 asked = time.perf_counter()
-                if sums is None:
-                    continue
-                if self.step % train.log_every == 0:
-                    self._flush()
-                    self._count_lost(loader)
-                    release_free_memory()
-                if train.valid_every and self.step % train.valid_every == 0:
-                    if progress is not None:
-                        progress.clear()
-                    self.validate()
-                if train.save_every and self.step % train.save_every == 0:
-                    self.save(self.folder / f"step-{self.step}.pt")
-                    self._tidy()
-                if self._at_limit():
-                    break
         if fresh and self.step == before:  # without a checkpoint, which would pass for a trained model
             _, problem = left_out(loader, self.processes)
             raise UserError(
                 f"{self.data.data_dir}: epoch {self.epoch} has no step: none of its {loader.num_cuts} utterances could be "
-                f"loaded{last(problem)}; mend the audio or features, or let prepare.sh make them again (--force)"
+                f"loaded{last(problem)}; fix the audio or features, or let prepare.sh make them again (--force)"
             )
         if skipped := self._count_lost(loader):
             print(f"epoch {self.epoch}: {skipped} utterances could not be loaded and were left out")
         self._flush()
 
+    def _after_step(self, loader: Batches, progress: Progress | None) -> None:
+        """Log, validate and save, if it is time."""
+        train = self.cfg.train
+        if self.step % train.log_every == 0:
+            self._flush()
+            self._count_lost(loader)
+            release_free_memory()
+        if train.valid_every and self.step % train.valid_every == 0:
+            if progress is not None:
+                progress.clear()
+            self.validate()
+        if train.save_every and self.step % train.save_every == 0:
+            self.save(self.folder / f"step-{self.step}.pt")
+            self._tidy()
+
     def _count_lost(self, loader: Batches) -> int:
         """Return how many utterances of the epoch were lost so far. Raises `UserError` if data.max_lost are exceeded."""
         skipped, problem = left_out(loader, self.processes)
-        check_lost(f"epoch {self.epoch}", skipped, loader.num_cuts, loader.max_lost, problem)
+        check_lost(f"epoch {self.epoch}", skipped, loader.epoch_cuts, loader.max_lost, problem)
         return skipped
 
     def train_pass(self, batch: Batch) -> StepSums | None:

@@ -58,7 +58,7 @@ def test_an_epoch_that_lost_too_many(data: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError, match=r"epoch 1: 6 of 60 .*" + SHARE + r".*utterance \S+ \(.*gone"):
         trained(data, tmp_path / "many")
     assert list((tmp_path / "many" / "checkpoints").iterdir()) == []
-    assert "6 utterances" in trained(data, tmp_path / "many", "data.max_lost=0.1").text
+    assert "epoch 1: 6 utterances" in trained(data, tmp_path / "many", "data.max_lost=0.1").text
 
 
 def test_it_stops_as_soon_as_it_is_certain(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,3 +144,4 @@ def test_archives_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_batch_of_a_resumed_epoch_counts_the_rest_only(data: Path) -> None:
     whole, rest = (module(data).train_dataloader(1, skip_batches=skip).num_cuts for skip in (0, 3))
     assert whole == 60 and 0 < rest < 60
+    assert module(data).train_dataloader(1, skip_batches=3).epoch_cuts == 60, "data.max_lost is a share of the epoch"

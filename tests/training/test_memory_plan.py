@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 from local.config import load_config
-from local.training.memory_plan import PassMeter, Plane, Shape, fit_plane, plan, probe, round_down
+from local.training.memory_plan import SHARE, PassMeter, Plane, Shape, fit_plane, plan, probe, round_down
 from model.encoder.lstm import RecurrentLayer
 from model.encoder.subsampling import subsampled
 from model.layers.balancer import ActivationBalancer
@@ -53,7 +53,7 @@ def test_the_plane_predicts_unseen_passes() -> None:
     out = subprocess.run([sys.executable, "-c", PROGRAM, *MODEL], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     for predicted, measured, per_second, count in map(json.loads, out.splitlines()):
         assert measured > 50e6 and per_second > 0 and 5 <= count <= 9
-        assert predicted == pytest.approx(measured, rel=0.25)
+        assert SHARE * measured <= predicted <= 1.25 * measured  # SHARE of the free memory is planned with
 
 
 coefficients = st.tuples(st.floats(0, 1e9), st.floats(1e4, 1e8), st.floats(0, 1e5))

@@ -71,8 +71,12 @@ def test_other_data_within_an_epoch_are_refused(data: Path, tmp_path: Path, kind
 def test_other_data_between_epochs_are_named(data: Path, tmp_path: Path) -> None:
     assert WARNING not in trained(data, tmp_path / "exp").text
     change(data, EDITS["fewer"][0])
-    assert "20 cuts then, 13 now" in trained(data, tmp_path / "exp", "train.num_epochs=2").text
+    text = trained(data, tmp_path / "exp", "train.num_epochs=2").text
+    assert WARNING in text and "20 cuts then, 13 now" in text
     assert WARNING not in trained(data, tmp_path / "exp", "train.num_epochs=2").text  # nothing is left to train
+    change(data, EDITS["another order"][0])
+    text = trained(data, tmp_path / "exp", "train.num_epochs=2").text  # nor is there now, but the model is of other data
+    assert WARNING in text and "--force" in text and "epoch-2.pt" in text
     assert load_file(tmp_path / "exp/checkpoints/epoch-2.pt")["data"]["cuts"] == 13
 
 
