@@ -40,7 +40,7 @@ from local.deploy.gate import MOST, Gate
 from local.deploy.hotwords import converted
 from local.deploy.int8 import write_int8
 from local.deploy.lm_graph import write_lm
-from local.deploy.model_card import Card, model_card, results_of, write_wavs
+from local.deploy.model_card import Card, Rows, model_card, results_of, write_wavs
 from local.deploy.packages import need
 from local.deploy.record import check_folder, checkpoint_of, make_record, write_record
 from local.deploy.tokens_files import check_tokens, write_tokens
@@ -68,7 +68,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--wavs", type=int, default=1, help="dev utterances that go into the folder as examples; 0: none")
     args = parser.parse_args(argv)
     if args.out.name in ("", ".."):
-        raise UserError(f"--out {args.out}: has no name of its own; name the folder from outside it")
+        raise UserError(f"--out {args.out}: give the folder by its name, for example exp/tiny/export")
     if args.chunk > LONGEST_CHUNK:
         raise UserError(f"--chunk {args.chunk:g}: must be from 0.04 to {LONGEST_CHUNK} seconds")
     if not 0 <= args.wavs <= MOST:
@@ -98,7 +98,7 @@ def hotwords_of(args: argparse.Namespace, cfg: Config, tokenizer: Tokenizer) -> 
     """Return the client's file of hotwords; "" without --hotwords."""
     if args.hotwords is None:
         return ""
-    return converted(args.hotwords, cfg.decode.hotwords_boost, tokenizer, TextNormaliser(cfg.lang))
+    return converted(args.hotwords, cfg.decode.of_method(BEAM).hotwords_boost, tokenizer, TextNormaliser(cfg.lang))
 
 
 def utterances_of(args: argparse.Namespace, cfg: Config) -> tuple[str, list[Utterance]]:
@@ -121,6 +121,12 @@ def write_models(model: Transducer, lm: LstmLm | None, cfg: Config, chunk: int, 
         write_int8(folder)
 
 
+def experiment_of(checkpoint: Path) -> Path:
+    """Return the folder of the experiment of a checkpoint."""
+    folder = checkpoint.resolve().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
 def card_of(
     args: argparse.Namespace,
     words: Sequence[str],
@@ -128,14 +134,14 @@ def card_of(
     corpus: str,
     wavs: list[Utterance],
     asked: DecodeConfig,
+    results: Rows,
 ) -> Card:
     """Return what the model card tells. words: the command line. asked: section decode as it was configured."""
-    exp = args.checkpoint.resolve().parent
-    exp = exp.parent if exp.name == "checkpoints" else exp
-    results = results_of(exp, record["checkpoint"]["weights"], args.lm is not None)
     command = shlex.join(["python", "-m", "local.export", *words])
     beam, lm_scale = asked.of_method(BEAM).beam, asked.of_method(FUSION).lm_scale
-    return Card(record, results, exp.name, corpus, args.language, args.license, command, wavs, beam, lm_scale)
+    return Card(
+        record, results, experiment_of(args.checkpoint).name, corpus, args.language, args.license, command, wavs, beam, lm_scale
+    )
 
 
 @program
@@ -154,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     hotwords = hotwords_of(args, asked, tokenizer)
     lost = list(left_out(asked.decode, lm is not None, bool(hotwords)))
     corpus, utterances = utterances_of(args, cfg)
+    results = results_of(experiment_of(args.checkpoint), origin["weights"], lm is not None)
     ensure_floor(model, cfg, tokenizer, args.checkpoint, args.data_dir)
     for line in lost:
         print(f"not in the client: {line}")
@@ -169,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         wavs = utterances[: args.wavs]
         write_wavs(wavs, cfg.features.sampling_rate, folder)
         record = make_record(cfg, chunk, model.encoder.feature_floor, checkpoint=origin, left_out=lost, gate=gate)
-        card = card_of(args, sys.argv[1:] if argv is None else argv, record, corpus, wavs, asked.decode)
+        card = card_of(args, sys.argv[1:] if argv is None else argv, record, corpus, wavs, asked.decode, results)
         (folder / "README.md").write_text(model_card(card, folder), encoding="utf-8")
         write_record(record, folder)
     print(f"{args.out}: written; README.md there says how to run it")

@@ -56,5 +56,5 @@ def left_out(options: DecodeConfig, lm: bool, hotwords: bool) -> Iterator[str]:
         yield f"decode.tail_frames={options.tail_frames}: it cannot append the utterance's own background noise, but zeros"
     if lm:
         yield "its language model fusion has no score of the end of a sentence"
-    if options.hotwords is not None and not hotwords:
+    if options.of_method(BEAM).hotwords is not None and not hotwords:
         yield "decode.hotwords: not exported; --hotwords FILE exports a file of phrases"

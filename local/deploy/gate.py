@@ -1,4 +1,4 @@
-"""The gate of an export: real sherpa-onnx must say what the recipe says, on the same samples of the dev parts.
+"""The gate of an export: the output of sherpa-onnx must equal that of the recipe, on the same samples of the dev parts.
 
 Both get the utterance and zeros, so many that whole chunks cover the utterance and what follows it. The recipe encodes
 exactly the frames that the client decodes, on the CPU, without decode.tail_frames. So a float32 graph must give equal tokens

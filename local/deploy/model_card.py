@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from local.artifacts.decoded_sets import find_sets
+from local.common.errors import UserError
 from local.common.text_files import read_lines
 from local.common.visible import markdown, visible
 from local.deploy.client import BEAM, FUSION, METHODS_OF_CLIENT
@@ -54,19 +55,29 @@ def write_wavs(utterances: list[Utterance], sampling_rate: int, folder: Path) ->
 
 
 def results_of(exp_dir: Path, weights: str, lm: bool) -> Rows:
-    """Return the rows of EXP/wer.json of methods that a client has, if they were decoded with the weights of this hash."""
+    """Return the rows of EXP/wer.json of methods that a client has, if they were decoded with the weights of this hash.
+
+    Raises `UserError` if the file is damaged.
+    """
     path = exp_dir / "wer.json"
     sets = {(found.name, found.method): found for found in find_sets(exp_dir)[0]}
     if not path.is_file() or not sets:
         return []
-    content = json.loads("\n".join(read_lines(path)))
     methods = (*METHODS_OF_CLIENT, *([FUSION] if lm else []))
-    return [
-        (name, method, content[name][method])
-        for (name, method), found in sorted(sets.items())
-        if method in methods and found.made_by.get("weights") == weights and method in content.get(name, {})
-        if content[name][method]["wer"] is not None
-    ]
+    try:
+        content = json.loads("\n".join(read_lines(path)))
+        rows = [
+            (name, method, content[name][method])
+            for (name, method), found in sorted(sets.items())
+            if method in methods and found.made_by.get("weights") == weights and method in content.get(name, {})
+        ]
+        rows = [found for found in rows if found[-1]["wer"] is not None]
+        for *_, row in rows:
+            for value in (row["wer"], row["words"], *(row["ci95"] or ())):
+                float(value)
+        return rows
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path}: damaged; local/wer.py (stage score of run.sh) makes it again") from None
 
 
 def model_card(card: Card, folder: Path) -> str:

@@ -13,6 +13,7 @@ import sentencepiece as spm
 
 HIGHEST = 0xC6  # of the bytes that stand for bytes in sherpa-onnx's byte-BPE
 FIRST_BYTE = 3  # the token of byte 0, if there are tokens of bytes
+PRINTABLE = (0x20, 0x7E)  # the first and last byte that sherpa-onnx shows as a character
 BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")  # sherpa-onnx takes these for bytes: right at their places
 
 
@@ -38,7 +39,9 @@ def token_problem(tokens: Sequence[str]) -> str | None:
 
 
 def client_token(token: str) -> str:
-    """Return a token as sherpa-onnx's results have it."""
+    """Return a token as sherpa-onnx's results have it. The byte of a printable character is that character."""
+    if BYTE_NAME.fullmatch(token) and PRINTABLE[0] <= (byte := int(token[1:-1], 16)) <= PRINTABLE[1]:
+        return chr(byte)
     return " " + token[1:] if token.startswith(SPACE) else token
 
 

@@ -81,6 +81,7 @@ def test_files_of_tokens(tmp_path: Path) -> None:
     scores = [float(score) for _, score in pieces[3:]]
     assert scores == sorted(scores, reverse=True) and scores[0] < 0  # log-probabilities, as sentencepiece orders its pieces
     assert client_token("\u2581ONE") == " ONE" and client_token("ONE") == "ONE"
+    assert client_token("<0x41>") == "A" and client_token("<0xE6>") == "<0xE6>"
 
 
 # ---- hotwords ----
@@ -123,6 +124,9 @@ def test_what_the_client_cannot_do_is_said() -> None:
     assert [re.match(r"method (\w+)", line)[1] for line in said[:7]] == names.split(",")[:7]  # type: ignore[index]
     assert "max_sym_per_frame=3" in said[7] and "tail_frames=30" in said[8] and "hotwords" in said[9] and len(said) == 10
     assert list(left_out(decode_section("methods=[greedy_search]", "tail_frames=0"), False, False)) == []
+    own = decode_section("methods=[greedy_search]", "tail_frames=0", "by_method.modified_beam_search.hotwords=w.txt")
+    (only,) = left_out(own, False, False)
+    assert "decode.hotwords" in only and list(left_out(own, False, True)) == []
     (only,) = left_out(decode_section("methods=[modified_beam_search_lm_shallow_fusion]", "tail_frames=0"), True, False)
     assert "sentence" in only
     head = decode_section("methods=[ctc_greedy_search]", "tail_frames=0", "by_method.greedy_search.blank_skip=0.9")

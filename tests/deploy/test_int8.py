@@ -24,7 +24,11 @@ def folder(packages: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graphs")
     write_graphs(make_model(conf=SMALL, tiny=False), folder, 32)
     torch.manual_seed(0)
-    write_lm(LstmLm(40, 128, 128, 1).eval(), folder / "lm.onnx")
+    lm = LstmLm(40, 128, 128, 1).eval()
+    with torch.no_grad():
+        for parameter in lm.parameters():  # of an untrained one the outputs are nearly uniform, whatever its LSTM does
+            parameter.normal_(std=0.1)
+    write_lm(lm, folder / "lm.onnx")
     write_int8(folder)
     return folder
 
@@ -53,7 +57,7 @@ def test_files(folder: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.L
 def test_agreement_with_float32(folder: Path, name: str) -> None:
     sessions = [start(folder / f"{name}{kind}.onnx") for kind in ("", ".int8")]
     torch.manual_seed(2)
-    ids = torch.randint(3, 40, (1, 2))
+    ids = torch.randint(3, 40, (1, 8 if name == "lm" else 2))
     state = [torch.zeros(1, 1, 128)] * 2
     inputs = {
         "encoder": [4 * torch.randn(1, 37, 80) - 6, torch.zeros(4, 1, 144), torch.zeros(4, 1, 256)],
@@ -61,9 +65,9 @@ def test_agreement_with_float32(folder: Path, name: str) -> None:
         "joiner": [2 * torch.randn(1, 144), 2 * torch.randn(1, 144)],
         "lm": [ids, *state],
     }[name]
-    exact, rounded = (run(session, *inputs)[0] for session in sessions)
-    difference = np.abs(exact - rounded).max() / np.abs(exact).max()
-    assert 0 < difference < 0.05
+    limits = {"lm": (0.01, 0.03, 0.03)}.get(name, (0.05,))  # of the LM's states as well
+    for exact, rounded, limit in zip(*(run(session, *inputs) for session in sessions), limits):  # noqa: B905
+        assert 0 < np.abs(exact - rounded).max() / np.abs(exact).max() < limit
 
 
 def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

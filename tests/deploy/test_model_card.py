@@ -18,6 +18,7 @@ from typing import Any
 from local import export
 from local.artifacts.checkpoint import load_file, provenance, save_file, weights_hash
 from local.artifacts.decoded_sets import write_set
+from local.common.errors import UserError
 from local.config import load_config
 from local.deploy.model_card import results_of
 from local.deploy.sherpa import recogniser_options
@@ -199,6 +200,14 @@ def decoded(exp: Path, weights: str) -> None:
         write_set(exp / "decode" / method / "test.jsonl", [], {"made_by": made_by})
         content["test"][method] = {"wer": 4.25, "ci95": [3.5, 5.0], "words": 800}
     (exp / "wer.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("content", ['{"test": ', "[]", '{"test": {"greedy_search": {}}}', '{"test": {"greedy_search": 1}}'])
+def test_damaged_results_are_named(tmp_path: Path, content: str) -> None:
+    decoded(tmp_path, WEIGHTS)
+    (tmp_path / "wer.json").write_text(content)
+    with pytest.raises(UserError, match=r"wer\.json"):
+        results_of(tmp_path, WEIGHTS, False)
 
 
 def test_results_are_those_of_the_same_weights(toy: Path, tmp_path: Path) -> None:
