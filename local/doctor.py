@@ -1,4 +1,4 @@
-"""Say what will not work and how to mend it, one line each; change nothing. ./run.sh doctor calls it.
+"""Report problems and how to fix them, one line each; change nothing. ./run.sh doctor calls it.
 
     .venv/bin/python -m local.doctor --corpus tiny --data-dir data/tiny --exp-dir exp/tiny --conf egs/tiny/conf/tiny.yaml
 
@@ -71,7 +71,7 @@ def examine(args: argparse.Namespace, seen: Examination) -> None:
         examine_run(run, args, seen)
     except (ImportError, OSError, RuntimeError) as e:  # of a library
         if not isinstance(e, ImportError) or not seen.counts["error"]:  # else a line names the package
-            seen.add(error(f"a library fails: {described(e)}", "mend it, or let ./run.sh make a new .venv"))
+            seen.add(error(f"a library fails: {described(e)}", "fix it, or let ./run.sh make a new .venv"))
         seen.add(note("the configuration, the data and the experiment are not checked"))
 
 

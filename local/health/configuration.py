@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -97,7 +98,8 @@ def check_files(run: Run) -> Iterator[Finding]:
     if any((run.exp_dir / "checkpoints").glob("*.pt")):
         ours.append("train.init")  # a training that is resumed does not read it
     for key, name in named_files(to_dict(run.config)):
-        if not key.startswith(tuple(ours)) and ".by_method." not in key and not Path(name).exists():
+        plain = re.sub(r"\bby_method\.[^.]+\.", "", key)
+        if not plain.startswith(tuple(ours)) and not Path(name).exists():
             yield error(f"key '{key}': {name} does not exist", "name another file, or null")
 
 
@@ -215,7 +217,7 @@ def check_vocabulary(run: Run) -> Iterator[Finding]:
     if tokens > VOCABULARY * bearable:
         what = f"{tokens} tokens for {run.hours:.2f} h of speech with {len(words)} different words"
         fix = f"set lang.vocab_size={bearable if speech.words > FEW_WORDS else speech.characters + BASIC_TOKENS}"
-        yield warning(f"{what}: the text bears about {bearable}", fix)
+        yield warning(f"{what}: this text is enough for about {bearable}", fix)
 
 
 def check_model_size(run: Run) -> Iterator[Finding]:

@@ -211,8 +211,9 @@ def check_k2(run: Run) -> Iterator[Finding]:
 def why_not_imported(name: str) -> str:
     """Return why a module does not import; "" if it does. A library for another torch may end the process: it has its own."""
     command = [sys.executable, "-B", "-c", f"import {name}"]
+    plain = {**os.environ, "PYTHONFAULTHANDLER": "", "PYTHONDEVMODE": ""}  # which would add a stack to the status
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=plain)
     except (OSError, subprocess.TimeoutExpired) as e:
         return described(e)
     said = re.split(r"^(?=[\w.]*(?:Error|Exception)\b)", done.stderr, flags=re.MULTILINE)[-1].strip()  # after the traceback

@@ -51,7 +51,7 @@ def check_token_lengths(data_dir: Path, cfg: Config, every: bool) -> Iterator[Fi
         if enough:
             what = f"{several(ids, part, len(utterances))} have more tokens than the encoder has frames (25 per second)"
             larger = f"raise lang.vocab_size={cfg.lang.vocab_size}" if cfg.lang.type == "bpe" else "set lang.type=bpe"
-            fix = f"mend transcripts that are too long; if they are right, {larger}"
+            fix = f"fix transcripts that are too long; if they are right, {larger}"
             yield warning(what, f"{fix}: the same text then has fewer tokens")
 
 
@@ -125,7 +125,7 @@ def check_scores(data_dir: Path, cfg: Config, every: bool, checkpoint: Path) -> 
             names = [f"{ids[i]} with {per_token[i]:.1f} nats per token" for i in np.argsort(-per_token) if wrong[i]]
             what = f"the transcripts of {several(names, part, len(ids))} do not fit their audio according to {checkpoint}: "
             what += f"half of the others have less than {np.median(per_token):.2g}"
-            yield warning(what, "listen to them; mend or remove what is wrong")
+            yield warning(what, "listen to them; fix or remove what is wrong")
     if not every:
         yield note(f"model: scored a sample of {total} utterances, --all scores all")
 

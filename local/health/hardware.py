@@ -14,6 +14,7 @@ from pathlib import Path
 
 from local.common.errors import UserError, one_line
 from local.common.locks import BUSY, READERS, WRITER
+from local.config.schema import AUTO
 from local.health.finding import Check, Finding, Run, error, warning
 
 GIB = 2**30
@@ -35,8 +36,9 @@ def existing(path: Path) -> Path:
 def check_folders(run: Run) -> Iterator[Finding]:
     """Yield a folder that this user cannot write."""
     for option, path in (("--data-dir", run.data_dir), ("--exp-dir", run.exp_dir)):
-        if path.exists() and not path.is_dir():
-            yield error(f"{path} is a file, not a folder", f"name another one by {option}")
+        first = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not first.is_dir():
+            yield error(f"{first} is a file, not a folder", f"name another one by {option}")
         elif not os.access(folder := existing(path), os.W_OK | os.X_OK):
             yield error(f"{folder}: this user cannot write there", f"change its rights, or name another folder by {option}")
 
@@ -125,7 +127,7 @@ def check_training_memory(run: Run) -> Iterator[Finding]:
     if weights > free:
         fix = "take a smaller model, such as include: [model/small.yaml]"
         yield error(f"the model is too large: {has}, and weights, gradients and optimiser take {weights / GIB:.1f} GiB", fix)
-    elif weights + activations > free:
+    elif run.config.train.max_duration != AUTO and weights + activations > free:  # auto takes what fits
         seconds = pass_seconds(run.config)
         what = f"a pass over {seconds:g} s of audio takes about {(weights + activations) / GIB:.1f} GiB: {has}"
         fits = 0.8 * seconds * (free - weights) / activations

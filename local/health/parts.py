@@ -38,7 +38,7 @@ def check_dropped(data_dir: Path, cfg: Config, every: bool) -> Iterator[Finding]
                 for kind, count in numbers["dropped"].items():
                     if count > MOST_DROPPED * total:
                         what = f"preparation dropped {count} of {total} utterances of part '{part}': {visible(kind)}"
-                        fix = f"{data_dir}/dropped.tsv lists them; mend them, or change the key that the reason names"
+                        fix = f"{data_dir}/dropped.tsv lists them; fix them, or change the key that the reason names"
                         yield warning(what, f"{fix}, and run prepare.sh again (--force)")
     except (AttributeError, KeyError, TypeError):
         raise UserError(f"{summary.path}: damaged; let stage 1 (manifests) of prepare.sh make it again (--force)") from None
@@ -56,7 +56,7 @@ def check_sizes(data_dir: Path, cfg: Config, every: bool) -> Iterator[Finding]:
             yield warning(
                 what, "add utterances to it, or let preparation split it off the training part (split in corpus.yaml)"
             )
-        elif len(speakers) == 1 and len(trained) > 1:
+        elif len(speakers) == 1 and "" not in speakers and len(trained - {""}) > 1:
             yield warning(f"part '{part}' has only one speaker: its error rates are that speaker's", "add utterances of others")
 
 

@@ -35,7 +35,7 @@ def check_characters(data_dir: Path, cfg: Config, every: bool) -> Iterator[Findi
             rows = [d for d in dropped if d.part == part and d.kind.startswith("characters outside")]
             ids = [d.id for d in rows]
             lost = " ".join(dict.fromkeys(c for d in rows[:MANY] for c in d.kind.partition(": ")[2].split()))
-            fix = f"raise lang.character_coverage (now {cfg.lang.character_coverage:g}) or mend the transcripts"
+            fix = f"raise lang.character_coverage (now {cfg.lang.character_coverage:g}) or fix the transcripts"
         else:
             known = _Known(tokenizer)
             ids = [u.id for u in utterances if known.lacking(u.text)]

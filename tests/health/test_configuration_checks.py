@@ -77,7 +77,7 @@ def test_audio_folder_is_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert found(check_audio_folder, run) == [] == found(check_audio_folder, healthy(tmp_path / "new"))
 
 
-@pytest.mark.parametrize("key", ["decode.hotwords", "lm.text"])
+@pytest.mark.parametrize("key", ["decode.hotwords", "decode.by_method.modified_beam_search.hotwords", "lm.text"])
 def test_files_fires(tmp_path: Path, key: str) -> None:
     one(check_files, healthy(tmp_path, f"{key}={tmp_path}/none.txt"), "error", key, "none.txt")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -132,8 +133,11 @@ def digits(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fold
     return write_data(root, parts), write_digits_checkpoint(shared, root / "exp", floor=False)
 
 
-def test_scores_fires_for_exchanged_transcripts_of_recorded_digits(one_thread: None, digits: tuple[Folder, Path]) -> None:
-    folder, checkpoint = digits
+def test_scores_fires_for_exchanged_transcripts_of_recorded_digits(
+    one_thread: None, digits: tuple[Folder, Path], tmp_path: Path
+) -> None:
+    (prepared, checkpoint), folder = digits, Folder(tmp_path / "data", digits[0].overrides)
+    shutil.copytree(prepared.path, folder.path)
     cfg = load_averaged(checkpoint)[1]
     assert [str(f) for f in check_scores(folder.path, cfg, True, checkpoint)] == []
     path = folder.path / "cuts" / "dev.jsonl.gz"

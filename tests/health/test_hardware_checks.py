@@ -41,6 +41,9 @@ def test_folders_fires(tmp_path: Path, monkeypatch: Patch) -> None:
     (tmp_path / "data").touch()
     one(check_folders, healthy(tmp_path), "error", str(tmp_path / "data"), "--data-dir")
     (tmp_path / "data").unlink()
+    (tmp_path / "file").touch()
+    findings = found(check_folders, healthy(tmp_path / "file" / "below"))
+    assert len(findings) == 2 and all(f.level == "error" and str(tmp_path / "file") in f.what for f in findings)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "exp")  # root may write everywhere
     (tmp_path / "exp").mkdir()
     one(check_folders, healthy(tmp_path), "error", str(tmp_path / "exp"), "--exp-dir")
@@ -155,6 +158,8 @@ def test_training_memory_is_quiet(tmp_path: Path, memory: Callable[[float], None
     assert found(check_training_memory, healthy(tmp_path)) == []
     memory(24.0)
     assert found(check_training_memory, healthy(tmp_path, *BASE, "train.max_duration=300")) == []
+    memory(4.0)
+    assert found(check_training_memory, healthy(tmp_path, *BASE, "train.max_duration=auto")) == []
 
 
 def test_the_estimate_is_near_what_was_measured(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from local.common.errors import UserError
@@ -80,6 +81,11 @@ def test_sizes_fires_for_few_utterances_and_for_one_speaker(tmp_path: Path) -> N
     few, alone = words("dev", ENOUGH - 1), words("test", 30, speakers=1)
     found = run(check_sizes, write_data(tmp_path, {"train": words("train", 60), "dev": few, "test": alone}, ["test"]))
     assert [("'dev'" in f.what, "'test'" in f.what) for f in found] == [(True, False), (False, True)]
+
+
+def test_sizes_is_quiet_for_unknown_speakers(tmp_path: Path) -> None:
+    unknown = [replace(utterance, speaker=None) for utterance in words("dev", 30)]
+    assert run(check_sizes, write_data(tmp_path, {"train": words("train", 60), "dev": unknown})) == []
 
 
 def test_sizes_is_quiet_if_the_corpus_has_one_speaker(tmp_path: Path) -> None:
