@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sets = [s for s in args.sets if "=" not in s]
     if args.table and sets:
         raise UserError("--sets names parts of --data-dir; a --table is one set")
+    if args.table and (args.out / f"{args.table.stem}{ENDINGS[args.format]}").resolve() == args.table.resolve():
+        raise UserError(f"--out {args.out}: the result would replace --table {args.table}; name another folder")
     model, cfg, tokenizer = load_averaged(args.checkpoint, overrides, args.conf)
     device = choose_device(cfg.decode.num_threads)
     with TemporaryDirectory() as folder:

@@ -3,8 +3,9 @@
 .venv/bin/python -m local.tune --checkpoint exp/tiny/averaged.pt --data-dir data/tiny --exp-dir exp/tiny [--conf FILE]
     [tune.lm_scale=[0.1,0.2] ...]
 
-It tries every combination of the lists of section `tune`. First, average_num and blank_penalty by greedy search; without
-such lists, greedy search is tried once. Then, with the best of these, the scales of each of decode.methods that has some.
+First it tries all combinations of average_num and blank_penalty of section `tune` by greedy search; without such lists,
+greedy search is tried once. Then, with the best of these, all combinations of the scales of each of decode.methods that
+has some.
 Of equal rates the smaller values win. A key given on the command line (decode.lm_scale=0.3) is not tuned. It writes
 EXP/tune.tsv, which lists every point; EXP/tuned.yaml, which local/decode.py uses; and, if average_num is tuned,
 EXP/tuned.pt, the average over the best range.

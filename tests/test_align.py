@@ -63,6 +63,15 @@ def test_prepared_data(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert sorted(path.name for path in (tmp_path / "test").iterdir()) == [f"{line['id']}.TextGrid" for line in lines]
 
 
+def test_a_table_is_not_replaced_by_its_result(toy: Path, tmp_path: Path) -> None:
+    table = tmp_path / "mine.jsonl"
+    table.write_text(json.dumps({"audio_filepath": str(toy / "a-1.flac"), "text": "ONE TWO"}) + "\n")
+    before = table.read_bytes()
+    with pytest.raises(SystemExit):
+        run(toy, tmp_path, "--table", str(table), "--format", "json")
+    assert table.read_bytes() == before
+
+
 def test_a_table(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a-1", "c-3", "d-4"):
         shutil.copy(toy / f"{name}.flac", tmp_path)

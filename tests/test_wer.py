@@ -320,7 +320,7 @@ def test_methods_must_agree_on_utterances(tmp_path: Path) -> None:
     rows = [(f"u{i}", "a", "a") for i in range(6)]
     write(tmp_path, "greedy_search", rows)
     write(tmp_path, "fast_beam_search", rows[:1])
-    lacking = r"fast_beam_search/test.jsonl lacks u1, u2, u3 and 2 more, which greedy_search has"
+    lacking = r"fast_beam_search/test\.jsonl.*\bu1\b.*\bu2\b.*\bu3\b.*\b2\b.*greedy_search"
     with pytest.raises(UserError, match=lacking):
         decoded(tmp_path)
     write(tmp_path, "fast_beam_search", [*rows, ("extra", "a", "a")])
@@ -408,7 +408,7 @@ def test_half_a_character_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_speech_of_a_cut(tmp_path: Path) -> None:
-    supervision = {"id": "u", "speaker": "ann", "alignment": {"word": [["one", 0.25, 0.5, None]]}}
+    supervision = {"id": "u", "speaker": "ann", "alignment": {"word": [["one", 2.75, 0.5, None]]}}
     sources = [{"type": "file", "channels": [0, 1], "source": "/x/a.wav"}]
     whole = {"id": "u", "start": 2.5, "duration": 1.5, "channel": 1, "supervisions": [supervision]}
     shar = {"id": "v", "start": 0, "duration": 1, "recording": {"sources": [{"type": "shar", "channels": [0], "source": ""}]}}

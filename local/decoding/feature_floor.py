@@ -1,4 +1,4 @@
-"""The feature floor of a checkpoint that has none, from the training data if they are at hand."""
+"""The feature floor of a checkpoint that has none, from the training data if they are there."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def ensure_floor(model: Transducer, cfg: Config, tokenizer: Tokenizer, checkpoin
             why = f"no training utterance in {data_dir} could be loaded"
         except UserError as e:
             why = str(e)
-    hint = "--data-dir with the training parts gives one, decode.feature_floor=false does without"
+    hint = "to compute the floor, give --data-dir with the training parts; to decode without it, set decode.feature_floor=false"
     print(one_line(f"{checkpoint} has no feature floor, so digital silence may give words: {why}; {hint}"), file=sys.stderr)

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_CHANGED = 40  # utterances that are shown of those that got better, and of those that got worse
-LINES = (  # file, column, label, whether on a logarithmic axis
+LINES = (  # file, column, label ({rate}: WER or CER), whether on a logarithmic axis
     ("train.csv", "pruned_loss", "pruned loss of the training, nats per frame", True),
     ("valid.csv", "pruned_loss", "pruned loss of the dev parts, nats per frame", True),
-    ("valid.csv", "wer", "WER of dev utterances in %", False),
+    ("valid.csv", "wer", "{rate} of dev utterances in %", False),
 )
 SIGNIFICANT = (
     "Significant: if both were equally good, so large a difference would come by chance in less than one of 20 comparisons "
@@ -42,9 +42,13 @@ def add_comparison(page: Page, experiments: Sequence[Experiment], limit_bytes: i
     names = labels(experiments)
     found = [compare_experiments(first.scores, other.scores, str(other.exp_dir)) for other in others]
     page.table(("name", "folder"), list(zip(names, (str(e.exp_dir) for e in experiments), strict=True)), left=(0, 1))
-    page.section("WER", "wer")
+    rates = {e.rate for e in experiments}
+    rate = rates.pop() if len(rates) == 1 else "error rate"
+    page.section(f"{rate[0].upper()}{rate[1:]}", "wer")
     add_table(page, ["set", "method", *names], list(side_by_side(experiments)))
-    page.note("In brackets: the 95 % interval of each WER. Two intervals may overlap although the difference is significant.")
+    page.note(
+        f"In brackets: the 95 % interval of each {rate}. Two intervals may overlap although the difference is significant."
+    )
     for name, comparisons in zip(names[1:], found, strict=True):
         page.heading(f"{names[0]} against {name}")
         head = ["set", "method", names[0], name, "fewer errors", "difference"]
@@ -65,7 +69,10 @@ def add_comparison(page: Page, experiments: Sequence[Experiment], limit_bytes: i
         add_differences(page, (names[0], name), (first, other))
     page.section("Training", "training")
     drawings = [
-        (figure, label) for file, column, label, log in LINES for figure in lines(experiments, file, column, label, log)
+        (figure, label)
+        for file, column, form, log in LINES
+        for label in [form.format(rate=rate)]
+        for figure in lines(experiments, file, column, label, log)
     ]
     for figure, label in drawings:
         page.drawing(figure, f"{label[0].upper()}{label[1:]}, over the steps of the training.")

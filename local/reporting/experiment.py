@@ -52,6 +52,12 @@ class Experiment:
             return None
         return self.data_dir / lang_folder(section.get("bpe_model"), section.get("type"), size)
 
+    @property
+    def rate(self) -> str:
+        """The name of its error rates: WER or CER; "error rate" if it has both or none."""
+        found = {score.rate for methods in self.scores.values() for score in methods.values()}
+        return found.pop() if len(found) == 1 else "error rate"
+
     def best_method(self, name: str) -> str:
         """Return the method of set `name` with the lowest WER that is not an oracle; of equal ones, the first."""
         methods = [m for m in self.scores[name] if not is_oracle(m)] or list(self.scores[name])

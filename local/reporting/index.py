@@ -135,7 +135,7 @@ def read_time(entry: Entry, _: Mapping[str, Any]) -> None:
 
 def read_date(entry: Entry, _: Mapping[str, Any]) -> None:
     """Read when the experiment was decoded, else when its file was written (UTC)."""
-    file = next(path for mark in MARKS if (path := entry.folder / mark).is_file())
+    file = next((path for mark in MARKS if (path := entry.folder / mark).is_file()), entry.folder)
     written = datetime.fromtimestamp(file.stat().st_mtime, timezone.utc)
     entry.facts["date"] = written.strftime("%Y-%m-%d %H:%M")
     if found := [s.made_by for s in find_sets(entry.folder)[0] if s.made_by]:

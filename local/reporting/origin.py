@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -197,12 +196,21 @@ def stage_times(calls: Sequence[Call]) -> list[list[str]]:
 
 
 def grouped(calls: Sequence[Call]) -> list[list[str]]:
-    """Return a row for each call of a script: stages that follow each other with the same command and host."""
+    """Return a row for each call of a script: stages that follow each other with the same command and host.
+
+    A stage that failed ends a call, and a call has no stage twice.
+    """
+    groups: list[list[Call]] = []
+    for call in calls:
+        last = groups[-1] if groups else []
+        same = last and (last[-1].host, last[-1].command) == (call.host, call.command) and last[-1].status == "0"
+        if same and call.stage not in {c.stage for c in last}:
+            last.append(call)
+        else:
+            groups.append([call])
     rows = []
-    for (host, command), group in itertools.groupby(calls, key=lambda call: (call.host, call.command)):
-        found = list(group)
-        stages = ", ".join(call.stage for call in found)
-        status = next((call.status for call in reversed(found) if call.status != "0"), "0")
-        time = clock(sum(call.seconds for call in found))
-        rows.append([found[0].date, host, stages, time, status, shortened(command, LONGEST)])
+    for found in groups:
+        stages, time = ", ".join(call.stage for call in found), clock(sum(call.seconds for call in found))
+        last_call = found[-1]
+        rows.append([found[0].date, last_call.host, stages, time, last_call.status, shortened(last_call.command, LONGEST)])
     return rows

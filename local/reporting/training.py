@@ -1,4 +1,4 @@
-"""The report's section on training: losses, dev WER, learning rate, gradients, the gradient filter, speed."""
+"""The report's section on training: losses, dev error rate, learning rate, gradients, the gradient filter, speed."""
 
 from __future__ import annotations
 
@@ -72,14 +72,15 @@ def add_training(page: Page, experiment: Experiment) -> None:
     if train is None and valid is None and lm is None:
         page.text("train.csv and valid.csv are missing or empty: this model was not trained in this folder.")
         return
-    page.text(" ".join(summary(train, valid)))
-    for figure, name in drawings(train, valid, warm_up(experiment.config)):
+    rate = experiment.rate
+    page.text(" ".join(summary(train, valid, rate)))
+    for figure, name in drawings(train, valid, warm_up(experiment.config), rate):
         page.drawing(figure, HEALTHY[name])
     for figure in perplexities(lm) if lm is not None else ():
         page.drawing(figure, HEALTHY["lm"])
 
 
-def summary(train: Curves | None, valid: Curves | None) -> Iterator[str]:
+def summary(train: Curves | None, valid: Curves | None, rate: str) -> Iterator[str]:
     """Yield sentences with the figures that one looks for first."""
     if train is not None:
         epoch, loss = train.last("epoch"), train.last("pruned_loss")
@@ -93,7 +94,7 @@ def summary(train: Curves | None, valid: Curves | None) -> Iterator[str]:
         yield f"Last pruned loss of the dev parts: {loss:.3g}."
     if valid is not None and np.isfinite(wer := valid.column("wer")).any():
         best = int(np.nanargmin(np.where(np.isfinite(wer), wer, np.nan)))
-        yield f"Lowest WER of the dev utterances: {wer[best]:.2f} % at step {valid.steps[best]:.0f}."
+        yield f"Lowest {rate} of the dev utterances: {wer[best]:.2f} % at step {valid.steps[best]:.0f}."
     for curves, name in ((train, "train.csv"), (valid, "valid.csv")):
         if curves is not None and curves.damaged:
             yield f"{name}: {counted(curves.damaged, 'damaged row')} left out."
@@ -106,11 +107,11 @@ def warm_up(config: Mapping[str, Any]) -> float | None:
     return float(step) if isinstance(step, int) and 0 < step < LARGEST and not share else None
 
 
-def drawings(train: Curves | None, valid: Curves | None, warm_step: float | None) -> Iterator[tuple[Figure, str]]:
+def drawings(train: Curves | None, valid: Curves | None, warm_step: float | None, rate: str) -> Iterator[tuple[Figure, str]]:
     """Yield each drawing that has a line, with its name in `HEALTHY`."""
     yield from ((figure, "loss") for figure in losses(train, valid, warm_step))
     if valid is not None:
-        yield from ((figure, "wer") for figure in single(valid, "wer", "WER of dev utterances in %", marker="o"))
+        yield from ((figure, "wer") for figure in single(valid, "wer", f"{rate} of dev utterances in %", marker="o"))
         yield from ((figure, "sharpness") for figure in single(valid, "sharpness", "sharpness", marker="o"))
     if train is not None:
         yield from ((figure, "rate") for figure in single(train, "lr", "learning rate"))

@@ -47,9 +47,10 @@ def speech_of(cut: dict[str, Any]) -> Speech:
     """Return the utterance of one cut. Raises what plain values of the wrong kind raise."""
     supervision: dict[str, Any] = next(iter(cut.get("supervisions") or ()), {})
     aligned = (supervision.get("alignment") or {}).get("word") or ()
-    words = tuple((str(word), float(start), float(start + duration)) for word, start, duration, *_ in aligned)
     audio, channel = source_of((cut.get("recording") or {}).get("sources") or (), cut.get("channel", 0))
     start, duration = float(cut.get("start", 0.0)), float(cut["duration"])
+    # lhotse counts an alignment's times from the start of the recording
+    words = tuple((str(word), float(begin - start), float(begin - start + length)) for word, begin, length, *_ in aligned)
     if not all(map(math.isfinite, (start, duration, *(x for _, *times in words for x in times)))):
         raise ValueError("not finite")
     return Speech(cut["id"], str(supervision.get("speaker") or ""), duration, audio, start, channel, words)

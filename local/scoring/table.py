@@ -33,7 +33,7 @@ NOTE = (
     "delay ms: from a word's end in the audio to its last token; below 0 if the token comes before the word ends.\n"
 )
 CHAR_NOTE = (
-    "\nCER: errors per 100 characters of the references. Blanks do not count. score.unit=auto chooses it if the references\n"
+    "\nCER: errors per 100 characters of the references. Spaces do not count. score.unit=auto chooses it if the references\n"
     "have no spaces between words; score.unit=word counts words.\n"
 )
 ORACLE_NOTE = "\n\\* chosen from the n-best list with the reference (fewest errors): a lower bound, not a result.\n"

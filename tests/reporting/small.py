@@ -13,7 +13,7 @@ from local.artifacts.decoded_sets import DecodedSet
 from local.common.html_page import Page
 from local.data.tokenizer import train_tokenizer
 from local.reporting.experiment import Experiment
-from local.scoring.align import Utterance, score
+from local.scoring.align import Score, Unit, Utterance, score
 from local.scoring.speech import read_speech
 
 HOSTILE = "<script>alert(1)</script> \"' & \u202e"
@@ -35,12 +35,15 @@ def experiment(
     config: dict[str, Any] | None = None,
     stats: dict[str, Any] | None = None,
     results: dict[str, dict[str, Any]] | None = None,
+    unit: Unit = "word",
 ) -> Experiment:
-    """Return an experiment with one decoded set, "test"; results: its entries in wer.json."""
-    scores = {
-        method: score([Utterance(r["id"], r["ref"], r["hyp"], tuple(w["end"] for w in r["words"] if "end" in w)) for r in rows])
-        for method, rows in methods.items()
-    }
+    """Return an experiment with one decoded set, "test"; results: its entries in wer.json; unit: of its error rates."""
+
+    def scored(rows: Sequence[dict[str, Any]]) -> Score:
+        ends = [tuple(w["end"] for w in r["words"] if "end" in w) for r in rows]
+        return score([Utterance(r["id"], r["ref"], r["hyp"], e) for r, e in zip(rows, ends, strict=True)], unit)
+
+    scores = {method: scored(rows) for method, rows in methods.items()}
     sets = [DecodedSet(exp_dir / "decode" / method / "test.jsonl", stats or {}) for method in methods]
     rows = {method: {r["id"]: r for r in found} for method, found in methods.items()}
     speech = {"test": read_speech(data_dir, "test")} if data_dir is not None else {}

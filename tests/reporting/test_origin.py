@@ -61,7 +61,8 @@ def test_the_journal(tmp_path: Path) -> None:
         ["all", "4", "1", "1:01:12"],
     ]
     assert grouped(calls) == [
-        ["2026-01-01 10:00:00", "vm", "train, train, average", "1:01:05", "1", "./run.sh"],
+        ["2026-01-01 10:00:00", "vm", "train", "1:00:00", "1", "./run.sh"],
+        ["2026-01-01 12:00:00", "vm", "train, average", "1:05", "0", "./run.sh"],
         ["2026-01-01 13:00:00", "other", "decode", "0:07", "0", "./run.sh --stage decode"],
     ]
 
@@ -116,7 +117,7 @@ def test_the_section(tmp_path: Path) -> None:
     assert (
         "77, hash f0d" in text
         and "<td>parameters</td><td>5</td>" in text
-        and "per pass" not in text
+        and "per pass" not in text  # the configuration does not say
         and "epoch-2-avg-1 (epoch 2)" in text
         and "commit old" in text.lower()
     )

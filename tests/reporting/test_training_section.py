@@ -8,7 +8,7 @@ from pathlib import Path
 from local.common.errors import UserError
 from local.common.html_page import Page
 from local.reporting.training import HEALTHY, add_training, warm_up
-from tests.reporting.small import experiment, shown
+from tests.reporting.small import experiment, row, shown
 
 import numpy as np
 import pytest
@@ -45,6 +45,15 @@ def test_all_drawings_with_their_captions(tmp_path: Path) -> None:
     assert [name for name, caption in HEALTHY.items() if f"<figcaption>{caption}" not in text] == []
     assert "300 steps in 3 epochs." in text and "7.50 % at step 200." in text and "end of warm-up" in text
     assert "layer 1" in text and "encoder embed" in text
+
+
+def test_an_error_rate_of_characters_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "valid.csv").write_text(
+        "epoch,step,simple_loss,pruned_loss,sharpness,wer\n1,100,.3,.3,.9,9\n2,200,.3,.3,.9,8\n"
+    )
+    page = Page("a", tmp_path)
+    add_training(page, experiment(tmp_path, {"greedy_search": [row("1", "\u6211\u7231", "\u6211", [])]}, unit="char"))
+    assert "Lowest CER" in shown(page) and "WER" not in shown(page)
 
 
 def test_a_long_training_makes_no_large_page(tmp_path: Path) -> None:
