@@ -35,6 +35,14 @@ import yaml
 
 TRAINING = ("model", "gradient", "loss", "optim", "train", "features", "augment", "data")  # sections a training depends on
 DECODING = ("average", "decode")
+OWN_KEYS = {  # that the study sets for its runs, and what sets them
+    "train.num_epochs": "ablation.num_epochs",
+    "train.seed": "ablation.seeds",
+    "gradient.control": "ablation.controls",
+    "decode.methods": "ablation.method",
+    "train.num_threads": "ablation.jobs",
+    "decode.num_threads": "ablation.jobs",
+}
 STARTED, DONE, DIVERGED = "started", "done", "diverged"
 
 
@@ -71,7 +79,13 @@ class Marker:
 
 
 def runs_of(cfg: Config, overrides: Sequence[str], folder: Path) -> list[Run]:
-    """Return all runs of section `ablation`, seed by seed, so that an unfinished study compares all controls."""
+    """Return all runs of section `ablation`, seed by seed, so that an unfinished study compares all controls.
+
+    Raises:
+        UserError: an override is one of the keys that the runs set.
+    """
+    if taken := [key for override in overrides if (key := override.split("=", 1)[0]) in OWN_KEYS]:
+        raise UserError(f"key '{taken[0]}': the ablation sets it for each run; use {OWN_KEYS[taken[0]]}")
     epochs = cfg.ablation.num_epochs
     common = [
         *(o for o in overrides if not o.startswith("ablation.")),
@@ -144,7 +158,7 @@ class Runner:
 
     def _execute(self, run: Run) -> str:
         exp, data = ["--exp-dir", str(run.folder)], ["--data-dir", str(self.data_dir)]
-        exit_status = self._program("train", [*exp, *data], run)
+        exit_status = self._program("train", [*exp, *data, "--nproc", "1"], run)
         if exit_status == TrainingDiverged.exit_status:
             return DIVERGED
         self._check("train", exit_status, run)
@@ -208,14 +222,16 @@ def main() -> None:
     print(f"{len(runs)} runs of {cfg.ablation.num_epochs} epochs, {jobs} at once", flush=True)
     runner, method = Runner(args.conf, args.data_dir), cfg.ablation.method
     states = zip(runs, make_all(runner.make, runs, runner.programs, jobs), strict=True)
-    outcomes = [read_outcome(run.folder, run.control, run.seed, method, status == DIVERGED) for run, status in states]
+    outcomes = [
+        read_outcome(run.folder, run.control, run.seed, method, status == DIVERGED, cfg.score.unit) for run, status in states
+    ]
     about = (
         f"{cfg.ablation.num_epochs} epochs of {args.data_dir}, seeds {', '.join(map(str, cfg.ablation.seeds))}, "
         f"{method}, optim {cfg.optim.name} with lr {cfg.optim.lr:g}, filter threshold "
         f"{cfg.gradient.threshold:g}, clip norm {cfg.gradient.clip_norm:g}"
     )
     listed = args.data_dir / "outliers.txt"  # by studies/stress_data.py
-    planted = listed.read_text(encoding="utf-8").split() if listed.is_file() else []
+    planted = [name for name in listed.read_text(encoding="utf-8").split("\n") if name] if listed.is_file() else []
     print(write_report(outcomes, about, folder, planted), end="")
 
 

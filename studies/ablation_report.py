@@ -19,7 +19,7 @@ from pathlib import Path
 from local.common.atomic import atomic_write
 from local.common.html_page import Page, new_figure
 from local.common.visible import cell, markdown, unquoted
-from local.scoring.align import Utterance, score
+from local.scoring.align import RATES, Unit, Utterance, Wanted, score, unit_of, units
 from local.scoring.hypotheses import read_hypotheses
 from local.scoring.intervals import REPLICATIONS, SEED
 from local.scoring.table import decimals
@@ -60,6 +60,7 @@ class Outcome:
     valid: Columns
     skipped: int
     damped: dict[str, int] | None
+    units: dict[str, Unit]  # by set: what its error rate counts
 
     @property
     def dev_loss(self) -> float:
@@ -68,8 +69,8 @@ class Outcome:
         return float(values[-1]) if len(values) else math.nan
 
 
-def read_outcome(folder: Path, control: str, seed: int, method: str, diverged: bool) -> Outcome:
-    """Read the results from a run's folder."""
+def read_outcome(folder: Path, control: str, seed: int, method: str, diverged: bool, wanted: Wanted = "auto") -> Outcome:
+    """Read the results from a run's folder. wanted: key score.unit."""
     files = [] if diverged else sorted((folder / "decode" / method).glob("*.jsonl"))
     sets = {file.stem: read_hypotheses(file) for file in files}
     skipped = len(list((folder / "bad").glob("step-*.pt")))
@@ -78,7 +79,8 @@ def read_outcome(folder: Path, control: str, seed: int, method: str, diverged: b
         with path.open(encoding="utf-8", newline="") as f:
             damped = {unquoted(row["utterance"]): int(row["steps_damped"]) for row in csv.DictReader(f, delimiter="\t")}
     train, valid = (read_columns(folder / f"{name}.csv") for name in ("train", "valid"))
-    return Outcome(control, seed, diverged, sets, train, valid, skipped, damped)
+    found = {name: unit_of((u.ref for u in utterances), wanted) for name, utterances in sets.items()}
+    return Outcome(control, seed, diverged, sets, train, valid, skipped, damped, found)
 
 
 def read_columns(path: Path) -> Columns:
@@ -91,15 +93,24 @@ def read_columns(path: Path) -> Columns:
 
 
 def wer_table(outcomes: Sequence[Outcome], name: str) -> Table:
-    """Return a table with one row per control: WER in percent by seed, its mean and interval, dev loss."""
+    """Return a table with one row per control: WER (or CER) in percent by seed, its mean and interval, dev loss."""
     seeds = list(dict.fromkeys(o.seed for o in outcomes))
-    head = ["control", *(f"seed {s}" for s in seeds), "mean WER %", "95 % interval", "sd of seeds", "dev loss", "skipped"]
+    unit = unit_for(outcomes, name)
+    head = [
+        "control",
+        *(f"seed {s}" for s in seeds),
+        f"mean {RATES[unit]} %",
+        "95 % interval",
+        "sd of seeds",
+        "dev loss",
+        "skipped",
+    ]
     rows = []
     for control in dict.fromkeys(o.control for o in outcomes):
         own = {o.seed: o for o in outcomes if o.control == control}
-        scored = {seed: score(o.sets[name]) for seed, o in own.items() if name in o.sets}
+        scored = {seed: score(o.sets[name], unit) for seed, o in own.items() if name in o.sets}
         wers = [s.wer for s in scored.values() if s.wer is not None]
-        pooled = score([u for seed in scored for u in own[seed].sets[name]])
+        pooled = score([u for seed in scored for u in own[seed].sets[name]], unit)
         losses = [o.dev_loss for o in own.values() if not o.diverged]
         row = [control]
         row += [decimals(scored[s].wer) if s in scored else "diverged" if s in own and own[s].diverged else "-" for s in seeds]
@@ -113,7 +124,8 @@ def wer_table(outcomes: Sequence[Outcome], name: str) -> Table:
 
 def pair_table(outcomes: Sequence[Outcome], name: str) -> Table:
     """Return a table with one row per pair of controls, over the seeds that both finished."""
-    head = ["pair", "mean WER %", "first better in", "second better in", "P(first better)", "P(second better)"]
+    unit = unit_for(outcomes, name)
+    head = ["pair", f"mean {RATES[unit]} %", "first better in", "second better in", "P(first better)", "P(second better)"]
     rows = []
     by_control: dict[str, dict[int, list[Utterance]]] = {}
     for o in outcomes:
@@ -124,18 +136,23 @@ def pair_table(outcomes: Sequence[Outcome], name: str) -> Table:
             rows.append([f"{first}, {second}", *["-"] * 5])
             continue
         a, b = ([u for s in seeds for u in by_control[c][s]] for c in (first, second))
-        errors = [[score(by_control[c][s]).errors for s in seeds] for c in (first, second)]
+        errors = [[score(by_control[c][s], unit).errors for s in seeds] for c in (first, second)]
         wins = [sum(x < y for x, y in zip(*pair, strict=True)) for pair in (errors, errors[::-1])]
-        better = probability_better(a, b), probability_better(b, a)
-        wers = f"{decimals(score(a).wer)}, {decimals(score(b).wer)}"
+        better = probability_better(a, b, unit), probability_better(b, a, unit)
+        wers = f"{decimals(score(a, unit).wer)}, {decimals(score(b, unit).wer)}"
         counts = [f"{n} of {len(seeds)} seeds" for n in wins]
         rows.append([f"{first}, {second}", wers, *counts, *(f"{p:.3f}" for p in better)])
     return head, rows
 
 
-def probability_better(a: Sequence[Utterance], b: Sequence[Utterance]) -> float:
-    """Return the share of bootstraps in which `a` has the lower WER. Utterances without a reference word do not count."""
-    spoken = [(x.ref.split(), x.hyp.split(), y.hyp.split()) for x, y in zip(a, b, strict=True) if x.ref.split()]
+def unit_for(outcomes: Sequence[Outcome], name: str) -> Unit:
+    """Return what the error rate of a set counts."""
+    return next((o.units[name] for o in outcomes if name in o.units), "word")
+
+
+def probability_better(a: Sequence[Utterance], b: Sequence[Utterance], unit: Unit = "word") -> float:
+    """Return the share of bootstraps in which `a` has the lower rate. Utterances without a reference word do not count."""
+    spoken = [[units(text, unit) for text in (x.ref, x.hyp, y.hyp)] for x, y in zip(a, b, strict=True) if x.ref.split()]
     if not spoken:
         return 0.0
     refs, hyps, others = (list(column) for column in zip(*spoken, strict=True))
@@ -169,7 +186,7 @@ def numbers(outcomes: Sequence[Outcome]) -> Table:
         after = [f"{simple:.6g}", f"{o.dev_loss:.6g}", str(o.skipped), str(steps)]
         run = [o.control, str(o.seed)]
         for name, utterances in o.sets.items():
-            s = score(utterances)
+            s = score(utterances, o.units[name])
             rates = ["" if x is None else f"{x:.4f}" for x in (s.wer, *(s.ci95 or (None, None)))]
             rows.append([*run, cell(name), "false", *rates, str(s.errors), str(s.words), *after])
         if not o.sets:
@@ -287,7 +304,7 @@ def write_report(outcomes: Sequence[Outcome], about: str, folder: Path, planted:
         page.text(note)
 
     for name in dict.fromkeys(name for o in outcomes for name in o.sets) or [""]:
-        add(f"WER of {name}" if name else "No run finished", wer_table(outcomes, name), WER_NOTE)
+        add(f"{RATES[unit_for(outcomes, name)]} of {name}" if name else "No run finished", wer_table(outcomes, name), WER_NOTE)
         add(f"Pairs on {name}" if name else "Pairs", pair_table(outcomes, name), PAIR_NOTE)
     if planted:
         note = "Damped: the filter reduced its gradient to less than half in some layer at least once (outliers.tsv)."

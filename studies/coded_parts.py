@@ -23,13 +23,13 @@ from local.common.progress import progress
 from local.config import load_config
 from local.corpus.audio_reading import load_audio
 from local.corpus.corpus_yaml import load_corpus
-from local.corpus.manifest_lines import read_manifest
+from local.corpus.manifest_lines import read_manifest, write_manifest
 from local.corpus.shard_store import shard_store
 from local.data.audio_augmentation import coded, reverberated, with_gain
 
 import numpy as np
 import soundfile
-from lhotse import CutSet, Recording
+from lhotse import Recording
 from lhotse.cut import Cut
 
 Condition = Callable[[np.ndarray, int, random.Random], np.ndarray]  # samples (1, S), their rate in Hz, random numbers
@@ -96,8 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             said.recording_id, said.channel = cut.id, 0
             copies[-1].supervisions = [said]
     for name, copies in found.items():
-        with atomic_write(args.data_dir / "cuts" / f"{args.part}-{name}.jsonl.gz") as tmp:
-            CutSet(copies).to_file(tmp)
+        write_manifest(args.data_dir / "cuts" / f"{args.part}-{name}.jsonl.gz", copies)
     print(f"{len(cuts)} utterances, {len(names)} copies of each: {', '.join(f'{args.part}-{name}' for name in names)}")
 
 

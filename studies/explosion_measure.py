@@ -7,6 +7,7 @@ rms of the gradient that the LSTM passes to its input, which is what the gradien
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -156,8 +157,9 @@ def _largest_sum(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def largest_singular_values(model: Transducer) -> list[float]:
-    """Return the largest singular value of each layer's recurrent matrix in use (4H, P)."""
-    return [float(torch.linalg.matrix_norm(lstm.scaled_parameters()[1].double(), 2)) for lstm in lstms(model)]
+    """Return the largest singular value of each layer's recurrent matrix in use (4H, P); inf for one that is not finite."""
+    matrices = [lstm.scaled_parameters()[1].double() for lstm in lstms(model)]
+    return [float(torch.linalg.matrix_norm(w, 2)) if torch.isfinite(w).all() else math.inf for w in matrices]
 
 
 def _gradient(x: Tensor) -> Tensor:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from local.common.html_page import Page, new_figure
+from studies.explosion_rows import MEASURES, Run, lower_and_upper, read_run
 from studies.explosion_run import DAMPED, EVERY, EXPLODED, FEWEST
 from studies.short_training import number
 
@@ -19,7 +18,6 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
 DEMONSTRATION = ("control", "threshold", "clip")  # axes of the grid: the same weights and batches with other controls
 MOST = 1e18  # larger values are drawn here
@@ -34,53 +32,6 @@ at rest (i = f = o = 1/2, g = c = 0): dc_t/dc_{t-1} = 1/2 + 1/4 W_g W_r: it grow
 initial weights, H cells, P outputs: radius = sqrt(P / H) s = 0.71 s for H = 2 P, with s the factor of W_h: grows from s = 2.8
 T frames on, the gradient is exp(r T) times as large; 25 times (the filter's threshold) in T = 500 frames (20 s): r = 0.0064
 r T differs between sequences by about its frames' deviation x sqrt(T): around r = 0 some sequences explode, others vanish"""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished training: its summary and its rows, as numbers where they are numbers."""
-
-    summary: dict[str, str]
-    steps: dict[str, NDArray[np.float64]]  # by column, one value per step
-    layers: dict[str, NDArray[np.float64]]
-    sequences: dict[str, NDArray[np.float64]]
-
-    def value(self, name: str) -> float:
-        """Return a number of the summary; nan if it has none."""
-        return float(self.summary.get(name) or "nan")
-
-    def by_layer(self, name: str) -> NDArray[np.float64]:
-        """Return the columns name_0, name_1, ... of the steps, (steps, layers)."""
-        columns = [column for column in self.steps if column.startswith(f"{name}_")]
-        return np.stack([self.steps[f"{name}_{i}"] for i in range(len(columns))], axis=1)
-
-    def gradients(self) -> NDArray[np.float64]:
-        """Return the gradient of every sequence at the input of every LSTM, (steps, layers, sequences)."""
-        shape = (len(self.steps["step"]), 1 + int(self.sequences["layer"].max()), 1 + int(self.sequences["sequence"].max()))
-        return self.sequences["gradient_rms"].reshape(shape)
-
-    @property
-    def control(self) -> str:
-        """The control with its number: `filter 25`, `clip 5`, `none`."""
-        keys = dict(key.split("=", 1) for key in self.summary["keys"].split())
-        name = keys.get("gradient.control", "none")
-        default = {"filter": "25", "clip": "5"}.get(name, "")
-        found = keys.get("gradient.threshold", keys.get("gradient.clip_norm", default))
-        return f"{name} {float(found):g}" if found else name
-
-
-def read_run(folder: Path) -> Run:
-    """Read what `studies.explosion.write_result` wrote."""
-    with (folder / "summary.csv").open(newline="", encoding="utf-8") as file:
-        (summary,) = csv.DictReader(file)
-    return Run(summary, *(read_numbers(folder / f"{name}.csv") for name in ("steps", "layers", "sequences")))
-
-
-def read_numbers(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Return the columns of a table of numbers."""
-    with path.open(newline="", encoding="utf-8") as file:
-        head, *rows = list(csv.reader(file))
-    return dict(zip(head, np.array(rows, dtype=np.float64).T, strict=True))
 
 
 def write_page(exp_dir: Path, folders: Sequence[Path]) -> Path:
@@ -189,56 +140,32 @@ def _table(page: Page, runs: Sequence[Run]) -> None:
         others = [[run.value("loss") for run in own.values()], *([f(run) for run in own.values()] for f in MEASURES)]
         rows.append([control, *map(number, losses), _mean(losses), spread, *map(_mean, others)])
     seeded = [f"held-out, seed {seed}" for seed in seeds]
-    head = ["control", *seeded, "mean", "sd", "training", "part damped", "lower steps", "upper steps", "healthy steps"]
+    head = [
+        "control",
+        *seeded,
+        "mean",
+        "sd",
+        "training",
+        "part damped",
+        "lower steps",
+        "upper steps",
+        "healthy steps",
+        "norm if one",
+        "norm if most",
+    ]
     page.table(head, rows)
     page.note(
         "training: loss of the last ten steps, mean of the seeds. part damped: share of sequences and layers with a gradient "
         f"above {DAMPED:g} times the median, which the filter damps to less than half. lower, upper steps: how far a step "
         "moves the weights of the lower and of the upper half of the layers, in learning rates. healthy steps: how far a "
-        "layer without such a sequence moves in a step in which another has one / in the step before."
+        "layer without such a sequence moves in a step in which another has one / in the step before. norm if one, if most: "
+        "norm of a layer's gradient / its usual value in steps in which one sequence of the batch explodes, or most of them."
     )
 
 
 def _mean(values: Sequence[float]) -> str:
     finite = [value for value in values if math.isfinite(value)]
     return number(statistics.mean(finite)) if finite else "-"
-
-
-def damped_share(run: Run) -> float:
-    """Return the mean share of sequences and layers whose gradient is far above the median."""
-    return float(np.mean(run.steps["share_damped"]))
-
-
-def healthy_steps(run: Run) -> float:
-    """Return how far healthy layers move in a step in which another has an outlier / in the step before, if that has none.
-
-    The median over these layers and steps; nan without any such step.
-    """
-    gradients, moved = run.gradients(), run.by_layer("step_layer")
-    outlier = (gradients.max(axis=2) > DAMPED * np.median(gradients, axis=2)) | ~np.isfinite(gradients).all(axis=2)
-    some = outlier.any(axis=1)
-    first = some[1:] & ~some[:-1]
-    healthy = first[:, None] & ~outlier[1:] & (moved[:-1] > 0)
-    return float(np.median((moved[1:] / np.maximum(moved[:-1], 1e-30))[healthy])) if healthy.any() else math.nan
-
-
-def lower_steps(run: Run) -> float:
-    """Return how far a step moves the weights of the lower half of the layers, in learning rates: the mean over all steps."""
-    return float(np.mean(_halves(run)[0]))
-
-
-def upper_steps(run: Run) -> float:
-    """Return the same of the upper half."""
-    return float(np.mean(_halves(run)[1]))
-
-
-def _halves(run: Run) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    moved = run.by_layer("step_layer")
-    half = moved.shape[1] // 2
-    return moved[:, :half], moved[:, half:]
-
-
-MEASURES = (damped_share, lower_steps, upper_steps, healthy_steps)
 
 
 def gradient_figure(runs: dict[str, Run]) -> Figure:
@@ -295,7 +222,7 @@ def loss_figure(runs: Sequence[Run]) -> Figure:
         steps = min(len(run.steps["step"]) for run in own)
         curves = {
             left: np.mean([run.steps["loss"][:steps] for run in own], axis=0),
-            right: np.mean([_halves(run)[0].mean(axis=1)[:steps] for run in own], axis=0),
+            right: np.mean([lower_and_upper(run)[0].mean(axis=1)[:steps] for run in own], axis=0),
         }
         style = {"color": COLOURS[control.split()[0]], "linestyle": LINES.get(control, "-")}
         for axes, values in curves.items():

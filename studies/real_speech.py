@@ -81,7 +81,7 @@ def command(run: Run, exp_dir: Path, corpus_dir: Path | None, options: Sequence[
     """Return the call of run.sh that makes a run; corpus_dir: the folder of its audio (None: downloaded)."""
     data, folder = ROOT / "data" / run.data, exp_dir / run.folder
     call = ["./run.sh", "--corpus", CORPUS, "--conf", str(CONF / f"{run.conf}.yaml"), "--data-dir", str(data)]
-    call += ["--exp-dir", str(folder), "--python", sys.executable, "--nj", "1", *options]
+    call += ["--exp-dir", str(folder), "--python", sys.executable, "--nj", "1", "--nproc", "1", *options]
     call += ["--corpus-dir", str(corpus_dir)] if corpus_dir is not None else []
     threads = ("train.num_threads=1", "decode.num_threads=1", "data.num_workers=1")
     return [*call, *threads, *run.keys, f"train.seed={run.seed}"]

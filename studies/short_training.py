@@ -193,11 +193,7 @@ def run_all(function: Callable[[Job], Result], jobs: Sequence[Job], desc: str) -
     workers = min(torch.get_num_threads(), len(jobs))
     with Progress(len(jobs), desc, "runs") as progress:
         if workers == 1:
-            results = []
-            for job in jobs:
-                results.append(function(job))
-                progress.update()
-            return results
+            return _one_by_one(function, jobs, progress)
         # a fork would share torch's threads, which then hang
         with process_pool(workers, desc, "spawn", torch.set_num_threads) as pool:
             futures = [pool.submit(function, job) for job in jobs]
@@ -205,6 +201,19 @@ def run_all(function: Callable[[Job], Result], jobs: Sequence[Job], desc: str) -
                 future.result()
                 progress.update()
             return [future.result() for future in futures]
+
+
+def _one_by_one(function: Callable[[Job], Result], jobs: Sequence[Job], progress: Progress) -> list[Result]:
+    """Return function(job) for all jobs with one thread, as the processes have."""
+    threads, results = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        for job in jobs:
+            results.append(function(job))
+            progress.update()
+    finally:
+        torch.set_num_threads(threads)
+    return results
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

@@ -16,10 +16,10 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from local.common.atomic import atomic_write
 from local.common.cli import make_parser, program
 from local.common.errors import UserError
 from local.corpus.corpus_yaml import load_corpus
+from local.corpus.manifest_lines import write_manifest
 from local.data.durations import FRAME_SECONDS, SPEED
 from local.data.feature_store import Float16ArchiveWriter
 from local.data.token_counts import UNUSABLE, counts_file, read_token_counts, write_token_counts
@@ -88,8 +88,7 @@ def stress_part(source: Path, target: Path, longest: int, share: float, gain: fl
             made.append(joined(part, name, matrix, writer))
             for file, of_lang in counts.items():
                 joined_counts[file][name] = sum(of_lang[cut.id] for cut in part)
-    with atomic_write(target) as tmp:
-        CutSet(made).to_file(tmp)
+    write_manifest(target, made)
     for file, of_joined in joined_counts.items():
         write_token_counts(of_joined, target.parents[1] / file)
     return [cut.id for cut in made if cut.id.startswith(PREFIX)]

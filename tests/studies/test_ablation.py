@@ -20,7 +20,7 @@ from local.data.feature_store import Float16ArchiveWriter
 from local.data.token_counts import counts_file, read_token_counts, write_token_counts
 from local.scoring.intervals import REPLICATIONS
 from studies import ablation
-from studies.ablation import DIVERGED, Marker, Run, Runner, read_marker
+from studies.ablation import DIVERGED, Marker, Run, Runner, read_marker, runs_of
 from studies.ablation_report import curves, pair_table, read_outcome, wer_table, write_report
 from studies.stress_data import noise_like, stress_data
 from tests.conftest import ROOT
@@ -64,6 +64,29 @@ def outcomes(tmp_path: Path) -> list:  # type: ignore[type-arg]
             write_run(folder, wrong, level=seed, last=control == "none")
             found.append(read_outcome(folder, control, seed, "greedy_search", diverged=False))
     return found
+
+
+def test_characters_count_where_words_have_no_spaces(tmp_path: Path) -> None:
+    """Two sentences of 4 and 5 characters, each with one wrong."""
+    folder = tmp_path / "filter-1"
+    write_run(folder, 0, level=1)
+    rows = [
+        ("\u4f60\u597d\u5417\u6211", "\u4f60\u597d\u5417\u4ed6"),
+        ("\u6211\u5f88\u597d\u8c22\u4f60", "\u6211\u5f88\u4e0d\u8c22\u4f60"),
+    ]
+    lines = [json.dumps({"id": str(i), "ref": ref, "hyp": hyp}) + "\n" for i, (ref, hyp) in enumerate(rows)]
+    (folder / "decode" / "greedy_search" / "test.jsonl").write_text("".join(lines), encoding="utf-8")
+    found = [read_outcome(folder, "filter", 1, "greedy_search", diverged=False)]
+    head, (row,) = wer_table(found, "test")
+    assert "CER" in " ".join(head) and row[1] == f"{200 / 9:.2f}"
+    found = [read_outcome(folder, "filter", 1, "greedy_search", diverged=False, wanted="word")]
+    assert wer_table(found, "test")[1][0][1] == "100.00"
+
+
+@pytest.mark.parametrize("override", ["train.num_epochs=20", "gradient.control=clip", "train.seed=9"])
+def test_keys_that_the_study_sets_are_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(UserError, match=override.partition("=")[0]):
+        runs_of(load_config(None, [override]), [override], tmp_path)
 
 
 def test_wer_by_control_and_seed(outcomes: list) -> None:  # type: ignore[type-arg]

@@ -13,7 +13,7 @@ from local.data.batch import Batch
 from model.build import build_model
 from model.encoder.subsampling import subsampled
 from model.layers.scaled import ScaledRNN
-from studies import explosion, explosion_measure, explosion_report, explosion_run, norms
+from studies import explosion, explosion_measure, explosion_report, explosion_rows, explosion_run, norms
 from studies.explosion_data import Setting, groups, joined, with_wrong_texts
 from studies.explosion_measure import growth, lstms, watched
 from studies.short_training import utterance_losses
@@ -157,11 +157,23 @@ def test_healthy_layers_are_compared_with_their_own_steps() -> None:
     moved = {"step_layer_0": np.array([1.0, 9.0, 1.0]), "step_layer_1": np.array([4.0, 2.0, 9.0])}
     index = np.indices(gradients.shape).reshape(3, -1)
     sequences = {"layer": index[1], "sequence": index[2], "gradient_rms": gradients.ravel()}
-    run = explosion_report.Run({"keys": ""}, {"step": np.arange(3.0), **moved}, {}, sequences)
-    assert explosion_report.healthy_steps(run) == pytest.approx(0.5)
-    assert explosion_report.lower_steps(run) == pytest.approx(11 / 3) and explosion_report.upper_steps(run) == pytest.approx(5)
+    run = explosion_rows.Run({"keys": ""}, {"step": np.arange(3.0), **moved}, {}, sequences)
+    assert explosion_rows.healthy_steps(run) == pytest.approx(0.5)
+    assert explosion_rows.lower_steps(run) == pytest.approx(11 / 3) and explosion_rows.upper_steps(run) == pytest.approx(5)
     gradients[1, 0, 2] = 24.0
-    assert math.isnan(explosion_report.healthy_steps(run))
+    assert math.isnan(explosion_rows.healthy_steps(run))
+
+
+def test_norms_are_compared_by_how_many_sequences_explode() -> None:
+    """Of 60 steps, in step 50 one sequence of three explodes in layer 1, in step 55 two do; the norms are 7 and 9 times."""
+    gradients, norms = np.ones((60, 2, 3)), np.ones((60, 2))
+    gradients[50, 1, 0] = gradients[55, 1, :2] = 2000.0
+    norms[50, 0], norms[55, 1] = 7.0, 9.0
+    index = np.indices(gradients.shape).reshape(3, -1)
+    sequences = {"layer": index[1], "sequence": index[2], "gradient_rms": gradients.ravel()}
+    columns = {f"gradient_norm_layer_{i}": norms[:, i] for i in range(2)}
+    run = explosion_rows.Run({"keys": ""}, {"step": np.arange(60.0), **columns}, {}, sequences)
+    assert explosion_rows.norm_if_one(run) == pytest.approx(7) and explosion_rows.norm_if_most(run) == pytest.approx(9)
 
 
 def test_three_steps_with_an_exploded_sequence_are_an_explosion() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,7 +109,8 @@ def test_fewer_hours_are_some_of_the_same_speakers(tmp_path: Path) -> None:
 def test_the_table_has_the_mean_of_the_seeds_and_compares_those_that_both_runs_have(tmp_path: Path) -> None:
     """80 words each: the first run has 16 and 8 errors, the second 4 with seed 1 alone."""
     first = {seed: write_experiment(tmp_path / f"a-{seed}", wrong) for seed, wrong in ((1, 16), (2, 8))}
-    second = {1: write_experiment(tmp_path / "b-1", 4), 2: tmp_path / "b-2"}
+    second = {2: tmp_path / "b-2", 1: write_experiment(tmp_path / "b-1", 4)}
+    (tmp_path / "b-2").mkdir()  # its training has begun
     text = write_report(tmp_path, {"a": first, "b": second, "c": {1: tmp_path / "c-1"}}, dict.fromkeys("abc", "a"), "test")
     assert text == (tmp_path / "table.md").read_text()
     a, b = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith(("| a ", "| b "))]
@@ -117,6 +119,8 @@ def test_the_table_has_the_mean_of_the_seeds_and_compares_those_that_both_runs_h
     assert b[6].startswith("a: -75.0 %, significant")
     low, high = map(float, a[5].split(" - "))
     assert low < 15.0 < high
+    # 24 of 40 utterances have one error in four words
+    assert (high - low) / 2 == pytest.approx(100 / 4 * 1.96 * math.sqrt(0.6 * 0.4 / 40), rel=0.1)
     head, *rows = [line.split("\t") for line in (tmp_path / "errors.tsv").read_text().splitlines()]
     assert head == ["utterance", "words", "a-1 greedy_search", "a-2 greedy_search", "b-1 greedy_search"]
     assert [sum(int(row[i]) for row in rows) for i in range(1, 5)] == [80, 16, 8, 4]
