@@ -141,10 +141,15 @@ def differences(workers: list[Worker], request: dict[str, Any]) -> dict[str, dic
     alone, so any may be chosen. The pruned loss of `torchaudio` is compared with the full one.
     """
     short = {**request, "lengths": sorted(request["lengths"])[:2], "memory": False}
-    exact = workers[0].ask({**short, "kind": "exact"})
-    result = {}
+    answers = (worker.ask({**short, "kind": "exact"}) for worker in workers)
+    exact = next((answer for answer in answers if "error" not in answer), None)
+    if exact is None:
+        return {}
+    result: dict[str, dict[str, float]] = {}
     for worker in workers:
         got = worker.ask({**short, "ranges": exact["ranges"]})
+        if "error" in got:  # the records say so
+            continue
         full = worker.backend == "torchaudio"
         result[worker.backend] = {
             name: max(abs(a - b) / abs(b) for a, b in zip(got[name], exact[against], strict=True))

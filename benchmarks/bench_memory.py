@@ -103,7 +103,7 @@ def growth(rows: Sequence[Sample], key: str, warm_up: int) -> float:
 def run(args: argparse.Namespace, exp_dir: Path) -> list[Sample]:
     """Train in exp_dir and return the windows. Raises `UserError` if training fails."""
     command = [sys.executable, str(ROOT / "local" / "train.py"), "--conf", str(args.conf)]
-    command += ["--data-dir", str(args.data_dir), "--exp-dir", str(exp_dir), "train.num_epochs=1000000"]
+    command += ["--data-dir", str(args.data_dir), "--exp-dir", str(exp_dir), "--nproc", "1", "train.num_epochs=1000000"]
     command += [f"train.max_steps={args.steps}", f"train.log_every={args.window}", *args.overrides]
     with (exp_dir / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)})

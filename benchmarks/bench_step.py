@@ -41,6 +41,7 @@ def parse_args() -> argparse.Namespace:
         "--products", choices=list(PRODUCTS), default="auto", help="library of float32 products; auto: as in training"
     )
     parser.add_argument("--data-dir", type=Path, help="a prepared corpus; use its training batches instead")
+    parser.add_argument("--vocab-size", type=int, default=500, help="lang.vocab_size of the tokens of --data-dir")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args()
@@ -148,7 +149,7 @@ def main() -> None:
     for size, utterances, precision in cases:
         options = ["--size", size, "--precision", precision, "--threads", str(args.threads), "--products", args.products]
         options += ["--device", args.device, "--utterances", str(utterances)]
-        options += ["--data-dir", str(args.data_dir)] if args.data_dir else []
+        options += ["--data-dir", str(args.data_dir), "--vocab-size", str(args.vocab_size)] if args.data_dir else []
         worker = Worker("native", "step_worker.py", options, Path(sys.executable))
         records.append(measure(worker, size, utterances, precision, args.repeats, args.data_dir is not None))
         worker.close()

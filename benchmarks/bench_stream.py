@@ -122,6 +122,8 @@ def main() -> None:
     parser.add_argument("--name", default="stream", help="of the two files in --out")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args()
+    if args.checkpoint and args.sizes:
+        raise UserError("--sizes: the model has the sizes of --checkpoint; leave one of the two out")
     if args.audio and 1 not in args.streams:
         raise UserError("--audio: the latency is that of one stream; add 1 to --streams")
     before = os.getloadavg()[0]

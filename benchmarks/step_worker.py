@@ -48,11 +48,15 @@ class Step:
         device: str = "cpu",
         utterances: int = 0,
         lstm: str = "standard",
+        vocab_size: int = 500,
     ) -> None:
-        """Build the model of `size`, a key of `SIZES`; utterances: N, or 0 for that of the size; lstm: as train.lstm."""
+        """Build the model of `size`, a key of `SIZES`; utterances: N, or 0 for that of the size; lstm: as train.lstm.
+
+        vocab_size: lang.vocab_size of the tokens of data_dir.
+        """
         conf, classes, n, frames, tokens = SIZES[size]
         torch.manual_seed(0)
-        self.cfg = load_config(conf, ["data.num_workers=0", f"train.lstm={lstm}"])
+        self.cfg = load_config(conf, ["data.num_workers=0", f"train.lstm={lstm}", f"lang.vocab_size={vocab_size}"])
         self.precision, self.device = precision, torch.device(device)
         self.batches: Iterator[Batch]
         if data_dir is None:
@@ -151,13 +155,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--products", choices=list(PRODUCTS), default="auto")
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--vocab-size", type=int, default=500)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--utterances", type=int, default=0)
     args = parser.parse_args()
     tune_memory()  # as training does
     torch.set_num_threads(args.threads)
     policy.onednn = PRODUCTS[args.products]
-    step = Step(args.size, args.precision, args.data_dir, args.device, args.utterances)
+    step = Step(args.size, args.precision, args.data_dir, args.device, args.utterances, vocab_size=args.vocab_size)
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         if request["kind"] == "memory":
