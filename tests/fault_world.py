@@ -291,7 +291,7 @@ CHECKS: dict[str, Callable[[World, Run], None]] = {
     "manifests": check_manifests,
     "own": lambda world, run: check_manifests(world, run, "tab kal man cut"),
     "cuts": check_cuts,
-    "lang_bpe_500": check_lang,
+    "lang": check_lang,
     "features": check_features,
     "train": check_train,
     "stored": check_train,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 SCRIPT = f"""
 set -euo pipefail
-cd {ROOT}
+cd {shlex.quote(str(ROOT))}
 source local/stages.sh
 cd "$1"
 call='./run.sh --one' python='' dry=${{2:-false}}
@@ -32,7 +33,7 @@ case "$1 $2" in
              touch .venv/has-pip ;;
   "-m pip") echo pip >> calls; [[ ! -e slow-pip ]] || sleep "$(cat slow-pip)"
             cat pip-says; exit "$(cat pip-ends)" ;;
-  *) exec {sys.executable} "$@" ;;
+  *) exec {shlex.quote(sys.executable)} "$@" ;;
 esac
 """
 NO_NETWORK = """WARNING: Retrying (Retry(total=0, connect=None, read=None, redirect=None)) after connection broken by \

@@ -199,9 +199,11 @@ def check(world: World, program: str, path: Path, damage: Damage, run: Run) -> s
             check_whole(written)
     if run.code:
         assert run.err.rstrip().splitlines()[-1] == errors[0] and len(errors[0]) < LONGEST
+        said = errors[0].replace(f"{world.now}/", "")  # whose folders could have the name by chance
         names = {path.name, path.stem, path.name.split(".")[0], path.parent.name if path.suffix == ".f16" else path.name}
-        keys = re.search(r"\bkey '[\w.]+'|part[s]? '?\w+'?|utterance \S+|lang\.vocab_size|recording \S+", errors[0])
-        assert keys or any(name in errors[0] for name in names), "the line does not name what is wrong"
+        keys = re.search(r"\bkey '[\w.]+'|\bparts? '[\w-]+'|\butterance \S*\d\S*|\blang\.vocab_size|\brecording \S*\d\S*", said)
+        named = any(re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", said) for name in names)
+        assert keys or named, "the line does not name what is wrong"
         return "one-line errors"
     CHECKS.get(program, lambda world, run: None)(world, run)
     results = world.results(run, damaged=path)

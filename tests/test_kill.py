@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 import subprocess
 import time
@@ -111,7 +112,9 @@ def assert_two_kills_change_nothing(data: Path, folder: Path, options: list[str]
             note = kill_at(run, moment, rng)
         finally:
             run.clear()
-    Run(data, folder / "killed", [*options, "data.num_workers=2"]).to_the_end()
+    run = Run(data, folder / "killed", [*options, "data.num_workers=2"])
+    run.to_the_end()
+    assert re.search(r"resuming from \S+: [1-9]\d* ", run.output()), note
     assert_as_if_whole(folder / "killed", folder / "whole", epochs, note)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,6 @@ def test_tokens_of_another_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["lang.vocab_size=80", "lang.type=char", "lang.bpe_model=my tokens/bpe.model"])
 def test_the_scripts_and_the_programs_name_the_same_folder(key: str) -> None:
     print_keys = f"{sys.executable} -m local.config '{key}'"
-    script = f"set -euo pipefail; cd {ROOT}; source local/stages.sh; config=$({print_keys}); name_tokens"
+    script = f"set -euo pipefail; cd {shlex.quote(str(ROOT))}; source local/stages.sh; config=$({print_keys}); name_tokens"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == load_config(None, [key]).lang.folder + "\n"

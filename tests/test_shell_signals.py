@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -137,8 +138,8 @@ def test_run_sh_ends_prepare_sh_and_its_program(worker: Path, started: Callable[
     (worker / "shell.py").write_text("")
     python.write_text(
         "#!/bin/sh\ncase $2 in\n"
-        f"  local.get_audio) echo $PPID > {worker}/prepare; cd {worker}; exec {sys.executable} worker.py ;;\n"
-        f'  *) exec {sys.executable} "$@" ;;\nesac\n'
+        f"  local.get_audio) echo $PPID > {worker}/prepare; cd {worker}; exec {shlex.quote(sys.executable)} worker.py ;;\n"
+        f'  *) exec {shlex.quote(sys.executable)} "$@" ;;\nesac\n'
     )
     python.chmod(0o755)
     folders = [f"--data-dir={worker}/data", f"--exp-dir={worker}/exp", f"--corpus-dir={audio}"]

@@ -102,10 +102,10 @@ def test_a_model_larger_than_its_file_is_not_built(experiment: Path, tmp_path: P
         content["config"]["model"]["encoder"].update(sizes)
 
     exp = changed(experiment, tmp_path, change)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UserError, match=r"epoch-1\.pt: .*model\.encoder"):
         load_averaged(exp / "checkpoints" / "epoch-1.pt")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,10 @@ def test_impossible_sizes_of_a_language_model(experiment: Path, tmp_path: Path, 
             content["lm"].update(sizes)
 
     exp = changed(experiment, tmp_path, change)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UserError, match=r"lm\.pt: .*('lm'|lm\.hidden)"):
         load_lm(exp / "lm" / "lm.pt", toy_tokenizer())
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 WRONG: dict[str, list[Any]] = {

@@ -63,10 +63,10 @@ def test_a_model_larger_than_the_memory_is_not_built(
 ) -> None:
     monkeypatch.setattr(module, "free_bytes", lambda device: 64 * 2**30)
     monkeypatch.setattr(module, "build_model", lambda *args: pytest.fail("it was built"))
-    cfg, start = load_config(None, overrides), time.perf_counter()
+    cfg, start = load_config(None, overrides), time.process_time()
     with pytest.raises(UserError) as e:
         new_model(cfg, 1_000_000)
-    assert time.perf_counter() - start < 1 and all(key in str(e.value) for key in keys)
+    assert time.process_time() - start < 1 and all(key in str(e.value) for key in keys)
 
 
 @pytest.mark.parametrize("overrides", [["lm.hidden=100000", "lm.num_layers=1000"], ["lm.dim=100000", "lm.hidden=8"]])

@@ -36,6 +36,38 @@ def test_eve_equals_its_formula() -> None:
     assert ours[2].item() == 2.0
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-7, 40.0], ids=["usual", "smallest", "largest"])
+def test_scaled_adam_equals_its_formula(scale: float) -> None:
+    """As icefall's, 2022: a step relative to the rms of a tensor, and one of its scale; the rms used is 1e-5 to 3."""
+    torch.manual_seed(0)
+    params = [scale * torch.randn(3, 4).double(), torch.tensor(0.5).double()]
+    ours = [torch.nn.Parameter(p.clone()) for p in params]
+    optimizer = make_optimizer(ours, SimpleNamespace(name="scaled_adam", lr=0.1, weight_decay=0.0, momentum=0.9))
+    moments = [[torch.zeros_like(p), torch.zeros_like(p), torch.zeros(()).double()] for p in params]
+    for k in range(1, 6):
+        fix = (1 - 0.98**k) ** 0.5
+        for p, mine, state in zip(params, ours, moments, strict=True):
+            g = torch.randn_like(p)
+            mine.grad = g.clone()
+            delta, v, s = state
+            v = 0.98 * v + 0.02 * g * g
+            u = g * fix / (v.sqrt() + 1e-8 * fix)
+            if p.numel() == 1:
+                u = -0.1 * 0.1 * u
+            else:
+                rms, along = p.square().mean().sqrt(), (g * p).sum()
+                s = 0.98 * s + 0.02 * along**2
+                factor = -along * fix / (s.sqrt() + 1e-8 * fix)
+                factor = 1.0 if rms < 1e-5 else -1.0 if rms > 3.0 else factor
+                u = -0.1 * rms.clamp(min=1e-5) * u + 0.01 * factor * p
+            delta = 0.9 * delta + 0.1 * u
+            p += delta
+            state[:] = [delta, v, s]
+        optimizer.step()
+        for p, mine in zip(params, ours, strict=True):
+            torch.testing.assert_close(mine.data, p)
+
+
 def test_a_parameter_that_joins_late_has_its_own_step_count() -> None:
     early, late = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
     optimizer = Eve([early, late], lr=0.5)
