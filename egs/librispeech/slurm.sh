@@ -17,9 +17,10 @@ cd "${SLURM_SUBMIT_DIR:?submit this with sbatch, from the folder of run.sh}"
 # Command-line arguments override these.
 recipe=(./run.sh --corpus librispeech train.batch_seconds=2000 train.max_duration=270 "$@")
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-on_one=(srun --nodes=1 --ntasks=1 --nodelist="$first")
+srun=(srun --cpus-per-task="$SLURM_CPUS_PER_TASK")  # Slurm 22.05 to 23.02 does not take this from the job
+on_one=("${srun[@]}" --nodes=1 --ntasks=1 --nodelist="$first")
 
 "${on_one[@]}" "${recipe[@]}" --stop-stage prepare --nj "$SLURM_CPUS_PER_TASK"
 # A requeued job resumes from the newest checkpoint. Jobs on one machine need different ports.
-srun "${recipe[@]}" --nnodes "$SLURM_NNODES" --rdzv "$first:$((20000 + SLURM_JOB_ID % 20000))"
+"${srun[@]}" "${recipe[@]}" --nnodes "$SLURM_NNODES" --rdzv "$first:$((20000 + SLURM_JOB_ID % 20000))"
 "${on_one[@]}" "${recipe[@]}" --stage average
