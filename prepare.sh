@@ -25,7 +25,7 @@ Options
   --conf FILE        configuration (default: egs/NAME/conf/NAME.yaml, else data/<corpus>/conf.yaml, which stage lang writes)
   --stage N          first stage, a number or a name
   --stop-stage N     last stage, a number or a name
-  --nj N             processes that prepare data (default: the number of cores)
+  --nj N             processes that prepare data (default: the processors that this process may use)
   --dask HOST:PORT   scheduler of a Dask cluster that extracts the features; it must see the same folders
   --python PROGRAM   Python to use as it is, instead of making .venv
   --force            run finished stages again
@@ -41,14 +41,24 @@ HELP
 # corpus's parts: those that its corpus.yaml or the keys data.*_parts name.
 name_source() {
   local folder name said
-  said=$(cat "egs/$corpus/corpus.yaml"; for name in $parts; do value_of "$name"; echo; done)
-  if [[ $audio == download ]]; then
+  said=" $({ sed 's/#.*//' "egs/$corpus/corpus.yaml"; for name in $parts; do value_of "$name"; echo; done; } |
+    tr -cs '[:alnum:]_.-' ' ') "
+  if [[ -z $corpus_dir && $audio == download ]]; then
     for folder in download/*/*/; do
       name=$(basename -- "$folder")
-      ! grep -qE "(^|[^[:alnum:]_-])${name//./\\.}([^[:alnum:]_-]|\$)" <<< "$said" || source+=(--input "${folder%/}" --made-by audio)
+      [[ $said != *" $name "* ]] || source+=(--input "${folder%/}" --made-by audio)
     done
   fi
   [[ ${#source[@]} -gt 0 ]] || source=(--input "$audio" --made-by audio)
+}
+
+# write_source: .done/source, by which later stages see other audio, and parts that change their role, although the manifests
+# are the same. The name of the audio's folder does not count.
+write_source() {
+  [[ $dry == false && -f $done_dir/manifests ]] || return 0
+  { awk -F '\t' -v own="input egs/$corpus/" \
+      'index($1, "input ") == 1 && $1 != own "corpus.yaml" && $1 != own "speech.yaml" {print $2}' "$done_dir/manifests"
+    grep -v '^corpus_dir:' "$data_dir/corpus.yaml" || true; } > "$done_dir/source"
 }
 
 # All of it is read before any of it runs, so that the file may be edited meanwhile.
@@ -80,8 +90,10 @@ main() {
   stage manifests --config "$parts lang.normalise lang.rules" "${described[@]}" "${source[@]}" \
     "${replaces[@]}" --output "$data_dir/manifests" --also "$data_dir/corpus.yaml" -- \
     run local.prepare_manifests --corpus-yaml "$corpus_yaml" --corpus-dir "$audio" --data-dir "$data_dir" --nj "$nj"
+  write_source
+  local seen=(--watch "$done_dir/source")
   stage cuts --config "features.sampling_rate data.channel data.min_utterance_seconds data.max_utterance_seconds" \
-    --input "$data_dir/manifests" --made-by manifests "${replaces[@]}" \
+    --input "$data_dir/manifests" --made-by manifests "${seen[@]}" "${replaces[@]}" \
     --output "$data_dir/cuts" --not "$data_dir/cuts/musan.jsonl.gz" -- \
     run local.prepare_cuts --data-dir "$data_dir"
   local noise=()
@@ -92,7 +104,7 @@ main() {
       run local.prepare_noise --data-dir "$data_dir" --nj "$nj"
   fi
   if [[ -n $chosen ]]; then
-    stage lang --marker conf --input "$data_dir/cuts" --made-by cuts --there "$chosen" -- \
+    stage lang --marker conf --input "$data_dir/cuts" --made-by cuts "${seen[@]}" --there "$chosen" -- \
       run local.choose_conf --data-dir "$data_dir"
     [[ ! -f $chosen ]] || conf=$chosen
     read_config
@@ -106,12 +118,12 @@ main() {
   fi
   [[ -z $(value_of lang.bpe_model) ]] || mixed+=(--input "$(value_of lang.bpe_model)" --made-by "(key lang.bpe_model)")
   stage lang --marker "$lang" --config lang "${mixed[@]}" --input "$data_dir/manifests" --made-by manifests \
-    --input "$data_dir/cuts" --made-by cuts --there "$data_dir/$lang/bpe.model" \
+    --input "$data_dir/cuts" --made-by cuts "${seen[@]}" --there "$data_dir/$lang/bpe.model" \
     --also "$data_dir/$lang" --not "$data_dir/$lang/graph/" -- \
     run local.prepare_lang --data-dir "$data_dir"
   if [[ $(value_of features.type) == precomputed ]]; then
     stage features --config "features augment.speed_perturb augment.musan" \
-      --input "$data_dir/cuts" --made-by cuts "${source[@]}" "${noise[@]}" "${replaces[@]}" \
+      --input "$data_dir/cuts" --made-by cuts "${seen[@]}" "${source[@]}" "${noise[@]}" "${replaces[@]}" \
       --output "$data_dir/features" --clear "$data_dir/features" -- \
       run local.compute_features --data-dir "$data_dir" --dask "$dask" --nj "$nj"
   elif [[ $first -le 4 && $last -ge 4 ]]; then

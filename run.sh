@@ -46,7 +46,7 @@ Options
   --stop-stage N     last stage, a number or a name (default: report)
   --sets NAMES       stage decode: these parts instead of the test parts, such as dev or dev,test; the table then has them
                      beside the sets that the same model decoded before
-  --nj N             processes that prepare data (default: the number of cores)
+  --nj N             processes that prepare data (default: the processors that this process may use)
   --dask HOST:PORT   see ./prepare.sh --help
   --nproc N          processes that train together on this machine (default: one per GPU; 1 without GPUs)
   --nnodes N         machines that train together: the same command on each, over the same folders. Then only stage train
@@ -95,7 +95,17 @@ make_graph() {
   done_dir=$lang/graph/.done stage lm --marker graph --config "lm.text lang.normalise lang.rules" \
     --input "$lang/bpe.model" --made-by prepare --input "$lang/transcript.txt" --made-by prepare \
     --watch "$(value_of lm.text)" --there "$graph" -- run local.prepare_graph --data-dir "$data_dir"
-  [[ $dry == true || ! -f $graph ]] || content "$graph" > "$graph.stage"
+  [[ $dry == true || ! -f $graph || "$(cat "$graph.stage" 2>/dev/null)" == "$(content "$graph")" ]] || content "$graph" > "$graph.stage"
+}
+
+# name_audio: $audio, what training and decoding read besides cuts. Cuts are the same if audio is replaced by audio as long.
+name_audio() {
+  local file
+  audio=(--watch "$data_dir/.done/source")
+  if [[ $(value_of features.type) == precomputed ]]; then
+    for file in "$data_dir"/features/*.jsonl.gz; do audio+=(--watch "$file"); done
+  fi
+  [[ -z $(value_of augment.musan) ]] || audio+=(--watch "$data_dir/cuts/musan.jsonl.gz")
 }
 
 decode() {
@@ -141,7 +151,7 @@ score_and_report() {
 
 # evaluate: prepare the test parts with the configuration of the checkpoint; decode; score.
 evaluate() {
-  local trained_in audio=() tuned=() needed
+  local trained_in asked=() audio tuned=() needed
   [[ -f $checkpoint ]] || fail "evaluate needs --checkpoint FILE, a trained model such as exp/mine/averaged.pt; not '$checkpoint'"
   [[ $dry == false ]] || fail "evaluate has no --dry-run: it first writes the configuration of the checkpoint"
   [[ -z $conf ]] || fail "evaluate takes the configuration of the checkpoint, without --conf; keys can follow as key=value"
@@ -162,11 +172,12 @@ evaluate() {
   read_config
   echo "corpus $corpus, experiment $exp_dir, checkpoint $checkpoint${overrides[*]:+ ${overrides[*]}}"
 
-  [[ -z $corpus_dir ]] || audio=(--corpus-dir "$corpus_dir")
-  [[ $force == false ]] || audio+=(--force)
-  audio+=(--corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nj "$nj" --python "$python" "${overrides[@]}")
-  prepare --stop-stage cuts "${audio[@]}"
-  [[ $(value_of features.type) != precomputed ]] || prepare --stage features "${audio[@]}"
+  [[ -z $corpus_dir ]] || asked=(--corpus-dir "$corpus_dir")
+  [[ $force == false ]] || asked+=(--force)
+  asked+=(--corpus "$corpus" --data-dir "$data_dir" --conf "$conf" --nj "$nj" --python "$python" "${overrides[@]}")
+  prepare --stop-stage cuts "${asked[@]}"
+  [[ $(value_of features.type) != precomputed ]] || prepare --stage features "${asked[@]}"
+  name_audio
 
   needed=(--watch "$(value_of decode.lm)" --watch "$(value_of decode.bigram)" --watch "$(value_of decode.ngram)"
     --watch "$(value_of decode.hotwords)" --watch "$trained_in/lm" --watch "$trained_in/tuned.yaml")
@@ -175,7 +186,7 @@ evaluate() {
     tuned=(--tuned "$trained_in/tuned.yaml")
   fi
   stage decode --config "decode data.test_parts" "${needed[@]}" --input "$checkpoint" --made-by average \
-    --input "$data_dir/cuts" --made-by prepare --output "$exp_dir/decode" -- run local.decode --checkpoint "$checkpoint" \
+    --input "$data_dir/cuts" --made-by prepare "${audio[@]}" --output "$exp_dir/decode" -- run local.decode --checkpoint "$checkpoint" \
     --data-dir "$data_dir" --exp-dir "$exp_dir" --trained-in "$trained_in" "${tuned[@]}"
   score_and_report
 }
@@ -227,6 +238,8 @@ main() {
   [[ $other != evaluate ]] || corpus=custom
   parse_options "$@"
   name_sets
+  [[ $nnodes =~ ^[1-9][0-9]*$ ]] || fail "option --nnodes must be a whole number above 0, not '$nnodes'"
+  [[ $nnodes == 1 || -z $other ]] || fail "--nnodes is an option of stage train; $other has none"
   if [[ $other == evaluate ]]; then
     evaluate
     return
@@ -234,9 +247,7 @@ main() {
   [[ -z $checkpoint ]] || fail "--checkpoint is an option of command evaluate"
   [[ $first -ne 8 || $last -ne 7 ]] || last=8  # so that --stage export runs, although the last stage is report by default
   check_nproc
-  [[ $nnodes =~ ^[1-9][0-9]*$ ]] || fail "option --nnodes must be a whole number above 0, not '$nnodes'"
   resolve_options
-  [[ $nnodes == 1 || -z $other ]] || fail "--nnodes is an option of stage train; $other has none"
   if [[ $nnodes -gt 1 ]]; then
     [[ -n $rdzv ]] || fail "--nnodes needs --rdzv HOST:PORT, the same on every machine"
     [[ $force == false ]] || fail "--force with --nnodes: remove $exp_dir instead, on one machine"
@@ -273,15 +284,10 @@ main() {
     fi
   fi
 
-  # The audio counts as stage manifests saw it: cuts are the same if audio is replaced by other audio of the same length.
-  audio=(--watch "$data_dir/.done/manifests")
-  if [[ $(value_of features.type) == precomputed ]]; then
-    for folder in "$data_dir"/features/*.jsonl.gz; do audio+=(--watch "$folder"); done
-  fi
-  [[ -z $(value_of augment.musan) ]] || audio+=(--watch "$data_dir/cuts/musan.jsonl.gz")
+  name_audio
   other_corpora
   while IFS= read -r folder; do
-    [[ -z $folder ]] || mixed+=(--input "$folder/cuts" --made-by "prepare.sh of that corpus" --watch "$folder/.done/manifests")
+    [[ -z $folder ]] || mixed+=(--input "$folder/cuts" --made-by "prepare.sh of that corpus" --watch "$folder/.done/source")
   done <<< "$others"
   [[ -z $others ]] || of_mix=(--config data.mix)
   stage train --config "model gradient loss optim train features augment lang data.train_parts data.dev_parts data.num_buckets" \

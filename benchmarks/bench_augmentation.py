@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.worker import ROOT, hardware, write_results
 from local.common.cli import make_parser, program
+from local.common.errors import UserError
 from local.common.locks import reads
 from local.config import load_config
 from local.data.audio_augmentation import CHANNELS, coded
@@ -26,7 +27,8 @@ import torch
 PLAIN = [  # what all cases have in common, whatever --conf says
     "augment.spec_augment=true",
     "augment.spec_augment_after=0",
-    *(f"augment.{name}_prob=0" for name in ("gain", "reverb", "codec")),
+    "augment.musan=null",
+    *(f"augment.{name}_prob=0" for name in ("gain", "reverb", "codec", "silence")),
 ]
 CASES = {
     "features, SpecAugment": [],
@@ -83,6 +85,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of which the table has the median")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_intermixed_args()
+    if args.rounds < 1:
+        raise UserError("--rounds must be at least 1")
     reads(args.data_dir)
     torch.set_num_threads(1)
     rows = measure_in_turn(args.conf, args.data_dir, args.overrides, args.utterances, args.rounds)

@@ -4,7 +4,7 @@
 counts=(-type f ! -name .lock ! -name .readers ! -name '.tmp-*')
 
 # files TEST...: those below this folder that count. What vanishes meanwhile or cannot be read is left out.
-# Not the noise beside cuts either: who mixes it in names it.
+# Files named musan.jsonl.gz do not count: stages that mix in noise name that file.
 files() { find -L . "${counts[@]}" ! -name musan.jsonl.gz "$@" || true; }
 
 # fingerprint PATH: of a file's content, or of the names and contents of a folder's files. Links are followed; copies are

@@ -81,6 +81,8 @@ class Marker:
 def runs_of(cfg: Config, overrides: Sequence[str], folder: Path) -> list[Run]:
     """Return all runs of section `ablation`, seed by seed, so that an unfinished study compares all controls.
 
+    average.num is at most half of the epochs, and a run has at most one data worker.
+
     Raises:
         UserError: an override is one of the keys that the runs set.
     """

@@ -116,7 +116,9 @@ def norm_if_most(run: Run) -> float:
 
 def _exploding(run: Run) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return by step the number of sequences that explode in a layer, and the largest norm of a layer / its usual one."""
-    gradients, norms = np.nan_to_num(run.gradients(), nan=np.inf), run.by_layer("gradient_norm_layer")
+    gradients, norms = (
+        np.nan_to_num(values, nan=np.inf, posinf=np.inf) for values in (run.gradients(), run.by_layer("gradient_norm_layer"))
+    )
     middle = (gradients.shape[2] - 1) // 2  # torch's median, as the filter takes it
     usual = np.median(np.sort(gradients, axis=2)[:, :, middle], axis=0)
     count = (gradients > EXPLODED * usual[None, :, None]).sum(axis=2).max(axis=1)

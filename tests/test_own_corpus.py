@@ -151,6 +151,11 @@ def test_a_test_set_alone_is_decoded_with_one_command(place: Path) -> None:
     assert sorted(path for path in (place / "data").rglob("*")) == before
     again = run(place, *options, f"decode.methods=[greedy_search,{lm}]")
     assert again.returncode == 0 and "started" not in again.stdout
+    audio = next((place / "my_test").rglob("*.wav"))
+    samples, rate = soundfile.read(audio)
+    soundfile.write(audio, -samples, rate)  # of the same length
+    again = run(place, *options, f"decode.methods=[greedy_search,{lm}]")
+    assert again.returncode == 0 and "decode: started" in again.stdout
 
 
 @pytest.mark.parametrize(
@@ -159,6 +164,7 @@ def test_a_test_set_alone_is_decoded_with_one_command(place: Path) -> None:
         (["--corpus-dir", "my_test"], ["--checkpoint"]),
         (["--checkpoint", "exp/none.pt", "--corpus-dir", "here"], ["--checkpoint", "exp/none.pt"]),
         (["--checkpoint", "exp/my_audio/averaged.pt"], ["--corpus-dir"]),
+        (["--checkpoint", "exp/my_audio/averaged.pt", "--corpus-dir", "here", "--nnodes", "2"], ["--nnodes"]),
         (["--checkpoint", "exp/my_audio/averaged.pt", "--corpus-dir", "nowhere"], ["nowhere"]),
         (["--checkpoint", "exp/my_audio/averaged.pt", "--corpus-dir", "here", "--data-dir", "data/my_audio"], ["--data-dir"]),
         (["--checkpoint", "exp/my_audio/averaged.pt", "--corpus-dir", "here", "--conf", "conf/base.yaml"], ["--conf"]),

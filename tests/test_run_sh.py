@@ -158,6 +158,19 @@ def test_tuning_and_decoding_run_if_something_changed(experiment: Path) -> None:
     assert alone.returncode == 1 and f"{exp}/tuned.yaml" in alone.stderr and "tune" in alone.stderr
 
 
+def test_other_audio_is_decoded_again(experiment: Path) -> None:
+    """Cuts do not tell it. A graph that is as before is not written: the data may be of others."""
+    methods = "decode.methods=[greedy_search,fast_beam_search_LG]"
+    (done := experiment / "data" / ".done").mkdir()
+    for content in ("1234 5", "1234 6"):
+        (done / "source").write_text(content)
+        assert calls(experiment, 5, 5) == ["local.decode"] and calls(experiment, 5, 5) == []
+    calls(experiment, 3, 3, methods)
+    written = (made := experiment / "data" / "lang_bpe_500" / "graph" / "LG.npz.stage").stat().st_mtime_ns
+    calls(experiment, 3, 5, methods)
+    assert made.stat().st_mtime_ns == written
+
+
 def test_an_override_of_any_section_reaches_decoding(experiment: Path) -> None:
     """`calls` checks that every program gets it."""
     assert calls(experiment, 5, 5) == ["local.decode"]

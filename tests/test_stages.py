@@ -282,7 +282,7 @@ def test_of_the_downloads_a_corpus_counts_its_own_parts(place: Path) -> None:
     for folder in ("LibriSpeech/dev-clean", "LibriSpeech/dev-clean-2", "LibriSpeech/train-clean-5", "musan/noise"):
         (place / "download" / folder).mkdir(parents=True)
     corpus = place / "egs" / "c" / "corpus.yaml"
-    corpus.write_text("train: [train-clean-5]\ndev: [dev-clean-2]\n")
+    corpus.write_text("# speech\ntrain: [train-clean-5]  # musan/noise\ndev: [dev-clean-2]\n")
     function = subprocess.run(
         ["sed", "-n", "/^name_source()/,/^}/p", str(ROOT / "prepare.sh")], capture_output=True, text=True, check=True
     ).stdout

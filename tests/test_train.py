@@ -125,7 +125,7 @@ def test_a_training_may_have_no_dev_part(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "epoch-3.pt").is_file() and not (tmp_path / "valid.csv").exists()
 
 
-def test_a_validation_is_no_waiting_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_validation_is_not_waiting_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trainer(
         tmp_path, "train.log_every=1", "train.valid_every=2", "train.save_every=0", "train.num_epochs=1", "train.warm_step=1"
     )

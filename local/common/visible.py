@@ -71,13 +71,19 @@ def encodable(value: Any, text: str) -> Any:
 class _Escaped:
     """A text stream on which foreign text is visible; ends of lines and tabs stay. `unescaped` gives the stream below."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self.below = stream
 
     def write(self, text: str) -> int:
+        if self.below is None:  # it was closed before this program began
+            return len(text)
         encoding = getattr(self.below, "encoding", None) or "utf-8"  # letters that a terminal does not have are escaped, too
         self.below.write(visible(text, keep="\n\t").encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
+
+    def flush(self) -> None:
+        if self.below is not None:
+            self.below.flush()
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:

@@ -2,7 +2,7 @@ r"""Rules that change texts: the file of key lang.rules, one rule per line, `FRO
 
 The configuration holds the rules themselves, not the file's name, so that checkpoints carry them. FROM is plain text, or a
 regular expression of Python between slashes; TO may be empty, which deletes, and may hold `\1` if FROM is an expression.
-Blank lines, and lines that begin with `#`, are skipped.
+Lines that begin with `#`, and lines of white space, are skipped; but spaces and one tab delete these spaces.
 """
 
 from __future__ import annotations
@@ -31,10 +31,15 @@ def inline_rules(value: str | None, where: str) -> str | None:
         lines = read_lines(path)
     except (UserError, ValueError) as e:
         raise UserError(f"{where}: key 'lang.rules': {e}") from None
-    kept = [(number, line) for number, line in enumerate(lines, 1) if line.strip(" ") and not line.startswith("#")]
+    kept = [(number, line) for number, line in enumerate(lines, 1) if is_rule(line)]
     for number, line in kept:
         _parse(line, f"{path}:{number}")
     return "\n".join(line for _, line in kept) or None
+
+
+def is_rule(line: str) -> bool:
+    """Return whether a line of the file is a rule."""
+    return bool(line.strip() or re.fullmatch(" +\t", line)) and not line.startswith("#")
 
 
 def check_rules(value: str | None, where: str) -> None:

@@ -67,7 +67,7 @@ class Summary:
                 **lengths([s.duration for _, s in pairs]),
                 "silent": sum(max(found) <= SILENT for found in levels),
             }
-        return cls(data_dir, {"corpus": corpus.name, "parts": parts})
+        return cls(data_dir, {"corpus": corpus.name, "parts": parts, **_of_later_stages(data_dir, parts)})
 
     def add_cuts(self, part: str, seconds: Sequence[float], silent: int, dropped: Iterable[Dropped]) -> None:
         """Add what stage 2 knows: the lengths of the cuts, how many are nearly silent, and what it dropped."""
@@ -156,6 +156,20 @@ def lengths(seconds: Sequence[float]) -> Numbers:
 def len_of(stage: Mapping[str, Numbers], part: str) -> int:
     """Return the number of utterances that a stage kept."""
     return int(stage[part]["utterances"])
+
+
+def _of_later_stages(data_dir: Path, parts: Numbers) -> Numbers:
+    """Return what stages 2 and 3 wrote of these parts: if the manifests are the same, they do not run again."""
+    try:
+        before = Summary(data_dir).content
+        cuts = {part: found for part, found in before.get("cuts", {}).items() if part in parts}
+        tokens = {
+            name: {part: found for part, found in by_part.items() if part in parts}
+            for name, by_part in before.get("tokens", {}).items()
+        }
+    except (UserError, AttributeError):  # damaged
+        return {}
+    return {name: found for name, found in (("cuts", cuts), ("tokens", tokens)) if found}
 
 
 def by_kind(dropped: Iterable[Dropped]) -> dict[str, dict[str, int]]:

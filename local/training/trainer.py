@@ -108,10 +108,7 @@ class Trainer:
         """
         if self._finished():
             print("nothing is left to train: train.num_epochs or train.max_steps is reached")
-            if self.resumed and self.first:
-                path, saved = self.resumed
-                if warning := check_same_data(saved, self.data.identity(), path, finished=True):
-                    print(f"warning: {warning}", file=sys.stderr)
+            self._name_other_data()
         else:
             self.length.check_warm_up(self.first)
             self._take_data()
@@ -129,6 +126,17 @@ class Trainer:
                 self._tidy()
         if self.telemetry is not None:
             self.telemetry.close()
+
+    def _name_other_data(self) -> None:
+        """Warn if the data of a finished training have changed or cannot be read."""
+        if self.resumed and self.first:
+            path, saved = self.resumed
+            try:
+                warning = check_same_data(saved, self.data.identity(), path, finished=True)
+            except UserError as e:
+                warning = str(e)
+            if warning:
+                print(f"warning: {warning}", file=sys.stderr)
 
     def _take_data(self) -> None:
         """Record what the training data are, and the feature floor: the checkpoint's or, without one, that of the data.
