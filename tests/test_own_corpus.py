@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 from tests.speech_tree import WORDS, write_noise
 
 import pytest
+import soundfile
 
 pytestmark = pytest.mark.slow
 SMALL = [f"model.encoder.{key}=16" for key in ("d_model", "rnn_hidden_size", "dim_feedforward")]
