@@ -14,7 +14,6 @@ from pathlib import Path
 
 from local.common.errors import UserError, one_line
 from local.common.locks import BUSY, READERS, WRITER
-from local.config.schema import AUTO
 from local.health.finding import Check, Finding, Run, error, warning
 
 GIB = 2**30
@@ -113,6 +112,7 @@ def memory_limits(root: Path = Path("/")) -> dict[str, float]:
 def check_training_memory(run: Run) -> Iterator[Finding]:
     """Yield a model, or a batch, that is too large for the memory of the GPU or of the machine."""
     from local.common.meter import free_bytes
+    from local.config.schema import AUTO
     from local.health.sizes import pass_seconds, training_bytes
 
     import torch
