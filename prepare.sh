@@ -55,7 +55,7 @@ name_source() {
 # write_source: .done/source, by which later stages see other audio, and parts that change their role, although the manifests
 # are the same. The name of the audio's folder does not count.
 write_source() {
-  [[ $dry == false && -f $done_dir/manifests ]] || return 0
+  [[ $dry == false && -f $done_dir/manifests && -f $data_dir/corpus.yaml ]] || return 0
   { awk -F '\t' -v own="input egs/$corpus/" \
       'index($1, "input ") == 1 && $1 != own "corpus.yaml" && $1 != own "speech.yaml" {print $2}' "$done_dir/manifests"
     grep -v '^corpus_dir:' "$data_dir/corpus.yaml" || true; } > "$done_dir/source"

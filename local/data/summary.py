@@ -159,17 +159,13 @@ def len_of(stage: Mapping[str, Numbers], part: str) -> int:
 
 
 def _of_later_stages(data_dir: Path, parts: Numbers) -> Numbers:
-    """Return what stages 2 and 3 wrote of these parts: if the manifests are the same, they do not run again."""
+    """Return what stages 2 and 3 wrote, if the parts are as before: then they do not run again."""
     try:
         before = Summary(data_dir).content
-        cuts = {part: found for part, found in before.get("cuts", {}).items() if part in parts}
-        tokens = {
-            name: {part: found for part, found in by_part.items() if part in parts}
-            for name, by_part in before.get("tokens", {}).items()
-        }
-    except (UserError, AttributeError):  # damaged
+    except UserError:  # damaged
         return {}
-    return {name: found for name, found in (("cuts", cuts), ("tokens", tokens)) if found}
+    same = before.get("parts") == json.loads(json.dumps(parts))
+    return {name: before[name] for name in ("cuts", "tokens") if same and name in before}
 
 
 def by_kind(dropped: Iterable[Dropped]) -> dict[str, dict[str, int]]:

@@ -83,6 +83,10 @@ def test_each_stage_adds_what_it_knows(corpus: Path) -> None:
     assert {"tokens per second (lang.vocab_size=12)", "tokens per second (lang.vocab_size=14)"} < set(
         rows((data / "README.md").read_text())
     )
+    again = rows((prepare(corpus, 1) / "README.md").read_text())
+    assert any("tokens per second" in label for label in again), "later stages do not run again if the manifests are the same"
+    table = corpus / "train.tsv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
     assert not any("tokens" in label for label in rows((prepare(corpus, 2) / "README.md").read_text()))  # those were other data
 
 
