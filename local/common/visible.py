@@ -95,7 +95,7 @@ class _Escaped:
 
 def unescaped(stream: TextIO) -> TextIO:
     """Return the stream to which control characters of our own can be written."""
-    return stream.below if isinstance(stream, _Escaped) else stream
+    return cast(TextIO, stream.below) if isinstance(stream, _Escaped) else stream
 
 
 @contextlib.contextmanager

@@ -57,3 +57,11 @@ def test_a_full_disk_below_standard_output() -> None:
         command = [sys.executable, "-c", PROGRAM.replace(", flush=True", "").format(body="pass")]
         run = subprocess.run(command, cwd=ROOT, input="", stdout=full, stderr=subprocess.PIPE, text=True)
     assert run.returncode == 1 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
+
+
+def test_a_program_may_have_no_standard_output() -> None:
+    code = "from local.common.cli import program\nprogram(lambda: None)()\nprogram(lambda: print(1))()"
+    run = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stderr) == (0, "")
