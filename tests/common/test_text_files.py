@@ -35,7 +35,7 @@ def test_lines_without_their_ends(tmp_path: Path, name: str) -> None:
         ("latin", "one\nÄ\n".encode("latin-1"), "latin:2: .* byte 1"),
         ("zeros", b"one\ntwo\nab\0\n", "zeros:3: .* byte 3"),
         ("plain.gz", b"one\n", r"plain\.gz: .*the writer"),
-        ("cut.gz", gzip.compress(b"one\n" * 99)[:-9], r"cut\.gz: .*the writer"),
+        ("cut.gz", gzip.compress(b"one\n" * 99, mtime=0)[:-9], r"cut\.gz: .*the writer"),
         ("none", None, "none is missing; the writer"),
     ],
 )
