@@ -41,9 +41,9 @@ HELP
 # corpus's parts: those that its corpus.yaml or the keys data.*_parts name.
 name_source() {
   local folder name said
-  said=" $({ sed 's/#.*//' "egs/$corpus/corpus.yaml"; for name in $parts; do value_of "$name"; echo; done; } |
-    tr -cs '[:alnum:]_.-' ' ') "
   if [[ -z $corpus_dir && $audio == download ]]; then
+    said=" $({ sed 's/#.*//' "egs/$corpus/corpus.yaml"; for name in $parts; do value_of "$name"; echo; done; } |
+      tr -cs '[:alnum:]_.-' ' ') "
     for folder in download/*/*/; do
       name=$(basename -- "$folder")
       [[ $said != *" $name "* ]] || source+=(--input "${folder%/}" --made-by audio)

@@ -22,7 +22,7 @@ EOF
 fast=false python='' pytest_args=()
 passed=0 failed=0 skipped=0
 # Most tests wait for one thread; a process takes up to 2 GB. The tests of one file share what it has made.
-cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+cores=$(usable_cores)
 workers=(-n "$((cores < 4 ? cores : 4))" --dist loadfile)
 k2_python=.venv-k2/bin/python
 
