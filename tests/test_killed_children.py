@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from local import compute_features, decode, synthesise_tiny, train
+from local.artifacts.checkpoint import _Output, load_file
 from local.common.errors import UserError
 from local.corpus import synthesis
 from local.corpus.audio_files import check_all
@@ -205,6 +206,17 @@ def test_a_killed_data_worker_ends_the_training(data: Path, tmp_path: Path) -> N
     os.kill(program.pid, signal.SIGKILL)
     assert program.status() == -signal.SIGKILL  # and no worker is left
     assert shared_files() <= before
+
+
+def test_a_data_worker_that_is_killed_while_a_checkpoint_is_written(data: Path, tmp_path: Path) -> None:
+    program = training(data, tmp_path, "train.save_every=1", before=slowly(_Output, "write", 0.005))
+    end = time.monotonic() + PATIENCE
+    while not (writing := abandoned(tmp_path / "exp" / "checkpoints")):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.kill(program.workers(2)[1], signal.SIGKILL)
+    assert "signal 9" in program.one_error()
+    assert not writing[0].exists() and load_file(tmp_path / "exp" / "checkpoints" / "step-1.pt")["progress"]["step"] == 1
 
 
 @pytest.mark.slow

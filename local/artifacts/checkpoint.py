@@ -22,6 +22,7 @@ from local.artifacts.new_model import check_numbers, new_model
 from local.artifacts.plain_values import PlainValues, without_floats
 from local.common.atomic import atomic_write
 from local.common.errors import UserError, described
+from local.common.signals import held_back
 from local.common.text_files import is_file, read_bytes
 from local.config import config_from_dict, load_config, named_files, to_dict
 from local.config.limits import shown
@@ -41,11 +42,14 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space left, a quota,
 def save_file(content: dict[str, Any], path: Path) -> None:
     """Write a dict of tensors and plain values. If the program is killed or the disk is full, an older file stays.
 
+    A signal to end waits for the file. An exception within torch.save leaves its writer behind, which writes once more when
+    it is deleted: to a closed file, and torch aborts the program.
+
     Raises `UserError` naming the file, its size and the free space if the disk is full.
     """
     size = 0
     try:
-        with atomic_write(path) as tmp, tmp.open("wb") as file:
+        with held_back(), atomic_write(path) as tmp, tmp.open("wb") as file:
             out = _Output(file)
             torch.save(without_floats(content), out)  # type: ignore[arg-type]  # it calls only write and flush
             size = out.size

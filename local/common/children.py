@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -39,9 +39,6 @@ B = TypeVar("B")
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a fork of a program with threads must not
 WATCH_EVERY = 1.0  # seconds between looks at the parent, if the system does not tell that it ended
-KILLED = re.compile(
-    r"DataLoader worker \(pids?\(?s?\)? [\d, ]+\) (?:is killed by signal: (?P<signal>[^.]*)|exited unexpectedly)"
-)
 STUCK = re.compile(r"DataLoader timed out after (?P<seconds>[\d.]+) seconds")
 
 
@@ -100,23 +97,46 @@ def how_it_ended(status: int | None) -> str:
     return f"was killed (signal {-status}){hint}"
 
 
-def why_loader_failed(e: BaseException, processes: Sequence[BaseProcess] = ()) -> str | None:
-    """Return in one line what torch's DataLoader reports of its `processes`; None for another error.
+def until_one_dies(start: Callable[[], Iterator[A]]) -> Iterator[A]:
+    """Yield the batches of torch's DataLoader, whose processes `start` starts.
 
-    torch raises this wherever the program is when a process dies, not only where it waits for a batch.
+    Raises `ChildEnded` if one of them dies or stands still.
+
+    torch would raise wherever the main thread is when one dies. After that, torch.save can abort the program. Within a fork or
+    a deletion, Python drops the exception, and the program waits until data.max_wait is over. So torch's handler of SIGCHLD is
+    replaced: a death is looked for before each batch, and at the signal while this waits for one.
     """
-    if found := STUCK.search(str(e)):
-        return (
-            f"a data process gave no batch for {float(found['seconds']):g} s (key 'data.max_wait'): it waits for a disk, "
-            "a network or a command; see what stands still, or set the key higher, and run again"
-        )
-    if not (found := KILLED.search(str(e))):
-        return None
-    name = re.sub(r"\W", "", found["signal"] or "").lower()  # as strsignal(3) says it: "Killed"
-    number = next((s for s in signal.Signals if re.sub(r"\W", "", signal.strsignal(s) or "").lower() == name), None)
-    statuses = [-number] if number else [p.exitcode for p in processes if p.exitcode]
-    how = how_it_ended(statuses[0] if statuses else None)
-    return f"a data process {how}; run again, it resumes; a lower data.num_workers or train.max_duration takes less memory"
+    before = multiprocessing.active_children()
+    batches = start()
+    processes = [process for process in multiprocessing.active_children() if process not in before]
+
+    def look(*_: Any) -> None:
+        for status in [process.exitcode for process in processes]:
+            if status:
+                hint = "run again, it resumes; a lower data.num_workers or train.max_duration takes less memory"
+                raise ChildEnded(f"a data process {how_it_ended(status)}; {hint}")
+
+    main = threading.current_thread() is threading.main_thread()  # signals have handlers in this one alone
+    while True:
+        try:
+            if main:
+                signal.signal(signal.SIGCHLD, look)
+            look()
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as e:
+            look()
+            if found := STUCK.search(str(e)):
+                raise ChildEnded(
+                    f"a data process gave no batch for {float(found['seconds']):g} s (key 'data.max_wait'): it waits for a "
+                    "disk, a network or a command; see what stands still, or set the key higher, and run again"
+                ) from None
+            raise
+        finally:
+            if main:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        yield batch
 
 
 @contextlib.contextmanager

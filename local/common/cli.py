@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from local.common import startup
-from local.common.children import end_with_shell, why_loader_failed
+from local.common.children import end_with_shell
 from local.common.errors import UserError, one_line
 from local.common.locks import released
 from local.common.signals import Stopped, ending_signals
@@ -107,7 +107,7 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
                 _stop(why)
             raise
         except (MemoryError, RuntimeError, ImportError, SystemError) as e:
-            if why := why_loader_failed(e) or startup.too_little_memory(e):
+            if why := startup.too_little_memory(e):
                 _stop(why)
             raise
         except KeyboardInterrupt as e:

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import multiprocessing
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from local.common.allocator import release_free_memory
-from local.common.children import begin_child, room_for_children, why_loader_failed
+from local.common.children import begin_child, room_for_children, until_one_dies
 from local.common.errors import UserError
 from local.common.processes import Processes, cores
 from local.config.mix import MARK, shares_of
@@ -53,7 +51,6 @@ class Batches:
         """Iterate over `loader`; with_empty: also yield batches without utterances, as all processes must make each pass."""
         self.loader, self.num_cuts, self.max_lost, self.with_empty, self.skipped = loader, num_cuts, max_lost, with_empty, 0
         self.last_problem, self.epoch_cuts = "", num_cuts
-        self._workers: list[BaseProcess] = []
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches.
@@ -61,17 +58,13 @@ class Batches:
         Raises `UserError` for a damaged line of a manifest, and for a worker that is killed or stands still.
         """
         try:
-            for batch in self._start_workers():
+            for batch in until_one_dies(self._start_workers):
                 self.skipped += len(batch.skipped)
                 self.last_problem = batch.problem or self.last_problem
                 if batch.ids or self.with_empty:
                     yield batch
         except UserError as e:  # a worker's has a traceback before its own line
             raise UserError(str(e).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")) from None
-        except RuntimeError as e:
-            if why := why_loader_failed(e, self._workers):
-                raise UserError(why) from None
-            raise
 
     def _start_workers(self) -> Iterator[Batch]:
         """Fork the workers.
@@ -86,9 +79,7 @@ class Batches:
         gc.freeze()
         try:
             with room_for_children():
-                found = iter(self.loader)
-            self._workers = multiprocessing.active_children()
-            return found
+                return iter(self.loader)
         finally:
             gc.unfreeze()
 

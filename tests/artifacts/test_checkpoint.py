@@ -9,6 +9,7 @@ import fcntl
 import io
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import zipfile
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from local.artifacts.checkpoint import (
+    _Output,
     check_finite,
     checkpoints,
     config_for_recognition,
@@ -27,6 +29,7 @@ from local.artifacts.checkpoint import (
 )
 from local.common.atomic import atomic_write, remove_abandoned
 from local.common.errors import UserError
+from local.common.signals import Stopped, ending_signals
 from local.config import load_config, to_dict
 from tests.conftest import ROOT
 from tests.test_train import trainer
@@ -43,6 +46,26 @@ class Malicious:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_end_waits_until_the_file_is_written(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, path = {"model": {"weight": torch.arange(1000.0)}}, tmp_path / "a.pt"
+
+    write, sent = _Output.write, list[int]()
+
+    def signalled(self: _Output, data: Any) -> int:  # torch.save calls it from its own code
+        if not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+        return write(self, data)
+
+    monkeypatch.setattr(_Output, "write", signalled)
+    with pytest.raises(Stopped), ending_signals():
+        save_file(content, path)
+    assert torch.equal(load_file(path)["model"]["weight"], content["model"]["weight"]) and os.listdir(tmp_path) == ["a.pt"]
 
 
 def truncate(path: Path) -> None:
