@@ -26,6 +26,7 @@ from local.common.cli import choose_device, make_parser, program
 from local.common.csv_table import write_table
 from local.common.errors import UserError
 from local.common.locks import reads, writes
+from local.common.signals import held_back
 from local.config.methods import METHODS, TUNED
 from local.config.schema import AverageConfig, DecodeConfig, TuneConfig
 from local.data.datamodule import AsrDataModule
@@ -185,11 +186,12 @@ def save(exp_dir: Path, tuner: Tuner, best: Trial, by_method: dict[str, dict[str
     write_table(exp_dir / "tune.tsv", ["method", *TUNED, "errors", "words", "wer"], rows, delimiter="\t")
     chosen = dict(best.best.values)
     num = chosen.pop("average_num", None)
-    if best.content is None:
-        (exp_dir / "tuned.pt").unlink(missing_ok=True)
-    else:
-        save_file(best.content, exp_dir / "tuned.pt")
-    save_tuned(exp_dir / "tuned.yaml", {**chosen, "by_method": by_method}, {} if num is None else {"num": int(num)})
+    with held_back():  # the two belong together
+        if best.content is None:
+            (exp_dir / "tuned.pt").unlink(missing_ok=True)
+        else:
+            save_file(best.content, exp_dir / "tuned.pt")
+        save_tuned(exp_dir / "tuned.yaml", {**chosen, "by_method": by_method}, {} if num is None else {"num": int(num)})
     print(f"{exp_dir / 'tuned.yaml'}: best of {len(tuner.points)} points")
 
 

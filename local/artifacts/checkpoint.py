@@ -49,7 +49,7 @@ def save_file(content: dict[str, Any], path: Path) -> None:
     """
     size = 0
     try:
-        with held_back(), atomic_write(path) as tmp, tmp.open("wb") as file:
+        with held_back(second=True), atomic_write(path) as tmp, tmp.open("wb") as file:
             out = _Output(file)
             torch.save(without_floats(content), out)  # type: ignore[arg-type]  # it calls only write and flush
             size = out.size

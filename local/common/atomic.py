@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from local.common.signals import held_back
+
 PREFIX = ".tmp-"
 OURS = re.compile(re.escape(PREFIX) + r"[0-9]+-(.+)", re.DOTALL)  # the number is that of the writing process
 
@@ -56,8 +58,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()
     with scratch_folder(path) as temporary:
         yield temporary
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
+        with held_back():  # else neither folder might be left
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(temporary, path)
 
 
 @contextlib.contextmanager

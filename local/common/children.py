@@ -12,7 +12,6 @@ import ctypes
 import errno
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import threading
@@ -39,7 +38,6 @@ B = TypeVar("B")
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a fork of a program with threads must not
 WATCH_EVERY = 1.0  # seconds between looks at the parent, if the system does not tell that it ended
-STUCK = re.compile(r"DataLoader timed out after (?P<seconds>[\d.]+) seconds")
 
 
 def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
@@ -95,48 +93,6 @@ def how_it_ended(status: int | None) -> str:
         return "ended" if status is None else f"ended with status {status}"
     hint = ": too little memory?" if -status in (signal.SIGKILL, signal.SIGBUS) else ""
     return f"was killed (signal {-status}){hint}"
-
-
-def until_one_dies(start: Callable[[], Iterator[A]]) -> Iterator[A]:
-    """Yield the batches of torch's DataLoader, whose processes `start` starts.
-
-    Raises `ChildEnded` if one of them dies or stands still.
-
-    torch would raise wherever the main thread is when one dies. After that, torch.save can abort the program. Within a fork or
-    a deletion, Python drops the exception, and the program waits until data.max_wait is over. So torch's handler of SIGCHLD is
-    replaced: a death is looked for before each batch, and at the signal while this waits for one.
-    """
-    before = multiprocessing.active_children()
-    batches = start()
-    processes = [process for process in multiprocessing.active_children() if process not in before]
-
-    def look(*_: Any) -> None:
-        for status in [process.exitcode for process in processes]:
-            if status:
-                hint = "run again, it resumes; a lower data.num_workers or train.max_duration takes less memory"
-                raise ChildEnded(f"a data process {how_it_ended(status)}; {hint}")
-
-    main = threading.current_thread() is threading.main_thread()  # signals have handlers in this one alone
-    while True:
-        try:
-            if main:
-                signal.signal(signal.SIGCHLD, look)
-            look()
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as e:
-            look()
-            if found := STUCK.search(str(e)):
-                raise ChildEnded(
-                    f"a data process gave no batch for {float(found['seconds']):g} s (key 'data.max_wait'): it waits for a "
-                    "disk, a network or a command; see what stands still, or set the key higher, and run again"
-                ) from None
-            raise
-        finally:
-            if main:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        yield batch
 
 
 @contextlib.contextmanager

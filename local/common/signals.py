@@ -81,39 +81,44 @@ def ending_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+def held_back(second: bool = False) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
     """Yield `may_stop`: in the block, a signal to end raises `Stopped` only within `with may_stop():`.
 
     A signal that comes outside raises at the next `may_stop`, else at the end of the block, so that no other work is left half
-    done. A second signal, `AGAIN` seconds after the first or later, raises everywhere.
+    done. A second signal, `AGAIN` seconds after the first or later, raises everywhere, unless `second` is held back too.
+    It is raised by the handler from before the block, so blocks can be nested.
     """
     pending: list[int] = []
     waiting, told, first = False, False, -AGAIN
 
     def note(number: int, frame: FrameType | None) -> None:
-        nonlocal first, told
-        again = bool(pending) and time.monotonic() - first >= AGAIN
+        nonlocal first
+        again = bool(pending) and not second and time.monotonic() - first >= AGAIN
         if not pending:
             pending.append(number)
             first = time.monotonic()
         if waiting or again:
-            told = True
-            raise Stopped(number)
+            tell(number)
+
+    def tell(number: int) -> None:
+        nonlocal told
+        told = True
+        before[number](number, None)
+        told = False  # a block around this one holds it back
 
     @contextlib.contextmanager
     def may_stop() -> Iterator[None]:
-        nonlocal waiting, told
+        nonlocal waiting
         waiting = True
         try:
             if pending:
-                told = True
-                raise Stopped(pending[0])
+                tell(pending[0])
             yield
         finally:
             waiting = False
 
     main = threading.current_thread() is threading.main_thread()
-    before = {n: handler for n in ENDING if main and callable(handler := signal.getsignal(n))}
+    before: dict[int, Callable[..., object]] = {n: handler for n in ENDING if main and callable(handler := signal.getsignal(n))}
     for number in before:
         signal.signal(number, note)
     try:
@@ -122,7 +127,7 @@ def held_back() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]
         for number, handler in before.items():
             signal.signal(number, handler)
     if pending and not told:
-        raise Stopped(pending[0])
+        tell(pending[0])
 
 
 _ours: dict[signal.Signals, object] = {}  # signal -> its handler before ours

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from local.common.allocator import release_free_memory
-from local.common.children import begin_child, room_for_children, until_one_dies
+from local.common.children import begin_child, room_for_children
 from local.common.errors import UserError
 from local.common.processes import Processes, cores
 from local.config.mix import MARK, shares_of
@@ -26,6 +26,7 @@ from local.data.batching import Shares, pack_by_length, train_batches
 from local.data.dataset import AsrDataset
 from local.data.durations import SPEED
 from local.data.feature_floor import UTTERANCES, floor_of, utterances_of
+from local.data.loader_processes import watched
 from local.data.mixed_cuts import EpochCuts, MixedCuts, TrainingCuts
 from local.data.prepared_corpus import PreparedCorpus, of_key, read_corpora
 from local.data.token_counts import TokenCounter
@@ -34,10 +35,7 @@ from local.data.training_cuts import ShuffledCuts
 
 import torch
 from lhotse.cut import Cut
-from torch.utils.data import DataLoader, dataloader
-
-# If there is no room for its workers, torch deletes a half-made object, and prints a traceback for want of this attribute.
-dataloader._MultiProcessingDataLoaderIter._shutdown = True
+from torch.utils.data import DataLoader
 
 
 class Batches:
@@ -58,7 +56,7 @@ class Batches:
         Raises `UserError` for a damaged line of a manifest, and for a worker that is killed or stands still.
         """
         try:
-            for batch in until_one_dies(self._start_workers):
+            for batch in watched(self._start_workers):
                 self.skipped += len(batch.skipped)
                 self.last_problem = batch.problem or self.last_problem
                 if batch.ids or self.with_empty:

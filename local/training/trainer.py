@@ -25,6 +25,7 @@ from local.common.atomic import remove_abandoned
 from local.common.errors import TrainingDiverged, UserError, described, first_of
 from local.common.processes import Processes
 from local.common.progress import Progress
+from local.common.signals import held_back
 from local.config.keys import leaves
 from local.config.schema import Config
 from local.data.batch import Batch, check_lost
@@ -287,8 +288,9 @@ class Trainer:
             "rng": {**rngs[0], "others": rngs[1:]},
             **self.origin,
         }
-        save_file(content, path)
-        self._write_config()
+        with held_back():  # config.yaml describes the newest checkpoint
+            save_file(content, path)
+            self._write_config()
 
     def _write_config(self) -> None:
         parameters = sum(p.numel() for p in self.model.parameters())

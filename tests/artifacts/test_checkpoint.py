@@ -27,6 +27,7 @@ from local.artifacts.checkpoint import (
     newest_readable,
     save_file,
 )
+from local.common import signals
 from local.common.atomic import atomic_write, remove_abandoned
 from local.common.errors import UserError
 from local.common.signals import Stopped, ending_signals
@@ -49,23 +50,27 @@ class Malicious:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_end_waits_until_the_file_is_written(
+def test_signals_to_end_wait_until_the_file_is_written(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content, path = {"model": {"weight": torch.arange(1000.0)}}, tmp_path / "a.pt"
-
     write, sent = _Output.write, list[int]()
 
     def signalled(self: _Output, data: Any) -> int:  # torch.save calls it from its own code
-        if not sent:
+        if len(sent) < 2:  # the second is another wish
             sent.append(number)
             os.kill(os.getpid(), number)
         return write(self, data)
 
     monkeypatch.setattr(_Output, "write", signalled)
-    with pytest.raises(Stopped), ending_signals():
-        save_file(content, path)
-    assert torch.equal(load_file(path)["model"]["weight"], content["model"]["weight"]) and os.listdir(tmp_path) == ["a.pt"]
+    monkeypatch.setattr(signals, "AGAIN", 0.0)
+    try:
+        with pytest.raises(Stopped), ending_signals():
+            save_file(content, path)
+    finally:
+        signals._as_before()
+    assert len(sent) == 2 and torch.equal(load_file(path)["model"]["weight"], content["model"]["weight"])
+    assert os.listdir(tmp_path) == ["a.pt"]
 
 
 def truncate(path: Path) -> None:

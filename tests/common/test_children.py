@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from local.common import children
 from local.common.children import (
-    ChildEnded,
     each_in_a_process,
     how_it_ended,
     process_pool,
     room_for_children,
-    until_one_dies,
 )
 from local.common.errors import UserError
 from tests.conftest import ROOT
 from tests.killed_run import state
 
 import pytest
-from torch.utils.data import DataLoader
 
 
 def die(number: int) -> int:
@@ -82,55 +76,6 @@ def test_each_item_has_a_process_of_its_own() -> None:
 def test_how_processes_end() -> None:
     assert how_it_ended(3) == "ended with status 3" and "signal 15" in how_it_ended(-15)
     assert "memory" in how_it_ended(-9) and "memory" not in how_it_ended(-15)
-
-
-class Sleeps:
-    """Items for a DataLoader, each of which takes some seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def __len__(self) -> int:
-        return 100
-
-    def __getitem__(self, n: int) -> int:
-        time.sleep(self.seconds)
-        return n
-
-
-def sleeping(seconds: float, timeout: float = 2000.0) -> Iterator[int]:
-    loader: Any = DataLoader(Sleeps(seconds), batch_size=None, num_workers=2, timeout=timeout)  # type: ignore[arg-type]
-    return until_one_dies(lambda: iter(loader))
-
-
-def test_the_death_of_a_loaders_process_is_told_where_a_batch_is_waited_for() -> None:
-    others = multiprocessing.active_children()
-    batches = sleeping(0.05)
-    assert [next(batches), next(batches)] == [0, 1]
-    worker = next(process for process in multiprocessing.active_children() if process not in others)
-    worker.kill()
-    worker.join(20)  # torch's handler would raise here; and as after multiprocessing's own look, the system has no status left
-    with pytest.raises(ChildEnded, match="signal 9"):
-        next(batches)
-
-
-def test_the_death_of_a_loaders_process_while_a_batch_is_waited_for() -> None:
-    others = multiprocessing.active_children()
-
-    def kill() -> None:
-        while len(found := [process for process in multiprocessing.active_children() if process not in others]) < 2:
-            time.sleep(0.01)
-        time.sleep(0.3)
-        found[1].kill()
-
-    threading.Thread(target=kill).start()
-    with pytest.raises(ChildEnded, match="signal 9"):
-        next(sleeping(1000.0))
-
-
-def test_a_loaders_process_that_stands_still() -> None:
-    with pytest.raises(ChildEnded, match=r"1\.5 s.*data\.max_wait"):
-        next(sleeping(1000.0, timeout=1.5))
 
 
 @pytest.mark.parametrize(("number", "where"), [(errno.ENOSPC, "/dev/shm"), (errno.EAGAIN, "ulimit")])
