@@ -24,7 +24,7 @@ from pathlib import Path
 from local.artifacts.checkpoint import load_averaged
 from local.common.cli import add_files_and_config, choose_device, make_parser, program
 from local.common.errors import UserError
-from local.common.signals import Stopped, held_back
+from local.common.signals import held_back
 from local.common.visible import unescaped, visible
 from local.config.methods import METHODS
 from local.config.schema import Channel
@@ -118,17 +118,17 @@ class JsonDisplay(Display):
 def stream(recogniser: StreamingRecogniser, pieces: Iterator[torch.Tensor], display: Display, real_time: bool) -> None:
     """Recognise audio piece by piece; show results and the time that they took.
 
-    A signal to end, such as Ctrl-C, ends the audio: the rest is recognised and shown, then `Stopped` is raised.
+    A signal to end, such as Ctrl-C, ends the audio: the rest is recognised and shown, then it is raised.
     """
     rate = recogniser.sampling_rate
     busy, heard, start = 0.0, 0, time.perf_counter()
-    stopped: Stopped | None = None
+    stopped: KeyboardInterrupt | None = None
     with held_back() as may_stop:
         while True:
             try:
                 with may_stop():
                     piece = next(pieces, None)
-            except Stopped as e:
+            except KeyboardInterrupt as e:  # `Stopped`, or Python's own
                 piece, stopped = None, e
             began = time.perf_counter()
             if piece is None:

@@ -82,11 +82,11 @@ def ending_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_back(second: bool = False) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
-    """Yield `may_stop`: in the block, a signal to end raises `Stopped` only within `with may_stop():`.
+    """Yield `may_stop`: in the block, a signal to end raises only within `with may_stop():`.
 
     A signal that comes outside raises at the next `may_stop`, else at the end of the block, so that no other work is left half
     done. A second signal, `AGAIN` seconds after the first or later, raises everywhere, unless `second` is held back too.
-    It is raised by the handler from before the block, so blocks can be nested.
+    The handler from before the block raises (`Stopped` in `ending_signals`), so blocks can be nested.
     """
     pending: list[int] = []
     waiting, told, first = False, False, -AGAIN
@@ -102,9 +102,9 @@ def held_back(second: bool = False) -> Iterator[Callable[[], contextlib.Abstract
 
     def tell(number: int) -> None:
         nonlocal told
-        told = True
+        earlier, told = told, True
         before[number](number, None)
-        told = False  # a block around this one holds it back
+        told = earlier  # it has raised nothing: a block around this one holds it back, or it is the same wish
 
     @contextlib.contextmanager
     def may_stop() -> Iterator[None]:
@@ -119,13 +119,11 @@ def held_back(second: bool = False) -> Iterator[Callable[[], contextlib.Abstract
 
     main = threading.current_thread() is threading.main_thread()
     before: dict[int, Callable[..., object]] = {n: handler for n in ENDING if main and callable(handler := signal.getsignal(n))}
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield may_stop
-    finally:
+    with contextlib.ExitStack() as as_before:  # all are put back, even if one of them raises
         for number, handler in before.items():
-            signal.signal(number, handler)
+            as_before.callback(signal.signal, number, handler)
+            signal.signal(number, note)
+        yield may_stop
     if pending and not told:
         tell(pending[0])
 

@@ -36,16 +36,19 @@ def watched(start: Callable[[], Iterator[A]]) -> Iterator[A]:
     Raises `ChildEnded` if one of them ends early, or if no batch comes within the loader's timeout.
     """
     watch = _Watch(start())
-    while True:
-        try:
+    try:
+        while True:
             with watch.waiting():
                 batch = next(watch.batches, END)
-        except ChildEnded:
+            if batch is END:
+                return
+            yield batch
+    except ChildEnded:
+        watch.end()
+        raise
+    finally:  # also after a signal or an error elsewhere
+        if any(process.exitcode is not None for process in watch.processes):
             watch.end()
-            raise
-        if batch is END:
-            return
-        yield batch
 
 
 class _Watch:
@@ -89,6 +92,9 @@ class _Watch:
 
     def end(self) -> None:
         """Kill the processes. torch would wait for its thread that reads from them, for ever if half a batch was written."""
+        if getattr(self.batches, "_worker_pids_set", False):  # else torch refuses a later iterator at the same address
+            signal_handling._remove_worker_pids(id(self.batches))
+            self.batches._worker_pids_set = False
         self.batches._shutdown = True
         if (done := getattr(self.batches, "_pin_memory_thread_done_event", None)) is not None:
             done.set()

@@ -77,6 +77,26 @@ def test_a_loaders_process_that_ends_by_itself() -> None:
     assert time.monotonic() - began < 30
 
 
+def test_many_loaders_can_fail_in_one_program() -> None:
+    def kill(found: Any) -> None:
+        found._workers[1].kill()
+        found._workers[1].join(20)
+
+    for _ in range(6):
+        with pytest.raises(ChildEnded, match="signal 9"):
+            next(loaded(Items(1000.0), prepare=kill))
+
+
+def test_a_loader_that_is_left_early() -> None:
+    workers: list[Any] = []
+    batches = loaded(Items(0.05), prepare=lambda found: workers.extend(found._workers))
+    next(batches)
+    workers[0].kill()
+    workers[0].join(20)
+    batches.close()  # type: ignore[attr-defined]
+    assert [worker.is_alive() for worker in workers] == [False, False]
+
+
 def test_a_loaders_process_that_stands_still() -> None:
     with pytest.raises(ChildEnded, match=r"1\.5 s.*data\.max_wait"):
         next(loaded(Items(1000.0), timeout=1.5))
