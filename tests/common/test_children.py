@@ -12,12 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from local.common import children
-from local.common.children import (
-    each_in_a_process,
-    how_it_ended,
-    process_pool,
-    room_for_children,
-)
+from local.common.children import each_in_a_process, how_it_ended, process_pool, room_for_children
 from local.common.errors import UserError
 from tests.conftest import ROOT
 from tests.killed_run import state
@@ -76,6 +71,7 @@ def test_each_item_has_a_process_of_its_own() -> None:
 def test_how_processes_end() -> None:
     assert how_it_ended(3) == "ended with status 3" and "signal 15" in how_it_ended(-15)
     assert "memory" in how_it_ended(-9) and "memory" not in how_it_ended(-15)
+    assert f"signal {signal.SIGBUS.value}" in (bus := how_it_ended(-signal.SIGBUS)) and "memory" in bus  # /dev/shm is full
 
 
 @pytest.mark.parametrize(("number", "where"), [(errno.ENOSPC, "/dev/shm"), (errno.EAGAIN, "ulimit")])

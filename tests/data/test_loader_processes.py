@@ -42,21 +42,24 @@ def loaded(items: Items, timeout: float = 60.0, prepare: Callable[[Any], None] =
     return watched(start)
 
 
+def kill_one(found: Any) -> None:
+    """Kill a process of torch's iterator, and wait for its end."""
+    found._workers[1].kill()
+    found._workers[1].join(20)
+
+
 def test_a_loader_whose_processes_live() -> None:
     assert list(loaded(Items(0.0))) == list(range(40))
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 2.0])  # before the first look, while a batch is waited for
 def test_the_death_of_a_loaders_process_is_told_at_once(seconds: float) -> None:
-    def kill(found: Any) -> None:
-        worker = found._workers[1]
-        threading.Timer(seconds, worker.kill).start()
-        if not seconds:
-            worker.join(20)
+    def kill_later(found: Any) -> None:
+        threading.Timer(seconds, found._workers[1].kill).start()
 
     began = time.monotonic()
     with pytest.raises(ChildEnded, match="signal 9"):
-        next(loaded(Items(1000.0), prepare=kill))
+        next(loaded(Items(1000.0), prepare=kill_later if seconds else kill_one))
     assert time.monotonic() - began < 30  # of 60 that it may wait for a batch
 
 
@@ -78,13 +81,9 @@ def test_a_loaders_process_that_ends_by_itself() -> None:
 
 
 def test_many_loaders_can_fail_in_one_program() -> None:
-    def kill(found: Any) -> None:
-        found._workers[1].kill()
-        found._workers[1].join(20)
-
     for _ in range(6):
         with pytest.raises(ChildEnded, match="signal 9"):
-            next(loaded(Items(1000.0), prepare=kill))
+            next(loaded(Items(1000.0), prepare=kill_one))
 
 
 def test_a_loader_that_is_left_early() -> None:
@@ -100,3 +99,12 @@ def test_a_loader_that_is_left_early() -> None:
 def test_a_loaders_process_that_stands_still() -> None:
     with pytest.raises(ChildEnded, match=r"1\.5 s.*data\.max_wait"):
         next(loaded(Items(1000.0), timeout=1.5))
+
+
+def test_an_error_of_another_kind_is_left_alone() -> None:
+    def fail() -> Iterator[int]:
+        raise RuntimeError("CUDA error")
+        yield 0
+
+    with pytest.raises(RuntimeError, match="^CUDA error$"):
+        next(watched(fail))
